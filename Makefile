@@ -1,0 +1,92 @@
+# Two commands for a newcomer: `make demo` and `make test`. Every target makes $(VENV) and installs by itself when
+# pyproject.toml or constraints.txt is newer than the last installation; otherwise it starts at once.
+# GNU make and /bin/sh; PYTHON, VENV and everything of `make demo` can be given behind the target's name.
+
+PYTHON ?= python3
+VENV ?= .venv
+STAMP = $(VENV)/.installed
+
+# what `make demo` reads; empty means the notebook's own default
+REFERENCE =
+LABEL =
+QUERY =
+LABELFILE =
+ORIENTATION =
+OUT = results/demo
+NOTEBOOK = notebooks/10_annotate_your_data.ipynb
+export REFERENCE LABEL QUERY LABELFILE ORIENTATION OUT NOTEBOOK
+
+# the kernel of every notebook is this environment's Python, whatever kernels the user has elsewhere
+RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 "$(VENV)/bin/python"
+
+.NOTPARALLEL:
+.PHONY: help demo test lab notebooks lint format address constraints clean check-demo check-python
+
+help:  ## this list
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
+	@echo "Your own cells:  make demo REFERENCE=ref.h5ad LABEL=cell_type QUERY=query.h5ad OUT=folder"
+
+demo: check-demo $(STAMP)  ## annotate real cells: train, annotate, explain; leaves OUT (results/demo)
+	@mkdir -p "$$OUT"
+	@$(RUN) -m papermill "$$NOTEBOOK" "$$OUT/report.ipynb" --kernel python3 --cwd . --log-output --progress-bar \
+	  --parameters_raw OUT "$$OUT" $${REFERENCE:+--parameters_raw REFERENCE "$$REFERENCE"} \
+	  $${LABEL:+--parameters_raw LABEL "$$LABEL"} $${QUERY:+--parameters_raw QUERY "$$QUERY"} \
+	  $${LABELFILE:+--parameters_raw LABELFILE "$$LABELFILE"} \
+	  $${ORIENTATION:+--parameters_raw ORIENTATION "$$ORIENTATION"} \
+	  || { echo "The demo stopped: the message is above, and $$OUT/report.ipynb holds what ran until then." >&2; exit 1; }
+	@$(RUN) -m nbconvert --log-level ERROR --to html --output report "$$OUT/report.ipynb" && rm "$$OUT/report.ipynb"
+	@echo "Done. In $$OUT:"; ls "$$OUT"
+
+# Inputs that are wrong should be named before an installation of minutes, not after it.
+check-demo: check-python
+	@for file in "$$REFERENCE" "$$QUERY"; do case $$file in \
+	  *[./]*) [ -e "$$file" ] || { echo "There is no file $$file (looked from $$PWD). Give the path of a file, or a name" \
+	    "of data_registry.yaml." >&2; exit 2; };; esac; done
+	@[ -z "$$LABELFILE" ] || [ -e "$$LABELFILE" ] || { echo "There is no label file $$LABELFILE (looked from $$PWD)." >&2; exit 2; }
+	@case $$REFERENCE in *[./]*) [ -n "$$LABEL" ] || { echo "REFERENCE=$$REFERENCE needs LABEL=the column that holds its" \
+	  "cell types, as in: make demo REFERENCE=ref.h5ad LABEL=cell_type QUERY=query.h5ad" >&2; exit 2; };; esac
+	@case $$ORIENTATION in ''|cells_by_genes|genes_by_cells) ;; *) echo "ORIENTATION=$$ORIENTATION is neither" \
+	  "cells_by_genes nor genes_by_cells." >&2; exit 2;; esac
+
+test: $(STAMP)  ## unit tests, then every notebook
+	@status=0; $(RUN) -m pytest tests || status=1; \
+	SIMS_KIT_FAST=1 $(RUN) -m pytest --nbval-lax --nbval-current-env notebooks || status=1; exit $$status
+
+lab: $(STAMP)  ## JupyterLab on the lessons
+	@"$(VENV)/bin/python" -m jupyterlab --notebook-dir notebooks
+
+notebooks: $(STAMP)  ## run every notebook and save its outputs in place, tidied
+	@$(RUN) tools/run_notebooks.py notebooks/*.ipynb
+
+lint: $(STAMP)  ## ruff: rules and format
+	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+
+format: $(STAMP)  ## ruff: mend what can be mended
+	@$(RUN) -m ruff check --fix . ; $(RUN) -m ruff format .
+
+address: $(STAMP)  ## write the address and version of pyproject.toml into badges, README, citation and notebooks
+	@$(RUN) tools/set_address.py
+
+constraints: check-python  ## resolve afresh (a few minutes) and write constraints.txt
+	@rm -rf build/resolve && "$(PYTHON)" -m venv build/resolve
+	build/resolve/bin/pip install "$$(sed -n '/^torch==/p' constraints.txt)" --editable '.[test]'
+	@{ sed -n '/^#/p' constraints.txt; build/resolve/bin/pip freeze --exclude-editable \
+	  | sed -e 's/+[a-z0-9.]*$$//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d'; } > build/constraints.txt
+	@mv build/constraints.txt constraints.txt && rm -rf build/resolve
+
+clean:  ## remove what the other targets made, but not $(VENV)
+	rm -rf results notebooks/results build dist lightning_logs notebooks/lightning_logs .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+check-python:
+	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) is not here. Install Python 3.11 or newer, or name one:" \
+	  "make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is \
+	Python " + v + "; sims_kit needs 3.11 or newer. Name another one: make PYTHON=/path/to/python3.11")'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory check-python
+	@[ -x "$(VENV)/bin/python" ] || "$(PYTHON)" -m venv "$(VENV)"
+	"$(VENV)/bin/python" -m pip install --constraint constraints.txt --editable '.[test]'
+	@touch "$(STAMP)"

@@ -1,0 +1,36 @@
+"""sims_kit: label single cells with SIMS, an interpretable neural network, and learn how it works.
+
+The public face. `load` or `read` cells, `fit` a model (or `generate_trainer`, as in the thesis), `annotate` a query,
+`explain` which genes were used, `save_model` and `load_model`; `datasets`, `metrics` and `plotting` beside them.
+"""
+
+from importlib.metadata import version
+
+from sims_kit import datasets, metrics, plotting
+from sims_kit.annotation import annotate
+from sims_kit.cells.datamodule import DataModule
+from sims_kit.datasets import load, read
+from sims_kit.explanation import Explanation, explain
+from sims_kit.model import RECIPES, Recipe, SIMSClassifier, load_model, save_model
+from sims_kit.training import fit, generate_trainer
+
+__version__ = version("sims_kit")
+
+__all__ = [
+    "RECIPES",
+    "DataModule",
+    "Explanation",
+    "Recipe",
+    "SIMSClassifier",
+    "annotate",
+    "datasets",
+    "explain",
+    "fit",
+    "generate_trainer",
+    "load",
+    "load_model",
+    "metrics",
+    "plotting",
+    "read",
+    "save_model",
+]

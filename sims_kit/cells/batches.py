@@ -1,0 +1,236 @@
+"""Mini-batches of cells: sparse rows from one or several sources, normalised on the way."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
+
+from sims_kit.cells.genes import GeneAlignment, GeneCoverage, align_genes
+from sims_kit.cells.matrix import cell_matrix, layer_names
+from sims_kit.cells.normalise import detect_state, normalise
+
+UNKNOWN = -1  # label of a cell whose class is not known
+
+with warnings.catch_warnings():  # torch says once per process that CSR is in beta: let it say so here, unheard
+    warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
+    torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))
+
+
+class CellBatch(NamedTuple):
+    """Model input: `cells` sparse CSR (B, genes) float32; `labels` (B,) int64, -1 where unknown."""
+
+    cells: torch.Tensor
+    labels: torch.Tensor
+
+
+class CellSource(Protocol):
+    """What a dataset draws cells from: a matrix in memory or, one day, on disk.
+
+    `state` tells what the values are (see `sims_kit.cells.normalise.detect_state`), `labels` is
+    int64 with one class per cell, -1 where unknown.
+    """
+
+    state: str
+    labels: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def rows(self, positions: np.ndarray) -> sp.csr_matrix:
+        """Raw values of these cells in this order, (len(positions), vocabulary), on the model's genes."""
+
+
+class MemoryCells:
+    """Cells of one matrix held in memory as CSR.
+
+    Parameters
+    ----------
+    matrix
+        CSR (cells, genes), raw values; read, never changed.
+    state
+        From `detect_state`.
+    labels
+        int64 class of every cell; all unknown by default.
+    alignment
+        Brings rows onto the model's genes as they are drawn; not needed when `matrix` is on them.
+    """
+
+    def __init__(
+        self,
+        matrix: sp.csr_matrix,
+        state: str,
+        labels: np.ndarray | None = None,
+        alignment: GeneAlignment | None = None,
+    ):
+        self.matrix, self.state, self.alignment = matrix, state, alignment
+        self.labels = np.full(matrix.shape[0], UNKNOWN) if labels is None else np.asarray(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0]
+
+    def rows(self, positions: np.ndarray) -> sp.csr_matrix:
+        """Raw values of these cells in this order, on the model's genes."""
+        rows = self.matrix[positions]
+        return self.alignment.apply(rows) if self.alignment else rows
+
+
+class CellDataset(Dataset):
+    """Several sources, one after the other; a list of positions gives a `CellBatch` in that order."""
+
+    def __init__(self, sources: Sequence[CellSource]):
+        self.sources = list(sources)
+        self.labels = np.concatenate([source.labels for source in self.sources])
+        self._starts = np.cumsum([0, *(len(source) for source in self.sources)])[:-1]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, position: int) -> CellBatch:
+        return self.__getitems__([position])
+
+    def __getitems__(self, positions: Sequence[int]) -> CellBatch:
+        positions = np.asarray(positions, dtype=np.int64)
+        owner = np.searchsorted(self._starts, positions, side="right") - 1
+        parts = []
+        for i in np.unique(owner):
+            source = self.sources[i]
+            parts.append(normalise(source.rows(positions[owner == i] - self._starts[i]), source.state))
+        cells = parts[0]
+        if len(parts) > 1:  # back from source by source to the order asked for
+            cells = sp.vstack(parts, format="csr")[np.argsort(np.argsort(owner, kind="stable"))]
+        return CellBatch(_tensor(cells), torch.from_numpy(self.labels[positions]))
+
+
+class ShuffleSampler(RandomSampler):
+    """Every position once, in an order that follows from seed and epoch alone.
+
+    Lightning calls `set_epoch` before each epoch, so a resumed run sees the orders of an
+    uninterrupted one. It is a RandomSampler so that Lightning, on several devices, puts a
+    shuffling distributed sampler in its place.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int = 0):
+        super().__init__(dataset, generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]
+        self.generator.manual_seed(int(mixed))
+        yield from super().__iter__()
+
+
+class CellBatchSampler(BatchSampler):
+    """Batches of positions; a last batch of one cell joins the one before it.
+
+    Batch normalisation needs two cells. The arguments are those of torch's BatchSampler, so that
+    Lightning can put in another sampler, for prediction or for several devices.
+    """
+
+    def __init__(self, sampler: Sampler[int] | Sequence[int], batch_size: int, drop_last: bool = False):
+        super().__init__(sampler, batch_size, drop_last)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.sampler), self.batch_size)
+        joined = self.drop_last or (rest == 1 and full > 0)
+        return full + (rest > 0 and not joined)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        previous = None
+        for batch in super().__iter__():
+            if previous and len(batch) == 1 < self.batch_size:
+                previous = previous + batch
+                continue
+            if previous:
+                yield previous
+            previous = batch
+        if previous:
+            yield previous
+
+
+def cell_loader(
+    dataset: Dataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, num_workers: int = 0
+) -> DataLoader:
+    """A DataLoader that gives one `CellBatch` after another.
+
+    Parameters
+    ----------
+    dataset
+        A `CellDataset` or a torch `Subset` of one.
+    batch_size
+        Cells per batch; the last may hold one more, or fewer.
+    shuffle, seed
+        A new order every epoch, the same for the same seed; in order otherwise.
+    num_workers
+        Processes that prepare batches; 0 prepares them in this one.
+    """
+    order = ShuffleSampler(dataset, seed) if shuffle else range(len(dataset))
+    return DataLoader(
+        dataset,
+        batch_sampler=CellBatchSampler(order, batch_size),
+        collate_fn=_as_is,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def query_batches(
+    adata: AnnData, vocabulary: Sequence[str], *, layer: str | None = None, batch_size: int = 1024
+) -> tuple[DataLoader, GeneCoverage, str]:
+    """The cells of a query in order, as a model with this vocabulary takes them.
+
+    Genes are aligned and values normalised batch by batch; `adata` is not changed. The library size
+    is the sum over the model's genes, so extra genes never change a prediction.
+
+    Parameters
+    ----------
+    adata
+        The query, cells x genes: counts, normalised or log-normalised.
+    vocabulary
+        The model's genes.
+    layer
+        None for ``X``, ``"raw"``, or a layer's name.
+    batch_size
+        Cells per batch.
+
+    Returns
+    -------
+    tuple
+        An iterable of `CellBatch` with a length, the `GeneCoverage`, and the state that was found.
+
+    Raises
+    ------
+    GeneError
+        Under 20 % of the vocabulary is there.
+    DataError
+        The matrix is empty, not finite or scaled.
+    UnknownNameError
+        No such layer.
+    """
+    matrix, var = cell_matrix(adata, layer)
+    state = detect_state(matrix, name="The query's matrix", layers=layer_names(adata))
+    alignment = align_genes(var, vocabulary)
+    cells = MemoryCells(matrix, state, alignment=alignment)
+    return cell_loader(CellDataset([cells]), batch_size), alignment.coverage, state
+
+
+def _tensor(cells: sp.csr_matrix) -> torch.Tensor:
+    """CSR as torch's sparse CSR; int64 indices, since cells x genes does not fit into int32."""
+    return torch.sparse_csr_tensor(
+        torch.from_numpy(cells.indptr.astype(np.int64)),
+        torch.from_numpy(cells.indices.astype(np.int64)),
+        torch.from_numpy(cells.data),
+        size=cells.shape,
+        check_invariants=False,
+    )
+
+
+def _as_is(batch: CellBatch) -> CellBatch:
+    return batch

@@ -1,0 +1,331 @@
+"""Any number of files or AnnData objects as training, validation and test batches."""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_only
+from torch.utils.data import DataLoader, Subset
+
+from sims_kit.cells.batches import CellDataset, MemoryCells, cell_loader
+from sims_kit.cells.genes import GeneAlignment, id_kind, shared_genes
+from sims_kit.cells.matrix import LabelledCells, labelled_cells
+from sims_kit.cells.splits import Split, check_shares, stratified_split
+from sims_kit.datasets import read
+from sims_kit.errors import LabelError, SettingError
+
+HOW = ("intersection", "union")
+ORIENTATIONS = ("cells_by_genes", "genes_by_cells")
+
+
+class DataModule(LightningDataModule):
+    """Labelled cells from files or AnnData objects, split and ready to train on (thesis, section 0.2).
+
+    Files are read, filtered, labelled and brought onto common genes once, when first needed. Batches
+    are sparse; counts are depth-normalised and log1p-ed batch by batch. Classes are stratified over all
+    files together; class weights come from training cells alone. AnnData objects are never changed, and
+    their matrix is shared where possible: leave it as it is while the module is in use.
+
+    Parameters
+    ----------
+    datafiles
+        Path, AnnData, or a list of them. Any format of `sims_kit.datasets.read`.
+    labelfiles
+        None when labels are in ``obs``; else a delimited file, or a list with one entry (or None) per
+        datafile.
+    class_label
+        Column with the labels, in ``obs`` or the label file. Labels are compared as text.
+    orientation
+        ``"cells_by_genes"`` or ``"genes_by_cells"``, one for all or one per datafile. Concerns files;
+        an AnnData has cells in rows.
+    keep, drop
+        Cells to keep or drop by their values in ``obs`` columns: ``{"cell_number": [1]}``.
+    layer
+        None for ``X``, ``"raw"``, or a layer's name.
+    genes
+        ``"intersection"`` of the files' genes, or ``"union"`` with absent ones as zero.
+    batch_size
+        Cells per batch, at least 2 (batch normalisation needs two).
+    validation, test
+        Shares of the cells; 0 for none.
+    seed
+        Of the split and of the order of training batches.
+    num_workers
+        Processes that prepare batches; 0 prepares them in the training process.
+    verbose
+        Print what was found.
+
+    Raises
+    ------
+    FileNotFoundError
+        Files that do not exist, all of them named.
+    SettingError
+        An argument out of range.
+    LabelError
+        No class label, label files of another number, fewer than two classes.
+    UnknownNameError
+        No such label column or layer; the nearest are offered.
+    GeneError
+        Files without a common gene.
+    DataError
+        A matrix that is empty, scaled, not finite, or turned.
+    """
+
+    def __init__(
+        self,
+        datafiles: str | os.PathLike | AnnData | Sequence[str | os.PathLike | AnnData],
+        labelfiles: str | os.PathLike | Sequence[str | os.PathLike | None] | None = None,
+        class_label: str | None = None,
+        *,
+        orientation: str | Sequence[str] = "cells_by_genes",
+        keep: Mapping[str, Sequence] | None = None,
+        drop: Mapping[str, Sequence] | None = None,
+        layer: str | None = None,
+        genes: str = "intersection",
+        batch_size: int = 64,
+        validation: float = 0.1,
+        test: float = 0.1,
+        seed: int = 0,
+        num_workers: int = 0,
+        verbose: bool = True,
+    ):
+        super().__init__()
+        self.datafiles = _listed(datafiles)
+        n_files = len(self.datafiles)
+        self.labelfiles = [None] * n_files if labelfiles is None else _listed(labelfiles)
+        self.orientations = [orientation] * n_files if isinstance(orientation, str) else list(orientation)
+        self.class_label, self.keep, self.drop, self.layer, self.how = class_label, keep, drop, layer, genes
+        self.batch_size, self.validation, self.test = batch_size, validation, test
+        self.seed, self.num_workers, self.verbose = seed, num_workers, verbose
+        self._dataset: CellDataset | None = None
+        self._check_arguments()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read everything, once; called by Lightning, and by every property that needs it."""
+        if self._dataset is not None:
+            return
+        files = [self._read(i) for i in range(len(self.datafiles))]
+        self._encode_labels(files)
+        self._split = stratified_split(self._labels, self.validation, self.test, self.seed)
+        for part, share in (("validation", self.validation), ("test", self.test)):
+            if share and not len(getattr(self._split, part)):
+                raise LabelError(f"No class has the cells for a {part} part. Merge classes, or set {part}=0.")
+        self._genes = shared_genes([file.genes for file in files], self.how, [file.name for file in files])
+        self._cell_names = _unique_names([file.cell_names for file in files])
+        self._files = [file.described() for file in files]
+        if len(set(self._column("state"))) > 1:
+            warnings.warn(
+                f"The files differ in state, in order: {self._column('state')}. All are brought to "
+                "log-normalised values; counts in every file would be safer.",
+                stacklevel=2,
+            )
+        dataset = self._gathered(files)
+        self._say(self._summary())
+        self._dataset = dataset
+
+    @property
+    def genes(self) -> list[str]:
+        """The vocabulary: one name per input of the model."""
+        return self._ready("_genes")
+
+    @property
+    def gene_kind(self) -> str:
+        """What the genes are: ``"ensembl"``, ``"entrez"`` or ``"symbol"``."""
+        return id_kind(self.genes)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, sorted; label i stands for ``classes[i]``."""
+        return self._ready("_classes")
+
+    @property
+    def input_dim(self) -> int:
+        """Number of genes."""
+        return len(self.genes)
+
+    @property
+    def output_dim(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 class of every cell, over all files in order."""
+        return self._ready("_labels")
+
+    @property
+    def cell_names(self) -> list[str]:
+        """Name of every cell; with ``-0``, ``-1``, ... for its file when files share names."""
+        return self._ready("_cell_names")
+
+    @property
+    def split(self) -> Split:
+        """Positions of train, validation and test cells in `labels` and `cell_names`."""
+        return self._ready("_split")
+
+    @property
+    def class_weights(self) -> torch.Tensor:
+        """float32 (classes,): training cells / (classes x training cells of the class)."""
+        training = np.bincount(self.labels[self.split.train], minlength=self.output_dim)
+        return torch.tensor(training.sum() / (self.output_dim * training), dtype=torch.float32)
+
+    @property
+    def states(self) -> list[str]:
+        """What each file's matrix holds: counts, normalised or log-normalised."""
+        self.setup()
+        return self._column("state")
+
+    @property
+    def provenance(self) -> dict:
+        """Where the cells come from, as plain values that any file format can hold."""
+        parts = {part: len(positions) for part, positions in self.split._asdict().items()}
+        files = [dict(file) for file in self._files]
+        return {"files": files, "class_label": self.class_label, "seed": self.seed, "cells": parts}
+
+    def train_dataloader(self) -> DataLoader:
+        """Training cells, in a new order every epoch."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Validation cells in order; an empty list when `validation` is 0."""
+        return self._loader("validation") if self.validation else []
+
+    def test_dataloader(self) -> DataLoader | list:
+        """Test cells in order; an empty list when `test` is 0."""
+        return self._loader("test") if self.test else []
+
+    def predict_dataloader(self) -> DataLoader | list:
+        """Test cells in order: ``cell_names[i] for i in split.test``."""
+        return self.test_dataloader()
+
+    def __str__(self) -> str:
+        return (
+            self._summary() if self._dataset is not None else f"DataModule of {len(self.datafiles)} files, not read yet"
+        )
+
+    def _check_arguments(self) -> None:
+        n_files = len(self.datafiles)
+        wrong_types = [
+            type(item).__name__ for item in self.datafiles if not isinstance(item, str | os.PathLike | AnnData)
+        ]
+        check_shares(self.validation, self.test)
+        for wrong, message in (
+            (not n_files, "datafiles is empty: give at least one path or AnnData."),
+            (wrong_types, f"datafiles holds {wrong_types}: each entry must be a path or an AnnData."),
+            (
+                not _whole(self.batch_size, 2),
+                f"batch_size={self.batch_size!r}: give a whole number, 2 or more.",
+            ),
+            (not _whole(self.num_workers, 0), f"num_workers={self.num_workers!r}: give 0 or more processes."),
+            (self.how not in HOW, f"genes={self.how!r}: choose one of {HOW}."),
+            (
+                len(self.orientations) != n_files or not set(self.orientations) <= set(ORIENTATIONS),
+                f"orientation={self.orientations}: choose one of {ORIENTATIONS}, or one for each datafile.",
+            ),
+        ):
+            if wrong:
+                raise SettingError(message)
+        if len(self.labelfiles) != n_files:
+            raise LabelError(
+                f"There are {len(self.labelfiles)} labelfiles for {n_files} datafiles. Give one for each, "
+                "None where the labels are in obs."
+            )
+        paths = [path for path in [*self.datafiles, *self.labelfiles] if isinstance(path, str | os.PathLike)]
+        missing = [os.fspath(path) for path in paths if not Path(path).exists()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(paths)} files do not exist: {', '.join(missing)}. Check the paths; "
+                "a dataset of the registry is given as sims_kit.load(name)."
+            )
+        if self.class_label is None:
+            raise LabelError(f"class_label is missing: name the labels' column, one of {self._label_columns()}.")
+
+    def _label_columns(self) -> list[str]:
+        if self.labelfiles[0] is not None:
+            return list(map(str, pd.read_csv(self.labelfiles[0], sep=None, engine="python", nrows=1).columns))
+        return list(self._open(0).obs.columns)
+
+    def _open(self, i: int) -> AnnData:
+        item = self.datafiles[i]
+        return item if isinstance(item, AnnData) else read(item, orientation=self.orientations[i])
+
+    def _read(self, i: int) -> LabelledCells:
+        name = f"AnnData {i + 1}" if isinstance(self.datafiles[i], AnnData) else Path(self.datafiles[i]).name
+        return labelled_cells(
+            self._open(i), name, self.class_label, self.labelfiles[i], self.keep, self.drop, self.layer
+        )
+
+    def _encode_labels(self, files: list[LabelledCells]) -> None:
+        unlabelled = sum(file.n_unlabelled for file in files)
+        labels = pd.Categorical(np.concatenate([file.labels for file in files]))
+        self._classes, self._labels = list(labels.categories), labels.codes.astype(np.int64)
+        if unlabelled:
+            n_cells = unlabelled + len(labels)
+            warnings.warn(
+                f"{unlabelled:,} of {n_cells:,} cells have no {self.class_label!r} and are left out.",
+                stacklevel=3,
+            )
+        if len(self._classes) < 2:
+            raise LabelError(
+                f"Column {self.class_label!r} has one class only, {self._classes[0]!r}, in {len(labels):,} "
+                "cells. A classifier needs at least two; check class_label, keep and drop."
+            )
+
+    def _gathered(self, files: list[LabelledCells]) -> CellDataset:
+        """All cells on the common genes; each file's own matrix is let go as soon as it is aligned."""
+        sources, start = [], 0
+        for file in files:
+            stop = start + len(file.labels)
+            matrix, file.matrix = GeneAlignment(file.genes, self._genes).apply(file.matrix), None
+            sources.append(MemoryCells(matrix, file.state, self._labels[start:stop]))
+            start = stop
+        return CellDataset(sources)
+
+    def _loader(self, part: str, shuffle: bool = False) -> DataLoader:
+        cells = Subset(self._ready("_dataset"), getattr(self.split, part).tolist())
+        return cell_loader(cells, self.batch_size, shuffle=shuffle, seed=self.seed, num_workers=self.num_workers)
+
+    def _ready(self, name: str):
+        self.setup()
+        return getattr(self, name)
+
+    def _column(self, key: str) -> list:
+        return [file[key] for file in self._files]
+
+    def _summary(self) -> str:
+        use = {"log-normalised": "used as they are"}
+        lines = [
+            f"{file['file']}: {file['cells']:,} cells x {file['genes']:,} genes, {file['state']} "
+            f"({use.get(file['state'], 'scaled to 10,000 per cell and log1p-ed in each batch')})"
+            for file in self._files
+        ]
+        parts = ", ".join(f"{len(positions):,} {part}" for part, positions in self._split._asdict().items())
+        lines.append(f"{len(self._classes)} classes, {len(self._genes):,} genes ({self.how}), cells: {parts}")
+        return "\n".join(lines)
+
+    @rank_zero_only
+    def _say(self, text: str) -> None:
+        if self.verbose:
+            print(text)
+
+
+def _whole(value, least: int) -> bool:
+    return isinstance(value, int) and value >= least
+
+
+def _listed(value) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _unique_names(names: list[list[str]]) -> list[str]:
+    """Names of all files' cells, told apart by the file's number where files share names."""
+    joined = [name for of_file in names for name in of_file]
+    if len(names) == 1 or not pd.Index(joined).has_duplicates:
+        return joined
+    return [f"{name}-{i}" for i, of_file in enumerate(names) for name in of_file]

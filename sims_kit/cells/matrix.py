@@ -1,0 +1,167 @@
+"""The expression matrix of an AnnData as CSR, and the labelled cells of one file."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from sims_kit.cells.normalise import detect_state
+from sims_kit.datasets import attach_labels, check_orientation, select_cells
+from sims_kit.errors import DataError, LabelError, UnknownNameError
+
+BLOCK = 4096  # cells of a dense matrix converted at once: 0.6 GB at 20,000 genes in float64
+
+
+def cell_matrix(adata: AnnData, layer: str | None = None) -> tuple[sp.csr_matrix, pd.DataFrame]:
+    """The matrix of one layer and the table of its genes, without changing `adata`.
+
+    A backed AnnData is read into memory here, as CSR; a dense matrix is converted in blocks of
+    cells. A float32 CSR matrix in canonical form is shared with `adata`, not copied: treat the
+    result as read-only.
+
+    Parameters
+    ----------
+    adata
+        Cells in rows, genes in columns.
+    layer
+        None for ``X``, ``"raw"`` for ``adata.raw`` (which has its own genes), else a name in
+        ``adata.layers``.
+
+    Returns
+    -------
+    tuple
+        CSR matrix (cells, genes), float32, sorted, without duplicate entries; and the ``var``
+        DataFrame with one row per column of the matrix.
+
+    Raises
+    ------
+    UnknownNameError
+        No such layer; the ones that exist are offered.
+    DataError
+        The AnnData has no matrix, or one that does not hold numbers.
+    """
+    if layer is None:
+        matrix, var = adata.X, adata.var
+    elif layer in adata.layers:
+        matrix, var = adata.layers[layer], adata.var
+    elif layer == "raw" and adata.raw is not None:
+        matrix, var = adata.raw.X, adata.raw.var
+    else:
+        raise UnknownNameError("layer", layer, layer_names(adata))
+    if matrix is None:
+        raise DataError(f"This AnnData has no X. Pass layer=, one of {layer_names(adata)}.")
+    return _as_csr(matrix), var
+
+
+def layer_names(adata: AnnData) -> list[str]:
+    """What `cell_matrix` takes as `layer` here: the layers and, where it is set, ``"raw"``."""
+    return [*adata.layers] + ["raw"] * (adata.raw is not None)
+
+
+@dataclass
+class LabelledCells:
+    """The labelled cells of one file: `matrix` (cells, genes) from `cell_matrix`, one label per cell."""
+
+    name: str
+    dataset: str  # name in the registry, "" when not from there
+    state: str
+    matrix: sp.csr_matrix | None
+    genes: list[str]
+    labels: np.ndarray
+    cell_names: list[str]
+    n_unlabelled: int  # cells left out
+
+    def described(self) -> dict[str, str | int]:
+        """What a summary and a model's provenance say of it."""
+        sizes = {"cells": len(self.labels), "genes": len(self.genes)}
+        return {"file": self.name, "dataset": self.dataset, "state": self.state, **sizes}
+
+
+def labelled_cells(
+    adata: AnnData,
+    name: str,
+    class_label: str,
+    labelfile: str | PathLike | None = None,
+    keep: Mapping[str, Sequence] | None = None,
+    drop: Mapping[str, Sequence] | None = None,
+    layer: str | None = None,
+) -> LabelledCells:
+    """Matrix and labels of the cells that have a label, without changing `adata`.
+
+    Parameters are those of `sims_kit.cells.datamodule.DataModule`; `name` is what messages call the file.
+
+    Raises
+    ------
+    UnknownNameError
+        No such label column or layer.
+    LabelError
+        No cell has a label.
+    DataError
+        The matrix is empty, scaled, not finite, or turned.
+    """
+    matrix, var = cell_matrix(adata, layer)
+    state = detect_state(matrix, name=f"The matrix of {name}", layers=layer_names(adata))
+    check_orientation(adata)
+    with warnings.catch_warnings():  # repeated cell names do no harm here, and were told when the file was read
+        warnings.filterwarnings("ignore", message="Observation names are not unique")
+        cells = AnnData(matrix, obs=adata.obs.copy())  # the same matrix under an obs of our own
+        if labelfile is not None:
+            attach_labels(cells, labelfile, class_label)
+        if keep or drop:  # spares a copy of the matrix
+            cells = select_cells(cells, keep, drop)
+    if class_label not in cells.obs:
+        raise UnknownNameError(f"obs column of {name}", class_label, cells.obs.columns)
+    labels = label_text(cells.obs[class_label])
+    labelled = labels.notna().to_numpy()
+    if not labelled.any():
+        raise LabelError(
+            f"{name}: none of {len(labels):,} cells has a {class_label!r}. Check class_label, keep, drop, "
+            "and whether the label file names these cells."
+        )
+    matrix = sp.csr_matrix(cells.X if labelled.all() else cells.X[labelled])
+    return LabelledCells(
+        name=name,
+        dataset=str(adata.uns.get("sims_kit", {}).get("dataset", "")),
+        state=state,
+        matrix=matrix,
+        genes=list(map(str, var.index)),
+        labels=labels[labelled].to_numpy(),
+        cell_names=list(map(str, cells.obs_names[labelled])),
+        n_unlabelled=int((~labelled).sum()),
+    )
+
+
+def label_text(labels: pd.Series) -> pd.Series:
+    """Labels as strings, None where missing (NaN, empty, or the text "nan"); the number 3.0 becomes "3"."""
+    if isinstance(labels.dtype, pd.CategoricalDtype):
+        labels = labels.astype(object).infer_objects()
+    if pd.api.types.is_float_dtype(labels.dtype) and (labels.dropna() % 1 == 0).all():
+        labels = labels.astype("Int64")
+    text = labels.astype(object).where(labels.notna(), "").astype(str).str.strip()
+    return text.astype(object).where(~text.isin(["", "nan"]), None)
+
+
+def _as_csr(matrix) -> sp.csr_matrix:
+    if hasattr(matrix, "to_memory"):  # anndata's handle on a sparse matrix in a file
+        matrix = matrix.to_memory()
+    try:
+        if sp.issparse(matrix):
+            csr = sp.csr_matrix(matrix)
+        else:  # array, or a dense dataset in a file
+            blocks = (np.asarray(matrix[i : i + BLOCK], np.float32) for i in range(0, matrix.shape[0], BLOCK))
+            csr = sp.vstack([sp.csr_matrix((0, matrix.shape[1])), *map(sp.csr_matrix, blocks)], format="csr")
+        csr = csr.astype(np.float32, copy=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"The matrix ({type(matrix).__name__}, {getattr(matrix, 'dtype', None)}) does not hold real "
+            "numbers. Expression values must be int or float: convert them with .astype('float32')."
+        ) from error
+    if not csr.has_canonical_format:
+        csr = csr.copy()
+        csr.sum_duplicates()
+    return csr

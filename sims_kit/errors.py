@@ -1,0 +1,66 @@
+"""Named errors. Each message says what was found, what was expected and what to do next."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DataError(ValueError):
+    """A file or matrix cannot be used: damaged, empty, turned, scaled, not finite."""
+
+
+class GeneError(ValueError):
+    """The genes of two inputs do not fit together."""
+
+
+class LabelError(ValueError):
+    """Labels are missing, of another length, or of too few classes."""
+
+
+class SettingError(ValueError):
+    """An argument has a value outside of what is allowed."""
+
+
+class RegistryError(ValueError):
+    """`data_registry.yaml` does not follow its schema; the message names entry and key."""
+
+
+class ModelFileError(ValueError):
+    """A model file is damaged, of another format, or contradicts itself."""
+
+
+class FetchError(FileNotFoundError):
+    """A dataset's file is neither in the cache nor to be had from its addresses."""
+
+
+class UnknownNameError(KeyError):
+    """A name (dataset, column, layer, recipe, ...) does not exist; the nearest ones are offered.
+
+    Parameters
+    ----------
+    kind
+        What the name stands for, as a noun: ``"dataset"``, ``"obs column"``.
+    name
+        The name that was asked for.
+    options
+        The names that exist.
+    """
+
+    def __init__(self, kind: str, name: object, options: Iterable[object]):
+        self.kind, self.name, self.options = kind, name, [str(option) for option in options]
+        super().__init__(f"There is no {kind} {name!r}. {nearest(name, self.options)}")
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return self.args[0]
+
+
+def nearest(name: object, options: Iterable[object], n: int = 3) -> str:
+    """A sentence that offers the `n` names most like `name`, or all of them when few."""
+    options = [str(option) for option in options]
+    if not options:
+        return "None exist."
+    by_lower_case = {option.lower(): option for option in options}
+    close = [by_lower_case[match] for match in get_close_matches(str(name).lower(), by_lower_case, n=n, cutoff=0.5)]
+    if close:
+        return f"Did you mean {' or '.join(map(repr, close))}?"
+    shown = ", ".join(map(repr, options[:12]))
+    return f"Choose from: {shown}{', ...' if len(options) > 12 else ''}."

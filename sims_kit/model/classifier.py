@@ -1,0 +1,203 @@
+"""The classifier: TabNet as a LightningModule that knows its genes and its classes (thesis section 0.3.1)."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from sims_kit.errors import SettingError, UnknownNameError
+from sims_kit.metrics import metric_collection
+from sims_kit.model.recipes import Recipe, get_recipe
+from sims_kit.model.tabnet import TabNet
+
+
+class SIMSClassifier(pl.LightningModule):
+    """Predicts one discrete label per cell from its expression.
+
+    Parameters
+    ----------
+    input_dim, output_dim
+        Number of genes and of classes: `DataModule.input_dim` and `DataModule.output_dim`.
+    genes, classes
+        The names behind the two, in order. When left out they are taken from the data module at `trainer.fit`.
+    recipe
+        ``"default"``, ``"thesis"`` (exactly the settings of section 0.3.2) or a `Recipe`.
+    network
+        Arguments of `TabNet` that differ from the recipe's, such as ``{"n_steps": 5}``.
+    optimizer, optimizer_params
+        Any optimiser class and its arguments; the recipe's when left out.
+    scheduler, scheduler_params
+        Any learning-rate scheduler class and its arguments; the recipe's when left out, none when False.
+        A scheduler that takes `total_steps` or `T_max` is told the length of the training and moves each step,
+        every other one moves once an epoch, on the validation loss if it needs a metric.
+    class_weights
+        Weights of the classes in the loss, shape (output_dim,). When left out and the recipe weights classes,
+        the data module's inverse label frequencies, which come from training cells only.
+    **recipe_settings
+        Any other field of `Recipe` to change, such as ``label_smoothing=0.1``.
+
+    Attributes
+    ----------
+    history
+        DataFrame, one row per epoch: every tracked metric of training and validation cells.
+    test_metrics
+        Series of the metrics on held-out test cells once they were measured, else None.
+    provenance
+        What the model was trained on; JSON-like, saved with the model.
+
+    Raises
+    ------
+    SettingError
+        If lengths do not fit together or there are fewer than two classes.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        *,
+        genes: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+        recipe: str | Recipe = "default",
+        network: Mapping[str, Any] | None = None,
+        optimizer: type[torch.optim.Optimizer] | None = None,
+        optimizer_params: Mapping[str, Any] | None = None,
+        scheduler: Callable | bool | None = None,
+        scheduler_params: Mapping[str, Any] | None = None,
+        class_weights: Tensor | None = None,
+        **recipe_settings,
+    ):
+        super().__init__()
+        if output_dim < 2:
+            raise SettingError(f"output_dim is {output_dim}; a classifier needs at least two classes.")
+        self.recipe = _change(get_recipe(recipe), recipe_settings)
+        self.input_dim, self.output_dim = input_dim, output_dim
+        self.genes, self.classes = genes and list(genes), classes and list(classes)
+        self._check_names()
+        self.network_params = {**self.recipe.network, **(network or {})}
+        self.network = TabNet(input_dim, output_dim, **self.network_params)
+        self.optimizer_choice = _choice(optimizer, optimizer_params, "optimizer", self.recipe)
+        self.scheduler_choice = (
+            None if scheduler is False else _choice(scheduler, scheduler_params, "scheduler", self.recipe)
+        )
+        self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
+        self._weights_given = class_weights is not None
+        if self._weights_given:
+            self._set_class_weights(class_weights)
+        self.metrics = torch.nn.ModuleDict(
+            {stage: metric_collection(output_dim, prefix=stage) for stage in ("train_", "val_", "test_")}
+        )
+        self.history = pd.DataFrame()
+        self.test_metrics: pd.Series | None = None
+        self.provenance: dict[str, Any] = {}
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Logits, shape (B, classes), of a batch of log-normalised cells, shape (B, genes), dense or CSR."""
+        return self.network(cells).logits
+
+    def setup(self, stage: str) -> None:
+        """Take genes, classes and class weights from the data module, where they were not given."""
+        module = getattr(self.trainer, "datamodule", None)
+        if stage != "fit" or module is None:
+            return
+        if (module.input_dim, module.output_dim) != (self.input_dim, self.output_dim):
+            raise SettingError(
+                f"The model takes {self.input_dim} genes to {self.output_dim} classes, the data module holds "
+                f"{module.input_dim} and {module.output_dim}. Build the model with input_dim=module.input_dim, "
+                "output_dim=module.output_dim."
+            )
+        self.genes, self.classes = self.genes or module.genes, self.classes or module.classes
+        self.provenance.update(module.provenance)
+        if self.recipe.class_weights and not self._weights_given:
+            self._set_class_weights(module.class_weights)
+
+    def training_step(self, batch, batch_index: int) -> Tensor:
+        """Loss of one batch; raises FloatingPointError when it is no longer a number."""
+        output = self.network(batch.cells)
+        loss = self._loss(output.logits, batch.labels) + self.recipe.lambda_sparse * output.mask_entropy
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The training loss is {loss.item()} in batch {batch_index} of epoch {self.current_epoch}: training "
+                "has diverged. Lower the learning rate (optimizer_params), or look for extreme values in the input."
+            )
+        self._track("train_", output.logits, batch.labels, loss)
+        return loss
+
+    def validation_step(self, batch, batch_index: int) -> None:
+        """Track the metrics of one batch of validation cells."""
+        self._evaluate("val_", batch)
+
+    def test_step(self, batch, batch_index: int) -> None:
+        """Track the metrics of one batch of test cells."""
+        self._evaluate("test_", batch)
+
+    def predict_step(self, batch, batch_index: int) -> Tensor:
+        """Probabilities, shape (B, classes): the full softmax, rows sum to one."""
+        return self(batch.cells).softmax(dim=1)
+
+    def configure_optimizers(self):
+        """The recipe's optimiser and scheduler, or the ones given."""
+        make, params = self.optimizer_choice
+        optimizer = make(self.parameters(), **params)
+        if self.scheduler_choice is None:
+            return optimizer
+        make, params = self.scheduler_choice
+        length = {"total_steps", "T_max"} & set(inspect.signature(make).parameters)
+        for name in length - set(params):
+            params = {**params, name: int(self.trainer.estimated_stepping_batches)}
+        scheduler = {"scheduler": make(optimizer, **params), "interval": "step" if length else "epoch"}
+        if isinstance(scheduler["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler["monitor"] = "val_loss"
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(
+            logits, labels, weight=self.class_weights, label_smoothing=self.recipe.label_smoothing
+        )
+
+    def _evaluate(self, stage: str, batch) -> None:
+        logits = self(batch.cells)
+        self._track(stage, logits, batch.labels, self._loss(logits, batch.labels))
+
+    def _track(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        self.metrics[stage].update(logits.detach().softmax(dim=1), labels)
+        options = dict(on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log(f"{stage}loss", loss.detach(), **options)
+        self.log_dict(self.metrics[stage], **options)
+
+    def _set_class_weights(self, weights: Tensor) -> None:
+        weights = torch.as_tensor(weights, dtype=self.class_weights.dtype)
+        if weights.shape != self.class_weights.shape or not (weights > 0).all():
+            raise SettingError(
+                f"class_weights has shape {tuple(weights.shape)} and smallest value {weights.min():.3g}; expected "
+                f"{self.output_dim} positive numbers, one per class."
+            )
+        self.class_weights.copy_(weights)
+
+    def _check_names(self) -> None:
+        for names, size, what in ((self.genes, self.input_dim, "genes"), (self.classes, self.output_dim, "classes")):
+            if names is not None and len(names) != size:
+                raise SettingError(f"{len(names)} {what} were named, but the model has {size}.")
+
+
+def _choice(given, given_params, kind: str, recipe: Recipe):
+    """What to make and with which arguments: the one given, else the recipe's; None when there is neither."""
+    make = given or getattr(recipe, kind)
+    if make is None:
+        return None
+    own = getattr(recipe, f"{kind}_params") if make is getattr(recipe, kind) else {}
+    return make, {**own, **(given_params or {})}
+
+
+def _change(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with some settings changed."""
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    for name in settings:
+        if name not in fields:
+            raise UnknownNameError("setting", name, fields)
+    return dataclasses.replace(recipe, **settings)

@@ -1,0 +1,166 @@
+"""Models as files: one safetensors file, which is data and never runs code when it is opened."""
+
+import json
+import os
+import tempfile
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sims_kit.errors import ModelFileError, SettingError
+from sims_kit.model.classifier import SIMSClassifier
+from sims_kit.model.recipes import Recipe
+
+FORMAT, FORMAT_VERSION = "sims_kit", 1
+_REQUIRED = {"format_version", "genes", "classes", "network", "provenance", "test_metrics"}
+
+
+def save_model(model: SIMSClassifier, path: str | os.PathLike) -> Path:
+    """Write weights, genes, classes, network settings, provenance and test metrics into one file.
+
+    The file appears whole or not at all: it is written beside its place and then moved there, so that a full disk
+    or an interruption leaves an older file of that name as it was.
+
+    Parameters
+    ----------
+    model
+        A fitted classifier.
+    path
+        Where to; by convention ``*.safetensors``. Missing folders are made.
+
+    Returns
+    -------
+    pathlib.Path
+        Where the file is.
+
+    Raises
+    ------
+    SettingError
+        If the model was never fitted, so that its genes and classes have no names.
+    """
+    model = fitted_model(model)
+    header = {
+        "format_version": FORMAT_VERSION,
+        "genes": model.genes,
+        "classes": model.classes,
+        "network": model.network_params,
+        "provenance": model.provenance,
+        "test_metrics": None if model.test_metrics is None else model.test_metrics.to_dict(),
+        "saved": date.today().isoformat(),
+        "versions": {package: version(package) for package in ("sims_kit", "torch", "pytorch-tabnet")},
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        metadata = {"format": FORMAT, "header": json.dumps(header, allow_nan=True)}
+        save_file(_tensors(model), part, metadata=metadata)
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
+    return path
+
+
+def load_model(path: str | os.PathLike) -> SIMSClassifier:
+    """Read a model that `save_model` wrote, on the CPU and ready to predict.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ModelFileError
+        If the file is damaged, was written by something else or by a newer version, or contradicts itself.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no model file {str(path)!r}. `save_model(model, path)` writes one.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _header(file.metadata(), path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ModelFileError(
+            f"{str(path)!r} is not a whole safetensors file ({error}). Copy or download it again."
+        ) from error
+    try:
+        model = SIMSClassifier(
+            len(header["genes"]),
+            len(header["classes"]),
+            genes=header["genes"],
+            classes=header["classes"],
+            recipe=Recipe(network=header["network"]),
+        )
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {error}") from error
+    _fill(model, tensors, path)
+    model.provenance = header["provenance"]
+    if header["test_metrics"] is not None:
+        model.test_metrics = pd.Series(header["test_metrics"], name="test")
+    return model.eval()
+
+
+def fitted_model(model: SIMSClassifier | str | os.PathLike) -> SIMSClassifier:
+    """The model itself or the one in that file, provided that it was fitted.
+
+    Raises
+    ------
+    SettingError
+        If it was not, so that its genes and classes have no names.
+    """
+    model = model if isinstance(model, SIMSClassifier) else load_model(model)
+    if model.genes is None or model.classes is None:
+        raise SettingError("The model was not fitted yet: it knows the names of neither its genes nor its classes.")
+    return model
+
+
+def _tensors(model: SIMSClassifier) -> dict[str, torch.Tensor]:
+    """The network's parameters and running statistics; layers that steps share are there once."""
+    named = {**dict(model.network.named_parameters()), **dict(model.network.named_buffers())}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+
+def _header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
+    if (metadata or {}).get("format") != FORMAT:
+        raise ModelFileError(f"{str(path)!r} is a safetensors file, but not one of sims_kit's.")
+    try:
+        header = json.loads(metadata["header"])
+        missing = _REQUIRED - set(header)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"The header of {str(path)!r} cannot be read: {error!r}") from error
+    if missing:
+        raise ModelFileError(f"The header of {str(path)!r} lacks {', '.join(sorted(missing))}.")
+    if header["format_version"] != FORMAT_VERSION:
+        raise ModelFileError(
+            f"{str(path)!r} has format version {header['format_version']}; this sims_kit reads version "
+            f"{FORMAT_VERSION}. Install a newer sims_kit."
+        )
+    for names in ("genes", "classes"):
+        listed = header[names]
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise ModelFileError(f"The header of {str(path)!r} does not list its {names} as texts.")
+        if len(set(listed)) != len(listed):
+            raise ModelFileError(f"The header of {str(path)!r} names some of its {names} twice.")
+    return header
+
+
+def _fill(model: SIMSClassifier, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    own = {**dict(model.network.named_parameters()), **dict(model.network.named_buffers())}
+    if own.keys() != tensors.keys():
+        differing = sorted(own.keys() ^ tensors.keys())
+        raise ModelFileError(f"{str(path)!r} does not hold the tensors of its network; differing: {differing[:3]}.")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype:
+            raise ModelFileError(
+                f"Tensor {name!r} of {str(path)!r} is {tuple(tensor.shape)} {tensor.dtype}; its network needs "
+                f"{tuple(own[name].shape)} {own[name].dtype}."
+            )
+        if not torch.isfinite(tensor).all():
+            raise ModelFileError(f"Tensor {name!r} of {str(path)!r} holds NaN or infinite values.")
+        own[name].data.copy_(tensor)

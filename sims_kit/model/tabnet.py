@@ -1,0 +1,197 @@
+"""TabNet at transcriptome width (Arik and Pfister 2021; thesis section 0.2.5, Fig. 0.3).
+
+The layers, their names and their numbers are those of pytorch-tabnet, so its weights load here and it serves as
+the oracle of the tests. What differs is the path between them: pytorch-tabnet multiplies every mask by a dense
+genes x genes matrix, this encoder never makes one, and its sparsemax does not sort.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from pytorch_tabnet.tab_network import AttentiveTransformer, FeatTransformer, initialize_non_glu
+from torch import Tensor, nn
+
+from sims_kit.errors import SettingError
+from sims_kit.model.sparsemax import Sparsemax
+
+
+class TabNetOutput(NamedTuple):
+    """What one pass through the network gives for a batch of B cells."""
+
+    logits: Tensor
+    """(B, classes), before softmax."""
+    mask_entropy: Tensor
+    """Scalar: entropy of the masks in nats, mean over cells and steps. Lower is sparser."""
+
+
+class Step(NamedTuple):
+    """One decision step for a batch of B cells."""
+
+    mask: Tensor
+    """(B, genes), non-negative, rows sum to one."""
+    decision: Tensor
+    """(B, n_d), the step's contribution to the decision, after its ReLU."""
+
+
+class TabNet(nn.Module):
+    """A network that looks at a cell in a few steps, each through a sparse mask over genes.
+
+    Parameters
+    ----------
+    n_genes, n_classes
+        Width of the input and of the output.
+    n_d, n_a
+        Width of the decision and of the attention part of each step.
+    n_steps
+        Number of decision steps.
+    gamma
+        How freely a gene may be used again: 1 allows each gene in one step only, larger values relax this.
+    n_independent, n_shared
+        Number of gated layers in each step that are its own, and that all steps share.
+    virtual_batch_size
+        Cells in a ghost batch of the batch normalisation.
+    momentum
+        Of the running statistics of the batch normalisation within steps.
+    input_momentum
+        The same, of the batch normalisation of the input.
+    mask_start
+        Initial weight of the attention's batch normalisation. At 1, TabNet's own start, sparsemax over thousands of
+        genes starts almost one-hot on random genes; at 0.01 masks start broad and narrow while they learn.
+    rescale_masked
+        Multiply the masked input by the mask's effective number of genes, 1 / sum(mask^2), so that the scale of
+        what follows does not depend on how broad the mask is.
+    epsilon
+        Added to the masks inside the logarithm of the entropy.
+
+    Raises
+    ------
+    SettingError
+        If a size is not a positive integer, or gamma is below 1.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_classes: int,
+        *,
+        n_d: int = 8,
+        n_a: int = 8,
+        n_steps: int = 3,
+        gamma: float = 1.3,
+        n_independent: int = 2,
+        n_shared: int = 2,
+        virtual_batch_size: int = 128,
+        momentum: float = 0.02,
+        input_momentum: float = 0.01,
+        mask_start: float = 1.0,
+        rescale_masked: bool = False,
+        epsilon: float = 1e-15,
+    ):
+        super().__init__()
+        sizes = dict(n_genes=n_genes, n_classes=n_classes, n_d=n_d, n_a=n_a, n_steps=n_steps)
+        for name, size in sizes.items():
+            if size < 1:
+                raise SettingError(f"{name} is {size}; TabNet needs at least 1.")
+        if gamma < 1:
+            raise SettingError(f"gamma is {gamma}; it must be at least 1, or later masks would turn negative.")
+        if n_shared < 1:
+            raise SettingError(f"n_shared is {n_shared}; the steps share at least their first layer.")
+        self.n_genes, self.n_classes = n_genes, n_classes
+        self.rescale_masked = rescale_masked
+        self.virtual_batch_size = virtual_batch_size
+        self.encoder = _Encoder(
+            n_genes, n_d, n_a, n_steps, gamma, n_independent, n_shared, virtual_batch_size, momentum, epsilon
+        )
+        self.encoder.initial_bn.momentum = input_momentum
+        for attention in self.encoder.att_transformers:
+            nn.init.constant_(attention.bn.bn.weight, mask_start)
+        self.final_mapping = nn.Linear(n_d, n_classes, bias=False)
+        initialize_non_glu(self.final_mapping, n_d, n_classes)
+
+    def forward(self, cells: Tensor) -> TabNetOutput:
+        """Logits of a batch, shape (B, n_classes), and the entropy of its masks.
+
+        Parameters
+        ----------
+        cells
+            Shape (B, n_genes), log-normalised expression, dense or sparse (CSR).
+
+        Raises
+        ------
+        SettingError
+            In training, if the batch leaves a ghost batch of a single cell, which has no variance.
+        """
+        if self.training:
+            self._check_ghost_batches(len(cells))
+        embedding, entropy = 0, 0
+        for mask, decision in self.steps(cells):
+            embedding = embedding + decision
+            entropy = entropy - (mask * torch.log(mask + self.encoder.epsilon)).sum(1).mean()
+        return TabNetOutput(self.final_mapping(embedding), entropy / len(self.encoder.att_transformers))
+
+    def steps(self, cells: Tensor) -> Iterator[Step]:
+        """The decision steps of a batch, one `Step` after another. Arguments as in `forward`."""
+        encoder = self.encoder
+        cells = encoder.initial_bn(cells if cells.layout == torch.strided else cells.to_dense())
+        prior = torch.ones_like(cells)
+        attention = encoder.initial_splitter(cells)[:, encoder.n_d :]
+        for attend, transform in zip(encoder.att_transformers, encoder.feat_transformers, strict=True):
+            mask = attend(prior, attention)
+            prior = prior * (encoder.gamma - mask)
+            masked = mask * cells
+            if self.rescale_masked:
+                masked = masked / mask.square().sum(1, keepdim=True)
+            out = transform(masked)
+            attention = out[:, encoder.n_d :]
+            yield Step(mask, torch.relu(out[:, : encoder.n_d]))
+
+    @torch.no_grad()
+    def explain(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Aggregated masks of a batch, shape (B, n_genes), non-negative, and its logits, shape (B, n_classes).
+
+        Each step's mask is weighted by the sum of its decision, as in the TabNet paper's section on
+        interpretability. The rows are not normalised.
+        """
+        aggregated, embedding = 0, 0
+        for mask, decision in self.steps(cells):
+            aggregated = aggregated + mask * decision.sum(1, keepdim=True)
+            embedding = embedding + decision
+        return aggregated, self.final_mapping(embedding)
+
+    def _check_ghost_batches(self, n_cells: int) -> None:
+        chunk = math.ceil(n_cells / max(1, math.ceil(n_cells / self.virtual_batch_size)))
+        if n_cells < 2 or n_cells % chunk == 1:
+            raise SettingError(
+                f"A training batch of {n_cells} cells leaves a ghost batch of one cell (virtual_batch_size="
+                f"{self.virtual_batch_size}), which has no variance to normalise by. Choose another batch_size "
+                "or virtual_batch_size."
+            )
+
+
+class _Encoder(nn.Module):
+    """pytorch-tabnet's encoder: the same layers under the same names, without its genes x genes matrix."""
+
+    def __init__(
+        self, n_genes, n_d, n_a, n_steps, gamma, n_independent, n_shared, virtual_batch_size, momentum, epsilon
+    ):
+        super().__init__()
+        self.n_d, self.gamma, self.epsilon = n_d, gamma, epsilon
+        width = n_d + n_a
+        shared = nn.ModuleList(
+            nn.Linear(n_genes if layer == 0 else width, 2 * width, bias=False) for layer in range(n_shared)
+        )
+        ghost = dict(virtual_batch_size=virtual_batch_size, momentum=momentum)
+
+        def feature_transformer():
+            return FeatTransformer(n_genes, width, shared, n_glu_independent=n_independent, **ghost)
+
+        self.initial_bn = nn.BatchNorm1d(n_genes, momentum=0.01)
+        self.initial_splitter = feature_transformer()
+        self.feat_transformers = nn.ModuleList(feature_transformer() for _ in range(n_steps))
+        self.att_transformers = nn.ModuleList(
+            AttentiveTransformer(n_a, n_genes, group_matrix=None, **ghost) for _ in range(n_steps)
+        )
+        for attention in self.att_transformers:
+            attention.selector = Sparsemax()

@@ -1,0 +1,29 @@
+"""One progress bar for all long work: plain text, also in notebooks, and silent where nobody watches."""
+
+import sys
+
+from tqdm import tqdm
+
+
+def progress_bar(iterable=None, **options) -> tqdm:
+    """A `tqdm` bar that writes to the notebook's output or to the terminal.
+
+    Plain text rather than a widget, so that a saved notebook keeps no widget state. Silent where the output is
+    neither a notebook nor a terminal, as in continuous integration.
+
+    Parameters
+    ----------
+    iterable
+        What to iterate over; None for a bar that is moved by hand.
+    **options
+        Passed to `tqdm.tqdm`: `total`, `desc`, `unit`, ...
+    """
+    in_notebook = "ipykernel" in sys.modules
+    options.setdefault("leave", False)
+    return tqdm(
+        iterable,
+        file=sys.stdout if in_notebook else sys.stderr,
+        disable=False if in_notebook else None,  # None: silent unless a terminal
+        dynamic_ncols=not in_notebook,
+        **options,
+    )

@@ -1,0 +1,225 @@
+"""Training: data and settings in, a fitted classifier out (thesis section 0.3.1)."""
+
+import inspect
+import logging
+import warnings
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from sims_kit.cells.datamodule import DataModule
+from sims_kit.errors import SettingError, UnknownNameError
+from sims_kit.model.classifier import SIMSClassifier
+from sims_kit.model.recipes import Recipe, get_recipe
+from sims_kit.progress import progress_bar
+
+_DATA_SETTINGS = set(inspect.signature(DataModule).parameters) - {"datafiles", "labelfiles", "class_label", "seed"}
+_TRAINER_SETTINGS = set(inspect.signature(pl.Trainer).parameters)
+_LOGGERS = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger}
+
+
+def generate_trainer(
+    datafiles,
+    labelfiles=None,
+    class_label: str | None = None,
+    *,
+    recipe: str | Recipe = "default",
+    model_params: Mapping[str, Any] | None = None,
+    logger: str | Logger | bool = "csv",
+    seed: int = 0,
+    **settings,
+) -> tuple[pl.Trainer, SIMSClassifier, DataModule]:
+    """A trainer, a model and a data module that fit together; ``trainer.fit(model, datamodule=module)`` trains.
+
+    Training stops early if the recipe says so, and ends with the weights of its best epoch.
+
+    Parameters
+    ----------
+    datafiles, labelfiles, class_label
+        As in `DataModule`: paths or AnnData, one or many; label files, or None where labels are in `obs`.
+    recipe
+        ``"default"``, ``"thesis"`` (exactly the settings of section 0.3.2) or a `Recipe`.
+    model_params
+        Arguments of `SIMSClassifier` that differ from the recipe's.
+    logger
+        ``"csv"``, ``"tensorboard"``, ``"wandb"``, a Lightning logger, or False.
+    seed
+        Of the split, the initial weights and the order of the cells. The global random state is left alone.
+    **settings
+        Any argument of `DataModule` (`orientation`, `keep`, `genes`, `batch_size`, `validation`, `test`, ...) and any
+        of `pytorch_lightning.Trainer` (`max_epochs`, `accelerator`, `devices`, `callbacks`, ...).
+
+    Returns
+    -------
+    tuple
+        Trainer, `SIMSClassifier` and `DataModule`, in the thesis's order.
+
+    Raises
+    ------
+    UnknownNameError
+        If a setting belongs to neither; the nearest names are offered.
+    DataError, GeneError, LabelError, SettingError
+        As `DataModule` and `SIMSClassifier` raise them.
+    """
+    recipe = get_recipe(recipe)
+    for name in settings:
+        if name not in _DATA_SETTINGS | _TRAINER_SETTINGS:
+            raise UnknownNameError("setting", name, sorted(_DATA_SETTINGS | _TRAINER_SETTINGS))
+    data_settings = {"batch_size": recipe.batch_size}
+    data_settings.update((name, settings.pop(name)) for name in _DATA_SETTINGS & set(settings))
+    module = DataModule(datafiles, labelfiles, class_label, seed=seed, **data_settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = SIMSClassifier(
+            module.input_dim,
+            module.output_dim,
+            genes=module.genes,
+            classes=module.classes,
+            recipe=recipe,
+            **(model_params or {}),
+        )
+    settings.setdefault("max_epochs", model.recipe.epochs(len(module.split.train)))
+    settings.setdefault("gradient_clip_val", model.recipe.gradient_clip_val)
+    settings.setdefault("enable_model_summary", False)
+    settings.setdefault("log_every_n_steps", 1)  # only epochs are logged; larger values make Lightning warn
+    callbacks = settings.pop("callbacks", None) or []
+    callbacks = [*callbacks] if isinstance(callbacks, list | tuple) else [callbacks]
+    callbacks += _callbacks(model.recipe, settings, has_validation=len(module.split.validation) > 0)
+    with _quiet_lightning():
+        trainer = pl.Trainer(callbacks=callbacks, logger=_logger(logger, settings), **settings)
+    return trainer, model, module
+
+
+def fit(
+    data,
+    label: str | None = None,
+    *,
+    labelfiles=None,
+    recipe: str | Recipe = "default",
+    seed: int = 0,
+    **settings,
+) -> SIMSClassifier:
+    """Train a classifier on labelled cells and return it, with the weights of its best epoch.
+
+    Parameters
+    ----------
+    data
+        AnnData, a path, or a list of either. The cells are split into training, validation and test cells.
+    label
+        The `obs` column, or the column of the label files, that holds the labels.
+    labelfiles, recipe, seed, **settings
+        As in `generate_trainer`; `model_params` and `logger` too.
+
+    Returns
+    -------
+    SIMSClassifier
+        In evaluation mode. `model.history` has every metric of every epoch, `model.test_metrics` those on the
+        test cells, which nothing else has seen (None with ``test=0``).
+
+    Raises
+    ------
+    DataError, GeneError, LabelError, SettingError, UnknownNameError
+        As `generate_trainer` raises them, before training starts.
+    """
+    trainer, model, module = generate_trainer(data, labelfiles, label, recipe=recipe, seed=seed, **settings)
+    with _quiet_lightning():
+        trainer.fit(model, datamodule=module)
+        if len(module.split.test):
+            (metrics,) = trainer.test(model, datamodule=module, verbose=False)
+            model.test_metrics = pd.Series({name.removeprefix("test_"): value for name, value in metrics.items()})
+    return model.eval()
+
+
+class BestWeights(ModelCheckpoint):
+    """Keeps the checkpoint of the best epoch and puts its weights back when training ends."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Load the best epoch's weights."""
+        super().on_train_end(trainer, pl_module)
+        if self.best_model_path:
+            checkpoint = torch.load(self.best_model_path, map_location=pl_module.device, weights_only=True)
+            pl_module.load_state_dict(checkpoint["state_dict"])
+
+
+class History(Callback):
+    """Collects every epoch's metrics in `model.history`."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: SIMSClassifier) -> None:
+        """Add the epoch as a row."""
+        row = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        history = pd.concat([pl_module.history, pd.DataFrame(row, index=[trainer.current_epoch])])
+        pl_module.history = history.rename_axis("epoch")
+
+
+class TrainingProgress(ProgressBar):
+    """One bar over the epochs, with validation loss, accuracy and median F1 beside it."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the bar."""
+        super().on_train_start(trainer, pl_module)
+        self._bar = progress_bar(total=trainer.max_epochs, desc="training", unit="epoch", leave=True)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Move the bar."""
+        shown = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": "median F1"}
+        metrics = trainer.callback_metrics
+        self._bar.set_postfix({to: f"{metrics[name]:.3f}" for name, to in shown.items() if name in metrics})
+        self._bar.update()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the bar standing."""
+        self._bar.close()
+
+
+def _callbacks(recipe: Recipe, settings: Mapping[str, Any], has_validation: bool) -> list[Callback]:
+    callbacks: list[Callback] = [History()]
+    if settings.get("enable_progress_bar", True):
+        callbacks.append(TrainingProgress())
+    if has_validation and settings.get("enable_checkpointing", True) and not settings.get("fast_dev_run"):
+        callbacks.append(BestWeights(monitor=recipe.monitor, mode=recipe.monitor_mode, save_last=True))
+    if has_validation and recipe.patience is not None:
+        callbacks.append(EarlyStopping(recipe.monitor, mode=recipe.monitor_mode, patience=recipe.patience))
+    return callbacks
+
+
+def _logger(logger: str | Logger | bool, settings: Mapping[str, Any]) -> Logger | bool:
+    if not isinstance(logger, str):
+        return logger
+    if logger not in _LOGGERS:
+        raise UnknownNameError("logger", logger, _LOGGERS)
+    folder = Path(settings.get("default_root_dir") or ".")
+    try:
+        return _LOGGERS[logger](save_dir=folder, name="lightning_logs")
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"logger={logger!r} needs a package that is not installed ({error}). "
+            "Install it with: pip install 'sims_kit[tracking]'"
+        ) from error
+
+
+@contextmanager
+def _quiet_lightning():
+    """Lightning without its notes on hardware and its advice on loader workers; warnings of substance stay."""
+    loggers = [logging.getLogger(f"pytorch_lightning.{part}") for part in ("utilities.rank_zero", "accelerators.cuda")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers.*",
+            ".*isinstance.treespec, LeafSpec.*",
+            ".*Checkpoint directory.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,83 @@
+"""Fixtures that every test may use: made-up cells, the folder of real data, and no network."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+
+def pytest_configure(config):
+    """Register the marker that names the real datasets of a test."""
+    config.addinivalue_line("markers", "dataset(*names): real datasets that the test's `real_data` must hold")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network():
+    """Forbid downloads; a test that serves files itself lifts it with `monkeypatch.delenv`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIMS_KIT_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture
+def real_data(request) -> Path:
+    """The cache folder with real data (SIMS_KIT_DATA), or a skip that names what the test needs."""
+    marker = request.node.get_closest_marker("dataset")
+    needed = ", ".join(marker.args) if marker else "the small datasets of data_registry.yaml"
+    folder = os.environ.get("SIMS_KIT_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip(f"needs real data: {needed}. Set SIMS_KIT_DATA to the cache folder that holds it.")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def make_cells():
+    """A factory of small AnnData objects whose classes differ in known marker genes."""
+    return _make_cells
+
+
+def _make_cells(n_cells=120, n_genes=60, n_classes=3, seed=0, state="counts") -> AnnData:
+    """Gamma-Poisson counts; each class has `n_genes // (2 * n_classes)` markers, eight times as high.
+
+    Parameters
+    ----------
+    state
+        ``"counts"``; ``"normalised"`` (each cell sums to 1e4); ``"log-normalised"`` (log1p of that);
+        ``"scaled"`` (dense, each gene with mean 0 and variance 1).
+
+    Returns
+    -------
+    AnnData, (n_cells, n_genes), CSR float32
+        ``obs["cell_type"]`` is ``class_0``, ``class_1``, ...; ``var["marker_of"]`` names a gene's class or ``""``.
+    """
+    random = np.random.default_rng(seed)
+    labels = np.arange(n_cells) % n_classes
+    random.shuffle(labels)
+    owner = np.full(n_genes, -1)
+    for of_class, genes in enumerate(np.array_split(random.permutation(n_genes)[: n_genes // 2], n_classes)):
+        owner[genes] = of_class
+    mean = random.gamma(1.0, 1.0, n_genes) + 0.3
+    rate = mean * np.where(owner[None, :] == labels[:, None], 8.0, 1.0)
+    library = random.lognormal(0.0, 0.3, n_cells)[:, None]
+    X = random.poisson(rate * library * random.gamma(5.0, 0.2, rate.shape)).astype(np.float32)
+    if state != "counts":
+        X = X / np.maximum(X.sum(1, keepdims=True), 1) * 1e4
+    if state in ("log-normalised", "scaled"):
+        X = np.log1p(X)
+    if state == "scaled":
+        X = (X - X.mean(0)) / np.maximum(X.std(0), 1e-6)
+    return AnnData(
+        X.astype(np.float32) if state == "scaled" else sp.csr_matrix(X, dtype=np.float32),
+        obs=pd.DataFrame(
+            {"cell_type": [f"class_{label}" for label in labels]},
+            index=[f"cell_{i:04d}" for i in range(n_cells)],
+        ),
+        var=pd.DataFrame(
+            {"marker_of": [f"class_{o}" if o >= 0 else "" for o in owner]},
+            index=[f"GENE{i:05d}" for i in range(n_genes)],
+        ),
+    )

@@ -1,0 +1,91 @@
+"""SIMSClassifier: settings, recipes, and what it refuses."""
+
+import pytest
+import torch
+
+from sims_kit.errors import SettingError, UnknownNameError
+from sims_kit.model import RECIPES, Recipe, SIMSClassifier
+
+
+def test_thesis_recipe_is_the_thesis():
+    """The settings of thesis section 0.3.2, one by one."""
+    recipe = RECIPES["thesis"]
+    assert recipe.optimizer is torch.optim.Adam
+    assert recipe.optimizer_params == {"lr": 0.01, "weight_decay": 1e-3}
+    assert recipe.scheduler is torch.optim.lr_scheduler.ReduceLROnPlateau
+    assert recipe.scheduler_params == {"factor": 0.75, "patience": 20}
+    assert (recipe.max_epochs, recipe.patience) == (500, 4)
+    assert (recipe.monitor, recipe.monitor_mode) == ("val_accuracy_micro", "max")
+    assert recipe.class_weights and 8 <= recipe.batch_size <= 32 and recipe.gradient_clip_val > 0
+    model = SIMSClassifier(20, 3, recipe="thesis")
+    configured = model.configure_optimizers()
+    assert configured["lr_scheduler"]["monitor"] == "val_loss"
+    assert configured["lr_scheduler"]["scheduler"].factor == 0.75
+    assert model.network.encoder.att_transformers[0].bn.bn.weight.unique() == 1 and not model.network.rescale_masked
+
+
+def test_any_optimizer_and_scheduler():
+    """Classes and arguments of the caller replace the recipe's, together with its arguments."""
+    model = SIMSClassifier(
+        20,
+        3,
+        optimizer=torch.optim.SGD,
+        optimizer_params={"lr": 0.5, "momentum": 0.9},
+        scheduler=torch.optim.lr_scheduler.StepLR,
+        scheduler_params={"step_size": 7},
+    )
+    configured = model.configure_optimizers()
+    assert isinstance(configured["optimizer"], torch.optim.SGD) and configured["optimizer"].defaults["momentum"] == 0.9
+    assert configured["lr_scheduler"]["scheduler"].step_size == 7
+    assert configured["lr_scheduler"]["interval"] == "epoch"
+    assert isinstance(SIMSClassifier(20, 3, scheduler=False).configure_optimizers(), torch.optim.Adam)
+
+
+def test_a_parameter_of_the_recipes_optimizer():
+    """Changing one argument keeps the recipe's others."""
+    model = SIMSClassifier(20, 3, recipe="thesis", optimizer_params={"lr": 0.5})
+    defaults = model.configure_optimizers()["optimizer"].defaults
+    assert (defaults["lr"], defaults["weight_decay"]) == (0.5, 1e-3)
+
+
+def test_predictions_are_full_softmax():
+    """Probabilities of a batch run over all classes and sum to one."""
+    model = SIMSClassifier(20, 5).eval()
+    batch = type("Batch", (), {"cells": torch.rand(7, 20)})
+    probabilities = model.predict_step(batch, 0)
+    assert probabilities.shape == (7, 5)
+    torch.testing.assert_close(probabilities, torch.softmax(model(batch.cells), dim=1))
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (dict(output_dim=1), SettingError, "two classes"),
+        (dict(genes=["a"]), SettingError, "1 genes"),
+        (dict(classes=["a"]), SettingError, "1 classes"),
+        (dict(recipe="thesys"), UnknownNameError, "thesis"),
+        (dict(label_smooting=0.1), UnknownNameError, "label_smoothing"),
+        (dict(class_weights=torch.ones(4)), SettingError, "one per class"),
+        (dict(class_weights=torch.tensor([1.0, -1.0, 1.0])), SettingError, "positive"),
+    ],
+)
+def test_refused(arguments, error, message):
+    """Settings that do not fit are refused by name, with what was expected."""
+    with pytest.raises(error, match=message):
+        SIMSClassifier(**{"input_dim": 20, "output_dim": 3, **arguments})
+
+
+def test_epochs_follow_the_number_of_cells():
+    """A recipe aims at a number of steps, within 10 to 100 epochs, unless it fixes the epochs."""
+    recipe = Recipe(batch_size=50, training_steps=1000)
+    assert [recipe.epochs(n) for n in (10, 2000, 1_000_000)] == [100, 25, 10]
+    assert RECIPES["thesis"].epochs(10) == 500
+
+
+def test_diverged_loss_stops_training():
+    """A loss that is not a number stops training with the batch and the way out."""
+    model = SIMSClassifier(20, 3)
+    torch.nn.init.constant_(model.network.final_mapping.weight, float("inf"))
+    batch = type("Batch", (), {"cells": torch.rand(8, 20), "labels": torch.arange(8) % 3})
+    with pytest.raises(FloatingPointError, match="batch 4 of epoch 0.*Lower the learning rate"):
+        model.training_step(batch, 4)

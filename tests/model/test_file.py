@@ -1,0 +1,94 @@
+"""Model files: they come back the same, and never run code."""
+
+import json
+import pickle
+
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from sims_kit.errors import ModelFileError, SettingError
+from sims_kit.model import SIMSClassifier, load_model, save_model
+
+
+@pytest.fixture
+def model():
+    """A small model with names, provenance and metrics."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SIMSClassifier(4, 2, genes=list("abcd"), classes=["B cell", "T cell"], recipe="thesis").eval()
+    model.provenance = {"files": ["cells.h5ad"], "seed": 0}
+    model.test_metrics = pd.Series({"accuracy_micro": 0.9})
+    return model
+
+
+def _rewritten(path, tensors=None, **header):
+    """The file with some tensors or header fields replaced."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    metadata["header"] = json.dumps({**json.loads(metadata["header"]), **header})
+    save_file({**load_file(path), **(tensors or {})}, path, metadata=metadata)
+    return path
+
+
+@pytest.mark.parametrize("recipe", ["thesis", "default"])
+def test_round_trip(model, tmp_path, recipe):
+    """Logits, names, provenance and metrics come back, whatever the recipe."""
+    model = SIMSClassifier(4, 2, genes=model.genes, classes=model.classes, recipe=recipe).eval()
+    model.provenance, model.test_metrics = {"seed": 3}, pd.Series({"loss": 0.5})
+    path = save_model(model, tmp_path / "new folder" / "model.safetensors")
+    loaded = load_model(path)
+    cells = torch.rand(5, 4)
+    torch.testing.assert_close(loaded(cells), model(cells), rtol=0, atol=0)
+    assert (loaded.genes, loaded.classes, loaded.provenance) == (model.genes, model.classes, model.provenance)
+    pd.testing.assert_series_equal(loaded.test_metrics, model.test_metrics, check_names=False)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing half-written left
+
+
+def test_failed_save_keeps_the_old_file(model, tmp_path):
+    """A save that fails leaves the file that was there."""
+    path = save_model(model, tmp_path / "model.safetensors")
+    before = path.read_bytes()
+    model.provenance["not data"] = object()
+    with pytest.raises(TypeError):
+        save_model(model, path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_unfitted_model_is_not_saved(tmp_path):
+    """Without names of genes and classes a model cannot label anything."""
+    with pytest.raises(SettingError, match="not fitted"):
+        save_model(SIMSClassifier(4, 2), tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a whole safetensors"),
+        (lambda path: path.write_bytes(b""), "not a whole safetensors"),
+        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "not a whole safetensors"),
+        (lambda path: save_file({"a": torch.ones(1)}, path), "not one of sims_kit's"),
+        (lambda path: _rewritten(path, format_version=99), "newer sims_kit"),
+        (lambda path: _rewritten(path, genes=list("abcc")), "twice"),
+        (lambda path: _rewritten(path, genes=[1, 2, 3, 4]), "as texts"),
+        (lambda path: _rewritten(path, genes=list("abcde")), "needs"),
+        (lambda path: _rewritten(path, network={"n_steps": 2}), "tensors of its network"),
+        (lambda path: _rewritten(path, network={"n_moons": 2}), "cannot be built"),
+        (lambda path: _rewritten(path, {"final_mapping.weight": torch.full((2, 8), torch.nan)}), "NaN"),
+    ],
+)
+def test_damaged_files(model, tmp_path, damage, message):
+    """A damaged, foreign or contradictory file gives one clear error that names it."""
+    path = save_model(model, tmp_path / "model.safetensors")
+    damage(path)
+    with pytest.raises(ModelFileError, match=message) as error:
+        load_model(path)
+    assert "model.safetensors" in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    """A path without a file is named."""
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
+        load_model(tmp_path / "nowhere.safetensors")

@@ -1,0 +1,270 @@
+"""Metrics agree with scikit-learn, batch by batch and for arrays of labels."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from sims_kit.errors import DataError, LabelError, SettingError
+from sims_kit.metrics import BalancedAccuracy, MedianF1, metric_collection, per_class, score
+
+NAMES = [
+    "accuracy_macro",
+    "accuracy_micro",
+    "accuracy_weighted",
+    "balanced_accuracy",
+    "cohen_kappa",
+    "f1_macro",
+    "f1_micro",
+    "f1_weighted",
+    "mcc",
+    "median_f1",
+    "precision_macro",
+    "recall_macro",
+    "specificity_macro",
+]
+
+
+def oracle(y_true, y_pred):
+    """The metrics by scikit-learn's functions and, for what it lacks, one class against the rest."""
+    y_true, y_pred = np.asarray(y_true).astype(str), np.asarray(y_pred).astype(str)
+    present = np.unique(y_true)
+    sensitivity = sk.recall_score(y_true, y_pred, labels=present, average=None, zero_division=0)
+    specificity = np.array([sk.recall_score(y_true != name, y_pred != name, zero_division=0) for name in present])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # predicted classes that never occur; a single class
+        return {
+            "accuracy_micro": sk.accuracy_score(y_true, y_pred),
+            "accuracy_macro": sk.balanced_accuracy_score(y_true, y_pred),
+            "accuracy_weighted": sk.recall_score(y_true, y_pred, average="weighted", zero_division=0),
+            "balanced_accuracy": np.mean((sensitivity + specificity) / 2),
+            "precision_macro": sk.precision_score(y_true, y_pred, average="macro", zero_division=0),
+            "recall_macro": sensitivity.mean(),
+            "specificity_macro": specificity.mean(),
+            "f1_micro": sk.f1_score(y_true, y_pred, average="micro"),
+            "f1_macro": sk.f1_score(y_true, y_pred, average="macro", zero_division=0),
+            "f1_weighted": sk.f1_score(y_true, y_pred, average="weighted", zero_division=0),
+            "median_f1": np.median(sk.f1_score(y_true, y_pred, labels=present, average=None, zero_division=0)),
+            "cohen_kappa": np.nan_to_num(sk.cohen_kappa_score(y_true, y_pred)),
+            "mcc": sk.matthews_corrcoef(y_true, y_pred),
+        }
+
+
+def draw(seed, n_cells, true_classes, predicted_classes):
+    """Labels of which about two thirds are predicted right where the class can be predicted at all."""
+    rng = np.random.default_rng(seed)
+    y_true = rng.choice(true_classes, n_cells)
+    guess = rng.choice(predicted_classes, n_cells)
+    keep = (rng.random(n_cells) < 0.66) & np.isin(y_true, predicted_classes)
+    return y_true, np.where(keep, y_true, guess)
+
+
+CASES = {
+    "all classes in both": draw(0, 500, list("ABCDEFG"), list("ABCDEFG")),
+    "a class is predicted but never true": draw(1, 300, list("ABCD"), list("ABCDE")),
+    "a class is true but never predicted": draw(2, 300, list("ABCDE"), list("ABC")),
+    "rejected cells": draw(3, 300, ["T", "B", "NK"], ["T", "B", "NK", "Unknown"]),
+    "two classes": draw(4, 100, ["T", "B"], ["T", "B"]),
+    "two classes, all wrong": (["T", "B", "T"], ["B", "T", "B"]),
+    "two classes, one predicted": (["T", "B", "T"], ["T", "T", "T"]),
+    "one true class": (["T", "T", "T"], ["T", "B", "NK"]),
+    "one class, all right": (["T", "T"], ["T", "T"]),
+    "one class, all wrong": (["T", "T"], ["B", "B"]),
+    "nothing shared": (["T", "B"], ["Unknown", "Unknown"]),
+    "one cell": (["T"], ["T"]),
+    "integers": draw(5, 200, [0, 1, 2, 10], [0, 1, 2, 10]),
+    "42 classes, few cells": draw(6, 90, list(range(42)), list(range(45))),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_score_agrees_with_scikit_learn(case):
+    """Every metric equals scikit-learn's, whichever classes are absent from one side; none is NaN."""
+    y_true, y_pred = CASES[case]
+    expected = oracle(y_true, y_pred)
+    values = score(y_true, y_pred)
+    assert list(values.index) == NAMES
+    assert values.notna().all()
+    pd.testing.assert_series_equal(values, pd.Series(expected)[NAMES], check_names=False, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 20])
+def test_collection_over_batches_agrees_with_score(n_classes):
+    """Batches of uneven length, with a last one of a single cell, give the score of all cells together."""
+    generator = torch.Generator().manual_seed(n_classes)
+    logits = torch.randn(129, n_classes, generator=generator) * 3
+    target = torch.randint(n_classes, (129,), generator=generator)
+    collection = metric_collection(n_classes, prefix="val_")
+    for batch, labels in zip(logits.split(32), target.split(32), strict=True):
+        collection.update(batch, labels)
+    tracked = pd.Series({name: float(value) for name, value in collection.compute().items()})
+    expected = score(target.numpy(), logits.argmax(1).numpy(), logits.softmax(1).numpy(), range(n_classes))
+    pd.testing.assert_series_equal(
+        tracked.sort_index(), expected.add_prefix("val_").sort_index(), check_names=False, atol=1e-6
+    )
+
+
+def test_collection_starts_again_after_reset():
+    """After `reset` nothing of the epoch before is left, in any of the metrics that share counts."""
+    collection = metric_collection(3)
+    right, wrong = torch.eye(3), torch.eye(3)[[1, 2, 0]]
+    target = torch.arange(3)
+    collection.update(wrong, target)
+    assert all(float(value) <= 0.5 for name, value in collection.compute().items() if name != "calibration_error")
+    collection.reset()
+    collection.update(right, target)
+    values = {name: float(value) for name, value in collection.compute().items()}
+    assert values.pop("calibration_error") == 0
+    assert set(values.values()) == {1.0}
+
+
+def test_collection_shares_counts():
+    """A batch is counted four times, not once for each of the fourteen metrics."""
+    collection = metric_collection(5)
+    collection.update(torch.eye(5), torch.arange(5))
+    assert len(collection) == 14
+    assert len(collection.compute_groups) == 4
+
+
+def test_collection_survives_one_class_and_constant_predictions():
+    """A model that always says the same, as an untrained one may, scores finite floats."""
+    for n_classes in (1, 2, 4):
+        collection = metric_collection(n_classes)
+        collection.update(torch.eye(n_classes)[[0, 0, 0]], torch.zeros(3, dtype=torch.int64))
+        values = collection.compute()
+        assert all(value.is_floating_point() and value.isfinite() for value in values.values())
+        assert values["accuracy_micro"] == 1 and values["mcc"] == 0
+
+
+def test_collection_refuses_an_impossible_number_of_classes():
+    """Zero, negative and fractional class numbers are named in the error."""
+    for wrong in (0, -1, 2.5, None):
+        with pytest.raises(SettingError, match=f"n_classes is {wrong}"):
+            metric_collection(wrong)
+
+
+def test_median_f1_ignores_classes_that_do_not_occur():
+    """A predicted class without true cells lowers the F1 of others but is no entry of the median."""
+    metric = MedianF1(10)
+    metric.update(torch.tensor([0, 0, 1, 9]), torch.tensor([0, 0, 1, 1]))
+    assert metric.compute() == pytest.approx((1 + 2 / 3) / 2)  # the mean of two, torch.median gives 2/3
+
+
+def test_balanced_accuracy_is_the_thesis_equation():
+    """(sensitivity + specificity) / 2, worked out by hand for three classes."""
+    metric = BalancedAccuracy(3)
+    metric.update(torch.tensor([0, 1, 1, 2, 0]), torch.tensor([0, 0, 1, 2, 2]))
+    by_hand = [(1 / 2 + 2 / 3) / 2, (1 + 3 / 4) / 2, (1 / 2 + 1) / 2]
+    assert metric.compute() == pytest.approx(np.mean(by_hand))
+
+
+def test_equal_by_definition():
+    """Micro and weighted accuracy and micro F1 are one number; so are macro accuracy and macro recall."""
+    values = score(*CASES["rejected cells"])
+    assert values["accuracy_micro"] == pytest.approx(values["accuracy_weighted"])
+    assert values["accuracy_micro"] == pytest.approx(values["f1_micro"])
+    assert values["accuracy_macro"] == pytest.approx(values["recall_macro"])
+
+
+def expected_calibration_error(probabilities, y_true, classes, n_bins=15):
+    """The textbook definition, bin by bin."""
+    confidence = probabilities.max(axis=1)
+    correct = np.asarray(classes)[probabilities.argmax(axis=1)] == y_true
+    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    gaps = [
+        np.sum(bins == b) * abs(confidence[bins == b].mean() - correct[bins == b].mean())
+        for b in range(n_bins)
+        if np.any(bins == b)
+    ]
+    return sum(gaps) / len(y_true)
+
+
+def test_calibration_error_follows_its_definition():
+    """Probabilities, the same as logits, and as a DataFrame with shuffled columns give the textbook value."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(400, 4)) * 2
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    classes = ["T", "B", "NK", "DC"]
+    y_pred = np.asarray(classes)[probabilities.argmax(1)]
+    unsure = probabilities.max(1) < 0.77  # too modest there, too sure above: gaps of both signs in one bin of ten
+    y_true = np.where(unsure, y_pred, rng.choice([*classes, "never seen"], 400))
+    expected = expected_calibration_error(probabilities, y_true, classes)
+    table = pd.DataFrame(probabilities, columns=classes)[["NK", "T", "DC", "B"]]
+    for given in [(probabilities, classes), (logits, classes), (table, None), (table, classes)]:
+        assert score(y_true, y_pred, *given)["calibration_error"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_per_class_agrees_with_scikit_learn(case):
+    """One row per class of either side, equal to precision_recall_fscore_support."""
+    y_true, y_pred = (np.asarray(labels).astype(str) for labels in CASES[case])
+    table = per_class(y_true, y_pred)
+    names = np.union1d(y_true, y_pred)
+    expected = sk.precision_recall_fscore_support(y_true, y_pred, labels=names, zero_division=0)
+    assert list(table.index) == list(names) and table.index.name == "class"
+    assert list(table.columns) == ["precision", "recall", "specificity", "f1", "support"]
+    np.testing.assert_allclose(table.drop(columns="specificity").T, expected, atol=1e-6)
+    specificity = [sk.recall_score(y_true != name, y_pred != name, zero_division=0) for name in names]
+    np.testing.assert_allclose(table["specificity"], specificity, atol=1e-6)
+
+
+def test_deterministic_mode_changes_nothing():
+    """With torch's deterministic algorithms on, as Lightning leaves them, 20,000 cells score the same."""
+    y_true, y_pred = draw(7, 20_000, list(range(40)), list(range(41)))
+    expected = score(y_true, y_pred)
+    torch.use_deterministic_algorithms(True)
+    try:
+        pd.testing.assert_series_equal(score(y_true, y_pred), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_categoricals_and_series_are_taken_as_labels():
+    """Pandas categoricals with unused categories score as the plain list does."""
+    y_true, y_pred = CASES["rejected cells"]
+    categorical = pd.Series(pd.Categorical(y_true, categories=["T", "B", "NK", "unused"]))
+    pd.testing.assert_series_equal(score(categorical, pd.Series(y_pred)), score(y_true, y_pred))
+    assert "unused" not in per_class(categorical, y_pred).index
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_pred", "message"),
+    [
+        ([], [], "y_true is empty"),
+        (["T", "B"], ["T"], "y_true has 2 labels and y_pred 1"),
+        (["T", None, np.nan, ""], ["T"] * 4, "y_true has 3 of 4 cells without a label"),
+        (["T"], [["T", "B"]], r"y_pred has shape \(1, 2\)"),
+    ],
+)
+def test_unusable_labels_are_named(y_true, y_pred, message):
+    """The error says which array, how many cells, and what was expected."""
+    for function in (score, per_class):
+        with pytest.raises(LabelError, match=message):
+            function(y_true, y_pred)
+
+
+def test_cells_in_another_order_are_refused():
+    """Two Series of the same cells in different order would score as wrong, silently."""
+    y_true = pd.Series(["T", "B"], index=["cell1", "cell2"])
+    with pytest.raises(LabelError, match="another order"):
+        score(y_true, y_true[::-1])
+    assert score(y_true, pd.Series(["T", "B"]))["accuracy_micro"] == 1  # no cell names to compare: by position
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "classes", "error", "message"),
+    [
+        (np.eye(2), None, SettingError, "without the names"),
+        (np.eye(2), ["T"], SettingError, "1 names .* 2 columns"),
+        (np.eye(2), ["T", "T"], SettingError, r"\(1 different\)"),
+        (np.eye(3), ["T", "B", "NK"], DataError, "expected 2 rows"),
+        (np.array([[1.0, 0.0], [np.nan, 1.0]]), ["T", "B"], DataError, "not finite in 1 of 2 cells"),
+    ],
+)
+def test_unusable_probabilities_are_named(probabilities, classes, error, message):
+    """Columns without names, of the wrong number, or values that are not finite are refused."""
+    with pytest.raises(error, match=message):
+        score(["T", "B"], ["T", "B"], probabilities, classes)
