@@ -4,7 +4,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities.seed import isolate_rng
 
 from sims_kit.cells.datamodule import DataModule
 from sims_kit.errors import SettingError, UnknownNameError
@@ -91,7 +92,7 @@ def generate_trainer(
     settings.setdefault("log_every_n_steps", 1)  # only epochs are logged; larger values make Lightning warn
     callbacks = settings.pop("callbacks", None) or []
     callbacks = [*callbacks] if isinstance(callbacks, list | tuple) else [callbacks]
-    callbacks += _callbacks(model.recipe, settings, has_validation=len(module.split.validation) > 0)
+    callbacks += _callbacks(model.recipe, seed, settings, has_validation=len(module.split.validation) > 0)
     with _quiet_lightning():
         trainer = pl.Trainer(callbacks=callbacks, logger=_logger(logger, settings), **settings)
     return trainer, model, module
@@ -137,6 +138,31 @@ def fit(
     return model.eval()
 
 
+class Reproducible(Callback):
+    """Seeds every epoch by its number, and gives the random state back to the caller when training ends."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self._isolated = ExitStack()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Put the caller's random state aside."""
+        if stage == "fit":
+            self._isolated.enter_context(isolate_rng())
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch from a state that only seed and epoch decide, so that a resumed run is the same."""
+        torch.manual_seed(self.seed + 1_000_003 * trainer.current_epoch)  # a prime: no overlap of nearby seeds
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the caller's random state back."""
+        self._isolated.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Put the caller's random state back."""
+        self._isolated.close()
+
+
 class BestWeights(ModelCheckpoint):
     """Keeps the checkpoint of the best epoch and puts its weights back when training ends."""
 
@@ -178,8 +204,8 @@ class TrainingProgress(ProgressBar):
         self._bar.close()
 
 
-def _callbacks(recipe: Recipe, settings: Mapping[str, Any], has_validation: bool) -> list[Callback]:
-    callbacks: list[Callback] = [History()]
+def _callbacks(recipe: Recipe, seed: int, settings: Mapping[str, Any], has_validation: bool) -> list[Callback]:
+    callbacks: list[Callback] = [Reproducible(seed), History()]
     if settings.get("enable_progress_bar", True):
         callbacks.append(TrainingProgress())
     if has_validation and settings.get("enable_checkpointing", True) and not settings.get("fast_dev_run"):

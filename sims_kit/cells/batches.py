@@ -176,6 +176,7 @@ def cell_loader(
         dataset,
         batch_sampler=CellBatchSampler(order, batch_size),
         collate_fn=_as_is,
+        generator=torch.Generator(),  # else each pass would draw from the caller's random state
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )

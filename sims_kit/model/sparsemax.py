@@ -78,4 +78,5 @@ class Sparsemax(nn.Module):
     """`sparsemax` over the last dimension, as a layer."""
 
     def forward(self, logits: Tensor) -> Tensor:
+        """Masks of the logits, row by row."""
         return sparsemax(logits)

@@ -62,6 +62,9 @@ class TabNet(nn.Module):
     rescale_masked
         Multiply the masked input by the mask's effective number of genes, 1 / sum(mask^2), so that the scale of
         what follows does not depend on how broad the mask is.
+    gene_dropout
+        Share of the genes hidden from each cell in training, drawn anew for every batch. Without it a few genes
+        are enough to remember each training cell; with it, a class must be known by many.
     epsilon
         Added to the masks inside the logarithm of the entropy.
 
@@ -87,6 +90,7 @@ class TabNet(nn.Module):
         input_momentum: float = 0.01,
         mask_start: float = 1.0,
         rescale_masked: bool = False,
+        gene_dropout: float = 0.0,
         epsilon: float = 1e-15,
     ):
         super().__init__()
@@ -96,10 +100,12 @@ class TabNet(nn.Module):
                 raise SettingError(f"{name} is {size}; TabNet needs at least 1.")
         if gamma < 1:
             raise SettingError(f"gamma is {gamma}; it must be at least 1, or later masks would turn negative.")
+        if not 0 <= gene_dropout < 1:
+            raise SettingError(f"gene_dropout is {gene_dropout}; it is a share of the genes, at least 0 and below 1.")
         if n_shared < 1:
             raise SettingError(f"n_shared is {n_shared}; the steps share at least their first layer.")
         self.n_genes, self.n_classes = n_genes, n_classes
-        self.rescale_masked = rescale_masked
+        self.rescale_masked, self.gene_dropout = rescale_masked, gene_dropout
         self.virtual_batch_size = virtual_batch_size
         self.encoder = _Encoder(
             n_genes, n_d, n_a, n_steps, gamma, n_independent, n_shared, virtual_batch_size, momentum, epsilon
@@ -134,7 +140,10 @@ class TabNet(nn.Module):
     def steps(self, cells: Tensor) -> Iterator[Step]:
         """The decision steps of a batch, one `Step` after another. Arguments as in `forward`."""
         encoder = self.encoder
-        cells = encoder.initial_bn(cells if cells.layout == torch.strided else cells.to_dense())
+        cells = cells if cells.layout == torch.strided else cells.to_dense()
+        if self.training and self.gene_dropout:
+            cells = cells * (torch.rand_like(cells) >= self.gene_dropout)  # not scaled up: zeros are what cells have
+        cells = encoder.initial_bn(cells)
         prior = torch.ones_like(cells)
         attention = encoder.initial_splitter(cells)[:, encoder.n_d :]
         for attend, transform in zip(encoder.att_transformers, encoder.feat_transformers, strict=True):

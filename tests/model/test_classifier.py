@@ -87,5 +87,5 @@ def test_diverged_loss_stops_training():
     model = SIMSClassifier(20, 3)
     torch.nn.init.constant_(model.network.final_mapping.weight, float("inf"))
     batch = type("Batch", (), {"cells": torch.rand(8, 20), "labels": torch.arange(8) % 3})
-    with pytest.raises(FloatingPointError, match="batch 4 of epoch 0.*Lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"batch 4 of epoch 0.*Lower the learning rate"):
         model.training_step(batch, 4)

@@ -110,7 +110,17 @@ def test_broad_start():
     assert width[0] < 20 and width[1] > 100
 
 
-@pytest.mark.parametrize("setting", [dict(n_steps=0), dict(gamma=0.5), dict(n_shared=0), dict(n_d=0)])
+def test_gene_dropout():
+    """A share of the genes is hidden in training, drawn for each cell, and none in evaluation."""
+    network = TabNet(2000, 3, gene_dropout=0.25)
+    seen = []
+    network.encoder.initial_bn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    network.train()(torch.ones(8, 2000)), network.eval()(torch.ones(8, 2000))
+    assert seen[0].mean() == pytest.approx(0.75, abs=0.02) and seen[0].unique().tolist() == [0, 1]
+    assert not torch.equal(seen[0][0], seen[0][1]) and (seen[1] == 1).all()
+
+
+@pytest.mark.parametrize("setting", [dict(gene_dropout=1.0), dict(n_steps=0), dict(gamma=0.5), dict(n_shared=0), dict(n_d=0)])
 def test_impossible_settings(setting):
     """Sizes and gamma out of range are named."""
     with pytest.raises(SettingError, match=next(iter(setting))):

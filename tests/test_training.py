@@ -1,0 +1,131 @@
+"""Training through the public face: two lines, one line, and what they promise."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+
+import sims_kit as sk
+from sims_kit.training import BestWeights
+
+QUIET = dict(enable_progress_bar=False, verbose=False)
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    """Logs and checkpoints go to a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_thesis_two_lines(make_cells, tmp_path):
+    """`generate_trainer` and `trainer.fit` train on files with label files, and log to CSV by default."""
+    cells = make_cells()
+    cells.to_df().to_csv(tmp_path / "cells.csv.gz")
+    cells.obs.to_csv(tmp_path / "labels.csv")
+    trainer, model, module = sk.generate_trainer(
+        datafiles=["cells.csv.gz"], labelfiles=["labels.csv"], class_label="cell_type", max_epochs=3, **QUIET
+    )
+    trainer.fit(model, datamodule=module)
+    assert model.classes == ["class_0", "class_1", "class_2"] and model.genes == list(cells.var_names)
+    logged = pd.read_csv(next(tmp_path.glob("lightning_logs/*/metrics.csv")))
+    assert {"train_loss", "val_loss", "val_median_f1"} <= set(logged.columns)
+    assert len(model.history) == 3
+    for part in ("train_", "val_"):  # over a dozen metrics each (thesis section 0.3.1)
+        assert sum(column.startswith(part) for column in model.history) >= 13
+
+
+def test_fit_learns_and_measures(make_cells):
+    """One call separates easy classes, and measures them on test cells it kept aside."""
+    model = sk.fit(make_cells(n_cells=300), "cell_type", max_epochs=20, **QUIET)
+    assert model.test_metrics["accuracy_micro"] > 0.9
+    assert not model.training
+    assert model.provenance["cells"] == {"train": 240, "validation": 30, "test": 30}
+
+
+def test_own_parts_as_in_lightning(make_cells):
+    """DataModule, SIMSClassifier and Trainer built by hand work together, as in the thesis's second listing."""
+    module = sk.DataModule(make_cells(), class_label="cell_type", verbose=False)
+    model = sk.SIMSClassifier(input_dim=module.input_dim, output_dim=module.output_dim, recipe="thesis")
+    trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(model, datamodule=module)
+    assert model.genes == module.genes and model.classes == module.classes
+    torch.testing.assert_close(model.class_weights, module.class_weights)
+
+
+def test_same_seed_same_weights(make_cells):
+    """The seed decides everything, and the caller's random state is left alone."""
+    state = torch.get_rng_state()
+    first, again, other = (
+        sk.fit(make_cells(), "cell_type", seed=seed, max_epochs=2, logger=False, **QUIET).network.state_dict()
+        for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_best_epoch_comes_back(make_cells):
+    """After training the model has the weights of the epoch with the best monitored metric."""
+    trainer, model, module = sk.generate_trainer(
+        make_cells(n_cells=200), class_label="cell_type", recipe="thesis", max_epochs=6, logger=False, **QUIET
+    )
+    trainer.fit(model, datamodule=module)
+    (metrics,) = trainer.validate(model, datamodule=module, verbose=False)
+    assert metrics["val_accuracy_micro"] == pytest.approx(model.history["val_accuracy_micro"].max())
+    assert any(isinstance(callback, BestWeights) for callback in trainer.callbacks)
+
+
+def test_early_stopping(make_cells):
+    """The thesis's recipe stops four epochs after the last better validation accuracy."""
+    model = sk.fit(make_cells(n_cells=200), "cell_type", recipe="thesis", max_epochs=60, logger=False, **QUIET)
+    accuracy = model.history["val_accuracy_micro"].to_numpy()
+    assert len(accuracy) < 60
+    assert len(accuracy) - 1 - np.argmax(accuracy) == 4
+
+
+def test_trainer_arguments_pass_through(make_cells):
+    """Any Trainer argument, own callbacks and no test part."""
+
+    class Counter(pl.Callback):
+        epochs = 0
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.epochs += 1
+
+    counter = Counter()
+    model = sk.fit(
+        make_cells(), "cell_type", test=0, max_epochs=2, callbacks=counter, accelerator="cpu", logger=False, **QUIET
+    )
+    assert counter.epochs == 2 and model.test_metrics is None
+
+
+def test_without_validation_cells(make_cells):
+    """Training runs to its end when no cells are kept aside."""
+    model = sk.fit(make_cells(), "cell_type", validation=0, test=0, max_epochs=2, logger=False, **QUIET)
+    assert "val_loss" not in model.history and len(model.history) == 2
+
+
+def test_loggers_by_name(make_cells):
+    """A logger that is not known or not installed is refused by name."""
+    with pytest.raises(KeyError, match="tensorboard"):
+        sk.fit(make_cells(), "cell_type", logger="tensorbord", **QUIET)
+
+
+@pytest.mark.dataset("cell-lines-5cl-p1", "cell-lines-5cl-p2")
+def test_two_plates_of_real_files(real_data):
+    """Two plates with different genes train from their `.csv.gz` files, filtered by their metadata."""
+    folder = real_data / "sc_mixology"
+    trainer, model, module = sk.generate_trainer(
+        [folder / f"sc_celseq2_5cl_p{plate}.count.csv.gz" for plate in (1, 2)],
+        [folder / f"sc_celseq2_5cl_p{plate}.metadata.csv.gz" for plate in (1, 2)],
+        "cell_line_demuxlet",
+        orientation="genes_by_cells",
+        keep={"cell_number": [1]},
+        drop={"demuxlet_cls": ["DBL"]},
+        max_epochs=1,
+        logger=False,
+        **QUIET,
+    )
+    trainer.fit(model, datamodule=module)
+    assert (module.input_dim, module.output_dim, len(module.labels)) == (13_723, 5, 304)
