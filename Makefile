@@ -12,9 +12,10 @@ LABEL =
 QUERY =
 LABELFILE =
 ORIENTATION =
+LAYER =
 OUT = results/demo
 NOTEBOOK = notebooks/10_annotate_your_data.ipynb
-export REFERENCE LABEL QUERY LABELFILE ORIENTATION OUT NOTEBOOK
+export REFERENCE LABEL QUERY LABELFILE ORIENTATION LAYER OUT NOTEBOOK
 
 # the kernel of every notebook is this environment's Python, whatever kernels the user has elsewhere
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 "$(VENV)/bin/python"
@@ -29,11 +30,10 @@ help:  ## this list
 
 demo: check-demo $(STAMP)  ## annotate real cells: train, annotate, explain; leaves OUT (results/demo)
 	@mkdir -p "$$OUT"
-	@$(RUN) -m papermill "$$NOTEBOOK" "$$OUT/report.ipynb" --kernel python3 --cwd . --log-output --progress-bar \
-	  --parameters_raw OUT "$$OUT" $${REFERENCE:+--parameters_raw REFERENCE "$$REFERENCE"} \
-	  $${LABEL:+--parameters_raw LABEL "$$LABEL"} $${QUERY:+--parameters_raw QUERY "$$QUERY"} \
-	  $${LABELFILE:+--parameters_raw LABELFILE "$$LABELFILE"} \
-	  $${ORIENTATION:+--parameters_raw ORIENTATION "$$ORIENTATION"} \
+	@echo "Running $$NOTEBOOK; results go to $$OUT."
+	@$(RUN) tools/run_demo.py "$$NOTEBOOK" "$$OUT/report.ipynb" "OUT=$$OUT" $${REFERENCE:+"REFERENCE=$$REFERENCE"} \
+	  $${LABEL:+"LABEL=$$LABEL"} $${QUERY:+"QUERY=$$QUERY"} $${LABELFILE:+"LABELFILE=$$LABELFILE"} \
+	  $${ORIENTATION:+"ORIENTATION=$$ORIENTATION"} $${LAYER:+"LAYER=$$LAYER"} \
 	  || { echo "The demo stopped: the message is above, and $$OUT/report.ipynb holds what ran until then." >&2; exit 1; }
 	@$(RUN) -m nbconvert --log-level ERROR --to html --output report "$$OUT/report.ipynb" && rm "$$OUT/report.ipynb"
 	@echo "Done. In $$OUT:"; ls "$$OUT"

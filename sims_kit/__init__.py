@@ -7,8 +7,9 @@ The public face. `load` or `read` cells, `fit` a model (or `generate_trainer`, a
 from importlib.metadata import version
 
 from sims_kit import datasets, metrics, plotting
-from sims_kit.annotation import annotate
+from sims_kit.annotation import annotate, gene_coverage
 from sims_kit.cells.datamodule import DataModule
+from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load, read
 from sims_kit.explanation import Explanation, explain
 from sims_kit.model import RECIPES, Recipe, SIMSClassifier, load_model, save_model
@@ -26,6 +27,7 @@ __all__ = [
     "datasets",
     "explain",
     "fit",
+    "gene_coverage",
     "generate_trainer",
     "load",
     "load_model",
@@ -33,4 +35,5 @@ __all__ = [
     "plotting",
     "read",
     "save_model",
+    "stratified_split",
 ]

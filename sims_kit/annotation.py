@@ -9,6 +9,8 @@ import pandas as pd
 import torch
 
 from sims_kit.cells.batches import query_batches
+from sims_kit.cells.genes import GeneCoverage, align_genes
+from sims_kit.cells.matrix import cell_matrix
 from sims_kit.datasets import load
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
@@ -91,6 +93,26 @@ def annotate(
         },
     }
     return query if copy else None
+
+
+def gene_coverage(
+    query: ad.AnnData | str | os.PathLike, model: SIMSClassifier | str | os.PathLike, *, layer: str | None = None
+) -> GeneCoverage:
+    """How many of the model's genes a query has, before anything is predicted; `print` gives the report.
+
+    Parameters
+    ----------
+    query, model, layer
+        As in `annotate`, which aligns the genes in the same way.
+
+    Raises
+    ------
+    GeneError, UnknownNameError
+        As `annotate` raises them.
+    """
+    query = query if isinstance(query, ad.AnnData) else load(query)
+    _, var = cell_matrix(query, layer)
+    return align_genes(var, fitted_model(model).genes).coverage
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ from sims_kit.progress import progress_bar
 
 _DATA_SETTINGS = set(inspect.signature(DataModule).parameters) - {"datafiles", "labelfiles", "class_label", "seed"}
 _TRAINER_SETTINGS = set(inspect.signature(pl.Trainer).parameters)
-_LOGGERS = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger}
+_LOGGERS = {
+    "csv": partial(CSVLogger, name="lightning_logs"),  # Lightning's own name for this folder
+    "tensorboard": partial(TensorBoardLogger, name="lightning_logs"),
+    "wandb": partial(WandbLogger, project="sims_kit"),
+}
 
 
 def generate_trainer(
@@ -73,9 +78,9 @@ def generate_trainer(
     for name in settings:
         if name not in _DATA_SETTINGS | _TRAINER_SETTINGS:
             raise UnknownNameError("setting", name, sorted(_DATA_SETTINGS | _TRAINER_SETTINGS))
-    data_settings = {"batch_size": recipe.batch_size}
-    data_settings.update((name, settings.pop(name)) for name in _DATA_SETTINGS & set(settings))
+    data_settings = {name: settings.pop(name) for name in _DATA_SETTINGS & set(settings)}
     module = DataModule(datafiles, labelfiles, class_label, seed=seed, **data_settings)
+    module.batch_size, epochs = recipe.schedule(len(module.split.train), data_settings.get("batch_size"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SIMSClassifier(
@@ -86,7 +91,7 @@ def generate_trainer(
             recipe=recipe,
             **(model_params or {}),
         )
-    settings.setdefault("max_epochs", model.recipe.epochs(len(module.split.train)))
+    settings.setdefault("max_epochs", epochs)
     settings.setdefault("gradient_clip_val", model.recipe.gradient_clip_val)
     settings.setdefault("enable_model_summary", False)
     settings.setdefault("log_every_n_steps", 1)  # only epochs are logged; larger values make Lightning warn
@@ -180,7 +185,8 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: SIMSClassifier) -> None:
         """Add the epoch as a row."""
         row = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        history = pd.concat([pl_module.history, pd.DataFrame(row, index=[trainer.current_epoch])])
+        earlier = pl_module.history.to_dict("index")
+        history = pd.DataFrame.from_dict({**earlier, trainer.current_epoch: row}, orient="index")
         pl_module.history = history.rename_axis("epoch")
 
 
@@ -222,7 +228,7 @@ def _logger(logger: str | Logger | bool, settings: Mapping[str, Any]) -> Logger 
         raise UnknownNameError("logger", logger, _LOGGERS)
     folder = Path(settings.get("default_root_dir") or ".")
     try:
-        return _LOGGERS[logger](save_dir=folder, name="lightning_logs")
+        return _LOGGERS[logger](save_dir=folder)
     except ModuleNotFoundError as error:
         raise SettingError(
             f"logger={logger!r} needs a package that is not installed ({error}). "

@@ -75,11 +75,18 @@ def test_refused(arguments, error, message):
         SIMSClassifier(**{"input_dim": 20, "output_dim": 3, **arguments})
 
 
-def test_epochs_follow_the_number_of_cells():
-    """A recipe aims at a number of steps, within 10 to 100 epochs, unless it fixes the epochs."""
-    recipe = Recipe(batch_size=50, training_steps=1000)
-    assert [recipe.epochs(n) for n in (10, 2000, 1_000_000)] == [100, 25, 10]
-    assert RECIPES["thesis"].epochs(10) == 500
+@pytest.mark.parametrize(
+    "n_cells, expected", [(100, (32, 250)), (3_200, (32, 10)), (1_600, (32, 20)), (10**6, (256, 10))]
+)
+def test_schedule_follows_the_number_of_cells(n_cells, expected):
+    """Batches grow with the training set, and epochs make up the steps aimed at, within their bounds."""
+    assert Recipe(training_steps=1000).schedule(n_cells) == expected
+
+
+def test_schedule_of_the_caller_and_of_the_thesis():
+    """A given batch size decides the epochs; the thesis fixes both."""
+    assert Recipe(training_steps=1000).schedule(2000, batch_size=50) == (50, 25)
+    assert RECIPES["thesis"].schedule(10**6) == (32, 500)
 
 
 def test_diverged_loss_stops_training():

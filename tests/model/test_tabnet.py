@@ -120,7 +120,9 @@ def test_gene_dropout():
     assert not torch.equal(seen[0][0], seen[0][1]) and (seen[1] == 1).all()
 
 
-@pytest.mark.parametrize("setting", [dict(gene_dropout=1.0), dict(n_steps=0), dict(gamma=0.5), dict(n_shared=0), dict(n_d=0)])
+@pytest.mark.parametrize(
+    "setting", [dict(gene_dropout=1.0), dict(n_steps=0), dict(gamma=0.5), dict(n_shared=0), dict(n_d=0)]
+)
 def test_impossible_settings(setting):
     """Sizes and gamma out of range are named."""
     with pytest.raises(SettingError, match=next(iter(setting))):
