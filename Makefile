@@ -21,7 +21,7 @@ export REFERENCE LABEL QUERY LABELFILE ORIENTATION LAYER OUT NOTEBOOK
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test lab notebooks lint format address constraints clean check-demo check-python
+.PHONY: help demo test lab notebooks figure lint format address constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -36,7 +36,7 @@ demo: check-demo $(STAMP)  ## annotate real cells: train, annotate, explain; lea
 	  $${ORIENTATION:+"ORIENTATION=$$ORIENTATION"} $${LAYER:+"LAYER=$$LAYER"} \
 	  || { echo "The demo stopped: the message is above, and $$OUT/report.ipynb holds what ran until then." >&2; exit 1; }
 	@$(RUN) -m nbconvert --log-level ERROR --to html --output report "$$OUT/report.ipynb" && rm "$$OUT/report.ipynb"
-	@echo "Done. In $$OUT:"; ls "$$OUT"
+	@echo "Done. The report is $$OUT/report.html"
 
 # Inputs that are wrong should be named before an installation of minutes, not after it.
 check-demo: check-python
@@ -58,6 +58,10 @@ lab: $(STAMP)  ## JupyterLab on the lessons
 
 notebooks: $(STAMP)  ## run every notebook and save its outputs in place, tidied
 	@$(RUN) tools/run_notebooks.py notebooks/*.ipynb
+
+figure: $(STAMP)  ## draw the picture of README.md anew: the demo's summary
+	@$(MAKE) --no-print-directory demo OUT=build/figure
+	@mkdir -p docs && cp build/figure/summary.png docs/demo.png
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .

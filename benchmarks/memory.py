@@ -2,14 +2,16 @@
 
     python benchmarks/memory.py [--genes 20000] [--batch-size 256] [--steps 5]
 
-Each network runs in a process of its own on the same simulated batch (10 % nonzeros). "Start" is the peak before the
-network exists, with torch imported and the batch made; "peak" is the highest resident memory of the process.
+Each row is a process of its own, on the same simulated cells (10 % nonzeros, 20 classes). "Start" is the peak before
+the network exists, libraries imported and cells made; "peak" is the highest resident memory of the process.
+The last row is all of `sims_kit.fit`: 2,000 cells, one epoch with its validation, the checkpoint and its return.
 """
 
 import argparse
 import multiprocessing
 import resource
 import sys
+import tempfile
 import time
 
 import torch
@@ -31,6 +33,24 @@ def measure(make: str, n_genes: int, batch_size: int, n_steps: int, answer) -> N
         optimizer.step()
         seconds.append(time.perf_counter() - started)
     answer.put((start, _peak(), sorted(seconds)[len(seconds) // 2]))
+
+
+def measure_fit(make: str, n_genes: int, batch_size: int, n_steps: int, answer) -> None:
+    """The same for one epoch of `sims_kit.fit`; seconds are per step, validation and checkpoint included."""
+    import anndata as ad
+    import pandas as pd
+    from scipy import sparse
+
+    import sims_kit as sk
+
+    counts = sparse.random(2000, n_genes, density=0.1, format="csr", dtype="float32", random_state=0)
+    counts.data[:] = 1 + (counts.data * 5).astype(int)
+    cells = ad.AnnData(counts, obs=pd.DataFrame({"cell_type": [f"type {i % 20}" for i in range(2000)]}))
+    start, started = _peak(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = dict(verbose=False, logger=False, enable_progress_bar=False, default_root_dir=folder)
+        sk.fit(cells, "cell_type", recipe=make, batch_size=batch_size, max_epochs=1, test=0, **quiet)
+    answer.put((start, _peak(), (time.perf_counter() - started) / (1800 / batch_size)))
 
 
 def _network(make: str, n_genes: int) -> torch.nn.Module:
@@ -56,16 +76,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     arguments = parser.parse_args()
     print(f"{arguments.genes:,} genes, batches of {arguments.batch_size}, {torch.get_num_threads()} threads\n")
-    print("| network | start, GB | peak, GB | seconds per step (median) |\n|---|---|---|---|")
+    print("| process | start, GB | peak, GB | seconds per step (median) |\n|---|---|---|---|")
     context = multiprocessing.get_context("spawn")
-    for make in ("thesis", "default", "pytorch-tabnet"):
+    rows = [("thesis", measure), ("default", measure), ("pytorch-tabnet", measure), ("default", measure_fit)]
+    for make, target in rows:
         answer = context.Queue()
         sizes = (arguments.genes, arguments.batch_size, arguments.steps)
-        process = context.Process(target=measure, args=(make, *sizes, answer))
+        process = context.Process(target=target, args=(make, *sizes, answer))
         process.start()
         start, peak, seconds = answer.get()
         process.join()
-        print(f"| {make} | {start:.2f} | {peak:.2f} | {seconds:.2f} |", flush=True)
+        name = f"sk.fit, {make} recipe" if target is measure_fit else f"training steps, {make}"
+        print(f"| {name} | {start:.2f} | {peak:.2f} | {seconds:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

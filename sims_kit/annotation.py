@@ -1,6 +1,7 @@
 """Annotation: a model and unlabelled cells in, labels with confidence out."""
 
 import os
+import warnings
 from collections.abc import Mapping
 
 import anndata as ad
@@ -66,15 +67,17 @@ def annotate(
     GeneError
         If less than a fifth of the model's genes are in the query. A warning follows below four fifths.
     DataError
-        If the matrix is scaled, or holds NaN, infinite or negative values, or has no cells.
+        If the matrix is scaled or turned, or holds NaN, infinite or negative values, or has no cells.
     UnknownNameError
         If there is no such layer.
+    SettingError
+        If the model was not fitted, or `batch_size` is less than 1.
     """
+    model = fitted_model(model)
     if not isinstance(query, ad.AnnData):
         query, copy = load(query), True
     elif copy:
         query = query.copy()
-    model = fitted_model(model)
     batches, coverage, state = query_batches(query, model.genes, layer=layer, batch_size=batch_size)
     probabilities = predict_probabilities(model, batches)
     order = np.argsort(-probabilities, axis=1, kind="stable")
@@ -107,12 +110,15 @@ def gene_coverage(
 
     Raises
     ------
-    GeneError, UnknownNameError
+    GeneError, DataError, UnknownNameError, SettingError
         As `annotate` raises them.
     """
+    model = fitted_model(model)
     query = query if isinstance(query, ad.AnnData) else load(query)
     _, var = cell_matrix(query, layer)
-    return align_genes(var, fitted_model(model).genes).coverage
+    with warnings.catch_warnings():  # the report says it
+        warnings.filterwarnings("ignore", "Only .* genes found")
+        return align_genes(var, model.genes, query.obs_names).coverage
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ def explain(
 
     Raises
     ------
-    GeneError, DataError, UnknownNameError
+    GeneError, DataError, UnknownNameError, SettingError
         As `annotate` raises them, and if there is no column `groupby`.
     """
     model = fitted_model(model)

@@ -4,6 +4,10 @@ import sys
 
 from tqdm import tqdm
 
+# tqdm's own without percentage and rate: with three metrics it fits into 80 columns, so that the line is redrawn in
+# place and does not wrap
+SHORT = "{desc} {bar:4} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
 
 def progress_bar(iterable=None, **options) -> tqdm:
     """A `tqdm` bar that writes to the notebook's output or to the terminal.
@@ -20,6 +24,8 @@ def progress_bar(iterable=None, **options) -> tqdm:
     """
     in_notebook = "ipykernel" in sys.modules
     options.setdefault("leave", False)
+    options.setdefault("delay", 0 if options["leave"] else 1)  # seconds; a bar that would flash by is not drawn
+    options.setdefault("bar_format", SHORT)
     return tqdm(
         iterable,
         file=sys.stdout if in_notebook else sys.stderr,

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from pytorch_lightning.utilities.seed import isolate_rng
 
 from sims_kit.cells.datamodule import DataModule
 from sims_kit.errors import SettingError, UnknownNameError
-from sims_kit.model.classifier import SIMSClassifier
+from sims_kit.model.classifier import NETWORK_SETTINGS, SIMSClassifier
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.progress import progress_bar
 
 _DATA_SETTINGS = set(inspect.signature(DataModule).parameters) - {"datafiles", "labelfiles", "class_label", "seed"}
 _TRAINER_SETTINGS = set(inspect.signature(pl.Trainer).parameters)
+_MODEL_SETTINGS = {"network", "optimizer", "optimizer_params", "scheduler", "scheduler_params", "class_weights"}
+_RECIPE_SETTINGS = {field.name for field in fields(Recipe)} - _MODEL_SETTINGS
 _LOGGERS = {
     "csv": partial(CSVLogger, name="lightning_logs"),  # Lightning's own name for this folder
     "tensorboard": partial(TensorBoardLogger, name="lightning_logs"),
@@ -53,7 +56,8 @@ def generate_trainer(
     recipe
         ``"default"``, ``"thesis"`` (exactly the settings of section 0.3.2) or a `Recipe`.
     model_params
-        Arguments of `SIMSClassifier` that differ from the recipe's.
+        Arguments of `SIMSClassifier` and fields of `Recipe` that differ from the recipe's, such as
+        ``{"network": {"n_steps": 3}, "label_smoothing": 0.1}``.
     logger
         ``"csv"``, ``"tensorboard"``, ``"wandb"``, a Lightning logger, or False.
     seed
@@ -71,13 +75,16 @@ def generate_trainer(
     ------
     UnknownNameError
         If a setting belongs to neither; the nearest names are offered.
-    DataError, GeneError, LabelError, SettingError
+    SettingError
+        If a setting is one of the model's; the message says where it goes.
+    DataError, GeneError, LabelError
         As `DataModule` and `SIMSClassifier` raise them.
     """
-    recipe = get_recipe(recipe)
-    for name in settings:
-        if name not in _DATA_SETTINGS | _TRAINER_SETTINGS:
-            raise UnknownNameError("setting", name, sorted(_DATA_SETTINGS | _TRAINER_SETTINGS))
+    model_params = dict(model_params or {})
+    _check_names(settings, model_params)
+    changes = {name: model_params.pop(name) for name in _RECIPE_SETTINGS & set(model_params)}
+    recipe = replace(get_recipe(recipe), **changes)
+    logger = _logger(logger, settings)
     data_settings = {name: settings.pop(name) for name in _DATA_SETTINGS & set(settings)}
     module = DataModule(datafiles, labelfiles, class_label, seed=seed, **data_settings)
     module.batch_size, epochs = recipe.schedule(len(module.split.train), data_settings.get("batch_size"))
@@ -89,7 +96,7 @@ def generate_trainer(
             genes=module.genes,
             classes=module.classes,
             recipe=recipe,
-            **(model_params or {}),
+            **model_params,
         )
     settings.setdefault("max_epochs", epochs)
     settings.setdefault("gradient_clip_val", model.recipe.gradient_clip_val)
@@ -99,7 +106,7 @@ def generate_trainer(
     callbacks = [*callbacks] if isinstance(callbacks, list | tuple) else [callbacks]
     callbacks += _callbacks(model.recipe, seed, settings, has_validation=len(module.split.validation) > 0)
     with _quiet_lightning():
-        trainer = pl.Trainer(callbacks=callbacks, logger=_logger(logger, settings), **settings)
+        trainer = pl.Trainer(callbacks=callbacks, logger=logger, **settings)
     return trainer, model, module
 
 
@@ -202,7 +209,9 @@ class TrainingProgress(ProgressBar):
         """Move the bar."""
         shown = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": "median F1"}
         metrics = trainer.callback_metrics
-        self._bar.set_postfix({to: f"{metrics[name]:.3f}" for name, to in shown.items() if name in metrics})
+        self._bar.set_postfix(
+            {to: f"{metrics[name]:.3f}" for name, to in shown.items() if name in metrics}, refresh=False
+        )
         self._bar.update()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -219,6 +228,27 @@ def _callbacks(recipe: Recipe, seed: int, settings: Mapping[str, Any], has_valid
     if has_validation and recipe.patience is not None:
         callbacks.append(EarlyStopping(recipe.monitor, mode=recipe.monitor_mode, patience=recipe.patience))
     return callbacks
+
+
+def _check_names(settings: Mapping[str, Any], model_params: Mapping[str, Any]) -> None:
+    """Refuse settings that do not exist or stand in the wrong place, before any file is read."""
+    for name in settings:
+        if name in _DATA_SETTINGS | _TRAINER_SETTINGS:
+            continue
+        if name in NETWORK_SETTINGS:
+            raise SettingError(
+                f"{name} is a setting of the network: pass model_params={{'network': {{{name!r}: ...}}}}."
+            )
+        if name in _MODEL_SETTINGS | _RECIPE_SETTINGS:
+            raise SettingError(f"{name} is a setting of the model: pass model_params={{{name!r}: ...}}.")
+        raise UnknownNameError("setting", name, sorted(_DATA_SETTINGS | _TRAINER_SETTINGS))
+    for name in model_params:
+        if name in NETWORK_SETTINGS:
+            raise SettingError(
+                f"{name} is a setting of the network: pass model_params={{'network': {{{name!r}: ...}}}}."
+            )
+        if name not in _MODEL_SETTINGS | _RECIPE_SETTINGS:
+            raise UnknownNameError("setting of the model", name, sorted(_MODEL_SETTINGS | _RECIPE_SETTINGS))
 
 
 def _logger(logger: str | Logger | bool, settings: Mapping[str, Any]) -> Logger | bool:

@@ -1,5 +1,7 @@
 """Annotation: what is added, and that nothing else changes."""
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -98,3 +100,17 @@ def test_batches_do_not_matter(model, make_cells, batch_size):
     sk.annotate(query, model, batch_size=batch_size)
     sk.annotate(expected, model)
     np.testing.assert_allclose(query.obsm["sims_probabilities"], expected.obsm["sims_probabilities"], atol=1e-6)
+
+
+def test_gene_coverage_before_annotating(model, make_cells):
+    """The report of what `annotate` will find: the same numbers, for a file too, and no warning beside it."""
+    query = make_cells()[:, :42].copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        coverage = sk.gene_coverage(query, model)
+    assert (coverage.n_matched, coverage.n_model, len(coverage.missing)) == (42, 60, 18)
+    assert "42 of the model's 60 genes found (70.0%)" in str(coverage)
+    query.raw = make_cells()
+    assert sk.gene_coverage(query, model, layer="raw").fraction == 1
+    with pytest.raises(GeneError):
+        sk.gene_coverage(query[:, :6].copy(), model)

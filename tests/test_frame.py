@@ -201,11 +201,12 @@ def test_executed_notebook_is_tidied(tmp_path):
 )
 def test_unfit_notebook_is_refused(tmp_path, damage, complaint):
     """Each thing that a committed notebook must not have is found and named; without it nothing is."""
-    path = small_notebook(tmp_path / "tiny.ipynb", "print('T/B cells, https://a.b/c/d, results/demo')")
+    harmless = "T/B cells, CD4+/CD45RA+/CD25- T, https://a.b/c/d, results/demo"
+    path = small_notebook(tmp_path / "tiny.ipynb", f"print({harmless!r})")
     notebook = nbformat.read(path, as_version=4)
     for count, cell in enumerate(notebook.cells, 1):
         cell.execution_count = count
-    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="T/B cells, https://a.b/c/d, results/demo\n")]
+    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text=f"{harmless}\n")]
     nbformat.write(notebook, path)
     assert run_notebooks.problems(path) == []
     damage(notebook)

@@ -1,5 +1,7 @@
 """Training through the public face: two lines, one line, and what they promise."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,6 +106,27 @@ def test_without_validation_cells(make_cells):
     """Training runs to its end when no cells are kept aside."""
     model = sk.fit(make_cells(), "cell_type", validation=0, test=0, max_epochs=2, logger=False, **QUIET)
     assert "val_loss" not in model.history and len(model.history) == 2
+
+
+def test_settings_of_the_model(make_cells):
+    """Settings of recipe and network go through `model_params`; elsewhere the message says so, before any reading."""
+    trainer, model, module = sk.generate_trainer(
+        make_cells(),
+        class_label="cell_type",
+        model_params={"network": {"n_steps": 2}, "batch_size": 48, "label_smoothing": 0.1, "max_epochs": 7},
+        logger=False,
+        **QUIET,
+    )
+    assert len(model.network.encoder.att_transformers) == 2 and model.recipe.label_smoothing == 0.1
+    assert (module.batch_size, trainer.max_epochs) == (48, 7)
+    for wrong, way_out in (
+        (dict(n_steps=2), "model_params={'network': {'n_steps'"),
+        (dict(label_smoothing=0.1), "model_params={'label_smoothing'"),
+        (dict(model_params={"n_steps": 2}), "'network': {'n_steps'"),
+        (dict(model_params={"label_smooting": 2}), "'label_smoothing'"),
+    ):
+        with pytest.raises((ValueError, KeyError), match=re.escape(way_out)):
+            sk.fit("no such file", "cell_type", **wrong)
 
 
 def test_loggers_by_name(make_cells):

@@ -26,6 +26,7 @@ def main(notebook: str, executed: str, *parameters: str) -> int:
             progress_bar=False,  # of cells; the notebook has its own, of epochs
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
+            coalesce_streams=True,  # the report keeps the last state of a progress bar only
             extra_arguments=["--log-level=ERROR"],  # the kernel's own notes say nothing of cells
         )
     except PapermillExecutionError as error:  # the traceback is in `executed`

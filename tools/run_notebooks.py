@@ -16,8 +16,8 @@ from nbclient.exceptions import CellExecutionError
 MAX_BYTES = 1_000_000  # GitHub shows larger notebooks slowly or not at all
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-# an absolute path of two parts or more, not part of a web address, a tag or a relative path
-MACHINE_PATH = re.compile(r"(?<![\w.:/<~\\-])/[\w.+-]+/[\w.+-]+|\b[A-Za-z]:\\{1,2}\w")
+# an absolute path of two parts or more, not part of a web address, a tag, a relative path or markers (CD4+/...)
+MACHINE_PATH = re.compile(r"(?<![\w.:/<~\\+-])/[\w.+-]+/[\w.+-]+|\b[A-Za-z]:\\{1,2}\w")
 INSTALL = re.compile(r"^\s*[!%](pip|conda|mamba)\b", re.MULTILINE)
 
 
@@ -31,7 +31,9 @@ def execute(path: Path) -> None:
     """
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, kernel_name="python3", timeout=None, coalesce_streams=True, resources=resources).execute()
+    options = dict(timeout=None, coalesce_streams=True, resources=resources)
+    quiet = ["--log-level=ERROR"]  # the kernel's own notes say nothing of the lesson
+    NotebookClient(notebook, kernel_name="python3", extra_arguments=quiet, **options).execute()
     tidy(notebook)
     nbformat.write(notebook, path)
 

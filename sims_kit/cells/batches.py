@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from sims_kit.cells.genes import GeneAlignment, GeneCoverage, align_genes
 from sims_kit.cells.matrix import cell_matrix, layer_names
 from sims_kit.cells.normalise import detect_state, normalise
+from sims_kit.errors import SettingError
 
 UNKNOWN = -1  # label of a cell whose class is not known
 
@@ -211,13 +213,17 @@ def query_batches(
     GeneError
         Under 20 % of the vocabulary is there.
     DataError
-        The matrix is empty, not finite or scaled.
+        The matrix is empty, not finite, scaled or turned.
     UnknownNameError
         No such layer.
+    SettingError
+        `batch_size` is not a whole number of 1 or more.
     """
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise SettingError(f"batch_size={batch_size!r}: give a whole number of cells, 1 or more.")
     matrix, var = cell_matrix(adata, layer)
     state = detect_state(matrix, name="The query's matrix", layers=layer_names(adata))
-    alignment = align_genes(var, vocabulary)
+    alignment = align_genes(var, vocabulary, adata.obs_names)
     cells = MemoryCells(matrix, state, alignment=alignment)
     return cell_loader(CellDataset([cells]), batch_size), alignment.coverage, state
 

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sims_kit.cells.genes import GeneAlignment, id_kind, shared_genes
 from sims_kit.cells.matrix import LabelledCells, labelled_cells
 from sims_kit.cells.splits import Split, check_shares, stratified_split
 from sims_kit.datasets import read
+from sims_kit.datasets.delimited import sniff
 from sims_kit.errors import LabelError, SettingError
 
 HOW = ("intersection", "union")
@@ -115,7 +117,10 @@ class DataModule(LightningDataModule):
         self._split = stratified_split(self._labels, self.validation, self.test, self.seed)
         for part, share in (("validation", self.validation), ("test", self.test)):
             if share and not len(getattr(self._split, part)):
-                raise LabelError(f"No class has the cells for a {part} part. Merge classes, or set {part}=0.")
+                raise LabelError(
+                    f"None of the {len(self._classes)} classes has a cell to spare for the {part} part. Check that "
+                    f"{self.class_label!r} is the column of the labels, merge classes, or set {part}=0."
+                )
         self._genes = shared_genes([file.genes for file in files], self.how, [file.name for file in files])
         self._cell_names = _unique_names([file.cell_names for file in files])
         self._files = [file.described() for file in files]
@@ -214,6 +219,7 @@ class DataModule(LightningDataModule):
         wrong_types = [
             type(item).__name__ for item in self.datafiles if not isinstance(item, str | os.PathLike | AnnData)
         ]
+        no_mappings = [columns for columns in (self.keep, self.drop) if not isinstance(columns or {}, Mapping)]
         check_shares(self.validation, self.test)
         for wrong, message in (
             (not n_files, "datafiles is empty: give at least one path or AnnData."),
@@ -222,7 +228,13 @@ class DataModule(LightningDataModule):
                 not _whole(self.batch_size, 2),
                 f"batch_size={self.batch_size!r}: give a whole number, 2 or more.",
             ),
+            (not _whole(self.seed, 0), f"seed={self.seed!r}: give a whole number, 0 or more."),
             (not _whole(self.num_workers, 0), f"num_workers={self.num_workers!r}: give 0 or more processes."),
+            (no_mappings, f"keep={self.keep}, drop={self.drop}: give columns and values, {{'cell_number': [1]}}."),
+            (
+                not isinstance(self.class_label, str | None),
+                f"class_label={self.class_label!r}: give the name of one column, as text.",
+            ),
             (self.how not in HOW, f"genes={self.how!r}: choose one of {HOW}."),
             (
                 len(self.orientations) != n_files or not set(self.orientations) <= set(ORIENTATIONS),
@@ -248,7 +260,7 @@ class DataModule(LightningDataModule):
 
     def _label_columns(self) -> list[str]:
         if self.labelfiles[0] is not None:
-            return list(map(str, pd.read_csv(self.labelfiles[0], sep=None, engine="python", nrows=1).columns))
+            return sniff(Path(self.labelfiles[0]), delimiters="\t,;").first
         return list(self._open(0).obs.columns)
 
     def _open(self, i: int) -> AnnData:
@@ -256,10 +268,9 @@ class DataModule(LightningDataModule):
         return item if isinstance(item, AnnData) else read(item, orientation=self.orientations[i])
 
     def _read(self, i: int) -> LabelledCells:
-        name = f"AnnData {i + 1}" if isinstance(self.datafiles[i], AnnData) else Path(self.datafiles[i]).name
-        return labelled_cells(
-            self._open(i), name, self.class_label, self.labelfiles[i], self.keep, self.drop, self.layer
-        )
+        item, cells = self.datafiles[i], self._open(i)
+        name = f"AnnData {i + 1}" if isinstance(item, AnnData) else Path(item).name
+        return labelled_cells(cells, name, self.class_label, self.labelfiles[i], self.keep, self.drop, self.layer)
 
     def _encode_labels(self, files: list[LabelledCells]) -> None:
         unlabelled = sum(file.n_unlabelled for file in files)
@@ -301,7 +312,7 @@ class DataModule(LightningDataModule):
     def _summary(self) -> str:
         use = {"log-normalised": "used as they are"}
         lines = [
-            f"{file['file']}: {file['cells']:,} cells x {file['genes']:,} genes, {file['state']} "
+            f"{file['dataset'] or file['file']}: {file['cells']:,} cells x {file['genes']:,} genes, {file['state']} "
             f"({use.get(file['state'], 'scaled to 10,000 per cell and log1p-ed in each batch')})"
             for file in self._files
         ]
@@ -316,11 +327,13 @@ class DataModule(LightningDataModule):
 
 
 def _whole(value, least: int) -> bool:
-    return isinstance(value, int) and value >= least
+    return isinstance(value, Integral) and value >= least
 
 
 def _listed(value) -> list:
-    return list(value) if isinstance(value, list | tuple) else [value]
+    """One entry or several as a list, ``~`` in paths written out."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return [Path(os.path.expanduser(item)) if isinstance(item, str | os.PathLike) else item for item in items]
 
 
 def _unique_names(names: list[list[str]]) -> list[str]:

@@ -174,7 +174,7 @@ class GeneAlignment:
         return aligned
 
 
-def align_genes(var: pd.DataFrame, vocabulary: Sequence[str]) -> GeneAlignment:
+def align_genes(var: pd.DataFrame, vocabulary: Sequence[str], cell_names: Sequence[str] = ()) -> GeneAlignment:
     """Align a query to a model's genes, by `var_names` or by the column of `var` that fits.
 
     Where `var_names` match under 20 % of the model's genes, columns known to hold gene names
@@ -186,6 +186,8 @@ def align_genes(var: pd.DataFrame, vocabulary: Sequence[str]) -> GeneAlignment:
         ``adata.var`` of the query: one row per gene, names in the index.
     vocabulary
         The model's genes, in its order.
+    cell_names
+        ``adata.obs_names`` of the query, to tell a turned matrix from one of other genes.
 
     Returns
     -------
@@ -196,6 +198,8 @@ def align_genes(var: pd.DataFrame, vocabulary: Sequence[str]) -> GeneAlignment:
     ------
     GeneError
         Under 20 % of the model's genes are there.
+    DataError
+        The model's genes are there, but as names of the cells: the matrix is turned.
 
     Warns
     -----
@@ -209,6 +213,12 @@ def align_genes(var: pd.DataFrame, vocabulary: Sequence[str]) -> GeneAlignment:
         best = max([best, *others], key=lambda alignment: alignment.coverage.fraction)
     coverage = best.coverage
     if coverage.fraction < USABLE:
+        if len(cell_names) and GeneAlignment(cell_names, vocabulary).coverage.fraction >= USABLE:
+            raise DataError(
+                f"The query's matrix is turned: its {len(cell_names):,} rows are named like the model's genes "
+                f"({_examples(cell_names)}), its {len(var):,} columns are not ({_examples(var.index)}). Expected cells "
+                'in rows. Read it with orientation="genes_by_cells", or turn it yourself: query = query.T.copy()'
+            )
         raise GeneError(
             f"Only {coverage._share()}; at least {USABLE:.0%} are needed. The model expects "
             f"{_described(vocabulary)}; the query's var_names are {_described(var.index)}, its var columns "

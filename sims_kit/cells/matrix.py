@@ -54,7 +54,9 @@ def cell_matrix(adata: AnnData, layer: str | None = None) -> tuple[sp.csr_matrix
     else:
         raise UnknownNameError("layer", layer, layer_names(adata))
     if matrix is None:
-        raise DataError(f"This AnnData has no X. Pass layer=, one of {layer_names(adata)}.")
+        names = layer_names(adata)
+        way_out = f"Pass layer={' or '.join(map(repr, names))}." if names else "Nor has it layers or raw: load counts."
+        raise DataError(f"This AnnData has no X. {way_out}")
     return _as_csr(matrix), var
 
 
@@ -106,7 +108,7 @@ def labelled_cells(
     """
     matrix, var = cell_matrix(adata, layer)
     state = detect_state(matrix, name=f"The matrix of {name}", layers=layer_names(adata))
-    check_orientation(adata)
+    check_orientation(adata, class_label if labelfile is None else None, f"The matrix of {name}")
     with warnings.catch_warnings():  # repeated cell names do no harm here, and were told when the file was read
         warnings.filterwarnings("ignore", message="Observation names are not unique")
         cells = AnnData(matrix, obs=adata.obs.copy())  # the same matrix under an obs of our own
@@ -115,7 +117,7 @@ def labelled_cells(
         if keep or drop:  # spares a copy of the matrix
             cells = select_cells(cells, keep, drop)
     if class_label not in cells.obs:
-        raise UnknownNameError(f"obs column of {name}", class_label, cells.obs.columns)
+        raise UnknownNameError(f"obs column of {name} called", class_label, cells.obs.columns)
     labels = label_text(cells.obs[class_label])
     labelled = labels.notna().to_numpy()
     if not labelled.any():
@@ -123,10 +125,11 @@ def labelled_cells(
             f"{name}: none of {len(labels):,} cells has a {class_label!r}. Check class_label, keep, drop, "
             "and whether the label file names these cells."
         )
+    origin = adata.uns.get("sims_kit")  # the provenance of a dataset, unless someone else's entry
     matrix = sp.csr_matrix(cells.X if labelled.all() else cells.X[labelled])
     return LabelledCells(
         name=name,
-        dataset=str(adata.uns.get("sims_kit", {}).get("dataset", "")),
+        dataset=str(origin.get("dataset", "")) if isinstance(origin, Mapping) else "",
         state=state,
         matrix=matrix,
         genes=list(map(str, var.index)),

@@ -1,6 +1,7 @@
 """Seeded, stratified splits that survive rare classes."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -56,9 +57,11 @@ def stratified_split(labels: Sequence, validation: float = 0.1, test: float = 0.
 
 def check_shares(validation: float, test: float) -> None:
     """Raise SettingError unless both shares are in [0, 1) and leave something to train on."""
-    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
+    if not (isinstance(validation, Real) and isinstance(test, Real)) or not (
+        0 <= validation < 1 and 0 <= test < 1 and validation + test < 1
+    ):
         raise SettingError(
-            f"validation={validation} and test={test} are shares of the cells: each must be 0 or more, "
+            f"validation={validation!r} and test={test!r} are shares of the cells: each must be 0 or more, "
             "together under 1, for example 0.1 and 0.1."
         )
 

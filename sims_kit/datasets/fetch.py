@@ -48,7 +48,7 @@ def fetch(dataset: str, folder: str, file: DataFile) -> Path:
     """
     path = cache_folder() / folder / file.name
     if path.exists():
-        if problem := _problem(path) or _wrong_hash(path, file):
+        if problem := plain_problem(path) or _wrong_hash(path, file):
             raise FetchError(
                 f"{dataset}: the file {path} {problem}. It was left as it is. "
                 f"Move it away and load again, or replace it.\n{_by_hand(path, file)}"
@@ -77,7 +77,7 @@ class _Downloader(pooch.HTTPDownloader):
 
     def __call__(self, url, output_file, *args, **options):
         super().__call__(url, output_file, *args, **options)
-        if problem := _problem(Path(output_file)):
+        if problem := plain_problem(Path(output_file)):
             raise ValueError(f"the answer {problem}")
 
 
@@ -96,8 +96,8 @@ def _download(url: str, path: Path, file: DataFile) -> Path:
     return path
 
 
-def _problem(path: Path) -> str | None:
-    """What is plainly wrong with a file whatever its hash: empty, or a web page."""
+def plain_problem(path: Path) -> str | None:
+    """What is plainly wrong with a file, whatever it should hold: it cannot be opened, is empty, or is a web page."""
     try:
         with path.open("rb") as opened:
             start = opened.read(512).lstrip().lower()

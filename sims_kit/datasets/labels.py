@@ -97,22 +97,36 @@ def select_cells(
     return adata[chosen.to_numpy()].copy()
 
 
-def check_orientation(adata: AnnData) -> None:
+def check_orientation(adata: AnnData, class_label: str | None = None, name: str = "The matrix") -> None:
     """Raise `DataError` when the names of the cells look like genes and those of the genes do not.
 
     Names look like genes when most are Ensembl ids, or when at least three are genes found in nearly every
-    mammalian matrix (ACTB, MALAT1, ribosomal, mitochondrial, ...).
+    mammalian matrix (ACTB, MALAT1, ribosomal, mitochondrial, ...). The labels, too, lie in `obs` and not in `var`.
+
+    Parameters
+    ----------
+    class_label
+        The column with the labels, if one is expected.
+    name
+        What to call the matrix in the message.
     """
     if _looks_like_genes(adata.obs_names) and not _looks_like_genes(adata.var_names):
-        raise DataError(
-            f"The matrix seems to be turned: its {adata.n_obs:,} rows are named like genes ({_some(adata.obs_names)}), "
-            f"its {adata.n_vars:,} columns are not ({_some(adata.var_names)}). Expected cells in rows and genes in "
-            'columns. Read it with orientation="genes_by_cells", or turn it yourself: adata = adata.T.copy()'
-        )
+        found = "are named like genes", "are not"
+    elif class_label in adata.var and class_label not in adata.obs:
+        found = f"have no {class_label!r}", "have one, in var"
+    else:
+        return
+    raise DataError(
+        f"{name} seems to be turned: its {adata.n_obs:,} rows ({_some(adata.obs_names)}) {found[0]}, "
+        f"its {adata.n_vars:,} columns ({_some(adata.var_names)}) {found[1]}. Expected cells in rows and genes in "
+        'columns. Read it with orientation="genes_by_cells", or turn it yourself: adata = adata.T.copy()'
+    )
 
 
 def _read_table(labelfile: Path, class_label: str, cell_names: pd.Index) -> pd.DataFrame:
     """The label file, its columns named by the header or, without one, "" (cell names) and `class_label`."""
+    if labelfile.is_dir():
+        raise DataError(f"{labelfile} is a folder. Expected a label file: delimited text, packed with gzip or not.")
     if not labelfile.is_file():
         raise FileNotFoundError(
             f"There is no label file {labelfile}. Check the path, or leave it out if obs has the labels."

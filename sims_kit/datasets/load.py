@@ -1,5 +1,6 @@
 """`load`: a dataset by name, or a file by path; and the catalogue of names."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ from sims_kit.datasets.fetch import fetch
 from sims_kit.datasets.labels import attach_labels, check_orientation, select_cells
 from sims_kit.datasets.readers import read
 from sims_kit.datasets.registry import Dataset, FilesSource, read_registry
-from sims_kit.errors import DataError, UnknownNameError
+from sims_kit.errors import DataError, SettingError, UnknownNameError
 
 
 def load(name_or_path: str | Path) -> AnnData:
@@ -32,11 +33,16 @@ def load(name_or_path: str | Path) -> AnnData:
     ------
     UnknownNameError
         Neither a name of the registry nor a path; the nearest names are offered.
+    SettingError
+        Something else than a text or a path.
     FetchError
         The file is not in the cache and cannot be had.
     DataError
         The data are not those that the registry describes.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        found = type(name_or_path).__name__
+        raise SettingError(f"load takes the name of a dataset or the path of a file, not an object of type {found}.")
     registry = read_registry()
     if isinstance(name_or_path, str) and name_or_path in registry.datasets:
         return _load_dataset(name_or_path, registry[name_or_path])

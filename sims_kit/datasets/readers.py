@@ -1,5 +1,6 @@
 """One function, `read`: a file of any of the field's formats becomes an AnnData with cells in rows."""
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sims_kit.datasets.delimited import open_text, read_delimited
+from sims_kit.datasets.fetch import plain_problem
 from sims_kit.errors import DataError, SettingError, nearest
 
 ORIENTATIONS = ("cells_by_genes", "genes_by_cells")
@@ -54,8 +56,10 @@ def read(path: str | Path, *, orientation: str = "cells_by_genes") -> AnnData:
     DataError
         The file is empty, damaged or of an unknown format. The reader's own error is kept as the cause.
     SettingError
-        The orientation is not one of the two.
+        The path is none, or the orientation is not one of the two.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise SettingError(f"read takes the path of a file, not an object of type {type(path).__name__}.")
     if orientation not in ORIENTATIONS:
         raise SettingError(f"orientation={orientation!r} does not exist. {nearest(orientation, ORIENTATIONS)}")
     path = Path(path).expanduser()
@@ -69,7 +73,7 @@ def read(path: str | Path, *, orientation: str = "cells_by_genes") -> AnnData:
     except Exception as error:  # whatever the format's library raises: the file is at fault, so say which
         raise DataError(
             f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}). It is damaged, cut short, or not "
-            f"what its name says. Download or write it again; expected {FORMATS}."
+            "what its name says. Download or write it again."
         ) from error
     return _tidy(adata.T if orientation == "genes_by_cells" else adata)
 
@@ -90,8 +94,7 @@ def _reader_of(path: Path) -> Callable[[Path], AnnData]:
             f"{path} is a folder with {names[:8] or 'nothing in it'}. Expected a .zarr store or a 10x folder with "
             "matrix.mtx, features.tsv (or genes.tsv) and barcodes.tsv, each gzipped or not."
         )
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes). Download or write it again.")
+    _refuse_plain_problem(path)
     name = path.name.lower()
     if name.endswith(DELIMITED):
         return read_delimited
@@ -99,7 +102,13 @@ def _reader_of(path: Path) -> Callable[[Path], AnnData]:
         return _read_hdf
     if name.endswith((".mtx", ".mtx.gz")):
         raise DataError(f"{path} has no names of genes and cells beside its values. Give its folder: {path.parent}")
-    raise DataError(f"{path.name!r} is of no known format. Expected {FORMATS}.")
+    way_out = "Unpack it first" if name.endswith((".gz", ".bz2", ".zip", ".tar", ".tgz", ".xz")) else "Convert it first"
+    raise DataError(f"{path.name!r} is of no known format. {way_out}; expected {FORMATS}.")
+
+
+def _refuse_plain_problem(path: Path) -> None:
+    if problem := plain_problem(path):
+        raise DataError(f"{path} {problem}. Download or write it again.")
 
 
 def _tidy(adata: AnnData) -> AnnData:
@@ -118,6 +127,13 @@ def _tidy(adata: AnnData) -> AnnData:
 
 def _read_hdf(path: Path) -> AnnData:
     """Any HDF5 file, told apart by what lies in it, since suffixes are used loosely."""
+    if not h5py.is_hdf5(path):
+        with path.open("rb") as file:
+            start = file.read(8)
+        raise DataError(
+            f"{path} is not an HDF5 file, though its name says so: it starts with {start!r}. "
+            "Download or write it again, or give it the ending of what it is."
+        )
     with h5py.File(path, "r") as file:
         keys = set(file)
         if {"row_attrs", "col_attrs", "matrix"} <= keys:
@@ -215,6 +231,7 @@ def _only_file(folder: Path, *endings: str) -> Path:
     """The one file of a folder whose name ends so, gzipped or not."""
     found = [f for f in sorted(folder.iterdir()) if f.name.endswith((*endings, *(f"{end}.gz" for end in endings)))]
     if len(found) == 1:
+        _refuse_plain_problem(found[0])
         return found[0]
     many = f"{len(found)} such files: {[f.name for f in found]}" if found else "none"
     raise DataError(f"{folder} must hold one {' or '.join(endings)}, gzipped or not. Found {many}.")

@@ -15,6 +15,8 @@ from sims_kit.metrics import metric_collection
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.model.tabnet import TabNet
 
+NETWORK_SETTINGS = [*inspect.signature(TabNet).parameters][2:]  # without n_genes and n_classes, which the data give
+
 
 class SIMSClassifier(pl.LightningModule):
     """Predicts one discrete label per cell from its expression.
@@ -54,6 +56,8 @@ class SIMSClassifier(pl.LightningModule):
     ------
     SettingError
         If lengths do not fit together or there are fewer than two classes.
+    UnknownNameError
+        If a setting does not exist; the nearest are offered.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class SIMSClassifier(pl.LightningModule):
         self.genes, self.classes = genes and list(genes), classes and list(classes)
         self._check_names()
         self.network_params = {**self.recipe.network, **(network or {})}
+        _check_network_settings(self.network_params)
         self.network = TabNet(input_dim, output_dim, **self.network_params)
         self.optimizer_choice = _choice(optimizer, optimizer_params, "optimizer", self.recipe)
         self.scheduler_choice = (
@@ -95,6 +100,12 @@ class SIMSClassifier(pl.LightningModule):
         self.history = pd.DataFrame()
         self.test_metrics: pd.Series | None = None
         self.provenance: dict[str, Any] = {}
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether its genes and classes have names and its weights have seen a training batch."""
+        seen = self.network.encoder.initial_bn.num_batches_tracked
+        return self.genes is not None and self.classes is not None and bool(seen > 0)
 
     def forward(self, cells: Tensor) -> Tensor:
         """Logits, shape (B, classes), of a batch of log-normalised cells, shape (B, genes), dense or CSR."""
@@ -113,7 +124,7 @@ class SIMSClassifier(pl.LightningModule):
             )
         self.genes, self.classes = self.genes or module.genes, self.classes or module.classes
         self.provenance.update(module.provenance)
-        if self.recipe.class_weights and not self._weights_given:
+        if self.recipe.weight_classes and not self._weights_given:
             self._set_class_weights(module.class_weights)
 
     def training_step(self, batch, batch_index: int) -> Tensor:
@@ -197,7 +208,15 @@ def _choice(given, given_params, kind: str, recipe: Recipe):
 def _change(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """The recipe with some settings changed."""
     fields = [field.name for field in dataclasses.fields(Recipe)]
-    for name in settings:
+    for name, value in settings.items():
+        if name in NETWORK_SETTINGS:
+            raise SettingError(f"{name} is a setting of the network: pass network={{{name!r}: {value!r}}}.")
         if name not in fields:
             raise UnknownNameError("setting", name, fields)
     return dataclasses.replace(recipe, **settings)
+
+
+def _check_network_settings(settings: Mapping[str, Any]) -> None:
+    for name in settings:
+        if name not in NETWORK_SETTINGS:
+            raise UnknownNameError("network setting", name, NETWORK_SETTINGS)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -42,9 +41,12 @@ def save_model(model: SIMSClassifier, path: str | os.PathLike) -> Path:
     Raises
     ------
     SettingError
-        If the model was never fitted, so that its genes and classes have no names.
+        If the model was never fitted, or `path` is a folder.
     """
     model = fitted_model(model)
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise SettingError(f"{str(path)!r} is a folder. Name a file, such as {str(path / 'model.safetensors')!r}.")
     header = {
         "format_version": FORMAT_VERSION,
         "genes": model.genes,
@@ -55,16 +57,14 @@ def save_model(model: SIMSClassifier, path: str | os.PathLike) -> Path:
         "saved": date.today().isoformat(),
         "versions": {package: version(package) for package in ("sims_kit", "torch", "pytorch-tabnet")},
     }
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         metadata = {"format": FORMAT, "header": json.dumps(header, allow_nan=True)}
         save_file(_tensors(model), part, metadata=metadata)
         os.replace(part, path)
     finally:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     return path
 
 
@@ -78,7 +78,9 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
     ModelFileError
         If the file is damaged, was written by something else or by a newer version, or contradicts itself.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise ModelFileError(f"{str(path)!r} is a folder. Expected a file that `save_model(model, path)` wrote.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no model file {str(path)!r}. `save_model(model, path)` writes one.")
     try:
@@ -87,7 +89,8 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise ModelFileError(
-            f"{str(path)!r} is not a whole safetensors file ({error}). Copy or download it again."
+            f"{str(path)!r} is not a whole safetensors file ({error}). Copy or download it again. Only what "
+            "`save_model` wrote can be opened, no pickle and no checkpoint."
         ) from error
     try:
         model = SIMSClassifier(
@@ -97,7 +100,7 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
             classes=header["classes"],
             recipe=Recipe(network=header["network"]),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {error}") from error
     _fill(model, tensors, path)
     model.provenance = header["provenance"]
@@ -112,11 +115,19 @@ def fitted_model(model: SIMSClassifier | str | os.PathLike) -> SIMSClassifier:
     Raises
     ------
     SettingError
-        If it was not, so that its genes and classes have no names.
+        If it was not, or is something else.
     """
+    if not isinstance(model, SIMSClassifier | str | os.PathLike):
+        raise SettingError(
+            f"In the model's place is an object of type {type(model).__name__}. Expected a SIMSClassifier or the path "
+            "of one. Mind the order: annotate(query, model), explain(model, cells), save_model(model, path)."
+        )
     model = model if isinstance(model, SIMSClassifier) else load_model(model)
-    if model.genes is None or model.classes is None:
-        raise SettingError("The model was not fitted yet: it knows the names of neither its genes nor its classes.")
+    if not model.is_fitted:
+        raise SettingError(
+            "The model was not fitted yet. Fit it with sims_kit.fit(cells, label), or with "
+            "trainer.fit(model, datamodule=module) on what generate_trainer gave."
+        )
     return model
 
 

@@ -22,7 +22,7 @@ class Recipe:
     optimizer_params: Mapping[str, Any] = field(default_factory=lambda: {"lr": 0.01})
     scheduler: type | None = None
     scheduler_params: Mapping[str, Any] = field(default_factory=dict)
-    class_weights: bool = False  # weight the loss by inverse label frequency of the training cells
+    weight_classes: bool = False  # weight the loss by inverse label frequency of the training cells
     label_smoothing: float = 0.0  # share of the target spread evenly over the classes
     lambda_sparse: float = 0.0  # weight of the masks' entropy in the loss
     batch_size: int | None = None  # cells; None: a hundredth of the training cells, within 32 to 256
@@ -60,7 +60,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             optimizer_params=dict(lr=0.01, weight_decay=1e-3),
             scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau,
             scheduler_params=dict(factor=0.75, patience=20),  # epochs of no better validation loss
-            class_weights=True,
+            weight_classes=True,
             lambda_sparse=1e-3,  # pytorch-tabnet's default
             batch_size=32,  # "between 8 and 32 performed most effectively"
             max_epochs=500,
@@ -98,6 +98,6 @@ def get_recipe(recipe: "str | Recipe") -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return recipe
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         raise UnknownNameError("recipe", recipe, RECIPES)
     return RECIPES[recipe]

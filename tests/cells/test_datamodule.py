@@ -284,6 +284,24 @@ def test_files_are_read_once(make_cells, tmp_path, monkeypatch):
     assert reads == [tmp_path / "cells.h5ad"] and "120 cells" in str(module)
 
 
+def test_someone_elses_entry_in_uns(make_cells):
+    """`uns["sims_kit"]` that is no provenance is left alone and does no harm."""
+    adata = make_cells()
+    adata.uns["sims_kit"] = "mine"
+    assert module_of(adata).provenance["files"][0]["dataset"] == "" and adata.uns["sims_kit"] == "mine"
+
+
+def test_paths_from_the_home_folder(make_cells, tmp_path, monkeypatch):
+    """``~`` stands for the home folder, in data and label files, and numpy's whole numbers are whole numbers."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cells = make_cells()
+    cells.obs.to_csv(tmp_path / "labels.csv")
+    cells.obs = cells.obs[[]]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    module = module_of("~/cells.h5ad", labelfiles="~/labels.csv", batch_size=np.int64(16))
+    assert module.classes == ["class_0", "class_1", "class_2"]
+
+
 @pytest.mark.dataset("cell-lines-5cl-p1", "cell-lines-5cl-p2")
 def test_two_real_plates(real_data):
     """Two plates straight from their packed files: singlets of five lines, genes intersected, as pandas counts them."""

@@ -74,7 +74,7 @@ def test_unlabelled_cells_are_in_no_part():
     assert set(np.concatenate(split) % 2) == {0} and sum(map(len, split)) == 20
 
 
-@pytest.mark.parametrize(("validation", "test"), [(-0.1, 0.1), (0.5, 0.5), (1, 0), (0, 10), (np.nan, 0)])
+@pytest.mark.parametrize(("validation", "test"), [(-0.1, 0.1), (0.5, 0.5), (1, 0), (0, 10), (np.nan, 0), ("0.1", 0)])
 def test_shares_out_of_range(validation, test):
     """Shares must leave something to train on."""
     with pytest.raises(SettingError, match="validation="):

@@ -16,7 +16,7 @@ def test_thesis_recipe_is_the_thesis():
     assert recipe.scheduler_params == {"factor": 0.75, "patience": 20}
     assert (recipe.max_epochs, recipe.patience) == (500, 4)
     assert (recipe.monitor, recipe.monitor_mode) == ("val_accuracy_micro", "max")
-    assert recipe.class_weights and 8 <= recipe.batch_size <= 32 and recipe.gradient_clip_val > 0
+    assert recipe.weight_classes and 8 <= recipe.batch_size <= 32 and recipe.gradient_clip_val > 0
     model = SIMSClassifier(20, 3, recipe="thesis")
     configured = model.configure_optimizers()
     assert configured["lr_scheduler"]["monitor"] == "val_loss"

@@ -13,12 +13,19 @@ from sims_kit.errors import ModelFileError, SettingError
 from sims_kit.model import SIMSClassifier, load_model, save_model
 
 
-@pytest.fixture
-def model():
-    """A small model with names, provenance and metrics."""
+def _fitted(recipe):
+    """A small model that has names and saw a training batch."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = SIMSClassifier(4, 2, genes=list("abcd"), classes=["B cell", "T cell"], recipe="thesis").eval()
+        model = SIMSClassifier(4, 2, genes=list("abcd"), classes=["B cell", "T cell"], recipe=recipe)
+        model(torch.rand(8, 4))
+    return model.eval()
+
+
+@pytest.fixture
+def model():
+    """A fitted model with provenance and metrics."""
+    model = _fitted("thesis")
     model.provenance = {"files": ["cells.h5ad"], "seed": 0}
     model.test_metrics = pd.Series({"accuracy_micro": 0.9})
     return model
@@ -34,9 +41,9 @@ def _rewritten(path, tensors=None, **header):
 
 
 @pytest.mark.parametrize("recipe", ["thesis", "default"])
-def test_round_trip(model, tmp_path, recipe):
+def test_round_trip(tmp_path, recipe):
     """Logits, names, provenance and metrics come back, whatever the recipe."""
-    model = SIMSClassifier(4, 2, genes=model.genes, classes=model.classes, recipe=recipe).eval()
+    model = _fitted(recipe)
     model.provenance, model.test_metrics = {"seed": 3}, pd.Series({"loss": 0.5})
     path = save_model(model, tmp_path / "new folder" / "model.safetensors")
     loaded = load_model(path)
@@ -58,9 +65,13 @@ def test_failed_save_keeps_the_old_file(model, tmp_path):
 
 
 def test_unfitted_model_is_not_saved(tmp_path):
-    """Without names of genes and classes a model cannot label anything."""
-    with pytest.raises(SettingError, match="not fitted"):
-        save_model(SIMSClassifier(4, 2), tmp_path / "model.safetensors")
+    """Without names of genes and classes, or without training, a model cannot label anything."""
+    untrained = SIMSClassifier(4, 2, genes=list("abcd"), classes=["B cell", "T cell"])
+    untrained.eval()(torch.rand(8, 4))  # prediction is no training
+    for model in (SIMSClassifier(4, 2), untrained):
+        with pytest.raises(SettingError, match="not fitted"):
+            save_model(model, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
