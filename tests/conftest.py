@@ -7,7 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
+
+torch.set_num_threads(1)  # at these sizes threads bring nothing, and cost much where other work runs beside the tests
 
 
 def pytest_configure(config):

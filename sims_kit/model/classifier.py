@@ -147,6 +147,11 @@ class SIMSClassifier(pl.LightningModule):
         """Track the metrics of one batch of test cells."""
         self._evaluate("test_", batch)
 
+    def on_fit_end(self) -> None:
+        """After training with gene dropout, measure the batch normalisation's statistics on whole cells."""
+        if self.network.gene_dropout:
+            self.network.refresh_statistics(self.trainer.train_dataloader)
+
     def predict_step(self, batch, batch_index: int) -> Tensor:
         """Probabilities, shape (B, classes): the full softmax, rows sum to one."""
         return self(batch.cells).softmax(dim=1)

@@ -6,12 +6,13 @@ genes x genes matrix, this encoder never makes one, and its sparsemax does not s
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from pytorch_tabnet.tab_network import AttentiveTransformer, FeatTransformer, initialize_non_glu
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import SettingError
 from sims_kit.model.sparsemax import Sparsemax
@@ -168,6 +169,23 @@ class TabNet(nn.Module):
             aggregated = aggregated + mask * decision.sum(1, keepdim=True)
             embedding = embedding + decision
         return aggregated, self.final_mapping(embedding)
+
+    def refresh_statistics(self, batches: Iterable) -> None:
+        """Measure the statistics of every batch normalisation anew, on whole cells.
+
+        Training with `gene_dropout` measures them on cells with hidden genes, whereas predictions see whole cells.
+        One pass, without gradients; weights stay as they are.
+
+        Parameters
+        ----------
+        batches
+            Of training cells: tensors as for `forward`, or tuples that start with one.
+        """
+        gene_dropout, self.gene_dropout = self.gene_dropout, 0.0
+        try:
+            update_bn(batches, self, device=self.final_mapping.weight.device)
+        finally:
+            self.gene_dropout = gene_dropout
 
     def _check_ghost_batches(self, n_cells: int) -> None:
         chunk = math.ceil(n_cells / max(1, math.ceil(n_cells / self.virtual_batch_size)))
