@@ -4,7 +4,12 @@ The public face. `load` or `read` cells, `fit` a model (or `generate_trainer`, a
 `explain` which genes were used, `save_model` and `load_model`; `datasets`, `metrics` and `plotting` beside them.
 """
 
+import os
 from importlib.metadata import version
+
+# Threads that wait for each other sleep instead of spinning: spinning ones slow each other down ten times and more as
+# soon as another program needs a core. Read when torch is first imported, hence before it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from sims_kit import datasets, metrics, plotting
 from sims_kit.annotation import annotate, gene_coverage
