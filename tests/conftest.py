@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-import torch
 from anndata import AnnData
 
-torch.set_num_threads(1)  # at these sizes threads bring nothing, and cost much where other work runs beside the tests
+# Read when torch is first imported, here and by the kernels that tests start: at these sizes threads bring nothing, and
+# they cost much where other work runs beside the tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_configure(config):
