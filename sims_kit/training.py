@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
@@ -59,7 +60,8 @@ def generate_trainer(
         Arguments of `SIMSClassifier` and fields of `Recipe` that differ from the recipe's, such as
         ``{"network": {"n_steps": 3}, "label_smoothing": 0.1}``.
     logger
-        ``"csv"``, ``"tensorboard"``, ``"wandb"``, a Lightning logger, or False.
+        ``"csv"``, ``"tensorboard"``, ``"wandb"``, a Lightning logger, or False: then checkpoints, too, lie in a
+        folder that goes when the run is over.
     seed
         Of the split, the initial weights and the order of the cells. The global random state is left alone.
     **settings
@@ -104,7 +106,7 @@ def generate_trainer(
     settings.setdefault("log_every_n_steps", 1)  # only epochs are logged; larger values make Lightning warn
     callbacks = settings.pop("callbacks", None) or []
     callbacks = [*callbacks] if isinstance(callbacks, list | tuple) else [callbacks]
-    callbacks += _callbacks(model.recipe, seed, settings, has_validation=len(module.split.validation) > 0)
+    callbacks += _callbacks(model.recipe, seed, logger, settings, has_validation=len(module.split.validation) > 0)
     with _quiet_lightning():
         trainer = pl.Trainer(callbacks=callbacks, logger=logger, **settings)
     return trainer, model, module
@@ -219,12 +221,18 @@ class TrainingProgress(ProgressBar):
         self._bar.close()
 
 
-def _callbacks(recipe: Recipe, seed: int, settings: Mapping[str, Any], has_validation: bool) -> list[Callback]:
+def _callbacks(
+    recipe: Recipe, seed: int, logger: Logger | bool, settings: Mapping[str, Any], has_validation: bool
+) -> list[Callback]:
     callbacks: list[Callback] = [Reproducible(seed), History()]
     if settings.get("enable_progress_bar", True):
         callbacks.append(TrainingProgress())
     if has_validation and settings.get("enable_checkpointing", True) and not settings.get("fast_dev_run"):
-        callbacks.append(BestWeights(monitor=recipe.monitor, mode=recipe.monitor_mode, save_last=True))
+        best = BestWeights(monitor=recipe.monitor, mode=recipe.monitor_mode, save_last=True)
+        if logger is False:  # no folder of the run's own, and runs side by side must not share one
+            best.folder = tempfile.TemporaryDirectory(prefix="sims_kit_")  # goes with the callback
+            best.dirpath = best.folder.name
+        callbacks.append(best)
     if has_validation and recipe.patience is not None:
         callbacks.append(EarlyStopping(recipe.monitor, mode=recipe.monitor_mode, patience=recipe.patience))
     return callbacks

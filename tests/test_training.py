@@ -1,6 +1,7 @@
 """Training through the public face: two lines, one line, and what they promise."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -76,6 +77,15 @@ def test_best_epoch_comes_back(make_cells):
     (metrics,) = trainer.validate(model, datamodule=module, verbose=False)
     assert metrics["val_accuracy_micro"] == pytest.approx(model.history["val_accuracy_micro"].max())
     assert any(isinstance(callback, BestWeights) for callback in trainer.callbacks)
+
+
+def test_runs_side_by_side_share_nothing(make_cells, tmp_path):
+    """Without a logger each run has checkpoints of its own, and leaves no file behind."""
+    options = dict(class_label="cell_type", max_epochs=2, logger=False, **QUIET)
+    (first, model, module), (second, *_) = (sk.generate_trainer(make_cells(), **options) for _ in range(2))
+    assert first.checkpoint_callback.dirpath != second.checkpoint_callback.dirpath
+    first.fit(model, datamodule=module)
+    assert Path(first.checkpoint_callback.best_model_path).is_file() and not list(tmp_path.iterdir())
 
 
 def test_early_stopping(make_cells):

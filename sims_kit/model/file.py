@@ -62,6 +62,7 @@ def save_model(model: SIMSClassifier, path: str | os.PathLike) -> Path:
     try:
         metadata = {"format": FORMAT, "header": json.dumps(header, allow_nan=True)}
         save_file(_tensors(model), part, metadata=metadata)
+        part.chmod(0o644)  # safetensors writes for the owner alone; a model is there to be shared
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

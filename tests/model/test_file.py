@@ -52,6 +52,7 @@ def test_round_trip(tmp_path, recipe):
     assert (loaded.genes, loaded.classes, loaded.provenance) == (model.genes, model.classes, model.provenance)
     pd.testing.assert_series_equal(loaded.test_metrics, model.test_metrics, check_names=False)
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing half-written left
+    assert path.stat().st_mode & 0o777 == 0o644  # others may read it
 
 
 def test_failed_save_keeps_the_old_file(model, tmp_path):
