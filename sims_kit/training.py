@@ -240,23 +240,17 @@ def _callbacks(
 
 def _check_names(settings: Mapping[str, Any], model_params: Mapping[str, Any]) -> None:
     """Refuse settings that do not exist or stand in the wrong place, before any file is read."""
-    for name in settings:
-        if name in _DATA_SETTINGS | _TRAINER_SETTINGS:
-            continue
+    for name in [*settings, *model_params]:
         if name in NETWORK_SETTINGS:
-            raise SettingError(
-                f"{name} is a setting of the network: pass model_params={{'network': {{{name!r}: ...}}}}."
-            )
-        if name in _MODEL_SETTINGS | _RECIPE_SETTINGS:
+            way_out = f"model_params={{'network': {{{name!r}: ...}}}}"
+            raise SettingError(f"{name} is a setting of the network: pass {way_out}.")
+    of_data_and_trainer, of_model = _DATA_SETTINGS | _TRAINER_SETTINGS, _MODEL_SETTINGS | _RECIPE_SETTINGS
+    for name in settings.keys() - of_data_and_trainer:
+        if name in of_model:
             raise SettingError(f"{name} is a setting of the model: pass model_params={{{name!r}: ...}}.")
-        raise UnknownNameError("setting", name, sorted(_DATA_SETTINGS | _TRAINER_SETTINGS))
-    for name in model_params:
-        if name in NETWORK_SETTINGS:
-            raise SettingError(
-                f"{name} is a setting of the network: pass model_params={{'network': {{{name!r}: ...}}}}."
-            )
-        if name not in _MODEL_SETTINGS | _RECIPE_SETTINGS:
-            raise UnknownNameError("setting of the model", name, sorted(_MODEL_SETTINGS | _RECIPE_SETTINGS))
+        raise UnknownNameError("setting", name, sorted(of_data_and_trainer))
+    for name in model_params.keys() - of_model:
+        raise UnknownNameError("setting of the model", name, sorted(of_model))
 
 
 def _logger(logger: str | Logger | bool, settings: Mapping[str, Any]) -> Logger | bool:

@@ -27,7 +27,7 @@ def _threshold(logits: Tensor) -> Tensor:
     """The `tau` of each row for which ``clamp(logits - tau, 0)`` sums to one, shape (..., 1).
 
     Masks are narrow, so the largest few logits of a row decide; only rows whose support fills them are
-    looked at again, eight times wider. On 20,000 genes this is ten times faster than sorting the rows.
+    looked at again, eight times wider. On 20,000 genes and narrow masks this is ten times faster than a sort.
     """
     rows = logits.reshape(-1, logits.shape[-1])
     tau = rows.new_empty(len(rows), 1)
