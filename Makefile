@@ -21,7 +21,7 @@ export REFERENCE LABEL QUERY LABELFILE ORIENTATION LAYER OUT NOTEBOOK
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test lab notebooks figure lint format address constraints clean check-demo check-python
+.PHONY: help demo test lab notebooks figure catalogue lint format address constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -62,6 +62,9 @@ notebooks: $(STAMP)  ## run every notebook and save its outputs in place, tidied
 figure: $(STAMP)  ## draw the picture of README.md anew: the demo's summary
 	@$(MAKE) --no-print-directory demo OUT=build/figure
 	@mkdir -p docs && cp build/figure/summary.png docs/demo.png
+
+catalogue: $(STAMP)  ## write docs/datasets.md from data_registry.yaml
+	@$(RUN) tools/write_catalogue.py
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .

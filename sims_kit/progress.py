@@ -1,5 +1,6 @@
 """One progress bar for all long work: plain text, also in notebooks, and silent where nobody watches."""
 
+import os
 import sys
 
 from tqdm import tqdm
@@ -13,14 +14,14 @@ def progress_bar(iterable=None, **options) -> tqdm:
     """A `tqdm` bar that writes to the notebook's output or to the terminal.
 
     Plain text rather than a widget, so that a saved notebook keeps no widget state. Silent where the output is
-    neither a notebook nor a terminal, as in continuous integration.
+    neither a notebook nor a terminal, and in continuous integration (the environment variable `CI`).
 
     Parameters
     ----------
     iterable
         What to iterate over; None for a bar that is moved by hand.
     **options
-        Passed to `tqdm.tqdm`: `total`, `desc`, `unit`, ...
+        Passed to `tqdm.tqdm`: `total`, `desc`, `unit`, ...; `bar_format=None` for its own, with the rate.
     """
     in_notebook = "ipykernel" in sys.modules
     options.setdefault("leave", False)
@@ -29,7 +30,12 @@ def progress_bar(iterable=None, **options) -> tqdm:
     return tqdm(
         iterable,
         file=sys.stdout if in_notebook else sys.stderr,
-        disable=False if in_notebook else None,  # None: silent unless a terminal
+        disable=is_switched_on("CI") or (False if in_notebook else None),  # None: silent unless a terminal
         dynamic_ncols=not in_notebook,
         **options,
     )
+
+
+def is_switched_on(variable: str) -> bool:
+    """Whether an environment variable is set to something else than 0, false or no."""
+    return os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no")

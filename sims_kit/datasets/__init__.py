@@ -1,8 +1,10 @@
-"""A name or a file becomes an AnnData: registry, fetching, readers, labels; and simulated tissue."""
+"""A name or a file becomes an AnnData: registry, fetching, conversion, readers, labels; and simulated tissue."""
 
+from sims_kit.datasets.catalogue import catalogue
+from sims_kit.datasets.convert import convert
 from sims_kit.datasets.fetch import cache_folder
 from sims_kit.datasets.labels import attach_labels, check_orientation, select_cells
-from sims_kit.datasets.load import catalogue, load
+from sims_kit.datasets.load import load, prepare
 from sims_kit.datasets.readers import read
 from sims_kit.datasets.simulate import simulate, simulated
 
@@ -11,7 +13,9 @@ __all__ = [
     "cache_folder",
     "catalogue",
     "check_orientation",
+    "convert",
     "load",
+    "prepare",
     "read",
     "select_cells",
     "simulate",

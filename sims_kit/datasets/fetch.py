@@ -2,16 +2,23 @@
 
 import os
 import shlex
-import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pooch
+import requests
+from filelock import Timeout
+from tqdm import tqdm
 
+from sims_kit.datasets.checksums import LOCK_FILE, file_hash, lock_of, pin, pinned_hash
+from sims_kit.datasets.download import Downloader, plain_problem
 from sims_kit.datasets.registry import DataFile
 from sims_kit.errors import FetchError
+from sims_kit.progress import is_switched_on
 
 RETRIES = 2  # after the first attempt, per address; pooch waits 1 s, then 2 s
-HTML_STARTS = (b"<!doctype html", b"<html")  # how an error page begins, in small letters
 
 
 def cache_folder() -> Path:
@@ -22,14 +29,17 @@ def cache_folder() -> Path:
 
 def is_offline() -> bool:
     """Whether `SIMS_KIT_OFFLINE` forbids the network."""
-    return os.environ.get("SIMS_KIT_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
+    return is_switched_on("SIMS_KIT_OFFLINE")
 
 
-def fetch(dataset: str, folder: str, file: DataFile) -> Path:
+def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: Sequence[str] = ()) -> Path:
     """Path of a dataset's file in the cache, downloaded first when it is not there.
 
     A file that is there has its SHA-256 checked each time and is never changed or removed: a wrong one is
     the user's to look at. A cache without write permission serves as long as it holds the files.
+
+    A download that was interrupted leaves `<file>.part`, and the next one goes on from there. The file itself
+    appears at once, complete and checked; of several processes that want it, one downloads and the others wait.
 
     Parameters
     ----------
@@ -39,94 +49,160 @@ def fetch(dataset: str, folder: str, file: DataFile) -> Path:
         The folder inside the cache.
     file
         The file's entry in the registry; its addresses are tried in order.
+    alternatives
+        Names of datasets with the same cells, offered when the file cannot be had.
 
     Raises
     ------
     FetchError
         The file is there but is not the published one, or cannot be had. The message names the dataset, the
         addresses, the place in the cache, the reason, and how to put the file there by hand.
+
+    Warns
+    -----
+    UserWarning
+        The registry does not know the hash: that of the file as it is now is pinned in `SHA256SUMS` in the cache,
+        and compared ever after.
     """
     path = cache_folder() / folder / file.name
-    if path.exists():
-        if problem := plain_problem(path) or _wrong_hash(path, file):
-            raise FetchError(
-                f"{dataset}: the file {path} {problem}. It was left as it is. "
-                f"Move it away and load again, or replace it.\n{_by_hand(path, file)}"
-            )
-        return path
-    if is_offline():
+    is_there = path.exists()
+    if not is_there and is_offline():
         raise FetchError(
             f"{dataset}: {file.name} is not in the cache ({path}), and SIMS_KIT_OFFLINE forbids the network. "
             "Unset SIMS_KIT_OFFLINE, point SIMS_KIT_DATA at a cache that holds the file, or place it by hand.\n"
-            + _by_hand(path, file)
+            + _ways_out(folder, file, path, alternatives)
         )
-    reasons = []
-    for url in file.urls:
-        try:
-            return _download(url, path, file)
-        except (ValueError, OSError) as error:  # pooch's own, and those of requests and of the file system
-            reasons.append((url, error))
-    told = "\n".join(f"  {url}\n    {type(error).__name__}: {error}" for url, error in reasons)
-    raise FetchError(
-        f"{dataset}: {file.name} could not be downloaded to {path}.\n{told}\n{_by_hand(path, file)}"
-    ) from reasons[-1][1]
-
-
-class _Downloader(pooch.HTTPDownloader):
-    """pooch's download, which also recognises an empty answer and an error page."""
-
-    def __call__(self, url, output_file, *args, **options):
-        super().__call__(url, output_file, *args, **options)
-        if problem := plain_problem(Path(output_file)):
-            raise ValueError(f"the answer {problem}")
-
-
-def _download(url: str, path: Path, file: DataFile) -> Path:
-    """Download into a temporary file beside `path`, check it, then move it into place."""
-    progressbar = sys.stderr.isatty() and not os.environ.get("CI")  # logs and notebooks stay clean
-    store = pooch.Pooch(
-        path.parent,
-        base_url="",
-        registry={file.name: file.sha256},
-        urls={file.name: url},
-        retry_if_failed=RETRIES,
-    )
-    store.fetch(file.name, downloader=_Downloader(progressbar=progressbar))
-    path.chmod(0o644)  # pooch's temporary files are private; a cache may be shared
+    if is_there or not _download(dataset, folder, file, path, alternatives):
+        _check(dataset, folder, file, path)
+    if known_hash(folder, file) is None:
+        _pin(dataset, folder, file, path)
     return path
 
 
-def plain_problem(path: Path) -> str | None:
-    """What is plainly wrong with a file, whatever it should hold: it cannot be opened, is empty, or is a web page."""
+def known_hash(folder: str, file: DataFile) -> str | None:
+    """The SHA-256 that a file must have: the registry's, else the one pinned in the cache's `SHA256SUMS`, else None.
+
+    Raises
+    ------
+    FetchError
+        `SHA256SUMS` is damaged.
+    """
+    return file.sha256 or pinned_hash(cache_folder(), f"{folder}/{file.name}")
+
+
+def _check(dataset: str, folder: str, file: DataFile, path: Path) -> None:
+    """Refuse a file in the cache that is not the published or pinned one."""
+    if wrong := problem(folder, file, path):
+        raise FetchError(
+            f"{dataset}: the file {path} {wrong}. It was left as it is. "
+            f"Move it away and load again, or replace it.\n{_ways_out(folder, file, path)}"
+        )
+
+
+def _download(dataset: str, folder: str, file: DataFile, path: Path, alternatives: Sequence[str]) -> bool:
+    """Download from the first address that delivers. False if another process did so meanwhile."""
+    reasons = []
     try:
-        with path.open("rb") as opened:
-            start = opened.read(512).lstrip().lower()
-    except OSError as error:  # a folder of that name, no permission
-        return f"cannot be opened: {error.strerror}"
-    if path.stat().st_size == 0:
-        return "is empty (0 bytes)"
-    if start.startswith(HTML_STARTS):
-        return "is a web page (HTML), not data: the server sent an error or a login page"
-    return None
+        with _alone(folder, file):
+            if path.exists():
+                return False
+            for url in file.urls:
+                try:
+                    _download_from(url, folder, file, path)
+                    return True
+                except (ValueError, OSError) as error:  # pooch's own, and those of requests and of the file system
+                    reasons.append((url, error))
+                    if not isinstance(error, ValueError | requests.RequestException):
+                        break  # no other address mends the disk
+    except OSError as error:  # the lock cannot be had
+        reasons.append((path.parent, error))
+    told = "\n".join(f"  {where}\n    {type(error).__name__}: {error}" for where, error in reasons)
+    if not isinstance(reasons[-1][1], ValueError | requests.RequestException):
+        told += "\nThe environment variable SIMS_KIT_DATA can name a folder on another disk, or one of your own."
+    part = _part(path)
+    if part.exists() and (kept := part.stat().st_size):
+        told += f"\n{tqdm.format_sizeof(kept, 'B')} are kept in {part}: to go on from there, load again."
+    raise FetchError(
+        f"{dataset}: {file.name} could not be downloaded to {path}.\n{told}\n"
+        f"{_ways_out(folder, file, path, alternatives)}"
+    ) from reasons[-1][1]
 
 
-def _wrong_hash(path: Path, file: DataFile) -> str | None:
-    """How a file's SHA-256 differs from the published one, if it does."""
-    if file.sha256 is None:
-        return None
-    found = pooch.file_hash(str(path))
-    if found == file.sha256:
-        return None
-    size = path.stat().st_size
-    sizes = f" ({size:,} bytes instead of {file.size:,})" if file.size not in (None, size) else ""
-    return f"has SHA-256 {found}, expected {file.sha256}{sizes}: it is damaged or of another version"
-
-
-def _by_hand(path: Path, file: DataFile) -> str:
-    """The lines that put the file into the cache without sims_kit."""
-    place = shlex.quote(str(path))
-    return (
-        "By hand, on any machine with a network:\n"
-        f"  curl -L --fail --create-dirs -o {place} {shlex.quote(file.urls[0])}\n"
-        f"  sha256sum {place}   # expected: {file.sha256 or 'not known yet'}"
+def _download_from(url: str, folder: str, file: DataFile, path: Path) -> None:
+    """Download into the part beside `path`, check it, then move it into place."""
+    downloader = Downloader(
+        _part(path),
+        lambda complete: problem(folder, file, complete),
+        size=file.size,
+        hash_known=known_hash(folder, file) is not None,
     )
+    # The registry's hash stays with the downloader: pooch would compare it where a killed process loses the file.
+    store = pooch.Pooch(
+        path.parent, base_url="", registry={file.name: None}, urls={file.name: url}, retry_if_failed=RETRIES
+    )
+    store.fetch(file.name, downloader=downloader)
+
+
+def _part(path: Path) -> Path:
+    """Where the bytes of an unfinished download lie."""
+    return path.with_name(f"{path.name}.part")
+
+
+@contextmanager
+def _alone(folder: str, file: DataFile) -> Iterator[None]:
+    """Keep other processes from downloading the same file; wait if one is at it."""
+    lock = lock_of(cache_folder(), f"{folder}.{file.name}")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        pooch.get_logger().info("Waiting for another process that downloads '%s'.", file.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def problem(folder: str, file: DataFile, path: Path) -> str | None:
+    """What is wrong with a complete file at `path`, as far as size and hash are known."""
+    if plain := plain_problem(path):
+        return plain
+    size, expected = path.stat().st_size, known_hash(folder, file)
+    sizes = f"{size:,} bytes instead of {file.size:,}" if file.size not in (None, size) else ""
+    if expected is None:
+        return f"has {sizes}: it is damaged or of another version" if sizes else None
+    found = file_hash(path)
+    if found == expected:
+        return None
+    sizes = f" ({sizes})" if sizes else ""
+    if file.sha256:
+        return f"has SHA-256 {found}, expected {expected}{sizes}: it is damaged or of another version"
+    return (
+        f"has SHA-256 {found}, expected {expected}{sizes}, which was pinned in {cache_folder() / LOCK_FILE} at the "
+        "first use: it is damaged or of another version. If the new one is meant, remove its line there"
+    )
+
+
+def _pin(dataset: str, folder: str, file: DataFile, path: Path) -> None:
+    """Pin a file's hash, and say so."""
+    found, lock_file = file_hash(path), cache_folder() / LOCK_FILE
+    try:
+        pin(cache_folder(), f"{folder}/{file.name}", found)
+        told = f"It is pinned in {lock_file} and compared from now on."
+    except OSError as error:
+        told = f"It cannot be pinned in {lock_file} ({error.strerror}): a change of the file would not be noticed."
+    warnings.warn(f"{dataset}: no SHA-256 of {file.name} is published. Found: {found}. {told}", stacklevel=3)
+
+
+def _ways_out(folder: str, file: DataFile, path: Path, alternatives: Sequence[str] = ()) -> str:
+    """The lines that put the file into the cache without sims_kit, and the names of datasets that may serve instead."""
+    place, first, *others = map(shlex.quote, (str(path), *file.urls))
+    lines = [
+        "By hand, on any machine with a network:",
+        f"  curl -L --fail --create-dirs -o {place} {first}",
+        *(f"    # or from {url}" for url in others),
+        f"  sha256sum {place}   # expected: {known_hash(folder, file) or 'not known yet'}",
+    ]
+    if alternatives:
+        lines.append(f"The same cells are also in: {', '.join(map(repr, alternatives))}.")
+    return "\n".join(lines)

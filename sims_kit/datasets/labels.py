@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from anndata import AnnData
 from sims_kit.datasets.delimited import open_text, sniff
 from sims_kit.errors import DataError, LabelError, UnknownNameError
 
+LabelFile = Path | zipfile.Path  # a file, or a member of an archive
 SAME_NAMES = 0.1  # of the possible matches; barcodes of unrelated 10x samples agree for some 1 %
 ENSEMBL_GENE = re.compile(r"(ENS[A-Z]{0,6}G\d{6,}|FBgn\d{7}|WBGene\d{8})(\.\d+)?$")
 WELL_KNOWN_GENE = re.compile(  # in nearly every mammalian gene list, chosen or whole
@@ -22,7 +24,7 @@ WELL_KNOWN_GENE = re.compile(  # in nearly every mammalian gene list, chosen or 
 FEW_GENES = 3  # well-known genes among the names of the cells: more than chance
 
 
-def attach_labels(adata: AnnData, labelfile: str | Path, class_label: str) -> None:
+def attach_labels(adata: AnnData, labelfile: str | LabelFile, class_label: str) -> None:
     """Add the columns of a delimited label file to `adata.obs`, in place.
 
     Rows are matched by cell name, with the column that agrees best with `obs_names`; cells without a row
@@ -34,9 +36,10 @@ def attach_labels(adata: AnnData, labelfile: str | Path, class_label: str) -> No
     adata
         Cells x genes.
     labelfile
-        Text with tab, comma or semicolon, packed with gzip or not. With a header, all columns are attached;
-        a column of `obs` that is there already stays, with a warning. Without a header: one column of
-        labels, or names and labels; the labels are stored as `class_label`.
+        Text with tab, comma or semicolon, packed with gzip or not; also a member of a zip archive. With a
+        header, all columns are attached; a column of `obs` that is there already stays, with a warning. Without
+        a header: one column of labels, or names and labels; the labels are stored as `class_label`. A single
+        column holds the labels whatever its header.
     class_label
         The column with the labels (text, also when they look like numbers). Replaces a column of `obs` of
         that name, with a warning.
@@ -51,8 +54,10 @@ def attach_labels(adata: AnnData, labelfile: str | Path, class_label: str) -> No
         Neither names nor length agree with the cells, or one cell has two labels. Both lengths are given;
         if the labels fit the genes, the matrix is turned and the message says what to do.
     """
-    labelfile = Path(labelfile).expanduser()
+    labelfile = labelfile if isinstance(labelfile, zipfile.Path) else Path(labelfile).expanduser()
     table = _read_table(labelfile, class_label, adata.obs_names)
+    if table.shape[1] == 1:  # labels, whatever their column is called
+        table.columns = [class_label]
     if class_label not in table:
         raise UnknownNameError(f"column of {labelfile} called", class_label, [c for c in table if c != ""])
     table = _in_order_of_cells(table, adata, labelfile, class_label)
@@ -123,7 +128,7 @@ def check_orientation(adata: AnnData, class_label: str | None = None, name: str 
     )
 
 
-def _read_table(labelfile: Path, class_label: str, cell_names: pd.Index) -> pd.DataFrame:
+def _read_table(labelfile: LabelFile, class_label: str, cell_names: pd.Index) -> pd.DataFrame:
     """The label file, its columns named by the header or, without one, "" (cell names) and `class_label`."""
     if labelfile.is_dir():
         raise DataError(f"{labelfile} is a folder. Expected a label file: delimited text, packed with gzip or not.")
@@ -163,7 +168,7 @@ def _has_header(table: pd.DataFrame, class_label: str, cell_names: pd.Index) -> 
     return not (is_cell or is_label or is_needed)
 
 
-def _in_order_of_cells(table: pd.DataFrame, adata: AnnData, labelfile: Path, class_label: str) -> pd.DataFrame:
+def _in_order_of_cells(table: pd.DataFrame, adata: AnnData, labelfile: LabelFile, class_label: str) -> pd.DataFrame:
     """The rows of the label file in the order of the cells, by name or else as they come."""
     column, share = _names_column(table.drop(columns=class_label), adata.obs_names)
     if share > SAME_NAMES:
@@ -200,7 +205,7 @@ def _names_column(table: pd.DataFrame, names: pd.Index) -> tuple[str, float]:
     return max(shares.items(), key=lambda item: (min(item[1], 1.0), -texts.index(item[0])), default=("", 0.0))
 
 
-def _by_name(table: pd.DataFrame, column: str, cells: pd.Index, labelfile: Path, class_label: str) -> pd.DataFrame:
+def _by_name(table: pd.DataFrame, column: str, cells: pd.Index, labelfile: LabelFile, class_label: str) -> pd.DataFrame:
     """The rows of the cells, found by name; cells without one get NaN and are counted in a warning."""
     table = table[table[column].isin(cells)]
     labels_per_cell = table.groupby(column)[class_label].nunique()

@@ -1,17 +1,20 @@
 """`data_registry.yaml`: one entry per dataset, checked against a schema before anything is fetched."""
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from sims_kit.errors import RegistryError, UnknownNameError, nearest
 
 Text = Annotated[str, Field(min_length=1)]
 Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
 FileName = Annotated[str, Field(pattern=r"^[\w][\w .+-]*$")]  # no slash: a file stays inside the cache folder
+Member = Annotated[str, Field(pattern=r"^[\w][\w .+/-]*$")]  # a path inside an archive, read and never unpacked
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Doi = Annotated[str, Field(pattern=r"^10\.\d{4,9}/\S+$")]
 
@@ -29,11 +32,22 @@ class _Strict(BaseModel):
         return values
 
 
+def _gene_pattern(pattern: str) -> str:
+    """A regular expression with the group `symbol`, and perhaps the group `id`."""
+    try:
+        groups = set(re.compile(pattern).groupindex)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    if "symbol" not in groups or groups - {"symbol", "id"}:
+        raise ValueError(f"{pattern!r} must have a group (?P<symbol>...), and may have (?P<id>...).")
+    return pattern
+
+
 class DataFile(_Strict):
     """One file of a dataset: where it comes from and how it is recognised."""
 
     name: FileName
-    urls: Annotated[list[Url], Field(min_length=1)]  # in order of preference
+    urls: Annotated[tuple[Url, ...], Field(min_length=1)]  # in order of preference
     sha256: Sha256 | None  # null: not known yet
     size: PositiveInt | None  # bytes
 
@@ -52,11 +66,46 @@ class FilesSource(_Strict):
         return [self.matrix] if self.labels is None else [self.matrix, self.labels]
 
 
+class ArchiveSource(_Strict):
+    """Members of a zip archive, which stays packed."""
+
+    kind: Literal["archive"]
+    folder: FileName
+    archive: DataFile
+    matrix: Annotated[list[Member], Field(min_length=1)]  # several of one shape are summed: exons and introns
+    labels: Member | None = None
+    genes: Member | None = None  # a table about the genes, in the order of the matrix
+
+    @property
+    def files(self) -> list[DataFile]:
+        """The archive."""
+        return [self.archive]
+
+
 class ScanpySource(_Strict):
     """A dataset that the scanpy package carries itself: `scanpy.datasets.<function>()`."""
 
     kind: Literal["scanpy"]
     function: Text
+
+    @property
+    def files(self) -> list[DataFile]:
+        """No file: nothing is downloaded."""
+        return []
+
+
+class Shape(_Strict):
+    """The size of a simulated tissue."""
+
+    cells: PositiveInt
+    genes: PositiveInt
+
+
+class SimulatedSource(_Strict):
+    """Tissue that `sims_kit.datasets.simulated` makes under the name of the entry, in two sizes."""
+
+    kind: Literal["simulated"]
+    sizes: dict[Literal["fast", "full"], Shape]
 
     @property
     def files(self) -> list[DataFile]:
@@ -70,7 +119,7 @@ class Dataset(_Strict):
     title: Text
     version: Text
     tier: Literal["bundled", "simulated", "small", "full"]
-    source: Annotated[FilesSource | ScanpySource, Field(discriminator="kind")]
+    source: Annotated[FilesSource | ArchiveSource | ScanpySource | SimulatedSource, Field(discriminator="kind")]
     licence: Text
     citation: Text
     doi: Doi | None = None
@@ -81,23 +130,36 @@ class Dataset(_Strict):
     genes: PositiveInt | None
     classes: PositiveInt | None
     orientation: Literal["cells_by_genes", "genes_by_cells"]
-    state: Literal["counts", "normalised", "log-normalised"]
-    layer: Text | None = None  # where the values lie when not in X: "raw", or the name of a layer
+    state: Literal["counts", "normalised", "log-normalised"] | None  # null: told from the values when they are used
+    layer: Text | None = None  # where the values lie when not in X: "raw" (where there is one), or the name of a layer
     label: Text  # the obs column with the cell types
-    sample: Text | None = None  # the obs column with the donor, plate or region
+    other_labels: list[Text] = []  # obs columns with coarser or finer types
+    sample: Text | None = None  # the obs column with the donor or plate
+    region: Text | None = None  # the obs column with the part of the tissue
     gene_ids: Literal["symbol", "ensembl", "entrez", "none"]
+    gene_column: Text | None = None  # the column of var, or of the table of genes, that names the genes
+    gene_pattern: Annotated[str, AfterValidator(_gene_pattern)] | None = None  # finds the symbol in a longer name
     keep: dict[str, list[str]] = {}  # obs column -> values of the cells to keep
     drop: dict[str, list[str]] = {}  # obs column -> values of the cells to leave out
+    drop_unlabelled: bool = False  # leave out the cells without a label
+    alternatives: list[Name] = []  # entries with the same cells from another server
     preprocessing: str = ""  # what was done to the values before publication
     notes: str = ""
-    lesson: str = ""  # the notebook that uses it
+    lessons: list[Text] = []  # the notebooks that use it
 
 
 class Registry(_Strict):
     """The whole file."""
 
     schema_version: Literal[1]
-    datasets: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], Dataset]
+    datasets: dict[Name, Dataset]
+
+    @model_validator(mode="after")
+    def _known_alternatives(self) -> "Registry":
+        for name, entry in self.datasets.items():
+            for other in set(entry.alternatives) - set(self.datasets):
+                raise ValueError(f"entry {name!r}, key 'alternatives': {other!r}. {nearest(other, self.datasets)}")
+        return self
 
     def __getitem__(self, name: str) -> Dataset:
         """The entry called `name`; `UnknownNameError` offers the nearest names."""
@@ -151,7 +213,8 @@ def _describe(mistake: dict) -> str:
     place = []
     if where[:1] == ["datasets"] and len(where) > 1:
         place.append(f"entry {where[1]!r}")
-        where = [part for part in where[2:] if part not in ("files", "scanpy", "[key]")]  # pydantic's own marks
+        where = [part for part in where[2:] if part != "[key]"]  # pydantic's own mark, as is the kind of a source
+        where = where[:1] + where[2:] if where[:1] == ["source"] else where
     if where:
         place.append(f"key {'.'.join(map(str, where))!r}")
     allowed = mistake["msg"].removeprefix("Value error, ")

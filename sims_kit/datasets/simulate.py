@@ -333,13 +333,14 @@ def _class_sizes(settings: SimulationSettings) -> np.ndarray:
 
 # benchmarks/simulation_realism.py measures how hard they are: it is what the shares and factors of markers were set by.
 _SIZES = {
-    "fast": dict(n_cells=2_500, lib_loc=math.log(2_000), de_prob=0.0095, major_de_prob=0.02, de_fac_loc=1.1),
+    "fast": dict(n_cells=2_500, lib_loc=math.log(2_000), de_prob=0.0095, major_de_prob=0.02, de_fac_loc=1.2),
     "full": dict(n_cells=20_000, n_genes=20_000, lib_loc=math.log(6_000), de_prob=0.00175, major_de_prob=0.002),
 }
+_SIZES["fast"]["region_fac_scale"], _SIZES["full"]["region_fac_scale"] = 1.0, 0.65  # felt alike in few and many genes
 _CORTEX = dict(tissue="cortex", regions=("MTG", "V1C", "CgG", "M1lm", "M1ul", "S1lm", "S1ul", "A1C"))
-_CORTEX |= dict(region_fac_scale=0.65, protocols=("SMART-seq",))
+_CORTEX |= dict(protocols=("SMART-seq",))
 _MOUSE = dict(tissue="mouse", tree=MOUSE, regions=("VISp", "ALM", "ENT", "HIP"), de_fac_loc=1.25, gene_prefix="Sim")
-_MOUSE |= dict(stress_genes=tuple(gene.capitalize() for gene in STRESS_GENES))
+_MOUSE |= dict(region_fac_scale=0.2, stress_genes=tuple(gene.capitalize() for gene in STRESS_GENES))
 _ORGANOID = _CORTEX | dict(tissue="organoid", regions=("organoid",), protocols=("10x",))
 _ORGANOID |= dict(donors=("line_1", "line_2"), stress_strength=1.0)
 _TISSUES = {"sim-cortex": _CORTEX, "sim-mouse": _MOUSE, "sim-organoid": _ORGANOID}

@@ -201,3 +201,12 @@ def test_orientation_of_unknown_names_passes(cells):
     adata, _ = cells
     check_orientation(adata)
     check_orientation(adata.T)
+
+
+@pytest.mark.parametrize("header", ['"x"\n', "cell_type\n", ""])
+def test_one_column_of_labels_has_any_header(make_cells, tmp_path, header):
+    """A label file with a single column is unambiguous: its labels are attached under the name that was asked for."""
+    cells = make_cells(n_cells=4)
+    (tmp_path / "labels.csv").write_text(header + '"a"\n"b"\n"a"\n"b"\n')
+    attach_labels(cells, tmp_path / "labels.csv", "type")
+    assert cells.obs["type"].tolist() == ["a", "b", "a", "b"]

@@ -1,13 +1,16 @@
 """`load`: every dataset that needs no network, and files by path."""
 
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 
-from sims_kit.datasets import catalogue, load
+from sims_kit.datasets import catalogue, load, prepare
 from sims_kit.datasets.registry import read_registry
-from sims_kit.errors import DataError, FetchError, UnknownNameError
+from sims_kit.datasets.simulate import PRESETS
+from sims_kit.errors import DataError, FetchError, SettingError, UnknownNameError
 
 SMALL = [name for name, entry in read_registry().datasets.items() if entry.tier == "small"]
 
@@ -43,6 +46,38 @@ def test_filters_of_the_plates(real_data):
     adata = load("cell-lines-5cl-p3")
     pd.testing.assert_frame_equal(adata.to_df().loc[counts.index], counts.astype("float32"), check_names=False)
     assert adata.obs.loc[metadata.index, "cell_line_demuxlet"].tolist() == metadata.cell_line_demuxlet.tolist()
+
+
+@pytest.mark.parametrize("name", ["sim-cortex", "sim-mouse", "sim-organoid"])
+def test_simulated_datasets(name):
+    """A simulated dataset loads at its fast size by default, the same each time, and knows the truth."""
+    entry, adata = read_registry()[name], load(name)
+    assert adata.shape == (entry.cells, entry.genes) and adata.obs[entry.label].nunique() == entry.classes
+    assert (adata.X != load(name, size="fast").X).nnz == 0
+    assert adata.uns["sims_kit"]["dataset"] == name and "truth" in adata.uns
+
+
+def test_full_size_of_a_simulated_dataset(monkeypatch):
+    """`size` chooses the settings, and the shape is compared with the one of that size."""
+    small = PRESETS["sim-cortex"]["fast"]
+    monkeypatch.setitem(PRESETS["sim-cortex"], "full", replace(small, n_cells=60))
+    with pytest.raises(DataError, match=r"60 cells instead of 20,000, 2,000 genes instead of 20,000"):
+        load("sim-cortex", size="full")
+
+
+def test_size_of_others_is_refused():
+    """Only simulated data have sizes, and only two."""
+    with pytest.raises(SettingError, match="pbmc68k has one size"):
+        load("pbmc68k", size="full")
+    with pytest.raises(UnknownNameError, match="'full'"):
+        load("sim-cortex", size="ful")
+
+
+def test_prepare_of_data_without_files():
+    """Bundled and simulated data need nothing; an unknown name is told."""
+    assert prepare("pbmc68k") == prepare("sim-mouse") == []
+    with pytest.raises(UnknownNameError, match="'sim-mouse'"):
+        prepare("sim-mous")
 
 
 def test_entry_that_does_not_fit_the_data(monkeypatch):

@@ -5,20 +5,24 @@ import copy
 import pytest
 import yaml
 
+import write_catalogue
 from sims_kit.datasets import catalogue
+from sims_kit.datasets.load import converted_path
 from sims_kit.datasets.registry import read_registry, registry_path
 from sims_kit.errors import RegistryError, UnknownNameError
 
-NAMES = [
-    "pbmc68k",
-    "cell-lines-celseq2",
-    "cell-lines-dropseq",
-    "cell-lines-5cl-p1",
-    "cell-lines-5cl-p2",
-    "cell-lines-5cl-p3",
-    "mouse-immune",
-    "worm-neurons",
-]
+NAMES = {
+    *("pbmc68k", "cell-lines-celseq2", "cell-lines-dropseq", "cell-lines-5cl-p1", "cell-lines-5cl-p2"),
+    *("cell-lines-5cl-p3", "mouse-immune", "worm-neurons", "sim-cortex", "sim-mouse", "sim-organoid"),
+    *("allen-human", "allen-human-ucsc", "allen-human-cellxgene", "allen-mouse", "allen-mouse-cellxgene"),
+    *("allen-mtg", "retina", "dental", "ucsf-cortex", "ucsf-organoids", "mouse-retina"),
+    *("abdelaal-amb", "baron-human", "muraro", "segerstolpe", "xin", "zheng68k"),
+}
+LESSONS = {
+    *("01_preprocessing_background", "02_learning_a_classifier", "03_tabnet_and_training", "04_interpretability"),
+    *("05_generalization", "06_ablation", "07_benchmark", "08_organoid_inference", "09_pretraining"),
+    "10_annotate_your_data",
+}
 
 
 @pytest.fixture
@@ -37,9 +41,9 @@ def spoiled(tmp_path, content):
     return str(caught.value)
 
 
-def test_registry_lists_the_first_datasets():
-    """The file in the repository follows its schema and holds the promised entries."""
-    assert set(NAMES) <= set(read_registry().datasets)
+def test_registry_lists_all_datasets():
+    """The file in the repository follows its schema and holds every promised entry."""
+    assert set(read_registry().datasets) == NAMES
 
 
 def test_catalogue_has_a_row_per_dataset():
@@ -49,16 +53,67 @@ def test_catalogue_has_a_row_per_dataset():
     assert table.loc["cell-lines-5cl-p2", ["cells", "genes", "classes"]].tolist() == [155, 14078, 5]
     assert table.loc["mouse-immune", "megabytes"] == pytest.approx(2.3)
     assert table.loc["pbmc68k", "tier"] == "bundled" and table.loc["pbmc68k", "megabytes"] == 0
+    assert table.loc["allen-human", "other_labels"] == "class_label, cluster_label"
+    assert table[["genes", "megabytes"]].isna().loc["retina"].all()  # unknown
 
 
-def test_every_small_file_has_hash_size_and_its_own_place():
-    """No small dataset is fetched unchecked, and no two files share a place in the cache."""
-    places = []
+def test_page_is_in_step_with_the_registry():
+    """docs/datasets.md is what `make catalogue` would write now."""
+    assert write_catalogue.PAGE.read_text(encoding="utf-8") == write_catalogue.page(), "run `make catalogue`"
+
+
+def test_every_small_file_has_hash_and_size():
+    """No small dataset is fetched unchecked."""
+    for name, entry in read_registry().datasets.items():
+        assert entry.tier != "small" or all(file.sha256 and file.size for file in entry.source.files), name
+
+
+def test_every_file_has_its_own_place():
+    """A place in the cache belongs to one file, which several datasets may share, or to one converted dataset."""
+    at = {}
     for name, entry in read_registry().datasets.items():
         for file in entry.source.files:
-            assert entry.tier != "small" or (file.sha256 and file.size), name
-            places.append((entry.source.folder, file.name))
-    assert len(places) == len(set(places))
+            assert at.setdefault((entry.source.folder, file.name), file) == file, name
+        if entry.source.files:
+            converted = converted_path(name, entry)
+            assert at.setdefault((converted.parent.name, converted.name), name) == name
+
+
+def test_every_dataset_serves_a_lesson():
+    """The lessons that an entry names are the ten of the kit, and every entry has one."""
+    for name, entry in read_registry().datasets.items():
+        assert entry.lessons and set(entry.lessons) <= LESSONS, name
+
+
+def test_alternatives_are_mutual():
+    """Where one entry names another as the same cells, the other names it too."""
+    datasets = read_registry().datasets
+    for name, entry in datasets.items():
+        assert all(name in datasets[other].alternatives for other in entry.alternatives), name
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("gene_pattern", "(.*", "no regular expression"),
+        ("gene_pattern", "(.*)", "(?P<symbol>...)"),
+        ("source", {"kind": "simulated", "sizes": {"huge": {"cells": 1, "genes": 1}}}, "huge"),
+        ("source", {"kind": "archive", "folder": "a", "matrix": ["../b.csv"]}, "matrix"),
+        ("source", {"kind": "web"}, "'archive'"),
+    ],
+)
+def test_wrong_layout_is_refused(tmp_path, content, key, value, told):
+    """Patterns without a symbol, unknown sizes, members outside of the archive and unknown kinds are mistakes."""
+    content["datasets"]["allen-human"][key] = value
+    message = spoiled(tmp_path, content)
+    assert "entry 'allen-human'" in message and key in message and told in message
+
+
+def test_unknown_alternative_offers_the_nearest(tmp_path, content):
+    """An entry can only point to another one."""
+    content["datasets"]["allen-human"]["alternatives"] = ["allen-human-uscs"]
+    message = spoiled(tmp_path, content)
+    assert "'allen-human'" in message and "'alternatives'" in message and "'allen-human-ucsc'" in message
 
 
 def test_unknown_key_names_entry_key_value_and_nearest(tmp_path, content):
