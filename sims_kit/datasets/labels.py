@@ -4,7 +4,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +24,7 @@ WELL_KNOWN_GENE = re.compile(  # in nearly every mammalian gene list, chosen or 
 FEW_GENES = 3  # well-known genes among the names of the cells: more than chance
 
 
-def attach_labels(adata: AnnData, labelfile: str | LabelFile, class_label: str) -> None:
+def attach_labels(adata: AnnData, labelfile: str | LabelFile, class_label: str, *, text: Collection[str] = ()) -> None:
     """Add the columns of a delimited label file to `adata.obs`, in place.
 
     Rows are matched by cell name, with the column that agrees best with `obs_names`; cells without a row
@@ -43,6 +43,8 @@ def attach_labels(adata: AnnData, labelfile: str | LabelFile, class_label: str) 
     class_label
         The column with the labels (text, also when they look like numbers). Replaces a column of `obs` of
         that name, with a warning.
+    text
+        Other columns that are names although they may look like numbers, such as clusters or donors.
 
     Raises
     ------
@@ -60,7 +62,7 @@ def attach_labels(adata: AnnData, labelfile: str | LabelFile, class_label: str) 
         table.columns = [class_label]
     if class_label not in table:
         raise UnknownNameError(f"column of {labelfile} called", class_label, [c for c in table if c != ""])
-    table = _in_order_of_cells(table, adata, labelfile, class_label)
+    table = _in_order_of_cells(table, adata, labelfile, class_label).apply(_typed, names={class_label, *text})
     taken = [column for column in table if column in adata.obs]
     if class_label in taken:
         warnings.warn(f"obs[{class_label!r}] is replaced by the labels of {labelfile}.", stacklevel=2)
@@ -194,7 +196,7 @@ def _in_order_of_cells(table: pd.DataFrame, adata: AnnData, labelfile: LabelFile
             f"({_some(table.iloc[:, 0])}) are taken in order. Check that the order is the same.",
             stacklevel=3,
         )
-    return table.apply(_typed, class_label=class_label).drop(columns="", errors="ignore")
+    return table.drop(columns="", errors="ignore")
 
 
 def _names_column(table: pd.DataFrame, names: pd.Index) -> tuple[str, float]:
@@ -223,12 +225,12 @@ def _by_name(table: pd.DataFrame, column: str, cells: pd.Index, labelfile: Label
             stacklevel=4,
         )
     table = table.drop_duplicates(column).set_index(column)
-    return table.apply(_typed, class_label=class_label).reindex(cells)
+    return table.reindex(cells)
 
 
-def _typed(column: pd.Series, class_label: str) -> pd.Series:
-    """Numbers as numbers, but labels always as text."""
-    return pd.to_numeric(column) if column.name != class_label and _is_number(column) else column
+def _typed(column: pd.Series, names: Collection[str]) -> pd.Series:
+    """Numbers as numbers, but labels and other names always as text."""
+    return pd.to_numeric(column) if column.name not in names and _is_number(column) else column
 
 
 def _is_number(column: pd.Series) -> bool:

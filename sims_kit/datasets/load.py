@@ -8,6 +8,7 @@ from pathlib import Path
 import anndata
 import h5py
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from sims_kit.datasets.convert import convert
@@ -133,7 +134,7 @@ def _converted(name: str, entry: Dataset) -> Path:
             if entry.drop_unlabelled:
                 warnings.filterwarnings("ignore", ".*they stay unlabelled")
             if labels:
-                attach_labels(shell, labels, entry.label)
+                attach_labels(shell, labels, entry.label, text=_names_of_cells(entry))
         if genes:
             _attach_genes(shell, genes)
         shell.uns["origin"] = _expected_origin(entry)
@@ -184,6 +185,7 @@ def _load_dataset(name: str, entry: Dataset, size: str) -> AnnData:
     adata = _read(name, entry, size)
     if entry.layer == "raw" and adata.raw is not None:
         adata = adata.raw.to_adata()
+        adata.X = sp.csr_matrix(adata.X)
     elif entry.layer not in (None, "raw"):
         adata.X = adata.layers[entry.layer]
     _name_genes(adata, entry)
@@ -213,9 +215,14 @@ def _read(name: str, entry: Dataset, size: str) -> AnnData:
         return read(matrix)
     adata = read(matrix, orientation=entry.orientation)
     if labels:
-        attach_labels(adata, labels[0], entry.label)
+        attach_labels(adata, labels[0], entry.label, text=_names_of_cells(entry))
     check_orientation(adata)
     return adata
+
+
+def _names_of_cells(entry: Dataset) -> list[str]:
+    """The columns, beside the label, whose values are names, although they may look like numbers."""
+    return [column for column in (entry.sample, entry.region, *entry.other_labels) if column is not None]
 
 
 def _name_genes(adata: AnnData, entry: Dataset) -> None:
