@@ -118,7 +118,11 @@ def _masks(model: SIMSClassifier, batches) -> tuple[sparse.csr_matrix, np.ndarra
     parts, predicted = [], []
     for batch in progress_bar(batches, desc="explaining", unit="batch"):
         aggregated, logits = model.network.explain(batch.cells.to(model.device))
-        parts.append(sparse.csr_matrix(aggregated.cpu().numpy()))
+        aggregated = aggregated.cpu()
+        values, columns, rows = (
+            part.numpy() for part in (aggregated.values(), aggregated.col_indices(), aggregated.crow_indices())
+        )
+        parts.append(sparse.csr_matrix((values, columns, rows), shape=aggregated.shape))
         predicted.append(logits.argmax(dim=1).cpu().numpy())
     masks = sparse.vstack(parts, format="csr")
     total = np.asarray(masks.sum(axis=1)).ravel()

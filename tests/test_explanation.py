@@ -33,7 +33,8 @@ def test_cells_are_normalised_masks(model, cells, explanation):
     counts = cells.X[:5].toarray()
     normalised = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
     aggregated, _ = model.network.explain(torch.from_numpy(normalised))
-    expected = (aggregated / aggregated.sum(1, keepdim=True)).numpy()
+    aggregated = aggregated.to_dense().numpy()
+    expected = aggregated / aggregated.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(explanation.cells[:5].toarray(), expected, atol=1e-5)
 
 

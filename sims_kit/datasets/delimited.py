@@ -112,11 +112,10 @@ def sniff_matrix(path: Path | zipfile.Path) -> Layout:
 
 def open_text(path: Path | zipfile.Path):
     """Open a text file, packed with gzip or not, or a member of a zip file, and drop a byte-order mark."""
-    if path.suffix != ".gz":
-        file = path.open("rb")
-    else:  # of a path itself, so that closing closes it
-        file = gzip.open(path if isinstance(path, Path) else path.open("rb"))
-    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    if path.suffix == ".gz" and isinstance(path, Path):
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    file = path.open("rb")
+    return io.TextIOWrapper(gzip.open(file) if path.suffix == ".gz" else file, encoding="utf-8-sig", newline="")
 
 
 def read_delimited(path: Path | zipfile.Path) -> AnnData:

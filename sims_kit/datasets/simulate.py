@@ -333,10 +333,10 @@ def _class_sizes(settings: SimulationSettings) -> np.ndarray:
 
 # benchmarks/simulation_realism.py measures how hard they are: it is what the shares and factors of markers were set by.
 _SIZES = {
-    "fast": dict(n_cells=2_500, lib_loc=math.log(2_000), de_prob=0.0095, major_de_prob=0.02, de_fac_loc=1.2),
+    "fast": dict(n_cells=2_500, lib_loc=math.log(2_000), de_prob=0.0095, major_de_prob=0.02, de_fac_loc=1.15),
     "full": dict(n_cells=20_000, n_genes=20_000, lib_loc=math.log(6_000), de_prob=0.00175, major_de_prob=0.002),
 }
-_SIZES["fast"]["region_fac_scale"], _SIZES["full"]["region_fac_scale"] = 1.0, 0.65  # felt alike in few and many genes
+_SIZES["fast"]["region_fac_scale"], _SIZES["full"]["region_fac_scale"] = 0.8, 0.65  # felt alike in few and many genes
 _CORTEX = dict(tissue="cortex", regions=("MTG", "V1C", "CgG", "M1lm", "M1ul", "S1lm", "S1ul", "A1C"))
 _CORTEX |= dict(protocols=("SMART-seq",))
 _MOUSE = dict(tissue="mouse", tree=MOUSE, regions=("VISp", "ALM", "ENT", "HIP"), de_fac_loc=1.25, gene_prefix="Sim")

@@ -184,7 +184,8 @@ class SIMSClassifier(pl.LightningModule):
         self.metrics[stage].update(logits.detach().softmax(dim=1), labels)
         options = dict(on_step=False, on_epoch=True, batch_size=len(labels))
         self.log(f"{stage}loss", loss.detach(), **options)
-        self.log_dict(self.metrics[stage], **options)
+        if stage != "train_" or self.trainer.is_last_batch:  # Lightning keeps the metrics until the epoch's end
+            self.log_dict(self.metrics[stage], **options)
 
     def _set_class_weights(self, weights: Tensor) -> None:
         weights = torch.as_tensor(weights, dtype=self.class_weights.dtype)

@@ -6,7 +6,7 @@ genes x genes matrix, this encoder never makes one, and its sparsemax does not s
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import SettingError
+from sims_kit.model.cells import first_layer, masked_first_layer, moments, unpacked
+from sims_kit.model.masks import Mask, narrow_mask, update_statistics
 from sims_kit.model.sparsemax import Sparsemax
+
+NARROW = 1 / 16  # share of the genes: masks up to this width are computed on pairs of cell and gene, wider ones on all
+HALF = torch.tensor(0.5).sqrt().item()  # in float32, as in pytorch-tabnet
 
 
 class TabNetOutput(NamedTuple):
@@ -30,8 +35,8 @@ class TabNetOutput(NamedTuple):
 class Step(NamedTuple):
     """One decision step for a batch of B cells."""
 
-    mask: Tensor
-    """(B, genes), non-negative, rows sum to one."""
+    mask: Mask
+    """Which genes it looks at; `mask.to_dense()` is (B, genes), non-negative, rows sum to one."""
     decision: Tensor
     """(B, n_d), the step's contribution to the decision, after its ReLU."""
 
@@ -106,6 +111,7 @@ class TabNet(nn.Module):
         if n_shared < 1:
             raise SettingError(f"n_shared is {n_shared}; the steps share at least their first layer.")
         self.n_genes, self.n_classes = n_genes, n_classes
+        self.narrow = NARROW
         self.rescale_masked, self.gene_dropout = rescale_masked, gene_dropout
         self.virtual_batch_size = virtual_batch_size
         self.encoder = _Encoder(
@@ -129,46 +135,63 @@ class TabNet(nn.Module):
         ------
         SettingError
             In training, if the batch leaves a ghost batch of a single cell, which has no variance.
+        FloatingPointError
+            If cells or weights hold NaN or infinite values.
         """
-        if self.training:
-            self._check_ghost_batches(len(cells))
         embedding, entropy = 0, 0
         for mask, decision in self.steps(cells):
             embedding = embedding + decision
-            entropy = entropy - (mask * torch.log(mask + self.encoder.epsilon)).sum(1).mean()
+            entropy = entropy - (mask.weights * torch.log(mask.weights + self.encoder.epsilon)).sum() / len(cells)
         return TabNetOutput(self.final_mapping(embedding), entropy / len(self.encoder.att_transformers))
 
-    def steps(self, cells: Tensor) -> Iterator[Step]:
-        """The decision steps of a batch, one `Step` after another. Arguments as in `forward`."""
-        encoder = self.encoder
-        cells = cells if cells.layout == torch.strided else cells.to_dense()
-        if self.training and self.gene_dropout:
-            cells = cells * (torch.rand_like(cells) >= self.gene_dropout)  # not scaled up: zeros are what cells have
-        cells = encoder.initial_bn(cells)
-        prior = torch.ones_like(cells)
-        attention = encoder.initial_splitter(cells)[:, encoder.n_d :]
-        for attend, transform in zip(encoder.att_transformers, encoder.feat_transformers, strict=True):
-            mask = attend(prior, attention)
-            prior = prior * (encoder.gamma - mask)
-            masked = mask * cells
+    def steps(self, cells: Tensor) -> list[Step]:
+        """The decision steps of a batch. Arguments and errors as in `forward`."""
+        if self.training:
+            self._check_ghost_batches(len(cells))
+            cells = _hide(cells, self.gene_dropout)
+        with torch.autocast(cells.device.type, enabled=False):  # 16 bits are too few to tell logits apart
+            return self._steps(cells)
+
+    def _steps(self, cells: Tensor) -> list[Step]:
+        encoder, dense = self.encoder, unpacked(cells)
+        scale, shift = _normalisation(encoder.initial_bn, cells, dense)  # of each gene, folded into the first layer
+        weight = encoder.initial_splitter.shared.glu_layers[0].fc.weight
+        table = weight.T.contiguous()
+        out = first_layer(cells, dense, weight * scale) + shift @ table
+        out = _after_first_layer(encoder.initial_splitter, out)
+        steps, past = [], []
+        for number, transform in enumerate(encoder.feat_transformers):
+            mask = self._mask(number, out[:, encoder.n_d :], past)
+            past.append(mask)
+            out = masked_first_layer(mask, dense, scale, shift, table)
             if self.rescale_masked:
-                masked = masked / mask.square().sum(1, keepdim=True)
-            out = transform(masked)
-            attention = out[:, encoder.n_d :]
-            yield Step(mask, torch.relu(out[:, : encoder.n_d]))
+                out = out / mask.sum_of(mask.weights.square())
+            out = _after_first_layer(transform, out)
+            steps.append(Step(mask, torch.relu(out[:, : encoder.n_d])))
+        return steps
+
+    def _mask(self, number: int, attention: Tensor, past: Sequence[Mask]) -> Mask:
+        """The mask of a step: on pairs of cell and gene if it is narrow, else on all genes."""
+        attend, gamma = self.encoder.att_transformers[number], self.encoder.gamma
+        mask = narrow_mask(attention, attend, past, gamma, self.narrow * self.n_genes)
+        if mask is None:
+            prior = math.prod((gamma - other.to_dense() for other in past), start=attention.new_ones(()))
+            mask = Mask(attend(prior, attention), None, None, (len(attention), self.n_genes))
+        return mask
 
     @torch.no_grad()
     def explain(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Aggregated masks of a batch, shape (B, n_genes), non-negative, and its logits, shape (B, n_classes).
+        """Aggregated masks of a batch, sparse CSR (B, n_genes), non-negative, and its logits, shape (B, n_classes).
 
         Each step's mask is weighted by the sum of its decision, as in the TabNet paper's section on
         interpretability. The rows are not normalised.
         """
-        aggregated, embedding = 0, 0
+        weighted, embedding = [], 0
         for mask, decision in self.steps(cells):
-            aggregated = aggregated + mask * decision.sum(1, keepdim=True)
+            strength = decision.sum(1, keepdim=True) if mask.cells is None else decision.sum(1)[mask.cells]
+            weighted.append(mask._replace(weights=mask.weights * strength).to_sparse())
             embedding = embedding + decision
-        return aggregated, self.final_mapping(embedding)
+        return sum(weighted[1:], start=weighted[0]).coalesce().to_sparse_csr(), self.final_mapping(embedding)
 
     def refresh_statistics(self, batches: Iterable) -> None:
         """Measure the statistics of every batch normalisation anew, on whole cells.
@@ -195,6 +218,38 @@ class TabNet(nn.Module):
                 f"{self.virtual_batch_size}), which has no variance to normalise by. Choose another batch_size "
                 "or virtual_batch_size."
             )
+
+
+def _hide(cells: Tensor, share: float) -> Tensor:
+    """Set a random share of each cell's values to zero; what is left is not scaled up: zeros are what cells have."""
+    if not share:
+        return cells
+    if cells.layout == torch.strided:
+        return cells * (torch.rand_like(cells) >= share)
+    values = cells.values()
+    values = values * (torch.rand_like(values) >= share)
+    return torch.sparse_csr_tensor(cells.crow_indices(), cells.col_indices(), values, cells.shape)
+
+
+def _normalisation(norm: nn.BatchNorm1d, cells: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    """What batch normalisation multiplies each gene by, and adds; in training its running statistics are updated."""
+    mean, variance = norm.running_mean, norm.running_var
+    if norm.training:
+        mean, variance = moments(cells, dense)
+        update_statistics(norm, mean, variance, len(cells))
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    return scale, norm.bias - mean * scale
+
+
+def _after_first_layer(transform: FeatTransformer, out: Tensor) -> Tensor:
+    """A feature transformer whose first linear layer has been applied already."""
+    block = transform.shared
+    first, *others = block.glu_layers
+    value, gate = first.bn(out).chunk(2, dim=1)
+    out = value * torch.sigmoid(gate)
+    for layer in others:
+        out = (out + layer(out)) * HALF
+    return transform.specifics(out)
 
 
 class _Encoder(nn.Module):

@@ -1,0 +1,29 @@
+"""Memory that every batch uses again: fresh megabytes cost more time to be mapped than to be filled."""
+
+import math
+import threading
+
+import torch
+from torch import Tensor
+
+_spaces = threading.local()  # two threads must not write into one
+
+
+def workspace(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A tensor with undefined content, valid until the next call with the same name.
+
+    Never part of an autograd graph: what is needed for a backward pass must be computed anew or copied.
+
+    Parameters
+    ----------
+    name
+        What it is for; as many tensors can be in use at once as there are names.
+    like
+        Gives the type and the device.
+    """
+    key, size = f"{name} {like.dtype} {like.device}", math.prod(shape)
+    space = getattr(_spaces, key, None)
+    if space is None or len(space) < size:
+        space = torch.empty(size, dtype=like.dtype, device=like.device)
+        setattr(_spaces, key, space)
+    return space[:size].view(shape)

@@ -1,0 +1,135 @@
+"""Cells where they meet the network, against the same on dense cells."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sims_kit.model.cells import first_layer, masked_first_layer, moments, unpacked
+from sims_kit.model.masks import Mask
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    """Everything in float64, and the same random numbers in each test."""
+    torch.set_default_dtype(torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    torch.set_default_dtype(torch.float32)
+
+
+def _cells(n_cells=9, n_genes=40):
+    """Some cells without a count, first and last among them, and genes that no cell has."""
+    cells = torch.poisson(torch.rand(n_cells, n_genes)).log1p()
+    cells[[0, n_cells // 2, -1]] = 0
+    cells[:, [0, -1]] = 0
+    return cells
+
+
+def _mask(n_cells=9, n_genes=40):
+    """The same mask on pairs, two to five genes per cell, and on all genes."""
+    weights = torch.rand(n_cells, n_genes)
+    weights[weights < weights.topk(5, dim=1).values[:, -1:]] = 0
+    cells, genes = weights.nonzero(as_tuple=True)
+    return Mask(weights[cells, genes], cells, genes, weights.shape), Mask(weights, None, None, weights.shape)
+
+
+@pytest.mark.parametrize("index_type", [torch.int32, torch.int64])
+@pytest.mark.parametrize("value_type", [torch.float32, torch.float64])
+def test_unpacked(index_type, value_type):
+    """CSR cells come out dense whatever the type of indices and values; dense cells are handed back themselves."""
+    cells = _cells().to(value_type)
+    csr = cells.to_sparse_csr()
+    pointers, genes = csr.crow_indices().to(index_type), csr.col_indices().to(index_type)
+    dense = unpacked(torch.sparse_csr_tensor(pointers, genes, csr.values(), csr.shape))
+    assert dense.dtype == value_type and torch.equal(dense, cells)
+    assert unpacked(cells) is cells
+
+
+def test_unpacked_after_fuller_cells():
+    """What an earlier, larger batch left behind is gone, also where the next has no counts at all."""
+    unpacked(torch.ones(12, 50).to_sparse_csr())
+    for cells in (_cells(), torch.zeros(3, 7), _cells(2, 90)):
+        assert torch.equal(unpacked(cells.to_sparse_csr()), cells)
+
+
+@pytest.mark.parametrize("value_type, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
+def test_moments(make, value_type, tolerance):
+    """Mean and variance of each gene: never seen, the same in every cell, and nearly the same at a high level."""
+    cells = _cells(64, 30)
+    cells[:, 1], cells[:, 2] = 3.0, 9 + 1e-2 * torch.randn(64)
+    given = make(cells.to(value_type))
+    mean, variance = moments(given, unpacked(given))
+    exact = cells.to(value_type).double()
+    assert mean.dtype == variance.dtype == value_type and (variance >= 0).all()
+    torch.testing.assert_close(mean.double(), exact.mean(0), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(variance.double(), exact.var(0, correction=0), rtol=10 * tolerance, atol=1e-14)
+
+
+def test_first_layer():
+    """Values and the weight's gradient are those of a dense product, and dense cells get a gradient too."""
+    cells, upstream, found = _cells(), torch.randn(9, 6), []
+    weight = torch.randn(6, 40)
+    for given in (cells.to_sparse_csr(), cells.clone().requires_grad_()):
+        ours, theirs = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+        out = first_layer(given, unpacked(given), ours)
+        F.linear(cells, theirs).backward(upstream)
+        out.backward(upstream)
+        torch.testing.assert_close(out, F.linear(cells, weight))
+        torch.testing.assert_close(ours.grad, theirs.grad)
+        found.append(given)
+    torch.testing.assert_close(found[1].grad, upstream @ weight)
+
+
+def test_first_layers_gradient_by_differences():
+    """The weight's gradient through sparse cells is what small changes of the weight measure."""
+    cells = _cells(5, 12).to_sparse_csr()
+    weight = torch.randn(3, 12, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda weight: first_layer(cells, unpacked(cells), weight).square(), weight)
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
+def test_masked_first_layer(make):
+    """Values and all gradients, on pairs and on all genes, are those of normalising, masking and multiplying."""
+    cells, upstream, (pairs, on_all) = _cells(), torch.randn(9, 6), _mask()
+    scale, shift, table = torch.rand(40) + 0.5, torch.randn(40), torch.randn(40, 6)
+
+    def gradients(layer, mask):
+        given = [part.clone().requires_grad_() for part in (scale, shift, table)]
+        weights = mask.weights.clone().requires_grad_()
+        out = layer(mask._replace(weights=weights), *given)
+        out.backward(upstream)
+        return out, *(part.grad for part in given), weights.grad
+
+    def ours(mask, *given):
+        return masked_first_layer(mask, unpacked(make(cells)), *given)
+
+    expected = gradients(lambda mask, *given: (mask.weights * (cells * given[0] + given[1])) @ given[2], on_all)
+    for mask in (pairs, on_all):
+        *found, of_weights = gradients(ours, mask)
+        for one, other in zip(found, expected, strict=False):
+            torch.testing.assert_close(one, other)
+        where = ... if mask.cells is None else (mask.cells, mask.genes)
+        torch.testing.assert_close(of_weights, expected[-1][where])
+
+
+@pytest.mark.parametrize("form", [0, 1], ids=["pairs", "all-genes"])
+def test_masked_first_layers_gradient_by_differences(form):
+    """Its gradients are what small changes of mask, normalisation and weight measure."""
+    cells, mask = _cells(5, 12).to_sparse_csr(), _mask(5, 12)[form]
+    inputs = mask.weights, torch.rand(12) + 0.5, torch.randn(12), torch.randn(12, 3)
+
+    def layer(weights, *others):
+        return masked_first_layer(mask._replace(weights=weights), unpacked(cells), *others)
+
+    assert torch.autograd.gradcheck(layer, [tensor.requires_grad_() for tensor in inputs])
+
+
+def test_cells_without_a_gene():
+    """A cell whose mask has no pair gives zeros and disturbs no other."""
+    mask = Mask(torch.ones(2), torch.tensor([1, 3]), torch.tensor([0, 2]), (5, 3))
+    out = masked_first_layer(mask, torch.ones(5, 3), torch.ones(3), torch.zeros(3), torch.eye(3))
+    expected = torch.zeros(5, 3)
+    expected[1, 0] = expected[3, 2] = 1
+    assert torch.equal(out, expected)

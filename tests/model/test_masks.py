@@ -1,0 +1,208 @@
+"""Masks on pairs of cell and gene against pytorch-tabnet's attention transformer on all genes."""
+
+import copy
+
+import pytest
+import torch
+from pytorch_tabnet.sparsemax import Sparsemax
+from pytorch_tabnet.tab_network import AttentiveTransformer
+from torch import nn
+
+from sims_kit.model.masks import Mask, narrow_mask, update_statistics
+
+ALL = 10**6  # wider than any mask: pairs are never refused
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    """Everything in float64, and the same random numbers in each test."""
+    torch.set_default_dtype(torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    torch.set_default_dtype(torch.float32)
+
+
+def _attend(n_a, n_genes, *, virtual_batch_size=8, training=True):
+    """An attention transformer whose normalisation is not at its start."""
+    attend = AttentiveTransformer(n_a, n_genes, group_matrix=None, virtual_batch_size=virtual_batch_size)
+    norm = attend.bn.bn
+    norm.weight.data.uniform_(0.5, 1.5), norm.bias.data.normal_(0, 0.1)
+    norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 1.5)
+    return attend.train(training)
+
+
+def _masks_of(logits, widest=ALL):
+    """`narrow_mask` of any logits: evaluation with unit statistics, where each cell attends to its own row alone."""
+    attend = AttentiveTransformer(len(logits), logits.shape[1], group_matrix=None).eval()
+    attend.bn.bn.eps = 0.0
+    attend.fc.weight.data = logits.T.contiguous()
+    return narrow_mask(torch.eye(len(logits), dtype=logits.dtype), attend.to(logits.dtype), [], 1.3, widest)
+
+
+def _on_all(mask):
+    return Mask(mask.to_dense(), None, None, mask.shape)
+
+
+LOGITS = {
+    "random": lambda rows, genes: torch.randn(rows, genes),
+    "one-hot": lambda rows, genes: 50 * torch.randn(rows, genes),
+    "broad": lambda rows, genes: 1e-2 * torch.randn(rows, genes),
+    "heavy-tailed": lambda rows, genes: torch.randn(rows, genes) / torch.randn(rows, genes),
+    "tied": lambda rows, genes: (2 * torch.randn(rows, genes)).round() / 4,
+    "constant": lambda rows, genes: torch.full((rows, genes), 0.7),
+    "all-zero": lambda rows, genes: torch.zeros(rows, genes),
+    "far-from-zero": lambda rows, genes: torch.randn(rows, genes) - 300,
+    "huge": lambda rows, genes: 1e20 * torch.randn(rows, genes),
+    "ascending": lambda rows, genes: torch.linspace(0, 3, genes).expand(rows, genes),
+    "in-one-block": lambda rows, genes: torch.randn(rows, genes) + 2.0 * (torch.arange(genes) % 97 == 0),
+    "mixed-widths": lambda rows, genes: (
+        torch.logspace(-4, 1, rows)[torch.randperm(rows), None] * torch.randn(rows, genes)
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 15), (5, 16), (5, 17), (9, 33), (130, 700), (40, 3001)])
+@pytest.mark.parametrize("kind", LOGITS)
+def test_search_is_sparsemax(kind, shape):
+    """The pairs found carry the masks that a sort over all genes gives, whatever the logits look like."""
+    logits = LOGITS[kind](*shape)
+    mask = _masks_of(logits)
+    torch.testing.assert_close(mask.to_dense(), Sparsemax(dim=-1)(logits.clone()), rtol=0, atol=1e-12)
+    assert (mask.cells.diff() >= 0).all() and mask.shape == shape
+    assert len(torch.unique(mask.cells * shape[1] + mask.genes)) == len(mask.weights)  # no pair twice
+
+
+@pytest.mark.parametrize("wide", [40, 200, 900, 3000])
+def test_cells_wider_than_those_measured(wide):
+    """A few cells whose masks are far broader than the others' get all of their genes, in the right order."""
+    logits = 20 * torch.randn(60, 3000)
+    logits[[7, 23, 59]] = 0.0
+    logits[[7, 23, 59], :wide] = 5.0
+    mask = _masks_of(logits, widest=100)
+    assert mask is not None and (mask.cells.diff() >= 0).all()
+    torch.testing.assert_close(mask.to_dense(), Sparsemax(dim=-1)(logits.clone()), rtol=0, atol=1e-12)
+
+
+def test_ties_at_the_threshold():
+    """A gene whose logit is the threshold itself gets no weight, and takes none from the others."""
+    logits = torch.full((4, 400), -1.0)
+    logits[:, :4] = torch.tensor([1.0, 0.5, 0.25, 0.25])  # 1.0 and 0.5 alone share what there is: tau = 0.25
+    mask = _masks_of(logits).to_dense()
+    expected = torch.zeros(4, 400)
+    expected[:, :2] = torch.tensor([0.75, 0.25])
+    torch.testing.assert_close(mask, expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e9, 1e30])
+def test_large_logits_in_single_precision(size):
+    """Large but finite logits give masks that sum to one, on the gene that the oracle chooses."""
+    logits = size * torch.randn(40, 500).float() + size
+    mask, expected = _masks_of(logits).to_dense(), Sparsemax(dim=-1)(logits.clone())
+    torch.testing.assert_close(mask.sum(1), torch.ones(40, dtype=torch.float32))
+    assert (mask.argmax(1) == expected.argmax(1)).all()
+
+
+@pytest.mark.parametrize("widest, expected", [(9.0, False), (11.0, True)])
+def test_refused_when_wide(widest, expected):
+    """Masks of ten genes are made on pairs up to the width asked for, else None is returned and nothing changed."""
+    logits = torch.zeros(20, 200)
+    logits[:, :10] = 9.0
+    assert (_masks_of(logits, widest) is not None) == expected
+    attend = _attend(3, 200)
+    attend.bn.bn.weight.data.zero_(), attend.bn.bn.bias.data.zero_()
+    before = copy.deepcopy(attend.state_dict())
+    assert narrow_mask(torch.randn(20, 3), attend, [], 1.3, 100) is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in attend.state_dict().items())
+
+
+@pytest.mark.parametrize("past", [[], ["pairs"], ["all"], ["pairs", "all"], ["all", "pairs", "pairs"]], ids="-".join)
+@pytest.mark.parametrize("n_cells, training", [(21, True), (8, True), (150, False), (1, False)])
+def test_equals_attention_transformer(past, n_cells, training):
+    """Weights, gradients (through earlier masks too) and running statistics are the oracle's, with ragged ghosts."""
+    n_genes, gamma = 500, 1.4
+    earlier, attention = torch.randn(len(past), n_cells, n_genes), torch.randn(n_cells, 6)
+    upstream, found = torch.randn(n_cells, n_genes), []
+    attend = _attend(6, n_genes, training=training)
+    for ours in (True, False):
+        layer, at = copy.deepcopy(attend), attention.clone().requires_grad_()
+        logits = (3 * earlier).requires_grad_()
+        masks = Sparsemax(dim=-1)(logits * 1.0)
+        if ours:
+            before = [
+                _pairs(mask) if kind == "pairs" else Mask(mask, None, None, mask.shape)
+                for kind, mask in zip(past, masks, strict=True)
+            ]
+            mask = narrow_mask(at, layer, before, gamma, ALL).to_dense()
+        else:
+            mask = layer(torch.prod(gamma - masks, dim=0), at)
+        (mask * upstream).sum().backward()
+        gradients = [at.grad, *(parameter.grad for parameter in layer.parameters())]
+        found.append([mask, *gradients, *layer.buffers(), *([logits.grad] if past else [])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+def _pairs(dense):
+    """A dense mask as pairs, those of a cell in no order."""
+    cells, genes = (dense > 0).nonzero(as_tuple=True)
+    order = (cells + torch.rand(len(cells)) * 0.9).argsort()
+    cells, genes = cells[order], genes[order]
+    return Mask(dense[cells, genes], cells, genes, dense.shape)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_gradients_by_differences(training):
+    """The gradients are those that small changes of the attention and of the layer's parameters measure."""
+    attend = _attend(2, 20, training=training)
+    past = _pairs(Sparsemax(dim=-1)(3 * torch.randn(11, 20)))
+    names = [name for name, _ in attend.named_parameters()]
+
+    def masks(attention, weights, *parameters):
+        layer = copy.deepcopy(attend)
+        for name, parameter in zip(names, parameters, strict=True):
+            owner, leaf = name.rsplit(".", 1)
+            delattr(layer.get_submodule(owner), leaf)
+            setattr(layer.get_submodule(owner), leaf, parameter)
+        return narrow_mask(attention, layer, [past._replace(weights=weights)], 1.5, ALL).to_dense()
+
+    inputs = torch.randn(11, 2), past.weights, *(parameter.detach() for parameter in attend.parameters())
+    assert torch.autograd.gradcheck(masks, [tensor.clone().requires_grad_() for tensor in inputs])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("cell", [0, 3, 19])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_not_finite_is_an_error(bad, cell, training):
+    """One cell with NaN or infinite attention is an error wherever it stands, not a wrong mask or an endless search."""
+    attention = torch.randn(20, 4)
+    attention[cell, 2] = bad
+    with pytest.raises(FloatingPointError, match="diverged"):
+        narrow_mask(attention, _attend(4, 300, training=training), [], 1.3, ALL)
+
+
+@pytest.mark.parametrize("momentum", [0.02, 1.0, None])
+def test_update_statistics(momentum):
+    """Running statistics move as those of torch's batch normalisation."""
+    ours, theirs = nn.BatchNorm1d(5, momentum=momentum), nn.BatchNorm1d(5, momentum=momentum)
+    for n_cells in (4, 9, 2):
+        cells = torch.randn(n_cells, 5)
+        theirs(cells)
+        update_statistics(ours, cells.mean(0), cells.var(0, correction=0), n_cells)
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer, dict(theirs.named_buffers())[name], rtol=1e-13, atol=1e-14)
+
+
+def test_mask_on_pairs_and_on_all_genes():
+    """Both forms of a mask answer alike."""
+    pairs = _pairs(Sparsemax(dim=-1)(torch.randn(7, 30)))
+    on_all = _on_all(pairs)
+    cells, genes = torch.randint(7, (50,)), torch.randint(30, (50,))
+    cells[:2], genes[:2] = torch.tensor([0, 6]), torch.tensor([0, 29])  # the corners
+    torch.testing.assert_close(pairs.at(cells, genes), on_all.weights[cells, genes], rtol=0, atol=0)
+    torch.testing.assert_close(on_all.at(cells, genes), on_all.weights[cells, genes], rtol=0, atol=0)
+    for mask in (pairs, on_all):
+        torch.testing.assert_close(mask.to_dense(), on_all.weights, rtol=0, atol=0)
+        torch.testing.assert_close(mask.to_sparse().to_dense(), on_all.weights, rtol=0, atol=0)
+        squares = mask.sum_of(mask.weights.square())
+        torch.testing.assert_close(squares, on_all.weights.square().sum(1, keepdim=True))
