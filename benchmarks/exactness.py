@@ -1,6 +1,6 @@
 """How far this network's numbers are from pytorch-tabnet's, in float64.
 
-    python benchmarks/exactness.py [--genes 200 2000 20000] [--cells 200] [--seed 0] [--all-genes]
+    python benchmarks/exactness.py [--genes 200 2000 20000] [--cells 301] [--seed 0] [--all-genes]
 
 For each configuration both networks get the same weights and one batch of simulated cells (10 % nonzeros; one cell
 without counts, one gene never seen, one the same in all cells). pytorch-tabnet's genes x genes identity is left out,
@@ -55,10 +55,12 @@ def main() -> None:
     """Compare the networks, configuration by configuration, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genes", type=int, nargs="+", default=[200, 2000, 20_000])
-    parser.add_argument("--cells", type=int, default=200, help="in a batch; ghost batches of 128 are ragged")
+    parser.add_argument("--cells", type=int, default=301, help="in a batch; its ghost batches are ragged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--all-genes", action="store_true", help="compute no mask on pairs of cell and gene")
     arguments = parser.parse_args()
+    if arguments.cells in arguments.genes:
+        parser.error("The number of cells must differ from those of genes, which tell a tensor's dimensions apart.")
     torch.set_default_dtype(torch.float64)
     print(f"{arguments.cells} cells, seed {arguments.seed}, float64, torch {torch.__version__}\n")
     print(f"| genes | network | mode | {' | '.join(KINDS)} | genes in another order |\n{'|---' * (4 + len(KINDS))}|")
@@ -122,14 +124,13 @@ def numbers_of_oracle(oracle: nn.Module, cells: Tensor) -> dict[str, Tensor]:
     logits, negative_entropy = oracle(cells)
     numbers = dict(numbers_of(oracle, logits, -negative_entropy))
     with torch.no_grad():
-        aggregated, masks = oracle.eval().forward_masks(cells)
+        aggregated, masks = oracle.forward_masks(cells)
     return numbers | {"aggregated": aggregated} | {f"masks {step}": mask for step, mask in masks.items()}
 
 
 def numbers_of_ours(ours: TabNet, cells: Tensor) -> dict[str, Tensor]:
     """The same of this network."""
     numbers = dict(numbers_of(ours, *ours(cells)))
-    ours.eval()
     with torch.no_grad():
         masks = {f"masks {number}": step.mask.to_dense() for number, step in enumerate(ours.steps(cells))}
     return numbers | {"aggregated": ours.explain(cells)[0].to_dense()} | masks
@@ -139,7 +140,10 @@ def numbers_of(network: nn.Module, logits: Tensor, entropy: Tensor) -> Iterator[
     """Logits, entropy, the gradients of both losses, and the running statistics after the batch."""
     yield "logits", logits.detach()
     yield "entropy", entropy.detach()
-    names, parameters = zip(*network.named_parameters(), strict=True)
+    used = [
+        item for item in network.named_parameters() if not item[0].startswith("initial_bn.")
+    ]  # the encoder has its own
+    names, parameters = zip(*used, strict=True)
     labels = torch.arange(len(logits)) % N_CLASSES
     for loss in (cross_entropy(logits, labels), entropy):
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sims_kit.model.masks import Mask
@@ -9,37 +10,42 @@ from sims_kit.model.workspace import workspace
 
 
 class _FirstLayer(torch.autograd.Function):
-    """``cells @ weight.T``. A dense product is faster than a sparse one; the backward pass unpacks the cells again."""
+    """`first_layer` for sparse cells. A dense product is the fastest; the backward pass unpacks the cells again."""
 
     @staticmethod
-    def forward(ctx, cells: Tensor, dense: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(cells)
-        return dense @ weight.T
+    def forward(ctx, cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(cells, scale, shift, weight)
+        return torch.addmm(weight @ shift, dense, (weight * scale).T)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[None, None, Tensor]:
-        (cells,) = ctx.saved_tensors
-        return None, None, gradient.T @ unpacked(cells)
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[None, None, Tensor, Tensor, Tensor]:
+        cells, scale, shift, weight = ctx.saved_tensors
+        total, product = gradient.sum(0), gradient.T @ unpacked(cells)
+        of_scale, of_shift = (product * weight).sum(0), total @ weight
+        return None, None, of_scale, of_shift, product.mul_(scale).addr_(total, shift)
 
 
-def first_layer(cells: Tensor, dense: Tensor, weight: Tensor) -> Tensor:
-    """``cells @ weight.T``, shape (B, width), differentiable in the weight, and in cells that are not sparse.
+def first_layer(cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
+    """A linear layer on normalised cells, ``(cells * scale + shift) @ weight.T``, shape (B, width).
 
-    `dense` is `unpacked(cells)`.
+    Differentiable in scale, shift and weight, and in cells that are not sparse. `dense` is ``unpacked(cells)``.
     """
     if cells.layout == torch.strided:
-        return F.linear(cells, weight)
-    return _FirstLayer.apply(cells, dense, weight)
+        return F.linear(cells, weight * scale, weight @ shift)
+    return _FirstLayer.apply(cells, dense, scale, shift, weight)
 
 
-def masked_first_layer(mask: Mask, dense: Tensor, scale: Tensor, shift: Tensor, table: Tensor) -> Tensor:
-    """The same on cells that are normalised, gene by gene, and masked. `table` is the weight, genes in rows."""
+def masked_first_layer(mask: Mask, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
+    """The same on cells that are normalised and masked."""
     if mask.genes is None:
-        return (mask.weights * torch.addcmul(shift, dense.clone(), scale)) @ table
-    factors = F.embedding(mask.genes, torch.stack([scale, shift], dim=1))
-    weights = mask.weights * (dense[mask.cells, mask.genes] * factors[:, 0] + factors[:, 1])
+        return F.linear(mask.weights * torch.addcmul(shift, dense.clone(), scale), weight)
+    touched, places = mask.genes.unique(return_inverse=True)
+    scales, shifts = F.embedding(places, torch.stack([scale[touched], shift[touched]], dim=1)).unbind(1)
+    weights = mask.weights * (dense[mask.cells, mask.genes] * scales + shifts)
     starts = torch.searchsorted(mask.cells, torch.arange(len(dense), device=dense.device))
-    return F.embedding_bag(mask.genes, table, starts, mode="sum", per_sample_weights=weights)
+    table = weight.index_select(1, touched).T.contiguous()
+    return F.embedding_bag(places, table, starts, mode="sum", per_sample_weights=weights)
 
 
 def unpacked(cells: Tensor) -> Tensor:

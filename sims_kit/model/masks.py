@@ -182,7 +182,7 @@ def _search(
             width = (probe > threshold(probe)).sum().item() / len(probe)
             if not width <= widest:
                 return None
-        cells, genes = _support(logits, 32 * math.ceil(2 * width / 32))  # enough for most cells
+        cells, genes = _support(logits, 16 * math.ceil(1.5 * width / 16))  # enough for most cells
         found.append((cells + rows.start, genes))
     cells, genes = zip(*found, strict=True)
     return torch.cat(cells), torch.cat(genes)

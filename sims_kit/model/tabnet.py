@@ -156,14 +156,13 @@ class TabNet(nn.Module):
         encoder, dense = self.encoder, unpacked(cells)
         scale, shift = _normalisation(encoder.initial_bn, cells, dense)  # of each gene, folded into the first layer
         weight = encoder.initial_splitter.shared.glu_layers[0].fc.weight
-        table = weight.T.contiguous()
-        out = first_layer(cells, dense, weight * scale) + shift @ table
+        out = first_layer(cells, dense, scale, shift, weight)
         out = _after_first_layer(encoder.initial_splitter, out)
         steps, past = [], []
         for number, transform in enumerate(encoder.feat_transformers):
             mask = self._mask(number, out[:, encoder.n_d :], past)
             past.append(mask)
-            out = masked_first_layer(mask, dense, scale, shift, table)
+            out = masked_first_layer(mask, dense, scale, shift, weight)
             if self.rescale_masked:
                 out = out / mask.sum_of(mask.weights.square())
             out = _after_first_layer(transform, out)

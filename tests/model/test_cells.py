@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from sims_kit.model.cells import first_layer, masked_first_layer, moments, unpacked
 from sims_kit.model.masks import Mask
@@ -67,58 +66,63 @@ def test_moments(make, value_type, tolerance):
     torch.testing.assert_close(variance.double(), exact.var(0, correction=0), rtol=10 * tolerance, atol=1e-14)
 
 
+def _normalisation(n_genes=40, width=6):
+    """What each gene is multiplied by and added, and a weight."""
+    return torch.rand(n_genes) + 0.5, torch.randn(n_genes), torch.randn(width, n_genes)
+
+
+def _gradients(layer, upstream, *given):
+    """Value and gradients of a layer."""
+    given = [part.clone().requires_grad_() for part in given]
+    out = layer(*given)
+    return out, *torch.autograd.grad(out, given, upstream)
+
+
 def test_first_layer():
-    """Values and the weight's gradient are those of a dense product, and dense cells get a gradient too."""
-    cells, upstream, found = _cells(), torch.randn(9, 6), []
-    weight = torch.randn(6, 40)
-    for given in (cells.to_sparse_csr(), cells.clone().requires_grad_()):
-        ours, theirs = weight.clone().requires_grad_(), weight.clone().requires_grad_()
-        out = first_layer(given, unpacked(given), ours)
-        F.linear(cells, theirs).backward(upstream)
-        out.backward(upstream)
-        torch.testing.assert_close(out, F.linear(cells, weight))
-        torch.testing.assert_close(ours.grad, theirs.grad)
-        found.append(given)
-    torch.testing.assert_close(found[1].grad, upstream @ weight)
+    """Values and gradients are those of normalising and multiplying; dense cells get a gradient too."""
+    cells, upstream, parts = _cells(), torch.randn(9, 6), _normalisation()
+    csr = cells.to_sparse_csr()
+    out, of_cells, *expected = _gradients(
+        lambda cells, scale, shift, weight: (cells * scale + shift) @ weight.T, upstream, cells, *parts
+    )
+    found = _gradients(lambda *parts: first_layer(csr, unpacked(csr), *parts), upstream, *parts)
+    torch.testing.assert_close(found, (out, *expected))
+    found = _gradients(lambda cells, *parts: first_layer(cells, cells, *parts), upstream, cells, *parts)
+    torch.testing.assert_close(found, (out, of_cells, *expected))
 
 
-def test_first_layers_gradient_by_differences():
-    """The weight's gradient through sparse cells is what small changes of the weight measure."""
-    cells = _cells(5, 12).to_sparse_csr()
-    weight = torch.randn(3, 12, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda weight: first_layer(cells, unpacked(cells), weight).square(), weight)
+@pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
+def test_first_layers_gradient_by_differences(make):
+    """The gradients are what small changes of normalisation and weight measure."""
+    cells = make(_cells(5, 12))
+    parts = [part.requires_grad_() for part in _normalisation(12, 3)]
+    assert torch.autograd.gradcheck(lambda *parts: first_layer(cells, unpacked(cells), *parts).square(), parts)
 
 
 @pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
 def test_masked_first_layer(make):
     """Values and all gradients, on pairs and on all genes, are those of normalising, masking and multiplying."""
-    cells, upstream, (pairs, on_all) = _cells(), torch.randn(9, 6), _mask()
-    scale, shift, table = torch.rand(40) + 0.5, torch.randn(40), torch.randn(40, 6)
+    cells, upstream, (pairs, on_all), parts = _cells(), torch.randn(9, 6), _mask(), _normalisation()
 
-    def gradients(layer, mask):
-        given = [part.clone().requires_grad_() for part in (scale, shift, table)]
-        weights = mask.weights.clone().requires_grad_()
-        out = layer(mask._replace(weights=weights), *given)
-        out.backward(upstream)
-        return out, *(part.grad for part in given), weights.grad
+    def plain(weights, scale, shift, weight):
+        return (weights * (cells * scale + shift)) @ weight.T
 
-    def ours(mask, *given):
-        return masked_first_layer(mask, unpacked(make(cells)), *given)
-
-    expected = gradients(lambda mask, *given: (mask.weights * (cells * given[0] + given[1])) @ given[2], on_all)
+    out, of_weights, *expected = _gradients(plain, upstream, on_all.weights, *parts)
     for mask in (pairs, on_all):
-        *found, of_weights = gradients(ours, mask)
-        for one, other in zip(found, expected, strict=False):
-            torch.testing.assert_close(one, other)
+
+        def ours(weights, *parts, mask=mask):
+            return masked_first_layer(mask._replace(weights=weights), unpacked(make(cells)), *parts)
+
         where = ... if mask.cells is None else (mask.cells, mask.genes)
-        torch.testing.assert_close(of_weights, expected[-1][where])
+        found = _gradients(ours, upstream, mask.weights, *parts)
+        torch.testing.assert_close(found, (out, of_weights[where], *expected))
 
 
 @pytest.mark.parametrize("form", [0, 1], ids=["pairs", "all-genes"])
 def test_masked_first_layers_gradient_by_differences(form):
     """Its gradients are what small changes of mask, normalisation and weight measure."""
     cells, mask = _cells(5, 12).to_sparse_csr(), _mask(5, 12)[form]
-    inputs = mask.weights, torch.rand(12) + 0.5, torch.randn(12), torch.randn(12, 3)
+    inputs = mask.weights, *_normalisation(12, 3)
 
     def layer(weights, *others):
         return masked_first_layer(mask._replace(weights=weights), unpacked(cells), *others)
