@@ -182,7 +182,7 @@ def _search(
             width = (probe > threshold(probe)).sum().item() / len(probe)
             if not width <= widest:
                 return None
-        cells, genes = _support(logits, 16 * math.ceil(1.5 * width / 16))  # enough for most cells
+        cells, genes = _support(logits, 16 * math.ceil(max(1, 1.5 * width) / 16))  # enough for most
         found.append((cells + rows.start, genes))
     cells, genes = zip(*found, strict=True)
     return torch.cat(cells), torch.cat(genes)
@@ -194,9 +194,10 @@ def _support(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
     while True:
         width = min(width, logits.shape[1])
         largest, columns = _largest(logits if rows is None else logits[rows], width)
-        tau, size = solve(largest)
-        solved = (size < width).squeeze(1) if width < logits.shape[1] else torch.ones_like(tau[:, 0], dtype=torch.bool)
-        places, candidates = ((largest > tau) & solved[:, None]).nonzero(as_tuple=True)
+        _, size = solve(largest)
+        solved = (size < width).squeeze(1) if width < logits.shape[1] else torch.ones_like(size[:, 0], dtype=torch.bool)
+        kept = torch.arange(width, device=logits.device) < size
+        places, candidates = (kept & solved[:, None]).nonzero(as_tuple=True)
         found.append((places if rows is None else rows[places], columns[places, candidates]))
         if solved.all():
             break

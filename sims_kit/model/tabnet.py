@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import SettingError
-from sims_kit.model.cells import first_layer, masked_first_layer, moments, unpacked
+from sims_kit.model.first_layer import first_layer, masked_first_layer, moments, unpacked
 from sims_kit.model.masks import Mask, narrow_mask, update_statistics
 from sims_kit.model.sparsemax import Sparsemax
 
 NARROW = 1 / 16  # share of the genes: masks up to this width are computed on pairs of cell and gene, wider ones on all
-HALF = torch.tensor(0.5).sqrt().item()  # in float32, as in pytorch-tabnet
+HALF = torch.tensor(0.5, dtype=torch.float32).sqrt().item()  # rounded as in pytorch-tabnet
 
 
 class TabNetOutput(NamedTuple):
@@ -134,9 +134,9 @@ class TabNet(nn.Module):
         Raises
         ------
         SettingError
-            In training, if the batch leaves a ghost batch of a single cell, which has no variance.
+            If there is no cell, or, in training, a ghost batch of a single one, which has no variance.
         FloatingPointError
-            If cells or weights hold NaN or infinite values.
+            If NaN or infinite values in cells or weights reach the attention.
         """
         embedding, entropy = 0, 0
         for mask, decision in self.steps(cells):
@@ -146,6 +146,8 @@ class TabNet(nn.Module):
 
     def steps(self, cells: Tensor) -> list[Step]:
         """The decision steps of a batch. Arguments and errors as in `forward`."""
+        if not len(cells):
+            raise SettingError("A batch of no cells was passed to the network; it needs at least one.")
         if self.training:
             self._check_ghost_batches(len(cells))
             cells = _hide(cells, self.gene_dropout)

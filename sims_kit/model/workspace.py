@@ -24,6 +24,7 @@ def workspace(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     key, size = f"{name} {like.dtype} {like.device}", math.prod(shape)
     space = getattr(_spaces, key, None)
     if space is None or len(space) < size:
-        space = torch.empty(size, dtype=like.dtype, device=like.device)
+        with torch.inference_mode(False):  # a tensor made for inference could not serve training later
+            space = torch.empty(size, dtype=like.dtype, device=like.device)
         setattr(_spaces, key, space)
     return space[:size].view(shape)

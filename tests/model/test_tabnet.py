@@ -1,6 +1,7 @@
 """TabNet against pytorch-tabnet's without its genes x genes identity, in float64."""
 
 import copy
+import importlib.util
 from functools import cache
 
 import pytest
@@ -230,6 +231,17 @@ def test_ghost_batch_of_one_cell(n_cells, virtual_batch_size):
     assert network.eval()(torch.rand(n_cells, 6)).logits.shape == (n_cells, 2)
 
 
+def test_imported_in_double_precision():
+    """The networks stay equal when the default type at import was float64: the oracle's one constant is in float32."""
+    spec = importlib.util.find_spec("sims_kit.model.tabnet")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    oracle, cells = (copy.deepcopy(part) for part in _case("defaults"))
+    ours = module.TabNet(cells.shape[1], N_CLASSES)
+    ours.load_state_dict(oracle.state_dict(), strict=False)
+    assert_same(ours.eval()(cells).logits, oracle.eval()(cells)[0], "logits")
+
+
 def test_broad_start():
     """`mask_start` near zero makes the first masks broad."""
     with torch.random.fork_rng():
@@ -325,3 +337,9 @@ def test_nothing_is_genes_times_genes():
     """No tensor of the network grows with the square of the genes."""
     network = TabNet(5000, 3)
     assert max(tensor.numel() for tensor in network.state_dict().values()) < 40 * 5000
+
+
+def test_no_cells():
+    """A batch without a cell is refused by name."""
+    with pytest.raises(SettingError, match="no cells"):
+        TabNet(6, 2).eval()(torch.rand(0, 6))

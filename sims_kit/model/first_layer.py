@@ -1,8 +1,7 @@
-"""A batch of cells where it meets the network: sparse rows, unpacked into a buffer while they are multiplied."""
+"""The network's first linear layer, the only one as wide as the genes, on sparse cells."""
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sims_kit.model.masks import Mask
@@ -18,8 +17,9 @@ class _FirstLayer(torch.autograd.Function):
         return torch.addmm(weight @ shift, dense, (weight * scale).T)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[None, None, Tensor, Tensor, Tensor]:
+        if torch.is_grad_enabled():  # by create_graph alone
+            raise RuntimeError("Sparse cells have no second derivatives here. Pass the cells dense: cells.to_dense().")
         cells, scale, shift, weight = ctx.saved_tensors
         total, product = gradient.sum(0), gradient.T @ unpacked(cells)
         of_scale, of_shift = (product * weight).sum(0), total @ weight
@@ -30,6 +30,11 @@ def first_layer(cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weig
     """A linear layer on normalised cells, ``(cells * scale + shift) @ weight.T``, shape (B, width).
 
     Differentiable in scale, shift and weight, and in cells that are not sparse. `dense` is ``unpacked(cells)``.
+
+    Raises
+    ------
+    RuntimeError
+        When a second derivative for sparse cells is asked for.
     """
     if cells.layout == torch.strided:
         return F.linear(cells, weight * scale, weight @ shift)
@@ -65,7 +70,8 @@ def moments(cells: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     if cells.layout == torch.strided or cells.device.type != "cpu":
         variance, mean = torch.var_mean(dense, dim=0, correction=0)
         return mean, variance
-    values, genes = cells.values().double(), cells.col_indices()  # the sums of squares would round too much in float32
-    mean = torch.bincount(genes, values, cells.shape[1]) / len(cells)
-    variance = torch.bincount(genes, values.square(), cells.shape[1]) / len(cells) - mean.square()
-    return mean.to(dense.dtype), variance.clamp_(min=0).to(dense.dtype)
+    values, genes, n_genes = cells.values().double(), cells.col_indices(), cells.shape[1]  # float32 rounds too much
+    mean = torch.bincount(genes, values, n_genes) / len(cells)
+    zeros = len(cells) - torch.bincount(genes, minlength=n_genes)
+    squares = torch.bincount(genes, (values - mean[genes]).square(), n_genes) + zeros * mean.square()
+    return mean.to(dense.dtype), (squares / len(cells)).to(dense.dtype)
