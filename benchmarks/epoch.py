@@ -11,6 +11,9 @@ counted. "First" is a whole call that trains one epoch; "further" is what each o
 import argparse
 import importlib.util
 import tempfile
+import warnings
+from contextlib import redirect_stdout
+from io import StringIO
 
 import numpy as np
 import torch
@@ -73,15 +76,16 @@ def fit_stock(dataset: str, batch_size: int, threads: int, n_epochs: int) -> flo
     classifier = TabNetClassifier(verbose=0, device_name="cpu")
     evaluated = [(values[validation], labels[validation])]
     started = now()
-    classifier.fit(
-        values[train],
-        labels[train],
-        evaluated,
-        max_epochs=n_epochs,
-        batch_size=batch_size,
-        drop_last=False,
-        compute_importance=False,  # a pass over all cells that is no training
-    )
+    with redirect_stdout(StringIO()), warnings.catch_warnings(action="ignore"):  # it tells of its best epoch
+        classifier.fit(
+            values[train],
+            labels[train],
+            evaluated,
+            max_epochs=n_epochs,
+            batch_size=batch_size,
+            drop_last=False,
+            compute_importance=False,  # a pass over all cells that is no training
+        )
     return now() - started
 
 
