@@ -58,9 +58,10 @@ def unpacked(cells: Tensor) -> Tensor:
     if cells.layout == torch.strided:
         return cells
     n_cells, n_genes = cells.shape
-    rows = torch.arange(n_cells, device=cells.device).repeat_interleave(cells.crow_indices().diff())
+    row_starts = torch.arange(0, n_cells * n_genes, n_genes, device=cells.device)
+    places = row_starts.repeat_interleave(cells.crow_indices().diff()).add_(cells.col_indices())
     dense = workspace("cells", (n_cells, n_genes), cells.values()).zero_()
-    dense.view(-1).scatter_(0, rows * n_genes + cells.col_indices(), cells.values())
+    dense.view(-1).scatter_(0, places, cells.values())
     return dense
 
 
@@ -70,8 +71,8 @@ def moments(cells: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     if cells.layout == torch.strided or cells.device.type != "cpu":
         variance, mean = torch.var_mean(dense, dim=0, correction=0)
         return mean, variance
-    values, genes, n_genes = cells.values().double(), cells.col_indices(), cells.shape[1]  # float32 rounds too much
+    values, genes, n_genes = cells.values().to(torch.float64, copy=True), cells.col_indices(), cells.shape[1]
     mean = torch.bincount(genes, values, n_genes) / len(cells)
     zeros = len(cells) - torch.bincount(genes, minlength=n_genes)
-    squares = torch.bincount(genes, (values - mean[genes]).square(), n_genes) + zeros * mean.square()
+    squares = torch.bincount(genes, values.sub_(mean[genes]).square_(), n_genes) + zeros * mean.square()
     return mean.to(dense.dtype), (squares / len(cells)).to(dense.dtype)

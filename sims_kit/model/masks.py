@@ -172,9 +172,10 @@ def _search(
         logits = workspace("logits", (rows.stop - rows.start, columns), group[0].centred)
         logits[:, n_genes:] = -torch.inf
         for part in group:
-            weight, shift = attend.fc.weight * (part.scale * strength)[:, None], part.shift * strength
+            table = torch.cat([attend.fc.weight * part.scale[:, None], part.shift[:, None]], dim=1).mul_(strength)
             here = slice(part.rows.start - rows.start, part.rows.stop - rows.start)
-            torch.addmm(shift, part.centred, weight.T, out=logits[here, :n_genes])
+            factors = F.pad(part.centred, (0, 1), value=1.0)  # the shift is a column of the table: adding it costs more
+            torch.mm(factors, table.T, out=logits[here, :n_genes])
         for mask in past:
             mask.dampen(logits[:, :n_genes], rows, gamma)
         if not found:

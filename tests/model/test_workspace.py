@@ -55,6 +55,12 @@ def _assert_equal(found, expected):
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+def _assert_close(found, expected):
+    """Equal but for rounding: torch may cut sums otherwise in a thread of its own."""
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 def test_memory_is_used_again():
     """The same name gives the same memory for a shape no larger, and another name other memory."""
     like = torch.empty(0)
@@ -125,7 +131,7 @@ def test_two_threads(narrow):
     expected = [work(number, False) for number in range(2)]
     with ThreadPoolExecutor(2) as pool:
         for found, alone in zip(pool.map(work, range(2), [True, True]), expected, strict=True):
-            _assert_equal(found, alone)
+            _assert_close(found, alone)
 
 
 @PATHS
@@ -143,7 +149,7 @@ def test_predicting_before_training(narrow, first):
 
     with ThreadPoolExecutor(1) as pool:
         predicted, explained, *gradients = pool.submit(predict_and_train).result()
-    _assert_equal([predicted, explained], [expected, expected])
+    _assert_close([predicted, explained], [expected, expected])
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
