@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from sims_kit.model.masks import Mask
 from sims_kit.model.workspace import workspace
 
+PART = 2**18  # values summed at once, in float64: as copies they take 2 MB
+
 
 class _FirstLayer(torch.autograd.Function):
     """`first_layer` for sparse cells. A dense product is the fastest; the backward pass unpacks the cells again."""
@@ -71,8 +73,9 @@ def moments(cells: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     if cells.layout == torch.strided or cells.device.type != "cpu":
         variance, mean = torch.var_mean(dense, dim=0, correction=0)
         return mean, variance
-    values, genes, n_genes = cells.values().to(torch.float64, copy=True), cells.col_indices(), cells.shape[1]
-    mean = torch.bincount(genes, values, n_genes) / len(cells)
-    zeros = len(cells) - torch.bincount(genes, minlength=n_genes)
-    squares = torch.bincount(genes, values.sub_(mean[genes]).square_(), n_genes) + zeros * mean.square()
-    return mean.to(dense.dtype), (squares / len(cells)).to(dense.dtype)
+    n_genes, zeros = cells.shape[1], len(cells) - torch.bincount(cells.col_indices(), minlength=cells.shape[1])
+    parts = list(zip(cells.col_indices().split(PART), cells.values().split(PART), strict=True))
+    mean = sum(torch.bincount(genes, values.double(), n_genes) for genes, values in parts) / len(cells)
+    squares = sum(torch.bincount(genes, (values - mean[genes]).square_(), n_genes) for genes, values in parts)
+    variance = (squares + zeros * mean.square()) / len(cells)
+    return mean.to(dense.dtype), variance.to(dense.dtype)

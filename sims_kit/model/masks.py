@@ -108,6 +108,8 @@ def narrow_mask(
     FloatingPointError
         If the attention holds NaN or infinite values.
     """
+    if widest < 1:
+        return None
     shape = len(attention), attend.fc.out_features
     parts = list(_parts(attention, attend))
     pairs = _search(parts, attend, past, gamma, widest)
