@@ -20,6 +20,7 @@ from sims_kit.model.workspace import workspace
 BLOCK = (
     8  # genes whose maximum the search looks at first, and maxima whose maximum, ...: larger ones leave more to sort
 )
+STAGGER = 16  # unused columns: rows that start a multiple of 4 kB apart would push each other out of the cache
 PROBE = 8  # cells whose masks are measured
 ROWS = 128  # cells searched at once on a CPU, as many as a ghost batch: their logits stay near the processor
 
@@ -171,7 +172,7 @@ def _search(
     found = []
     for group in [[part] for part in parts] if on_cpu else [parts]:  # elsewhere each search would wait for the device
         rows = slice(group[0].rows.start, group[-1].rows.stop)
-        logits = workspace("logits", (rows.stop - rows.start, columns), group[0].centred)
+        logits = workspace("logits", (rows.stop - rows.start, columns + STAGGER), group[0].centred)[:, :columns]
         logits[:, n_genes:] = -torch.inf
         for part in group:
             table = torch.cat([attend.fc.weight * part.scale[:, None], part.shift[:, None]], dim=1).mul_(strength)
