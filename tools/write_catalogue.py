@@ -1,10 +1,8 @@
-"""Write docs/datasets.md, the page of all datasets, from data_registry.yaml.
-
-python tools/write_catalogue.py
-"""
+"""Write docs/datasets.md, the page of all datasets, from data_registry.yaml; `make catalogue` runs this."""
 
 from pathlib import Path
 
+from sims_kit.datasets.catalogue import megabytes
 from sims_kit.datasets.registry import ArchiveSource, DataFile, Dataset, SimulatedSource, read_registry
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/datasets.md"
@@ -91,10 +89,8 @@ def _file(entry: Dataset, file: DataFile) -> list[str]:
 
 
 def _download(entry: Dataset) -> str:
-    sizes = [file.size for file in entry.source.files]
-    if not sizes:
-        return "none"
-    return "unknown" if None in sizes else f"{sum(sizes) / 1e6:,.1f} MB"
+    size = megabytes(entry)
+    return "unknown" if size is None else f"{size:,.1f} MB" if size else "none"
 
 
 def _number(value: int | None) -> str:

@@ -246,10 +246,7 @@ def _check(name: str, entry: Dataset, adata: AnnData, size: str) -> None:
     if isinstance(entry.source, SimulatedSource):
         promised |= entry.source.sizes[size].model_dump()
     wrong = [f"{found[k]:,} {k} instead of {n:,}" for k, n in promised.items() if n not in (None, found[k])]
-    columns = [
-        column for column in (entry.sample, entry.region, *entry.other_labels) if column not in (None, *adata.obs)
-    ]
-    wrong += [f"no column {column!r} in obs" for column in columns]
+    wrong += [f"no column {column!r} in obs" for column in _names_of_cells(entry) if column not in adata.obs]
     if not wrong:
         return
     found = f"{name}: after loading there are {', '.join(wrong)}."

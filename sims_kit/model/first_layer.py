@@ -31,6 +31,7 @@ class _FirstLayer(torch.autograd.Function):
 def first_layer(cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
     """A linear layer on normalised cells, ``(cells * scale + shift) @ weight.T``, shape (B, width).
 
+    `cells` is (B, genes), `scale` and `shift` are (genes,), `weight` is (width, genes).
     Differentiable in scale, shift and weight, and in cells that are not sparse. `dense` is ``unpacked(cells)``.
 
     Raises
@@ -44,7 +45,7 @@ def first_layer(cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weig
 
 
 def masked_first_layer(mask: Mask, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
-    """The same on cells that are normalised and masked."""
+    """The same, shape (B, width), on cells that are normalised and masked."""
     if mask.genes is None:
         return F.linear(mask.weights * torch.addcmul(shift, dense.clone(), scale), weight)
     touched, places = mask.genes.unique(return_inverse=True)

@@ -17,9 +17,7 @@ from torch.nn import functional as F
 from sims_kit.model.sparsemax import solve, threshold
 from sims_kit.model.workspace import workspace
 
-BLOCK = (
-    8  # genes whose maximum the search looks at first, and maxima whose maximum, ...: larger ones leave more to sort
-)
+BLOCK = 8  # genes whose maximum the search looks at first, and maxima whose maximum; larger ones leave more to sort
 STAGGER = 16  # unused columns: rows that start a multiple of 4 kB apart would push each other out of the cache
 PROBE = 8  # cells whose masks are measured
 ROWS = 128  # cells searched at once on a CPU, as many as a ghost batch: their logits stay near the processor
@@ -47,7 +45,9 @@ class Mask(NamedTuple):
         """The weights that are not zero, sparse COO (B, genes)."""
         if self.genes is None:
             return self.weights.to_sparse()
-        return torch.sparse_coo_tensor(torch.stack([self.cells, self.genes]), self.weights, self.shape)
+        kept = self.weights != 0  # a decision of zero weighs no gene
+        pairs = torch.stack([self.cells[kept], self.genes[kept]])
+        return torch.sparse_coo_tensor(pairs, self.weights[kept], self.shape)
 
     def sum_of(self, values: Tensor) -> Tensor:
         """The sums of `values`, one for each weight, over the genes of each cell, shape (B, 1)."""
@@ -108,6 +108,8 @@ def narrow_mask(
     ------
     FloatingPointError
         If the attention holds NaN or infinite values.
+
+    Source: TabNet's attentive transformer, Arik and Pfister 2021, arXiv:1908.07442; thesis section 0.2.5.
     """
     if widest < 1:
         return None

@@ -6,15 +6,7 @@ import torch
 from sims_kit.model.first_layer import first_layer, masked_first_layer, moments, unpacked
 from sims_kit.model.masks import Mask
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    """Everything in float64, and the same random numbers in each test."""
-    torch.set_default_dtype(torch.float64)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def _cells(n_cells=9, n_genes=40):

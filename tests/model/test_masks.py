@@ -13,14 +13,7 @@ from sims_kit.model.masks import Mask, narrow_mask, update_statistics
 ALL = 10**6  # wider than any mask: pairs are never refused
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    """Everything in float64, and the same random numbers in each test."""
-    torch.set_default_dtype(torch.float64)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def _attend(n_a, n_genes, *, virtual_batch_size=8, training=True):
@@ -206,3 +199,14 @@ def test_mask_on_pairs_and_on_all_genes():
         torch.testing.assert_close(mask.to_sparse().to_dense(), on_all.weights, rtol=0, atol=0)
         squares = mask.sum_of(mask.weights.square())
         torch.testing.assert_close(squares, on_all.weights.square().sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("genes", [None, torch.tensor([3, 1, 2])], ids=["all-genes", "pairs"])
+def test_sparse_holds_no_zeros(genes):
+    """Genes of weight zero are not stored: what counts the genes that are looked at must not see them."""
+    if genes is None:
+        mask = Mask(torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]), None, None, (2, 4))
+    else:
+        mask = Mask(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0, 0, 1]), genes, (2, 4))
+    sparse = mask.to_sparse().coalesce()
+    assert sparse.indices().tolist() == [[0, 1], [3, 2]] and sparse.values().tolist() == [1.0, 1.0]

@@ -15,14 +15,7 @@ N_GENES = 500
 PATHS = pytest.mark.parametrize("narrow", [1, -1], ids=["pairs", "all-genes"])
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    """Everything in float64, and the same random numbers in each test."""
-    torch.set_default_dtype(torch.float64)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def _network(narrow=1, **settings):
