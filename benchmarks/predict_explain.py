@@ -225,7 +225,7 @@ def step(network: nn.Module, optimizer: torch.optim.Optimizer, cells: torch.Tens
 def training_step(problem: Problem, method: str, n_cells: int, device: str) -> Callable[[], None]:
     """A function that takes one step of a method; Adam and gradients have their memory already, the batch has not."""
     network = problem.network(method, device).train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=STILL)
+    optimizer = torch.optim.Adam(network.parameters(), lr=STILL, fused=True)  # for all: as fast as Adam can be
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

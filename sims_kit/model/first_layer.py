@@ -1,38 +1,82 @@
 """The network's first linear layer, the only one as wide as the genes, on sparse cells."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sims_kit.model.masks import Mask
-from sims_kit.model.workspace import workspace
+from sims_kit.model.workspace import last_call, workspace
 
+ROWS = 128  # of the weight that are scaled at once: no more memory than the search for masks takes
 PART = 2**18  # values summed at once, in float64: as copies they take 2 MB
 
 
 class _FirstLayer(torch.autograd.Function):
-    """`first_layer` for sparse cells. A dense product is the fastest; the backward pass unpacks the cells again."""
+    """`first_layer` for sparse cells. A dense product is the fastest."""
 
     @staticmethod
-    def forward(ctx, cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx, cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> tuple:
         ctx.save_for_backward(cells, scale, shift, weight)
-        return torch.addmm(weight @ shift, dense, (weight * scale).T)
+        ctx.dense, ctx.last_call = dense, last_call("cells", dense)
+        out = (weight @ shift).repeat(len(dense), 1)
+        for some, scaled in _in_parts(weight):
+            out[:, some].addmm_(dense, torch.mul(weight[some], scale, out=scaled).T)
+        return out, weight.T
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[None, None, Tensor, Tensor, Tensor]:
+    def backward(ctx, gradient: Tensor, of_table: Tensor) -> tuple:
         if torch.is_grad_enabled():  # by create_graph alone
             raise RuntimeError("Sparse cells have no second derivatives here. Pass the cells dense: cells.to_dense().")
         cells, scale, shift, weight = ctx.saved_tensors
-        total, product = gradient.sum(0), gradient.T @ unpacked(cells)
-        of_scale, of_shift = (product * weight).sum(0), total @ weight
-        return None, None, of_scale, of_shift, product.mul_(scale).addr_(total, shift)
+        unchanged = ctx.last_call == last_call("cells", ctx.dense)  # else another batch has taken the memory
+        total, of_weight = gradient.sum(0), gradient.T @ (ctx.dense if unchanged else unpacked(cells))
+        of_scale = torch.zeros_like(scale)
+        for some, product in _in_parts(weight):
+            of_scale += torch.mul(of_weight[some], weight[some], out=product).sum(0)
+        of_weight.mul_(scale).addr_(total, shift)
+        if of_table.is_sparse:
+            genes, values = of_table._indices()[0], of_table._values()
+            of_weight.scatter_add_(1, genes.expand(len(weight), -1), values.T)
+        else:
+            of_weight += of_table.T
+        return None, None, of_scale, total @ weight, of_weight
 
 
-def first_layer(cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
+def _in_parts(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows of the weight at a time, and memory for as many."""
+    for start in range(0, len(weight), ROWS):
+        rows = slice(start, min(start + ROWS, len(weight)))
+        yield rows, workspace("logits", (rows.stop - start, weight.shape[1]), weight)
+
+
+class _RowsOf(torch.autograd.Function):
+    """Some rows of a table that is stored by column; their gradient is sparse."""
+
+    @staticmethod
+    def forward(ctx, table: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = table.shape
+        return table.T.index_select(1, rows).T.contiguous()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(rows[None], gradient, ctx.shape), None
+
+
+def first_layer(cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """A linear layer on normalised cells, ``(cells * scale + shift) @ weight.T``, shape (B, width).
 
     `cells` is (B, genes), `scale` and `shift` are (genes,), `weight` is (width, genes).
     Differentiable in scale, shift and weight, and in cells that are not sparse. `dense` is ``unpacked(cells)``.
+
+    Returns
+    -------
+    tuple
+        The layer's output, and the weight by gene, shape (genes, width), for `masked_first_layer`: its gradients, on
+        few genes each, meet in this layer's, and none of them is as large as the weight.
 
     Raises
     ------
@@ -40,20 +84,26 @@ def first_layer(cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weig
         When a second derivative for sparse cells is asked for.
     """
     if cells.layout == torch.strided:
-        return F.linear(cells, weight * scale, weight @ shift)
+        return F.linear(cells, weight * scale, weight @ shift), weight.T
     return _FirstLayer.apply(cells, dense, scale, shift, weight)
 
 
-def masked_first_layer(mask: Mask, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
-    """The same, shape (B, width), on cells that are normalised and masked."""
+def masked_first_layer(
+    mask: Mask, dense: Tensor, scale: Tensor, shift: Tensor, table: Tensor, *, sparse: bool = False
+) -> Tensor:
+    """The same layer, shape (B, width), on cells that are normalised and masked.
+
+    `table` is the weight by gene, (genes, width); `sparse` says that it takes a sparse gradient, as that of
+    `first_layer` on sparse cells does.
+    """
     if mask.genes is None:
-        return F.linear(mask.weights * torch.addcmul(shift, dense.clone(), scale), weight)
-    touched, places = mask.genes.unique(return_inverse=True)
-    scales, shifts = F.embedding(places, torch.stack([scale[touched], shift[touched]], dim=1)).unbind(1)
+        return F.linear(mask.weights * torch.addcmul(shift, dense.clone(), scale), table.T)
+    genes, places = mask.by_gene()
+    scales, shifts = F.embedding(places, torch.stack([scale[genes], shift[genes]], dim=1)).unbind(1)
     weights = mask.weights * (dense[mask.cells, mask.genes] * scales + shifts)
     starts = torch.searchsorted(mask.cells, torch.arange(len(dense), device=dense.device))
-    table = weight.index_select(1, touched).T.contiguous()
-    return F.embedding_bag(places, table, starts, mode="sum", per_sample_weights=weights)
+    rows = _RowsOf.apply(table, genes) if sparse else F.embedding(genes, table)
+    return F.embedding_bag(places, rows, starts, mode="sum", per_sample_weights=weights)
 
 
 def unpacked(cells: Tensor) -> Tensor:

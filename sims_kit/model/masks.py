@@ -5,8 +5,7 @@ pass through a buffer and nothing is recorded for the backward pass; only the pa
 computed with gradients. The numbers are those of pytorch-tabnet's attention transformer on all genes.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,13 +13,13 @@ from pytorch_tabnet.tab_network import AttentiveTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from sims_kit.model.sparsemax import solve, threshold
+from sims_kit.model.sparsemax import DIVERGED
 from sims_kit.model.workspace import workspace
 
 BLOCK = 8  # genes whose maximum the search looks at first, and maxima whose maximum; larger ones leave more to sort
 STAGGER = 16  # unused columns: rows that start a multiple of 4 kB apart would push each other out of the cache
 PROBE = 8  # cells whose masks are measured
-ROWS = 128  # cells searched at once on a CPU, as many as a ghost batch: their logits stay near the processor
+HELD = 2**21 + 2**19  # logits searched at once on a CPU, 10 MB: 128 cells of 20,000 genes stay near the processor
 
 
 class Mask(NamedTuple):
@@ -34,6 +33,12 @@ class Mask(NamedTuple):
     """(pairs,), the position of each pair's gene; None on all genes."""
     shape: tuple[int, int]
     """B and the number of genes."""
+    index: tuple[Tensor, Tensor] | None = None
+    """On pairs, the genes that occur, ascending, and for each pair the place of its gene among them, if known."""
+
+    def by_gene(self) -> tuple[Tensor, Tensor]:
+        """`index`, found now if need be."""
+        return self.index or self.genes.unique(return_inverse=True)
 
     def to_dense(self) -> Tensor:
         """All weights, shape (B, genes)."""
@@ -74,16 +79,19 @@ class Mask(NamedTuple):
         logits[pairs] *= 1 - self.weights[first:last] / gamma
 
 
-class _Part(NamedTuple):
-    """Cells that are normalised alike: a ghost batch in training, some cells otherwise."""
+class _Ghosts(NamedTuple):
+    """How batch normalisation acts on the logits of B cells, told without computing them.
 
-    rows: slice
-    centred: Tensor  # (rows, n_a), the attention less its mean
-    scale: Tensor  # (genes,), what batch normalisation multiplies by
+    P ghost batches of `size` cells, the last with fewer, are normalised apart; in evaluation there is one.
+    """
+
+    size: int
+    centred: Tensor  # (B, n_a), the attention less the mean of its ghost batch
+    scale: Tensor  # (P, genes), what batch normalisation multiplies by
     shift: Tensor  # (genes,), and adds
-    mean: Tensor | None = None  # (n_a,) of the attention; this and what follows in training only
-    covariance: Tensor | None = None  # (n_a, n_a)
-    variance: Tensor | None = None  # (genes,) of the logits, which follows from it
+    mean: Tensor | None = None  # (P, n_a) of the attention; this and what follows in training only
+    covariance: Tensor | None = None  # (P, n_a, n_a)
+    variance: Tensor | None = None  # (P, genes) of the logits, which follows from it
 
 
 def narrow_mask(
@@ -114,139 +122,142 @@ def narrow_mask(
     if widest < 1:
         return None
     shape = len(attention), attend.fc.out_features
-    parts = list(_parts(attention, attend))
-    pairs = _search(parts, attend, past, gamma, widest)
+    ghosts = _ghosts(attention, attend)
+    pairs = _search(ghosts, attend, past, gamma, widest)
     if pairs is None:
         return None
     cells, genes = pairs
-    logits = _logits(cells, genes, attend, parts)
+    index = genes.unique(return_inverse=True)
+    logits = _logits(cells, *index, attend, ghosts)
     for mask in past:
         logits = logits * (gamma - mask.at(cells, genes))
     first = torch.searchsorted(cells, torch.arange(shape[0], device=cells.device))
     logits = logits - logits.detach()[first][cells]  # differences of small numbers round less
-    support = Mask(logits, cells, genes, shape)
+    support = Mask(logits, cells, genes, shape, index)
     size = torch.bincount(cells, minlength=shape[0])[:, None]
     tau = (support.sum_of(logits) - 1) / size
     if attend.training:
-        for part in parts:
-            update_statistics(attend.bn.bn, attend.fc.weight @ part.mean, part.variance, len(part.centred))
+        sizes = [len(cells) for cells in attention.split(ghosts.size)]
+        update_statistics(attend.bn.bn, ghosts.mean @ attend.fc.weight.T, ghosts.variance, sizes)
     return support._replace(weights=(logits - tau.squeeze(1)[cells]).clamp(min=0))  # rounding may reach below zero
 
 
 @torch.no_grad()
-def update_statistics(norm: torch.nn.BatchNorm1d, mean: Tensor, variance: Tensor, n_cells: int) -> None:
-    """Move running statistics as batch normalisation does on seeing `n_cells` with this mean and (biased) variance."""
-    norm.num_batches_tracked += 1
-    share = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(mean, share)
-    norm.running_var.lerp_(variance * (n_cells / (n_cells - 1)), share)
+def update_statistics(norm: torch.nn.BatchNorm1d, means: Tensor, variances: Tensor, sizes: Sequence[int]) -> None:
+    """Move running statistics as batch normalisation does on seeing batches of these sizes, one after the other.
+
+    Means and (biased) variances have shape (batches, genes).
+    """
+    for mean, variance, size in zip(means, variances, sizes, strict=True):
+        norm.num_batches_tracked += 1
+        share = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+        norm.running_mean.lerp_(mean, share)
+        norm.running_var.mul_(1 - share).add_(variance, alpha=share * size / (size - 1))
 
 
-def _parts(attention: Tensor, attend: AttentiveTransformer) -> Iterator[_Part]:
-    """How batch normalisation acts on the logits, told without computing them."""
-    weight, norm, start = attend.fc.weight.detach(), attend.bn.bn, 0
+def _ghosts(attention: Tensor, attend: AttentiveTransformer) -> _Ghosts:
+    weight, norm, n_cells = attend.fc.weight.detach(), attend.bn.bn, len(attention)
     if not attend.training:
         scale = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
-        shift = norm.bias.detach() - norm.running_mean * scale
-        for cells in attention.split(ROWS if attention.device.type == "cpu" else len(attention)):
-            yield _Part(slice(start, start + len(cells)), cells, scale, shift)
-            start += len(cells)
-        return
-    for cells in attention.chunk(-(-len(attention) // attend.bn.virtual_batch_size)):
-        mean = cells.mean(0)
-        centred = cells - mean
-        covariance = centred.T @ centred / len(cells)
-        variance = ((weight @ covariance.detach()) * weight).sum(1)
-        scale = norm.weight.detach() * torch.rsqrt(variance + norm.eps)
-        rows = slice(start, start + len(cells))
-        yield _Part(rows, centred, scale, norm.bias.detach(), mean.detach(), covariance, variance)
-        start += len(cells)
+        return _Ghosts(n_cells, attention, scale[None], norm.bias.detach() - norm.running_mean * scale)
+    size = -(-n_cells // -(-n_cells // attend.bn.virtual_batch_size))  # as torch.chunk cuts
+    parts = attention.split(size)
+    mean = torch.stack([part.mean(0) for part in parts])
+    centred = [part - of_part for part, of_part in zip(parts, mean, strict=True)]
+    covariance = torch.stack([part.T @ part / len(part) for part in centred])
+    variance = weight.new_empty(len(parts), len(weight))
+    product = workspace("table", weight.shape, weight)
+    for of_attention, of_logits in zip(covariance.detach(), variance, strict=True):
+        torch.sum(torch.mm(weight, of_attention, out=product).mul_(weight), 1, out=of_logits)
+    scale = norm.weight.detach() * torch.rsqrt(variance + norm.eps)
+    return _Ghosts(size, torch.cat(centred), scale, norm.bias.detach(), mean.detach(), covariance, variance)
 
 
 @torch.no_grad()
 def _search(
-    parts: Sequence[_Part], attend: AttentiveTransformer, past: Sequence[Mask], gamma: float, widest: float
+    ghosts: _Ghosts, attend: AttentiveTransformer, past: Sequence[Mask], gamma: float, widest: float
 ) -> tuple[Tensor, Tensor] | None:
     """The pairs of cell and gene that the masks let through, by ascending cell; None when they are too many."""
-    n_genes, strength = attend.fc.out_features, gamma ** len(past)
+    n_cells, n_genes, strength = len(ghosts.centred), attend.fc.out_features, gamma ** len(past)
     columns = -(-n_genes // BLOCK**3) * BLOCK**3  # three levels of blocks
-    on_cpu = attend.fc.weight.device.type == "cpu"
-    found = []
-    for group in [[part] for part in parts] if on_cpu else [parts]:  # elsewhere each search would wait for the device
-        rows = slice(group[0].rows.start, group[-1].rows.stop)
-        logits = workspace("logits", (rows.stop - rows.start, columns + STAGGER), group[0].centred)[:, :columns]
+    at_once = n_cells  # elsewhere than on a CPU, each search would wait for the device
+    if attend.fc.weight.device.type == "cpu":
+        at_once = max(PROBE, HELD // columns)
+        at_once -= at_once % ghosts.size if at_once > ghosts.size else 0
+    factors = F.pad(ghosts.centred, (0, 1), value=1.0)  # the shift is a column of the table: adding it costs more
+    found, table, of_ghost = [], workspace("table", (n_genes, factors.shape[1]), factors), None
+    for start in range(0, n_cells, at_once):
+        rows = slice(start, min(start + at_once, n_cells))
+        logits = workspace("logits", (rows.stop - start, columns + STAGGER), ghosts.centred)[:, :columns]
         logits[:, n_genes:] = -torch.inf
-        for part in group:
-            table = torch.cat([attend.fc.weight * part.scale[:, None], part.shift[:, None]], dim=1).mul_(strength)
-            here = slice(part.rows.start - rows.start, part.rows.stop - rows.start)
-            factors = F.pad(part.centred, (0, 1), value=1.0)  # the shift is a column of the table: adding it costs more
-            torch.mm(factors, table.T, out=logits[here, :n_genes])
+        for ghost in range(start // ghosts.size, -(-rows.stop // ghosts.size)):
+            if ghost != of_ghost:
+                torch.mul(attend.fc.weight, strength * ghosts.scale[ghost, :, None], out=table[:, :-1])
+                torch.mul(ghosts.shift, strength, out=table[:, -1])
+                of_ghost = ghost
+            first, last = max(start, ghost * ghosts.size), min(rows.stop, (ghost + 1) * ghosts.size)
+            torch.mm(factors[first:last], table.T, out=logits[first - start : last - start, :n_genes])
         for mask in past:
             mask.dampen(logits[:, :n_genes], rows, gamma)
         if not found:
             probe = logits[:: -(-len(logits) // PROBE)]
-            width = (probe > threshold(probe)).sum().item() / len(probe)
-            if not width <= widest:
+            if len(_support(probe)[0]) > widest * len(probe):
                 return None
-        cells, genes = _support(logits, 16 * math.ceil(max(1, 1.5 * width) / 16))  # enough for most
-        found.append((cells + rows.start, genes))
+        cells, genes = _support(logits)
+        found.append((cells + start, genes))
     cells, genes = zip(*found, strict=True)
     return torch.cat(cells), torch.cat(genes)
 
 
-def _support(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the logits that sparsemax keeps, by ascending row; `width` of a row are tried first."""
-    rows, found = None, []  # None: all
-    while True:
-        width = min(width, logits.shape[1])
-        largest, columns = _largest(logits if rows is None else logits[rows], width)
-        _, size = solve(largest)
-        solved = (size < width).squeeze(1) if width < logits.shape[1] else torch.ones_like(size[:, 0], dtype=torch.bool)
-        kept = torch.arange(width, device=logits.device) < size
-        places, candidates = (kept & solved[:, None]).nonzero(as_tuple=True)
-        found.append((places if rows is None else rows[places], columns[places, candidates]))
-        if solved.all():
-            break
-        rows, width = (~solved).nonzero().squeeze(1) if rows is None else rows[~solved], 4 * width
-    if len(found) == 1:
-        return found[0]
-    rows, columns = (torch.cat(part) for part in zip(*found, strict=True))
-    order = rows.argsort(stable=True)
-    return rows[order], columns[order]
+def _support(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the logits that sparsemax keeps, by ascending row.
 
-
-def _largest(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The largest `width` logits of each row, largest first, and their columns.
-
-    They lie in the `width` blocks whose maxima are largest, which are found in the same way. A block is every n-th
-    column, so that the maxima are found by comparing long rows.
+    Sparsemax of some of a row's logits has a threshold no higher than that of all. So thresholds are raised on the
+    maxima of blocks, then of smaller ones, and a block whose maximum lies below its row's threshold is left behind with
+    all that it holds. A block is every n-th column, so that the maxima are found by comparing long rows. Thresholds
+    are raised as in Michelot 1986, doi 10.1007/BF00938486: to that of the logits above the last, until all are.
     """
-    n_blocks = logits.shape[1] // BLOCK
-    if n_blocks < 2 * width or logits.shape[1] % BLOCK:
-        return tuple(logits.topk(width))
-    _, blocks = _largest(logits.view(len(logits), BLOCK, n_blocks).amax(1), width)
-    columns = (blocks[:, None, :] + torch.arange(BLOCK, device=logits.device)[:, None] * n_blocks).flatten(1)
-    largest, places = logits.gather(1, columns).topk(width)
-    return largest, columns.gather(1, places)
+    levels = [logits]
+    while levels[-1].shape[1] >= BLOCK**2 and levels[-1].shape[1] % BLOCK == 0:
+        levels.append(levels[-1].view(len(logits), BLOCK, -1).amax(1))
+    top = levels[-1].amax(1)
+    if not torch.isfinite(top).all():
+        raise FloatingPointError(DIVERGED)
+    values, low = levels[-1] - top[:, None], torch.full_like(top, -1)  # differences of small numbers round less
+    for _ in range(3):  # more leave hardly fewer blocks
+        excess = (values - low[:, None]).clamp_(min=0)
+        low = low + (excess.sum(1) - 1) / excess.count_nonzero(1)
+    rows, columns = (values > low[:, None]).nonzero(as_tuple=True)
+    for level in levels[-2::-1]:
+        within = torch.arange(BLOCK, device=logits.device) * (level.shape[1] // BLOCK)
+        rows, columns = rows.repeat_interleave(BLOCK), (columns[:, None] + within).flatten()
+        rows, columns, low = _raised(rows, columns, level[rows, columns] - top[rows], low, to_the_end=level is logits)
+    return rows, columns
 
 
-def _logits(cells: Tensor, genes: Tensor, attend: AttentiveTransformer, parts: Sequence[_Part]) -> Tensor:
-    """The normalised logits of some pairs of cell and gene, with gradients."""
-    norm = attend.bn.bn
-    touched, places = genes.unique(return_inverse=True)
-    weight = F.embedding(touched, attend.fc.weight)
-    starts = torch.tensor([part.rows.start for part in parts], device=cells.device)
-    bounds = [*torch.searchsorted(cells, starts).tolist(), len(cells)]
-    logits = []
-    for number, part in enumerate(parts):
-        if part.covariance is None:
-            variance, mean = norm.running_var[touched], norm.running_mean[touched]
-        else:
-            variance, mean = ((weight @ part.covariance) * weight).sum(1), 0
-        scale = norm.weight[touched] * torch.rsqrt(variance + norm.eps)
-        table = torch.cat([weight * scale[:, None], (norm.bias[touched] - mean * scale)[:, None]], dim=1)
-        pairs = slice(bounds[number], bounds[number + 1])
-        of_gene = F.embedding(places[pairs], table)
-        of_cell = F.embedding(cells[pairs] - part.rows.start, part.centred)
-        logits.append((of_gene[:, :-1] * of_cell).sum(1) + of_gene[:, -1])
-    return torch.cat(logits)
+def _raised(
+    rows: Tensor, columns: Tensor, values: Tensor, low: Tensor, to_the_end: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows and columns of values above their row's threshold, raised once or as long as that leaves fewer."""
+    while True:
+        kept = (values > low[rows]).nonzero().squeeze(1)
+        if len(kept) == len(rows):
+            return rows, columns, low
+        rows, columns, values = rows[kept], columns[kept], values[kept]
+        low = (torch.zeros_like(low).index_add_(0, rows, values) - 1) / torch.bincount(rows, minlength=len(low))
+        if not to_the_end:
+            return rows, columns, low
+
+
+def _logits(cells: Tensor, genes: Tensor, places: Tensor, attend: AttentiveTransformer, ghosts: _Ghosts) -> Tensor:
+    """The normalised logits of some pairs of cell and gene, with gradients; a pair's gene is ``genes[place]``."""
+    norm, weight = attend.bn.bn, F.embedding(genes, attend.fc.weight)
+    products = (F.embedding(places, weight) * F.embedding(cells, ghosts.centred)).sum(1)
+    if ghosts.covariance is None:
+        scale = norm.weight[genes] * torch.rsqrt(norm.running_var[genes] + norm.eps)
+        shift = norm.bias[genes] - norm.running_mean[genes] * scale
+        return products * scale.index_select(0, places) + shift.index_select(0, places)
+    variance = (torch.matmul(weight, ghosts.covariance) * weight).sum(2)  # (P, genes)
+    scale = norm.weight[genes] * torch.rsqrt(variance + norm.eps)
+    of_pairs = scale.flatten().index_select(0, cells // ghosts.size * len(genes) + places)
+    return products * of_pairs + norm.bias[genes].index_select(0, places)

@@ -3,6 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+DIVERGED = (
+    "The attention produced NaN or infinite values, so no mask can be drawn. Training has diverged: "
+    "lower the learning rate, clip gradients, or look for extreme values in the input."
+)
+
 
 class _Sparsemax(torch.autograd.Function):
     """Projection of each row onto the probability simplex, with its exact gradient."""
@@ -59,10 +64,7 @@ def solve(largest: Tensor) -> tuple[Tensor, Tensor]:
     size = ((largest - top) * rank > excess).sum(-1, keepdim=True).clamp_(min=1)
     tau = excess.gather(-1, size - 1) / size + top
     if not torch.isfinite(tau).all():
-        raise FloatingPointError(
-            "The attention produced NaN or infinite values, so no mask can be drawn. Training has diverged: "
-            "lower the learning rate, clip gradients, or look for extreme values in the input."
-        )
+        raise FloatingPointError(DIVERGED)
     return tau, size
 
 

@@ -158,13 +158,13 @@ class TabNet(nn.Module):
         encoder, dense = self.encoder, unpacked(cells)
         scale, shift = _normalisation(encoder.initial_bn, cells, dense)  # of each gene, folded into the first layer
         weight = encoder.initial_splitter.shared.glu_layers[0].fc.weight
-        out = first_layer(cells, dense, scale, shift, weight)
+        out, table = first_layer(cells, dense, scale, shift, weight)
         out = _after_first_layer(encoder.initial_splitter, out)
         steps, past = [], []
         for number, transform in enumerate(encoder.feat_transformers):
             mask = self._mask(number, out[:, encoder.n_d :], past)
             past.append(mask)
-            out = masked_first_layer(mask, dense, scale, shift, weight)
+            out = masked_first_layer(mask, dense, scale, shift, table, sparse=cells.layout != torch.strided)
             if self.rescale_masked:
                 out = out / mask.sum_of(mask.weights.square())
             out = _after_first_layer(transform, out)
@@ -237,7 +237,7 @@ def _normalisation(norm: nn.BatchNorm1d, cells: Tensor, dense: Tensor) -> tuple[
     mean, variance = norm.running_mean, norm.running_var
     if norm.training:
         mean, variance = moments(cells, dense)
-        update_statistics(norm, mean, variance, len(cells))
+        update_statistics(norm, mean[None], variance[None], [len(cells)])
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     return scale, norm.bias - mean * scale
 

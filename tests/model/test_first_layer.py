@@ -78,9 +78,9 @@ def test_first_layer():
     out, of_cells, *expected = _gradients(
         lambda cells, scale, shift, weight: (cells * scale + shift) @ weight.T, upstream, cells, *parts
     )
-    found = _gradients(lambda *parts: first_layer(csr, unpacked(csr), *parts), upstream, *parts)
+    found = _gradients(lambda *parts: first_layer(csr, unpacked(csr), *parts)[0], upstream, *parts)
     torch.testing.assert_close(found, (out, *expected))
-    found = _gradients(lambda cells, *parts: first_layer(cells, cells, *parts), upstream, cells, *parts)
+    found = _gradients(lambda cells, *parts: first_layer(cells, cells, *parts)[0], upstream, cells, *parts)
     torch.testing.assert_close(found, (out, of_cells, *expected))
 
 
@@ -89,7 +89,7 @@ def test_first_layers_gradient_by_differences(make):
     """The gradients are what small changes of normalisation and weight measure."""
     cells = make(_cells(5, 12))
     parts = [part.requires_grad_() for part in _normalisation(12, 3)]
-    assert torch.autograd.gradcheck(lambda *parts: first_layer(cells, unpacked(cells), *parts).square(), parts)
+    assert torch.autograd.gradcheck(lambda *parts: first_layer(cells, unpacked(cells), *parts)[0].square(), parts)
 
 
 @pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
@@ -104,7 +104,7 @@ def test_masked_first_layer(make):
     for mask in (pairs, on_all):
 
         def ours(weights, *parts, mask=mask):
-            return masked_first_layer(mask._replace(weights=weights), unpacked(make(cells)), *parts)
+            return masked_first_layer(mask._replace(weights=weights), unpacked(make(cells)), *parts[:2], parts[2].T)
 
         where = ... if mask.cells is None else (mask.cells, mask.genes)
         found = _gradients(ours, upstream, mask.weights, *parts)
@@ -118,9 +118,34 @@ def test_masked_first_layers_gradient_by_differences(form):
     inputs = mask.weights, *_normalisation(12, 3)
 
     def layer(weights, *others):
-        return masked_first_layer(mask._replace(weights=weights), unpacked(cells), *others)
+        return masked_first_layer(mask._replace(weights=weights), unpacked(cells), *others[:2], others[2].T)
 
     assert torch.autograd.gradcheck(layer, [tensor.requires_grad_() for tensor in inputs])
+
+
+@pytest.mark.parametrize("used", ["both", "table", "layer"])
+@pytest.mark.parametrize("forms", [(0,), (0, 0), (1,), (0, 1), (1, 0, 0)], ids=str)
+def test_gradients_meet_in_the_first_layer(forms, used):
+    """Masks on pairs and on all genes, one or several, give the weight the gradient that plain products give."""
+    cells, upstream, parts = _cells(), torch.randn(9, 6), _normalisation()
+    masks, csr = [_mask() for _ in forms], cells.to_sparse_csr()
+
+    def plain(scale, shift, weight):
+        normal = cells * scale + shift
+        masked = sum((on_all.weights * normal) @ weight.T for _, on_all in masks)
+        return masked * (used != "layer") + normal @ weight.T * (used != "table")
+
+    def ours(scale, shift, weight):
+        dense = unpacked(csr)
+        out, table = first_layer(csr, dense, scale, shift, weight)
+        masked = [
+            masked_first_layer(mask[form], dense, scale, shift, table, sparse=True)
+            for form, mask in zip(forms, masks, strict=True)
+        ]
+        return {"both": out + sum(masked), "table": sum(masked), "layer": out}[used]
+
+    for one, other in zip(_gradients(ours, upstream, *parts), _gradients(plain, upstream, *parts), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_cells_without_a_gene():
@@ -136,6 +161,6 @@ def test_second_derivatives_are_refused():
     """The backward pass for sparse cells cannot be differentiated, and says so rather than giving a wrong result."""
     cells = torch.rand(4, 6).to_sparse_csr()
     weight = torch.rand(3, 6, requires_grad=True)
-    out = first_layer(cells, unpacked(cells), torch.ones(6), torch.zeros(6), weight)
+    out, _ = first_layer(cells, unpacked(cells), torch.ones(6), torch.zeros(6), weight)
     with pytest.raises(RuntimeError, match="second derivatives"):
         torch.autograd.grad(out.square().sum(), weight, create_graph=True)

@@ -181,7 +181,7 @@ def test_update_statistics(momentum):
     for n_cells in (4, 9, 2):
         cells = torch.randn(n_cells, 5)
         theirs(cells)
-        update_statistics(ours, cells.mean(0), cells.var(0, correction=0), n_cells)
+        update_statistics(ours, cells.mean(0, keepdim=True), cells.var(0, correction=0)[None], [n_cells])
     for name, buffer in ours.named_buffers():
         torch.testing.assert_close(buffer, dict(theirs.named_buffers())[name], rtol=1e-13, atol=1e-14)
 

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from sims_kit.model import first_layer
 from sims_kit.model.tabnet import TabNet
-from sims_kit.model.workspace import workspace
+from sims_kit.model.workspace import last_call, workspace
 
 N_GENES = 500
 PATHS = pytest.mark.parametrize("narrow", [1, -1], ids=["pairs", "all-genes"])
@@ -39,7 +40,7 @@ def _gradients(loss, network, **options):
 
 def _poison():
     """Fill every buffer of the network with NaN, as large as the largest batch of these tests."""
-    for name in ("cells", "logits"):
+    for name in ("cells", "logits", "table"):
         for number_type in (torch.float32, torch.float64):
             workspace(name, (100, 2 * N_GENES), torch.empty(0, dtype=number_type)).fill_(torch.nan)
 
@@ -69,6 +70,35 @@ def test_threads_have_their_own():
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(workspace, "test", (4, 5), torch.empty(0)).result()
     assert workspace("test", (4, 5), torch.empty(0)).data_ptr() != other.data_ptr()
+
+
+def test_last_call():
+    """The number stands until the same name is used again, and no two threads ever have the same."""
+    like = torch.empty(0)
+    assert last_call("never called", like) is None
+    workspace("test", (4, 5), like)
+    number = last_call("test", like)
+    workspace("other test", (4, 5), like), workspace("test", (4, 5), like.float())
+    assert last_call("test", like) == number is not None
+    workspace("test", (1,), like)
+    assert last_call("test", like) != number
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(last_call, "test", like).result() is None
+        pool.submit(workspace, "test", (4, 5), like).result()
+        assert pool.submit(last_call, "test", like).result() != last_call("test", like)
+
+
+@pytest.mark.parametrize("between, times", [(False, 0), (True, 1)], ids=["at once", "after another batch"])
+def test_backward_unpacks_when_it_must(between, times, monkeypatch):
+    """The backward pass finds the batch still unpacked, unless another one was meanwhile."""
+    network, cells, calls = _network(), _cells(), []
+    unpacked = first_layer.unpacked
+    loss = _loss(network, cells)
+    if between:
+        _loss(network, _cells())
+    monkeypatch.setattr(first_layer, "unpacked", lambda cells: calls.append(cells) or unpacked(cells))
+    loss.backward()
+    assert len(calls) == times
 
 
 @PATHS
