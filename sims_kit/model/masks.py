@@ -231,7 +231,9 @@ def _support(logits: Tensor) -> tuple[Tensor, Tensor]:
     for level in levels[-2::-1]:
         within = torch.arange(BLOCK, device=logits.device) * (level.shape[1] // BLOCK)
         rows, columns = rows.repeat_interleave(BLOCK), (columns[:, None] + within).flatten()
-        rows, columns, low = _raised(rows, columns, level[rows, columns] - top[rows], low, to_the_end=level is logits)
+        rows, columns, low = _raised(
+            rows, columns, level[rows, columns] - top.index_select(0, rows), low, to_the_end=level is logits
+        )
     return rows, columns
 
 
@@ -240,10 +242,10 @@ def _raised(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The rows and columns of values above their row's threshold, raised once or as long as that leaves fewer."""
     while True:
-        kept = (values > low[rows]).nonzero().squeeze(1)
+        kept = (values > low.index_select(0, rows)).nonzero().squeeze(1)
         if len(kept) == len(rows):
             return rows, columns, low
-        rows, columns, values = rows[kept], columns[kept], values[kept]
+        rows, columns, values = (part.index_select(0, kept) for part in (rows, columns, values))
         low = (torch.zeros_like(low).index_add_(0, rows, values) - 1) / torch.bincount(rows, minlength=len(low))
         if not to_the_end:
             return rows, columns, low
