@@ -5,7 +5,7 @@ pass through a buffer and nothing is recorded for the backward pass; only the pa
 computed with gradients. The numbers are those of pytorch-tabnet's attention transformer on all genes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -121,23 +121,82 @@ def narrow_mask(
     """
     if widest < 1:
         return None
-    shape = len(attention), attend.fc.out_features
-    ghosts = _ghosts(attention, attend)
-    pairs = _search(ghosts, attend, past, gamma, widest)
-    if pairs is None:
-        return None
-    cells, genes = pairs
+    ghosts, found = _ghosts(attention, attend), []
+    with torch.no_grad():
+        for start, logits in _all_logits(ghosts, attend, past, gamma):
+            probe = logits[:: -(-len(logits) // PROBE)]
+            if not found and len(_support(probe)[0]) > widest * len(probe):
+                return None
+            cells, genes = _support(logits)
+            found.append((cells + start, genes))
+    cells, genes = (torch.cat(part) for part in zip(*found, strict=True))
+    return _mask_on(cells, genes, attend, past, gamma, ghosts)
+
+
+def expressed_mask(
+    attention: Tensor,
+    attend: AttentiveTransformer,
+    past: Sequence[Mask],
+    gamma: float,
+    expressed: tuple[Tensor, Tensor],
+    temperature: float,
+) -> Mask:
+    """The mask of a step among the genes that each cell expresses, on pairs of cell and gene.
+
+    In training, the attention's running statistics are updated, from all genes of all cells.
+
+    Parameters
+    ----------
+    attention, attend, past, gamma
+        As in `narrow_mask`.
+    expressed
+        Positions of cells, ascending, and of genes, each (pairs,). A cell without any has no mask: its sum is zero.
+    temperature
+        What logits are divided by before sparsemax: the higher, the more genes pass.
+
+    Raises
+    ------
+    FloatingPointError
+        If the attention holds NaN or infinite values.
+    """
+    ghosts, (cells, genes), values = _ghosts(attention, attend), expressed, []
+    with torch.no_grad():
+        for start, logits in _all_logits(ghosts, attend, past, gamma):
+            first, last = torch.searchsorted(cells, cells.new_tensor([start, start + len(logits)])).tolist()
+            values.append(logits[cells[first:last] - start, genes[first:last]])
+        values = torch.cat(values) / temperature
+        top = values.new_full(attention.shape[:1], -torch.inf).scatter_reduce(0, cells, values, "amax")
+        top_of_pairs = top.index_select(0, cells)
+        if not torch.isfinite(top_of_pairs).all():
+            raise FloatingPointError(DIVERGED)
+        low = torch.full_like(top, -1)
+        cells, genes, _ = _raised(cells, genes, values - top_of_pairs, low, to_the_end=True)
+    return _mask_on(cells, genes, attend, past, gamma, ghosts, temperature)
+
+
+def _mask_on(
+    cells: Tensor,
+    genes: Tensor,
+    attend: AttentiveTransformer,
+    past: Sequence[Mask],
+    gamma: float,
+    ghosts: _Ghosts,
+    temperature: float = 1.0,
+) -> Mask:
+    """The mask whose support is these pairs of cell and gene, with gradients; running statistics are updated."""
+    n_cells = len(ghosts.centred)
     index = genes.unique(return_inverse=True)
-    logits = _logits(cells, *index, attend, ghosts)
+    logits = _logits(cells, *index, attend, ghosts) / temperature
     for mask in past:
         logits = logits * (gamma - mask.at(cells, genes))
-    first = torch.searchsorted(cells, torch.arange(shape[0], device=cells.device))
-    logits = logits - logits.detach()[first][cells]  # differences of small numbers round less
-    support = Mask(logits, cells, genes, shape, index)
-    size = torch.bincount(cells, minlength=shape[0])[:, None]
+    first = torch.searchsorted(cells, torch.arange(n_cells, device=cells.device))
+    of_first = F.pad(logits.detach(), (0, 1))[first]  # the last cells may have no pair
+    logits = logits - of_first[cells]  # differences of small numbers round less
+    support = Mask(logits, cells, genes, (n_cells, attend.fc.out_features), index)
+    size = torch.bincount(cells, minlength=n_cells).clamp_(min=1)[:, None]
     tau = (support.sum_of(logits) - 1) / size
     if attend.training:
-        sizes = [len(cells) for cells in attention.split(ghosts.size)]
+        sizes = [len(part) for part in ghosts.centred.split(ghosts.size)]
         update_statistics(attend.bn.bn, ghosts.mean @ attend.fc.weight.T, ghosts.variance, sizes)
     return support._replace(weights=(logits - tau.squeeze(1)[cells]).clamp(min=0))  # rounding may reach below zero
 
@@ -173,11 +232,13 @@ def _ghosts(attention: Tensor, attend: AttentiveTransformer) -> _Ghosts:
     return _Ghosts(size, torch.cat(centred), scale, norm.bias.detach(), mean.detach(), covariance, variance)
 
 
-@torch.no_grad()
-def _search(
-    ghosts: _Ghosts, attend: AttentiveTransformer, past: Sequence[Mask], gamma: float, widest: float
-) -> tuple[Tensor, Tensor] | None:
-    """The pairs of cell and gene that the masks let through, by ascending cell; None when they are too many."""
+def _all_logits(
+    ghosts: _Ghosts, attend: AttentiveTransformer, past: Sequence[Mask], gamma: float
+) -> Iterator[tuple[int, Tensor]]:
+    """The logits of some cells after the other, without gradients, and the position of the first of these cells.
+
+    Shape (cells, genes and more), -inf where there is no gene; in memory that is used again for the next cells.
+    """
     n_cells, n_genes, strength = len(ghosts.centred), attend.fc.out_features, gamma ** len(past)
     columns = -(-n_genes // BLOCK**3) * BLOCK**3  # three levels of blocks
     at_once = n_cells  # elsewhere than on a CPU, each search would wait for the device
@@ -185,7 +246,7 @@ def _search(
         at_once = max(PROBE, HELD // columns)
         at_once -= at_once % ghosts.size if at_once > ghosts.size else 0
     factors = F.pad(ghosts.centred, (0, 1), value=1.0)  # the shift is a column of the table: adding it costs more
-    found, table, of_ghost = [], workspace("table", (n_genes, factors.shape[1]), factors), None
+    table, of_ghost = workspace("table", (n_genes, factors.shape[1]), factors), None
     for start in range(0, n_cells, at_once):
         rows = slice(start, min(start + at_once, n_cells))
         logits = workspace("logits", (rows.stop - start, columns + STAGGER), ghosts.centred)[:, :columns]
@@ -199,14 +260,7 @@ def _search(
             torch.mm(factors[first:last], table.T, out=logits[first - start : last - start, :n_genes])
         for mask in past:
             mask.dampen(logits[:, :n_genes], rows, gamma)
-        if not found:
-            probe = logits[:: -(-len(logits) // PROBE)]
-            if len(_support(probe)[0]) > widest * len(probe):
-                return None
-        cells, genes = _support(logits)
-        found.append((cells + start, genes))
-    cells, genes = zip(*found, strict=True)
-    return torch.cat(cells), torch.cat(genes)
+        yield start, logits
 
 
 def _support(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,14 +294,15 @@ def _support(logits: Tensor) -> tuple[Tensor, Tensor]:
 def _raised(
     rows: Tensor, columns: Tensor, values: Tensor, low: Tensor, to_the_end: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows and columns of values above their row's threshold, raised once or as long as that leaves fewer."""
+    """The rows and columns of values above their row's threshold, raised once or until it leaves none behind."""
+    kept = values > low.index_select(0, rows)
     while True:
-        kept = (values > low.index_select(0, rows)).nonzero().squeeze(1)
-        if len(kept) == len(rows):
-            return rows, columns, low
+        kept = kept.nonzero().squeeze(1)
         rows, columns, values = (part.index_select(0, kept) for part in (rows, columns, values))
-        low = (torch.zeros_like(low).index_add_(0, rows, values) - 1) / torch.bincount(rows, minlength=len(low))
-        if not to_the_end:
+        sums, counts = torch.zeros_like(low).index_add_(0, rows, values), torch.bincount(rows, minlength=len(low))
+        low = torch.maximum(low, (sums - 1) / counts)
+        kept = values > low.index_select(0, rows)
+        if not to_the_end or kept.all():
             return rows, columns, low
 
 

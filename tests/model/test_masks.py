@@ -8,7 +8,7 @@ from pytorch_tabnet.sparsemax import Sparsemax
 from pytorch_tabnet.tab_network import AttentiveTransformer
 from torch import nn
 
-from sims_kit.model.masks import Mask, narrow_mask, update_statistics
+from sims_kit.model.masks import Mask, expressed_mask, narrow_mask, update_statistics
 
 ALL = 10**6  # wider than any mask: pairs are never refused
 
@@ -85,6 +85,17 @@ def test_ties_at_the_threshold():
     expected = torch.zeros(4, 400)
     expected[:, :2] = torch.tensor([0.75, 0.25])
     torch.testing.assert_close(mask, expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("n_genes", [512, 1024, 4096])
+def test_blocks_that_hide_nothing(n_genes):
+    """Every gene lies above the threshold of the blocks' maxima, though many lie below that of all genes."""
+    logits = (
+        -0.77 / n_genes * (torch.arange(n_genes) // (n_genes // 8)).expand(5, -1)
+    )  # blocks are of every n / 8-th gene
+    mask = _masks_of(logits.contiguous())
+    torch.testing.assert_close(mask.to_dense(), Sparsemax(dim=-1)(logits.clone()), rtol=0, atol=1e-12)
+    assert (mask.weights > 0).all() and len(mask.weights) < logits.numel()
 
 
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e9, 1e30])
@@ -210,3 +221,45 @@ def test_sparse_holds_no_zeros(genes):
         mask = Mask(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0, 0, 1]), genes, (2, 4))
     sparse = mask.to_sparse().coalesce()
     assert sparse.indices().tolist() == [[0, 1], [3, 2]] and sparse.values().tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("past", [0, 2])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 30.0])
+@pytest.mark.parametrize("n_cells, training", [(21, True), (150, False)], ids=["train", "eval"])
+def test_masks_among_expressed_genes(past, temperature, n_cells, training):
+    """Masks, gradients and statistics are those of sparsemax over each cell's own genes, taken one cell at a time."""
+    n_genes, gamma, attention = 300, 1.4, torch.randn(n_cells, 6)
+    cells = torch.rand(n_cells, n_genes) < torch.rand(n_cells, 1) / 4
+    cells[[0, 7, -1]] = False  # some without a gene, the first and the last among them
+    earlier, upstream = 3 * torch.randn(past, n_cells, n_genes), torch.randn(n_cells, n_genes)
+    attend, found = _attend(6, n_genes, training=training), []
+    for ours in (True, False):
+        layer, at = copy.deepcopy(attend), attention.clone().requires_grad_()
+        masks = Sparsemax(dim=-1)(earlier.clone().requires_grad_() * 1.0)
+        if ours:
+            before = [_pairs(mask) for mask in masks]
+            mask = expressed_mask(at, layer, before, gamma, cells.nonzero(as_tuple=True), temperature)
+            assert (mask.cells.diff() >= 0).all() and (mask.weights > 0).all()
+            mask = mask.to_dense()
+        else:
+            logits = layer.bn(layer.fc(at)) * torch.prod(gamma - masks, dim=0) / temperature
+            rows = [
+                torch.zeros(n_genes).index_put(
+                    (own.nonzero()[:, 0],), Sparsemax(dim=-1)(row[own][None])[0] if own.any() else row[:0]
+                )
+                for row, own in zip(logits, cells, strict=True)
+            ]
+            mask = torch.stack(rows)
+        (mask * upstream).sum().backward()
+        found.append([mask, at.grad, *(parameter.grad for parameter in layer.parameters()), *layer.buffers()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+def test_no_cell_expresses_a_gene():
+    """A batch of empty cells has empty masks and no gradient, not an error."""
+    none, attention = torch.empty(0, dtype=torch.int64), torch.randn(4, 3, requires_grad=True)
+    mask = expressed_mask(attention, _attend(3, 50), [], 1.3, (none, none), 1.0)
+    assert not mask.to_dense().any()
+    mask.to_dense().sum().backward()
+    assert not attention.grad.any()
