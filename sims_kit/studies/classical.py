@@ -185,14 +185,15 @@ class Actinn:
         self.classes = classes.tolist()
         self.genes = vocabulary(reference)
         values = self._log2(reference)
-        values = values[:, _expressed_and_varying(values)]
+        self.kept = _expressed_and_varying(values)
+        values = values[:, self.kept]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._train(values, torch.from_numpy(codes))
 
     def predict(self, query: AnnData) -> Prediction:
         """Label cells. See `Peer.predict`."""
-        values = self._log2(query)
+        values = self._log2(query)[:, self.kept]
         with torch.no_grad():
             parts = [
                 self.network(_dense(values[first : first + 1024])).softmax(1) for first in range(0, query.n_obs, 1024)
