@@ -123,9 +123,7 @@ def benchmark(
     )
 
 
-def _run_task(
-    folds: Folds, peers: Sequence[Peer], store: Store, processes: Processes, n_jobs: int, seed: int
-) -> None:
+def _run_task(folds: Folds, peers: Sequence[Peer], store: Store, processes: Processes, n_jobs: int, seed: int) -> None:
     """Run what the store lacks of one task, and store each row as soon as it is known."""
     wanted = [new_row(folds, number, peer, seed) for number in range(len(folds)) for peer in peers]
     todo = [row for row in wanted if not store.has(row, processes.timeout_seconds)]
@@ -140,9 +138,8 @@ def _run_task(
             fold.reference.write_h5ad(Path(temporary, f"reference_{number}.h5ad"))
             fold.query.write_h5ad(Path(temporary, f"query_{number}.h5ad"))
             truth[number] = pd.DataFrame({"cell": fold.query.obs_names.astype(int), "truth": fold.truth})
-        futures = {
-            pool.submit(processes.run, Job(row, by_name[row["method"]], Path(temporary), store.logs)): row for row in todo
-        }
+        jobs = [Job(row, by_name[row["method"]], Path(temporary), store.logs) for row in todo]
+        futures = {pool.submit(processes.run, job): job.row for job in jobs}
         try:
             for future in as_completed(futures):
                 row, predictions = futures[future], None
@@ -193,11 +190,7 @@ def read_benchmark(
     for task in [task for task in tasks if (rows["task"] == task).any()]:
         of_task = rows[rows["task"] == task]
         reasons = {method: _unfit(of_task, method) for method in methods}
-        cells = {
-            method: store.predictions(task, method)
-            for method, reason in reasons.items()
-            if not reason
-        }
+        cells = {method: store.predictions(task, method) for method, reason in reasons.items() if not reason}
         replicates = scores.bootstrap(cells, n_bootstrap) if cells else {}
         for method in methods:
             found = _summary(of_task, cells[method], replicates[method]) if method in cells else {}

@@ -4,6 +4,7 @@ All see the values that SIMS sees (log1p of 10,000 counts a cell), sparse wherev
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -134,13 +135,11 @@ def calibrated_svm(seed: int, n_cells: int, smallest: int) -> CalibratedClassifi
 
 def on_components(classifier, seed: int):
     """Variable genes, scaled to unit variance, on their principal components."""
-    return make_pipeline(
-        VariableGenes(), StandardScaler(with_mean=False), Components(random_state=seed), classifier
-    )
+    return make_pipeline(VariableGenes(), StandardScaler(with_mean=False), Components(random_state=seed), classifier)
 
 
 def rbf_svm(seed: int, n_cells: int, smallest: int):
-    """scPred's method (Alquicira-Hernandez et al., Genome Biology 2019), without its choice among components."""
+    """The method of scPred (Alquicira-Hernandez et al., Genome Biology 2019), without its choice among components."""
     return on_components(CalibratedClassifierCV(SVC(), cv=_folds(smallest), ensemble=False), seed)
 
 
@@ -150,8 +149,8 @@ def nearest_neighbours(seed: int, n_cells: int, smallest: int):
 
 
 def random_forest(seed: int, n_cells: int, smallest: int) -> RandomForestClassifier:
-    """500 trees: with scikit-learn's 100 the probabilities are coarse."""
-    return RandomForestClassifier(500, random_state=seed)
+    """200 trees: with scikit-learn's 100 the probabilities are coarse."""
+    return RandomForestClassifier(200, random_state=seed)
 
 
 def lightgbm(seed: int, n_cells: int, smallest: int):
@@ -206,7 +205,7 @@ class Actinn:
 
     def _train(self, values: sp.csr_matrix, codes: torch.Tensor) -> None:
         widths = [values.shape[1], 100, 50, 25, len(self.classes)]
-        layers = [torch.nn.Linear(*pair) for pair in zip(widths, widths[1:], strict=False)]
+        layers = [torch.nn.Linear(*pair) for pair in pairwise(widths)]
         for layer in layers:
             torch.nn.init.xavier_uniform_(layer.weight)
             torch.nn.init.zeros_(layer.bias)
@@ -284,8 +283,7 @@ class MarkerVoting:
         scaler, mean = self.moments
         if self.by_cluster:
             scaler, mean = StandardScaler(with_mean=False).fit(values), values.mean(axis=0).A1
-        votes = scaler.transform(values) @ self.markers - (mean / scaler.scale_) @ self.markers  # stays sparse till here
-        votes = np.asarray(votes)
+        votes = np.asarray(scaler.transform(values) @ self.markers - (mean / scaler.scale_) @ self.markers)
         if self.by_cluster:
             clusters = self._clusters(values)
             sums = np.zeros((clusters.max() + 1, votes.shape[1]))

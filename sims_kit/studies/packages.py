@@ -19,7 +19,16 @@ from sklearn.linear_model import LogisticRegression
 
 from sims_kit.errors import PeerError
 from sims_kit.studies import scsims_run
-from sims_kit.studies.adaptor import UNKNOWN, Prediction, counts, labels_of, log_normalised, needs, samples_of, vocabulary
+from sims_kit.studies.adaptor import (
+    UNKNOWN,
+    Prediction,
+    counts,
+    labels_of,
+    log_normalised,
+    needs,
+    samples_of,
+    vocabulary,
+)
 
 SCSIMS_PYTHON = "SIMS_KIT_SCSIMS_PYTHON"  # environment variable: the Python of an environment that holds scsims
 
@@ -107,7 +116,7 @@ class ScANVI:
 
     name = "scANVI"
     packages = ("scvi-tools", "torch")
-    settings = "2000 genes (seurat_v3), 2 layers, layer norm, dropout 0.2; scVI heuristic, scANVI 20, mapping 100 epochs"
+    settings = "2000 genes (seurat_v3), 2 layers, layer norm, dropout 0.2; epochs: scVI heuristic, 20, mapping 100"
 
     def fit(self, reference: AnnData, label: str, *, sample: str | None = None, seed: int = 0) -> None:
         """Train scVI, then scANVI. See `Peer.fit`."""

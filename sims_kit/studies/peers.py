@@ -25,7 +25,7 @@ from sims_kit.training import fit
 
 
 class Sims:
-    """This kit: `sims_kit.fit` and `sims_kit.annotate`.
+    """SIMS as this kit has it: `sims_kit.fit` and `sims_kit.annotate`.
 
     Parameters
     ----------

@@ -163,8 +163,8 @@ def _calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     """That of `sims_kit.metrics`, from the most probable class alone, which is all that it looks at."""
     if np.isnan(confidence).any():
         return np.nan
-    values, target = torch.from_numpy(confidence.astype(np.float32)).clamp(0, 1), torch.from_numpy(right.astype(np.int64))
-    return float(binary_calibration_error(values, target, n_bins=metrics.CALIBRATION_BINS, validate_args=False))
+    values, hits = torch.from_numpy(confidence.astype(np.float32)), torch.from_numpy(right.astype(np.int64))
+    return float(binary_calibration_error(values, hits, n_bins=metrics.CALIBRATION_BINS, validate_args=False))
 
 
 def _interval(values: np.ndarray) -> np.ndarray:

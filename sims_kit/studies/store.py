@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -79,7 +79,7 @@ class Store:
         path = self.folder / "rows.csv"
         if not path.exists():
             return pd.DataFrame(columns=COLUMNS)
-        text = {name: str for name in ("reason", "task_fingerprint", "method_fingerprint", "versions", "machine")}
+        text = dict.fromkeys(("reason", "task_fingerprint", "method_fingerprint", "versions", "machine"), str)
         rows = pd.read_csv(path, dtype=text)
         if list(rows.columns) != COLUMNS:
             raise DataError(f"{path} does not have the columns of a benchmark. Move it away, or choose another folder.")
@@ -154,7 +154,9 @@ class Store:
             with FileLock(self.folder / ".lock", timeout=0):
                 yield
         except Timeout as error:
-            raise SettingError(f"Another benchmark is writing into {self.folder}. Wait for it, or use another folder.") from error
+            raise SettingError(
+                f"Another benchmark is writing into {self.folder}. Wait for it, or use another folder."
+            ) from error
 
     def _same(self, row: dict) -> pd.DataFrame:
         rows = self.rows
@@ -178,7 +180,7 @@ def _write(table: pd.DataFrame, path: Path) -> None:
 
 
 def _read_predictions(path: Path) -> pd.DataFrame:
-    text = {name: str for name in ("truth", "predicted", "top", "task_fingerprint", "method_fingerprint")}
+    text = dict.fromkeys(("truth", "predicted", "top", "task_fingerprint", "method_fingerprint"), str)
     return pd.read_csv(path, dtype=text, keep_default_na=False, na_values={"confidence": [""]})
 
 
@@ -265,8 +267,6 @@ class Processes:
 
 def _end(process: subprocess.Popen) -> None:
     """End a process and whatever it started."""
-    try:
+    with suppress(ProcessLookupError):  # all ended by themselves
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:  # all ended by themselves
-        pass
     process.wait()

@@ -138,6 +138,11 @@ class Folds:
                 f"{task.name}: {labels[kept].nunique()} classes have more than {TOO_FEW} cells; a benchmark needs two. "
                 f"Sizes: {sizes.to_dict()}."
             )
+        if "Unknown" in sizes:
+            raise LabelError(
+                f'{task.name}: {sizes["Unknown"]} cells are labelled "Unknown", as rejected cells are. '
+                "Leave them out, or rename the class."
+            )
         _check_states(task, parts)
         bounds = np.cumsum([0, *(part.n_obs for part in parts)])
         self._parts = [part[kept[a:b]] for part, a, b in zip(parts, bounds, bounds[1:], strict=False)]
@@ -175,7 +180,8 @@ class Folds:
 
     def _joined(self, wanted: np.ndarray) -> AnnData:
         """The wanted cells of all datasets on their common genes, named by their number."""
-        parts = [part[wanted[self._part_of == i]] for i, part in enumerate(self._parts) if wanted[self._part_of == i].any()]
+        chosen = [part[wanted[self._part_of == i]] for i, part in enumerate(self._parts)]
+        parts = [part for part in chosen if part.n_obs]
         genes = shared_genes([list(part.var_names) for part in parts])
         matrix = sp.vstack([align_genes(part.var, genes).apply(sp.csr_matrix(part.X)) for part in parts], format="csr")
         columns = ["label", "sample"] if self.has_samples else ["label"]
@@ -227,7 +233,7 @@ def _plain(cells: AnnData, task: Task, name: str) -> AnnData:
     matrix, var = cell_matrix(cells)
     label, sample = _column(cells, task, "label"), _column(cells, task, "sample")
     if label is None:
-        raise SettingError(f'{task.name}: which obs column holds the labels? Pass label="cell_type", or whatever it is.')
+        raise SettingError(f'{task.name}: which obs column holds the labels? Pass label="cell_type", or the like.')
     for column in (label, sample, task.group):
         if column is not None and column not in cells.obs:
             raise UnknownNameError("obs column", column, cells.obs.columns)

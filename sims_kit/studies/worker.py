@@ -16,7 +16,7 @@ import anndata
 import numpy as np
 
 from sims_kit.errors import PeerError
-from sims_kit.studies.adaptor import UNKNOWN, Peer, Prediction
+from sims_kit.studies.adaptor import Peer, Prediction
 from sims_kit.studies.peers import make_peer
 
 REASON = 300  # characters of a reason that a table keeps
@@ -51,7 +51,8 @@ def run(folder: Path) -> dict:
 def peak_memory_mb() -> float:
     """The largest resident size so far of this process, or of one that it started, in MB."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    own, started = (resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    who = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+    own, started = (resource.getrusage(processes).ru_maxrss * unit for processes in who)
     status = Path("/proc/self/status")
     if status.exists():  # Linux counts the size that the parent had at the start into ru_maxrss, but not into VmHWM
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -74,7 +75,7 @@ def _write(path: Path, prediction: Prediction, n_cells: int) -> None:
     if prediction.probabilities is not None:
         top = np.asarray(prediction.classes).astype(str)[prediction.probabilities.argmax(axis=1)]
         confidence = prediction.probabilities.max(axis=1)
-    np.savez(path, labels=np.where(labels == UNKNOWN, UNKNOWN, labels), top=top, confidence=confidence)
+    np.savez(path, labels=labels, top=top, confidence=confidence)
 
 
 if __name__ == "__main__":
