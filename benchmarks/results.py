@@ -119,7 +119,7 @@ def against_best(found: Benchmark) -> str:
 
 def table(of_task: pd.DataFrame) -> str:
     """One task: a row for each method, and the reasons of those without a score."""
-    heads = ["method", *SCORES.values(), "% unlabelled", "calibration error", "fit s", "predict s", "MB"]
+    heads = ["method", *SCORES.values(), "% unlabelled", "calibration error", "fit s", "predict s", "CPU s", "MB"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for _, row in of_task.iterrows():
         if row["reason"]:
@@ -127,7 +127,7 @@ def table(of_task: pd.DataFrame) -> str:
             continue
         values = [f"{number(row[s])} ({number(row[f'{s}_low'])}-{number(row[f'{s}_high'])})" for s in SCORES]
         error = number(row["calibration_error"]) if pd.notna(row["calibration_error"]) else "no probabilities"
-        seconds = [f"{row[f'{step}_seconds_per_fold']:.1f}" for step in ("fit", "predict")]
+        seconds = [f"{row[f'{step}_seconds_per_fold']:.1f}" for step in ("fit", "predict", "cpu")]
         values += [f"{row['unlabelled_percent']:.1f}", error, *seconds, f"{row['peak_memory_mb']:,.0f}"]
         lines.append(f"| {row['method']} | {' | '.join(values)} |")
     sizes = of_task.dropna(subset=["n_cells"]) if "n_cells" in of_task else of_task.iloc[:0]

@@ -33,12 +33,14 @@ class Benchmark:
     ----------
     rows
         One row per task, method and fold: ``status`` (``done``; ``cannot``, ``failed``, ``timeout`` with a
-        ``reason``), scores of the fold, ``fit_seconds``, ``predict_seconds``, ``peak_memory_mb``, sizes, versions.
+        ``reason``), scores of the fold, ``fit_seconds``, ``predict_seconds`` (of the clock), ``cpu_seconds`` (of
+        both), ``peak_memory_mb``, sizes, versions.
     scores
         One row per task and method, of the pooled folds: ``n_cells``, ``n_classes``, ``accuracy``, ``macro_f1``,
         ``median_f1``, ``unlabelled_percent``, ``calibration_error``, each with ``_low`` and ``_high`` (95 %
-        bootstrap interval over cells); mean ``fit_seconds_per_fold`` and ``predict_seconds_per_fold``, largest
-        ``peak_memory_mb``. A method that does not have every fold has no score, and a ``reason``.
+        bootstrap interval over cells); mean ``fit_seconds_per_fold``, ``predict_seconds_per_fold`` and
+        ``cpu_seconds_per_fold``, largest ``peak_memory_mb``. A method that does not have every fold has no score,
+        and a ``reason``.
     differences
         `against` minus each other method, paired by cell: ``task``, ``method``, ``score``, ``difference``, ``low``,
         ``high``. Empty where `against` has no score.
@@ -83,7 +85,7 @@ def benchmark(
     n_folds, seed
         Of stratified and grouped folds; the seed is also that of the methods.
     n_jobs
-        Processes at the same time, of one thread each. With more than there are cores, seconds are no longer true.
+        Processes at the same time, of one thread each. With more than there are free cores, only CPU seconds stay true.
     timeout_minutes
         After which a method on one fold is stopped; its row says so.
     against
@@ -230,6 +232,7 @@ def _summary(of_task: pd.DataFrame, cells: pd.DataFrame, replicates: pd.DataFram
         **scores.with_intervals(cells, replicates),
         "fit_seconds_per_fold": rows["fit_seconds"].mean(),
         "predict_seconds_per_fold": rows["predict_seconds"].mean(),
+        "cpu_seconds_per_fold": rows["cpu_seconds"].mean(),
         "peak_memory_mb": rows["peak_memory_mb"].max(),
     }
 

@@ -33,7 +33,7 @@ KEY = ["task", "method", "fold"]
 COLUMNS = [
     *KEY,
     *("status", "reason", "fold_accuracy", "fold_macro_f1", "fold_median_f1", "fold_unlabelled_percent"),
-    *("fold_calibration_error", "fit_seconds", "predict_seconds", "peak_memory_mb", "timeout_seconds"),
+    *("fold_calibration_error", "fit_seconds", "predict_seconds", "cpu_seconds", "peak_memory_mb", "timeout_seconds"),
     *("n_folds", "n_reference_cells", "n_query_cells", "n_classes", "seed"),
     *("task_fingerprint", "method_fingerprint", "versions", "machine"),
 ]

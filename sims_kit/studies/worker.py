@@ -5,6 +5,7 @@ holds ``job.json`` (and ``peer.pickle``, for a peer that has no name); it takes 
 """
 
 import json
+import os
 import pickle
 import resource
 import sys
@@ -28,7 +29,7 @@ def run(folder: Path) -> dict:
     reference, query = anndata.read_h5ad(job["reference"]), anndata.read_h5ad(job["query"])
     try:
         peer = _peer(folder, job)
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), cpu_seconds()
         peer.fit(reference, "label", sample="sample" if "sample" in reference.obs else None, seed=job["seed"])
         fitted = time.perf_counter()
         prediction = peer.predict(query)
@@ -44,8 +45,15 @@ def run(folder: Path) -> dict:
         "reason": "",
         "fit_seconds": round(fitted - started, 2),
         "predict_seconds": round(predicted - fitted, 2),
+        "cpu_seconds": round(cpu_seconds() - cpu_started, 2),
         "peak_memory_mb": round(peak_memory_mb()),
     }
+
+
+def cpu_seconds() -> float:
+    """Of this process and those that it started: what wall time would be on a machine with nothing else to do."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def peak_memory_mb() -> float:
