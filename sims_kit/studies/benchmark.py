@@ -4,6 +4,7 @@ The protocol of Abdelaal et al. (Genome Biology 2019): classes of 10 cells or fe
 predictions of all folds pooled and then scored, the percentage of rejected cells beside every score.
 """
 
+import pickle
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -108,6 +109,8 @@ def benchmark(
     peers = [make_peer(method) if isinstance(method, str) else method for method in _listed(methods)]
     _check_different("tasks", [task.name for task in chosen])
     _check_different("methods", [peer.name for peer in peers])
+    for peer in peers:
+        _check_pickles(peer)
     store = Store(Path(folder))
     with store.locked(), Processes(timeout_minutes * 60) as processes:
         for task in chosen:
@@ -243,6 +246,17 @@ def _joined(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
 
 def _listed(value) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _check_pickles(peer: Peer) -> None:
+    """Refuse a peer that cannot be sent to a process of its own, before anything is run."""
+    try:
+        pickle.dumps(peer)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise SettingError(
+            f"The method {peer.name!r} cannot be sent to a process of its own ({error}). Define its class "
+            "and functions in a module that can be imported."
+        ) from error
 
 
 def _check_different(what: str, names: list[str]) -> None:

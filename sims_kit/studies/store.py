@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from sims_kit.errors import DataError, SettingError
 from sims_kit.studies.adaptor import Peer
-from sims_kit.studies.peers import PEERS, versions_of
+from sims_kit.studies.peers import versions_of
 from sims_kit.studies.tasks import Folds
 
 KEY = ["task", "method", "fold"]
@@ -104,19 +104,24 @@ class Store:
         return list(names)
 
     def add(self, row: dict, predictions: pd.DataFrame | None) -> None:
-        """Put a row, and its predictions, in the place of an earlier one: predictions first, as rows promise them."""
+        """Put a row, and its predictions, in the place of an earlier one: predictions first, as rows promise them.
+
+        Rows and predictions of the same method that come from other cells, folds, settings or versions go.
+        """
+        marks = {name: row[name] for name in ("task_fingerprint", "method_fingerprint")}
         if predictions is not None:
             path = self._path(row["task"], row["method"])
             path.parent.mkdir(parents=True, exist_ok=True)
-            marks = {name: row[name] for name in ("task_fingerprint", "method_fingerprint")}
             new = predictions.assign(fold=row["fold"], **marks)
             if path.exists():
                 old = _read_predictions(path)
                 same = (old[list(marks)] == pd.Series(marks)).all(axis=1)
-                new = pd.concat([old[same & (old["fold"] != row["fold"])], new])  # others' folds must not mix in
+                new = pd.concat([old[same & (old["fold"] != row["fold"])], new])
             _write(new.sort_values("cell"), path)
         rows = self.rows
-        rows = rows[(rows[KEY] != pd.Series({name: row[name] for name in KEY})).any(axis=1)]
+        own = (rows["task"] == row["task"]) & (rows["method"] == row["method"])
+        same = (rows[list(marks)] == pd.Series(marks)).all(axis=1)
+        rows = rows[~own | (same & (rows["fold"] != row["fold"]))]
         new = pd.DataFrame([row]).reindex(columns=COLUMNS)
         _write(pd.concat([rows, new]) if len(rows) else new, self.folder / "rows.csv")
 
@@ -219,11 +224,8 @@ class Processes:
             folder = Path(name)
             number, method = job.row["fold"], job.row["method"]
             paths = {part: str(job.folds / f"{part}_{number}.h5ad") for part in ("reference", "query")}
-            named = method in PEERS and type(job.peer) is type(PEERS[method]())
-            if not named:
-                (folder / "peer.pickle").write_bytes(pickle.dumps(job.peer))
-            request = {**paths, "method": method if named else None, "seed": job.row["seed"]}
-            (folder / "job.json").write_text(json.dumps(request))
+            (folder / "peer.pickle").write_bytes(pickle.dumps(job.peer))
+            (folder / "job.json").write_text(json.dumps({**paths, "seed": job.row["seed"]}))
             result = self._wait(folder)
             result["timeout_seconds"] = self.timeout_seconds
             if result["status"] == "failed":

@@ -1,7 +1,7 @@
 """One method on one fold, in a process of its own: ``python -m sims_kit.studies.worker FOLDER``.
 
 A process of its own gives each method its own peak memory, and keeps a crash or a hang from the others. The folder
-holds ``job.json`` (and ``peer.pickle``, for a peer that has no name); it takes ``result.json`` and ``prediction.npz``.
+holds ``job.json`` and ``peer.pickle``; it takes ``result.json`` and ``prediction.npz``.
 """
 
 import json
@@ -18,7 +18,6 @@ import numpy as np
 
 from sims_kit.errors import PeerError
 from sims_kit.studies.adaptor import Peer, Prediction
-from sims_kit.studies.peers import make_peer
 
 REASON = 300  # characters of a reason that a table keeps
 
@@ -28,7 +27,7 @@ def run(folder: Path) -> dict:
     job = json.loads((folder / "job.json").read_text())
     reference, query = anndata.read_h5ad(job["reference"]), anndata.read_h5ad(job["query"])
     try:
-        peer = _peer(folder, job)
+        peer: Peer = pickle.loads((folder / "peer.pickle").read_bytes())
         started, cpu_started = time.perf_counter(), cpu_seconds()
         peer.fit(reference, "label", sample="sample" if "sample" in reference.obs else None, seed=job["seed"])
         fitted = time.perf_counter()
@@ -66,12 +65,6 @@ def peak_memory_mb() -> float:
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         own = int(line.split()[1]) * 1024
     return max(own, started) / 1e6
-
-
-def _peer(folder: Path, job: dict) -> Peer:
-    if job["method"] is not None:
-        return make_peer(job["method"])
-    return pickle.loads((folder / "peer.pickle").read_bytes())
 
 
 def _write(path: Path, prediction: Prediction, n_cells: int) -> None:

@@ -149,6 +149,8 @@ def test_changed_settings_or_cells_are_run_anew_and_told(make_cells, tmp_path, i
     other.X.data[0] += 1
     found = run(other, [peers.Constant(settings="b")], tmp_path)
     assert len(in_this_process) == 6 and len(found.rows) == 2
+    found = run(other, [peers.Constant(settings="b")], tmp_path, n_folds=3)
+    assert len(found.rows) == 3 and found.scores["n_cells"].item() == 60
     rows = pd.read_csv(tmp_path / "rows.csv")
     rows.loc[0, "method_fingerprint"] = "another"
     rows.to_csv(tmp_path / "rows.csv", index=False)
@@ -231,6 +233,8 @@ def test_wrong_calls_are_told(make_cells, tmp_path):
         run("pbmc68", ["linear SVM"], tmp_path)
     with pytest.raises(SettingError, match="names of their own"):
         run(cells, ["linear SVM", "linear SVM"], tmp_path)
+    with pytest.raises(SettingError, match="cannot be sent to a process of its own"):
+        run(cells, [studies.peers.classical.Estimator("mine", lambda *_: LogisticRegression())], tmp_path)
     with pytest.raises(SettingError, match="n_jobs=0"):
         run(cells, ["linear SVM"], tmp_path, n_jobs=0)
     with FileLock(tmp_path / ".lock"), pytest.raises(SettingError, match="Another benchmark is writing"):
