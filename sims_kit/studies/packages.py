@@ -208,7 +208,8 @@ class Scsims:
         (folder / "job.json").write_text(json.dumps({"step": step, **job}))
         command = [_scsims_python(), scsims_run.__file__, str(folder)]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        own = dict(cwd=folder, env=environment, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, **own, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip() or "no message").splitlines()[-1]
             raise RuntimeError(f"{self.name} stopped with exit status {done.returncode}: {last}")

@@ -255,7 +255,7 @@ class Processes:
                 return {"status": "failed", "reason": "stopped"}
             process = subprocess.Popen(
                 [sys.executable, "-m", "sims_kit.studies.worker", str(folder)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closes when this process dies, however it does; the worker then ends, too
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **ONE_THREAD, "PYTHONPATH": path, "CI": "1"},  # CI: no progress bars in the log
@@ -270,6 +270,7 @@ class Processes:
                 return {"status": "timeout", "reason": f"not done after {self.timeout_seconds / 60:g} minutes"}
             finally:
                 _end(process)
+                process.stdin.close()
                 self._running.discard(process)
         if (folder / "result.json").exists():
             return json.loads((folder / "result.json").read_text())

@@ -1,6 +1,8 @@
 """The benchmark: pooled folds, a process for each run, rows on disk, and a restart that goes on."""
 
-import os
+import contextlib
+import pickle
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -210,9 +212,40 @@ def test_hanging_peer_is_stopped_with_its_children(make_cells, tmp_path, peers):
             patch.setattr(store.subprocess.Popen, "wait", short)
             result, _ = processes.run(this)
     assert result["status"] == "timeout" and result["reason"] == "not done after 1 minutes"
-    if Path("/proc").exists():
-        commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
-        assert not any(str(started).encode() in command for command in commands)
+    assert started.exists() and not running(str(started))
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc to see which processes are left")
+def test_nothing_outlives_a_killed_benchmark(make_cells, tmp_path, peers):
+    """When the benchmark's own process is killed, the process that it started ends, with its children."""
+    started = tmp_path / "started"
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps(job(make_cells(), peers.Hangs("hangs", str(started)), tmp_path)))
+    code = (
+        "import pickle; from sims_kit.studies.store import Processes; "
+        f"Processes(300).run(pickle.load(open({str(tmp_path / 'job.pickle')!r}, 'rb')))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    wait_until(started.exists)
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not running(str(started)))
+
+
+def wait_until(condition, seconds=120):
+    """Wait for a condition, and fail if it does not come true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+def running(text):
+    """The command lines of processes that hold a text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found.append(path.read_bytes().decode(errors="replace"))
+    return [command for command in found if text in command]
 
 
 def test_timeout_is_kept_until_more_time_is_given(make_cells, tmp_path, peers):
