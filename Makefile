@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 STAMP = $(VENV)/.installed
+PEERS = $(VENV)/.peers_installed
 
 # what `make demo` reads; empty means the notebook's own default
 REFERENCE =
@@ -21,7 +22,7 @@ export REFERENCE LABEL QUERY LABELFILE ORIENTATION LAYER OUT NOTEBOOK
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test lab notebooks figure catalogue lint format address constraints clean check-demo check-python
+.PHONY: help demo test peers lab notebooks figure catalogue lint format address constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -53,6 +54,8 @@ test: $(STAMP)  ## unit tests, then every notebook
 	@status=0; $(RUN) -m pytest tests || status=1; \
 	SIMS_KIT_FAST=1 $(RUN) -m pytest --nbval-lax --nbval-current-env notebooks || status=1; exit $$status
 
+peers: $(PEERS)  ## install the benchmark's other methods too (CellTypist, scANVI, LightGBM), so that their tests run
+
 lab: $(STAMP)  ## JupyterLab on the lessons
 	@"$(VENV)/bin/python" -m jupyterlab --notebook-dir notebooks
 
@@ -77,7 +80,7 @@ address: $(STAMP)  ## write the address and version of pyproject.toml into badge
 
 constraints: check-python  ## resolve afresh (a few minutes) and write constraints.txt
 	@rm -rf build/resolve && "$(PYTHON)" -m venv build/resolve
-	build/resolve/bin/pip install "$$(sed -n '/^torch==/p' constraints.txt)" --editable '.[test]'
+	build/resolve/bin/pip install "$$(sed -n '/^torch==/p' constraints.txt)" --editable '.[test,peers]'
 	@{ sed -n '/^#/p' constraints.txt; build/resolve/bin/pip freeze --exclude-editable \
 	  | sed -e 's/+[a-z0-9.]*$$//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d'; } > build/constraints.txt
 	@mv build/constraints.txt constraints.txt && rm -rf build/resolve
@@ -97,3 +100,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@[ -x "$(VENV)/bin/python" ] || "$(PYTHON)" -m venv "$(VENV)"
 	"$(VENV)/bin/python" -m pip install --constraint constraints.txt --editable '.[test]'
 	@touch "$(STAMP)"
+
+$(PEERS): $(STAMP)
+	"$(VENV)/bin/python" -m pip install --constraint constraints.txt --editable '.[peers]'
+	@touch "$(PEERS)"

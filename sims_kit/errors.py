@@ -28,6 +28,10 @@ class ModelFileError(ValueError):
     """A model file is damaged, of another format, or contradicts itself."""
 
 
+class PeerError(ValueError):
+    """A peer of the benchmark cannot take this input, or its package is not there; never a score of 0."""
+
+
 class FetchError(FileNotFoundError):
     """A dataset's file is neither in the cache nor to be had from its addresses."""
 

@@ -89,13 +89,13 @@ def test_environments_in_step_with_pyproject():
 
 
 def test_constraints_pin_every_dependency_within_its_range():
-    """constraints.txt is exact pins only, and has each dependency of base, lab and test inside its range."""
+    """constraints.txt is exact pins only, and has each dependency of base, lab, test and peers inside its range."""
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pins = {}
     for line in lines:
         name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups()
         pins[canonicalize_name(name)] = version
-    for text in [*PROJECT["dependencies"], *EXTRAS["lab"], *EXTRAS["test"]]:
+    for text in [*PROJECT["dependencies"], *EXTRAS["lab"], *EXTRAS["test"], *EXTRAS["peers"]]:
         requirement = Requirement(text)
         if requirement.name != "sims_kit":
             assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text

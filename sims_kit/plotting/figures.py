@@ -1,7 +1,5 @@
-"""The figures of the thesis: numbers and tables in, matplotlib Axes out.
+"""The figures of the thesis.
 
-Each function draws on the Axes that it is given as `ax`, or on a new figure that is large enough for the names, and
-returns the Axes for whatever comes next: a title, ``ax.figure.savefig``. Nothing here knows of models or AnnData.
 Colours are told apart by colour-blind readers and in grey: Okabe and Ito's palette (https://jfly.uni-koeln.de/color)
 for categories, viridis for matrices.
 """

@@ -1,0 +1,146 @@
+"""The peers by name: what SIMS is compared with, and SIMS itself, behind one protocol.
+
+`sims_kit.studies.adaptor.Peer` says what a peer is; `PEERS` makes a fresh one for each name.
+"""
+
+import ast
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from anndata import AnnData
+
+from sims_kit.annotation import annotate
+from sims_kit.errors import UnknownNameError
+from sims_kit.model.recipes import Recipe, get_recipe
+from sims_kit.studies import classical
+from sims_kit.studies.adaptor import Peer, Prediction, labels_of
+from sims_kit.studies.packages import CellTypist, ScANVI, Scsims
+from sims_kit.training import fit
+
+
+class Sims:
+    """SIMS as this kit has it: `sims_kit.fit` and `sims_kit.annotate`.
+
+    Parameters
+    ----------
+    name
+        Says what is run.
+    recipe
+        As in `sims_kit.fit`.
+    n_models
+        Models of different seeds whose probabilities are averaged.
+    """
+
+    packages = ("torch",)
+
+    def __init__(self, name: str, recipe: str | Recipe = "default", n_models: int = 1):
+        self.name, self.recipe, self.n_models = name, recipe, n_models
+
+    @property
+    def settings(self) -> str:
+        """The recipe, the number of models, and a hash of the code that trains and predicts."""
+        return f"{get_recipe(self.recipe)!r}, n_models {self.n_models}, code {_code_hash()}"
+
+    def fit(self, reference: AnnData, label: str, *, sample: str | None = None, seed: int = 0) -> None:
+        """Train on a reference, a tenth of it for validation; samples are not corrected for. See `Peer.fit`."""
+        labels_of(reference, label)
+        with tempfile.TemporaryDirectory(prefix="sims_kit_") as folder:
+            quiet = dict(verbose=False, logger=False, enable_progress_bar=False, default_root_dir=folder)
+            self.models = [
+                fit(reference, label, recipe=self.recipe, seed=seed * self.n_models + number, test=0, **quiet)
+                for number in range(self.n_models)
+            ]
+
+    def predict(self, query: AnnData) -> Prediction:
+        """Label cells. See `Peer.predict`."""
+        annotated = [annotate(query, model, copy=True) for model in self.models]
+        probabilities = np.mean([cells.obsm["sims_probabilities"] for cells in annotated], axis=0)
+        classes = list(self.models[0].classes)
+        if self.n_models == 1:
+            return Prediction(annotated[0].obs["sims_label"].to_numpy().astype(str), probabilities, classes)
+        return Prediction(np.array(classes)[probabilities.argmax(axis=1)], probabilities, classes)
+
+
+@cache
+def _code_hash() -> str:
+    """Of the code behind `fit` and `annotate`; comments, docstrings and layout do not count."""
+    package = Path(__file__).parents[1]
+    files = [*(package / "cells").glob("*.py"), *(package / "model").glob("*.py")]
+    files += [package / "training.py", package / "annotation.py"]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                node.body = [part for part in body if not _is_text(part)]
+        digest.update(f"{file.name}\n{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+_CLASSICAL = {
+    "logistic regression": classical.logistic_regression,
+    "linear SVM": classical.linear_svm,
+    "linear SVM, calibrated": classical.calibrated_svm,
+    "linear SVM, rejection at 0.7": classical.calibrated_svm,
+    "RBF SVM on PCs (scPred's method)": classical.rbf_svm,
+    "kNN on PCs": classical.nearest_neighbours,
+    "random forest": classical.random_forest,
+    "LightGBM": classical.lightgbm,
+}
+_OPTIONS = {
+    "linear SVM, rejection at 0.7": {"reject_below": 0.7},  # the winner of Abdelaal et al. 2019; Moana's method
+    "RBF SVM on PCs (scPred's method)": {"packages": ("scikit-learn", "scanpy")},
+    "kNN on PCs": {"packages": ("scikit-learn", "scanpy")},
+    "LightGBM": {"packages": ("lightgbm",)},
+}
+
+PEERS: Mapping[str, Callable[[], Peer]] = MappingProxyType(
+    {name: partial(classical.Estimator, name, make, **_OPTIONS.get(name, {})) for name, make in _CLASSICAL.items()}
+    | {
+        classical.Actinn.name: classical.Actinn,
+        "marker voting by cell": partial(classical.MarkerVoting, "marker voting by cell", by_cluster=False),
+        "marker voting by cluster": partial(classical.MarkerVoting, "marker voting by cluster", by_cluster=True),
+        CellTypist.name: CellTypist,
+        ScANVI.name: ScANVI,
+        Scsims.name: Scsims,
+        "SIMS, thesis": partial(Sims, "SIMS, thesis", "thesis"),
+        "SIMS, default": partial(Sims, "SIMS, default"),
+        "SIMS, default, ensemble of 5": partial(Sims, "SIMS, default, ensemble of 5", n_models=5),
+    }
+)
+
+
+def make_peer(name: str) -> Peer:
+    """A fresh peer of that name.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is none; the nearest names are offered.
+    """
+    if name not in PEERS:
+        raise UnknownNameError("peer", name, PEERS)
+    return PEERS[name]()
+
+
+def versions_of(peer: Peer) -> str:
+    """The versions of a peer's packages, as text: ``"celltypist 1.7.1, scikit-learn 1.9.1"``."""
+    return ", ".join(f"{package} {_version(package)}" for package in peer.packages)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package).split("+")[0]  # without the build: +cpu and +cu give the same numbers
+    except PackageNotFoundError:
+        return "not installed"
