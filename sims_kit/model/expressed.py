@@ -44,10 +44,10 @@ def expressed_mask(
 
 
 class FixedScale(nn.Module):
-    """Subtracts each gene's mean and divides by its spread, both measured once, on training cells.
+    """Subtracts each gene's mean and divides all genes by one number, both measured once, on training cells.
 
-    To each gene's variance the mean variance of the expressed genes is added, so that genes which hardly vary are not
-    blown up to the size of markers. What comes out has mean square 1, over cells and expressed genes.
+    The number is the root of the mean variance of the genes that vary. Genes of one spread each, as batch normalisation
+    makes them, would blow up rare genes to the size of markers.
     """
 
     def __init__(self, n_genes: int):
@@ -75,9 +75,8 @@ class FixedScale(nn.Module):
         varies = variance > 0
         if not varies.any():
             return
-        scale = (variance + variance[varies].mean()).rsqrt()
-        scale /= (variance * scale.square())[varies].mean().sqrt()
-        self.scale.copy_(scale)
+        scale = variance[varies].mean().rsqrt()
+        self.scale.fill_(scale)
         self.shift.copy_(-mean * scale)
 
 

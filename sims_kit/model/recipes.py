@@ -81,7 +81,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 n_independent=0,
                 mask_temperature=30.0,  # some 200 genes per mask: at 10 genes, half of the accuracy is lost
                 rescale_masked=True,  # broad and narrow masks pass on values of one size
-                fixed_scale=True,  # no noise of small batches, and rare genes stay small
+                fixed_scale=True,  # no noise of small batches, and rare genes stay as small as they are
                 additive=True,  # what makes linear methods strong on small data
                 gene_dropout=0.2,  # a class must be known by many genes, also where some are missing
             ),

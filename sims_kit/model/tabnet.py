@@ -78,8 +78,8 @@ class TabNet(nn.Module):
         None: masks as in pytorch-tabnet, over all genes. A number: masks over the genes that a cell expresses, their
         logits divided by it before sparsemax. Around 30 lets some 200 genes pass; lower values, fewer.
     fixed_scale
-        Normalise the input by each gene's mean and spread over the training cells, measured once (`measure_input`),
-        in place of a batch normalisation, whose noise is large in small batches and which blows up rare genes.
+        Subtract each gene's mean and divide all genes by one number, measured once over the training cells
+        (`measure_input`), in place of a batch normalisation, which is noisy in small batches and blows up rare genes.
     additive
         Add to the logits a linear function of the masked genes: each gene's share in each class can be read off.
     epsilon
