@@ -109,9 +109,9 @@ TRIALS = {  # changes to the default recipe: of the network, then of the rest
     "one network": (dict(n_models=1), {}),
     "two networks": (dict(n_models=2), {}),
     "eight networks": (dict(n_models=8), {}),
-    "temperature 3": (dict(mask_temperature=3.0), {}),
-    "temperature 10": (dict(mask_temperature=10.0), {}),
-    "temperature 100": (dict(mask_temperature=100.0), {}),
+    "one network, temperature 3": (dict(n_models=1, mask_temperature=3.0), {}),
+    "one network, temperature 10": (dict(n_models=1, mask_temperature=10.0), {}),
+    "one network, temperature 100": (dict(n_models=1, mask_temperature=100.0), {}),
     "masks over all genes": (dict(mask_temperature=None, mask_start=0.01), {}),
     "batch normalisation of the input": (dict(fixed_scale=False), {}),
     "no additive path": (dict(additive=False), {}),
@@ -125,6 +125,8 @@ TRIALS = {  # changes to the default recipe: of the network, then of the rest
     "best epoch": ({}, dict(best_epoch=True)),
     "1,000 steps": ({}, dict(training_steps=1000)),
     "no validation cells": ({}, dict(validation=0)),  # all cells train: more to learn from, nothing to calibrate on
+    "weight decay 0.003": ({}, dict(optimizer_params=dict(lr=0.01, weight_decay=3e-3))),
+    "one network, weight decay 0.003": (dict(n_models=1), dict(optimizer_params=dict(lr=0.01, weight_decay=3e-3))),
     "no weight decay": ({}, dict(optimizer_params=dict(lr=0.01))),
 }
 
