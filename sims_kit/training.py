@@ -48,7 +48,7 @@ def generate_trainer(
 ) -> tuple[pl.Trainer, SIMSClassifier, DataModule]:
     """A trainer, a model and a data module that fit together; ``trainer.fit(model, datamodule=module)`` trains.
 
-    Training stops early if the recipe says so, and ends with the weights of its best epoch.
+    Training stops early if the recipe says so, and ends with the weights of its best or last epoch, as the recipe says.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def fit(
     seed: int = 0,
     **settings,
 ) -> SIMSClassifier:
-    """Train a classifier on labelled cells and return it, with the weights of its best epoch.
+    """Train a classifier on labelled cells and return it.
 
     Parameters
     ----------
@@ -178,12 +178,16 @@ class Reproducible(Callback):
 
 
 class BestWeights(ModelCheckpoint):
-    """Keeps the checkpoint of the best epoch and puts its weights back when training ends."""
+    """Keeps the checkpoint of the best epoch and puts its weights back when training ends, if `put_back`."""
+
+    def __init__(self, *, put_back: bool = True, **settings):
+        super().__init__(**settings)
+        self.put_back = put_back
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Load the best epoch's weights."""
         super().on_train_end(trainer, pl_module)
-        if self.best_model_path:
+        if self.best_model_path and self.put_back:
             checkpoint = torch.load(self.best_model_path, map_location=pl_module.device, weights_only=True)
             pl_module.load_state_dict(checkpoint["state_dict"])
 
@@ -228,7 +232,7 @@ def _callbacks(
     if settings.get("enable_progress_bar", True):
         callbacks.append(TrainingProgress())
     if has_validation and settings.get("enable_checkpointing", True) and not settings.get("fast_dev_run"):
-        best = BestWeights(monitor=recipe.monitor, mode=recipe.monitor_mode, save_last=True)
+        best = BestWeights(put_back=recipe.best_epoch, monitor=recipe.monitor, mode=recipe.monitor_mode, save_last=True)
         if logger is False:  # no folder of the run's own, and runs side by side must not share one
             best.folder = tempfile.TemporaryDirectory(prefix="sims_kit_")  # goes with the callback
             best.dirpath = best.folder.name

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.metrics import metric_collection
+from sims_kit.model.ensemble import Ensemble, mean_logits
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.model.tabnet import TabNet
 
-NETWORK_SETTINGS = [*inspect.signature(TabNet).parameters][2:]  # without n_genes and n_classes, which the data give
+NETWORK_SETTINGS = ["n_models", *list(inspect.signature(TabNet).parameters)[2:]]  # n_genes and n_classes: the data's
 
 
 class SIMSClassifier(pl.LightningModule):
@@ -30,7 +31,8 @@ class SIMSClassifier(pl.LightningModule):
     recipe
         ``"default"``, ``"thesis"`` (exactly the settings of section 0.3.2) or a `Recipe`.
     network
-        Arguments of `TabNet` that differ from the recipe's, such as ``{"n_steps": 5}``.
+        Arguments of `TabNet` that differ from the recipe's, such as ``{"n_steps": 5}``, and ``n_models``: how many
+        networks learn side by side and answer together (`sims_kit.model.ensemble.Ensemble`).
     optimizer, optimizer_params
         Any optimiser class and its arguments; the recipe's when left out.
     scheduler, scheduler_params
@@ -39,7 +41,7 @@ class SIMSClassifier(pl.LightningModule):
         every other one moves once an epoch, on the validation loss if it needs a metric.
     class_weights
         Weights of the classes in the loss, shape (output_dim,). When left out and the recipe weights classes,
-        the data module's inverse label frequencies, which come from training cells only.
+        the data module's inverse label frequencies to that power, which come from training cells only.
     **recipe_settings
         Any other field of `Recipe` to change, such as ``label_smoothing=0.1``.
 
@@ -85,7 +87,8 @@ class SIMSClassifier(pl.LightningModule):
         self._check_names()
         self.network_params = {**self.recipe.network, **(network or {})}
         _check_network_settings(self.network_params)
-        self.network = TabNet(input_dim, output_dim, **self.network_params)
+        make = Ensemble if "n_models" in self.network_params else TabNet
+        self.network = make(input_dim, output_dim, **self.network_params)
         self.optimizer_choice = _choice(optimizer, optimizer_params, "optimizer", self.recipe)
         self.scheduler_choice = (
             None if scheduler is False else _choice(scheduler, scheduler_params, "scheduler", self.recipe)
@@ -104,7 +107,7 @@ class SIMSClassifier(pl.LightningModule):
     @property
     def is_fitted(self) -> bool:
         """Whether its genes and classes have names and its weights have seen a training batch."""
-        seen = self.network.encoder.initial_bn.num_batches_tracked
+        seen = self.network.encoder.att_transformers[0].bn.bn.num_batches_tracked
         return self.genes is not None and self.classes is not None and bool(seen > 0)
 
     def forward(self, cells: Tensor) -> Tensor:
@@ -125,18 +128,28 @@ class SIMSClassifier(pl.LightningModule):
         self.genes, self.classes = self.genes or module.genes, self.classes or module.classes
         self.provenance.update(module.provenance)
         if self.recipe.weight_classes and not self._weights_given:
-            self._set_class_weights(module.class_weights)
+            self._set_class_weights(module.class_weights ** float(self.recipe.weight_classes))
+
+    def on_train_start(self) -> None:
+        """Measure the genes on the training cells, where the network normalises by fixed numbers."""
+        if not self.is_fitted:  # a run that goes on keeps what it has
+            self.network.measure_input(self.trainer.train_dataloader)
 
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""
-        output = self.network(batch.cells)
-        loss = self._loss(output.logits, batch.labels) + self.recipe.lambda_sparse * output.mask_entropy
+        outputs = [self.network(batch.cells)] if isinstance(self.network, TabNet) else self.network.outputs(batch.cells)
+        losses = [
+            self._loss(output.logits, batch.labels) + self.recipe.lambda_sparse * output.mask_entropy
+            for output in outputs
+        ]
+        loss = sum(losses)  # each network's gradients are its own
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The training loss is {loss.item()} in batch {batch_index} of epoch {self.current_epoch}: training "
                 "has diverged. Lower the learning rate (optimizer_params), or look for extreme values in the input."
             )
-        self._track("train_", output.logits, batch.labels, loss)
+        logits = outputs[0].logits if len(outputs) == 1 else mean_logits([output.logits for output in outputs])
+        self._track("train_", logits, batch.labels, loss / len(losses))
         return loss
 
     def validation_step(self, batch, batch_index: int) -> None:

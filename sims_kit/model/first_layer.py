@@ -89,20 +89,30 @@ def first_layer(cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weig
 
 
 def masked_first_layer(
-    mask: Mask, dense: Tensor, scale: Tensor, shift: Tensor, table: Tensor, *, sparse: bool = False
+    mask: Mask,
+    dense: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    table: Tensor,
+    beside: Tensor | None = None,
+    *,
+    sparse: bool = False,
 ) -> Tensor:
     """The same layer, shape (B, width), on cells that are normalised and masked.
 
     `table` is the weight by gene, (genes, width); `sparse` says that it takes a sparse gradient, as that of
-    `first_layer` on sparse cells does.
+    `first_layer` on sparse cells does. `beside`, (genes, more), makes more columns of the output, behind the others.
     """
     if mask.genes is None:
-        return F.linear(mask.weights * torch.addcmul(shift, dense.clone(), scale), table.T)
+        table = table if beside is None else torch.cat([table, beside], dim=1)
+        return (mask.weights * torch.addcmul(shift, dense.clone(), scale)) @ table
     genes, places = mask.by_gene()
     scales, shifts = F.embedding(places, torch.stack([scale[genes], shift[genes]], dim=1)).unbind(1)
     weights = mask.weights * (dense[mask.cells, mask.genes] * scales + shifts)
     starts = torch.searchsorted(mask.cells, torch.arange(len(dense), device=dense.device))
     rows = _RowsOf.apply(table, genes) if sparse else F.embedding(genes, table)
+    if beside is not None:
+        rows = torch.cat([rows, F.embedding(genes, beside)], dim=1)
     return F.embedding_bag(places, rows, starts, mode="sum", per_sample_weights=weights)
 
 

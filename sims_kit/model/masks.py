@@ -133,12 +133,21 @@ def narrow_mask(
     return _mask_on(cells, genes, attend, past, gamma, ghosts)
 
 
+def expressed(cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of cells, ascending, and of genes where values are above zero; cells (B, genes), dense or CSR."""
+    if cells.layout == torch.strided:
+        return (cells > 0).nonzero(as_tuple=True)
+    rows = torch.arange(len(cells), device=cells.device).repeat_interleave(cells.crow_indices().diff())
+    above = cells.values() > 0  # gene dropout leaves zeros among the values
+    return rows[above], cells.col_indices()[above]
+
+
 def expressed_mask(
     attention: Tensor,
     attend: AttentiveTransformer,
     past: Sequence[Mask],
     gamma: float,
-    expressed: tuple[Tensor, Tensor],
+    seen: tuple[Tensor, Tensor],
     temperature: float,
 ) -> Mask:
     """The mask of a step among the genes that each cell expresses, on pairs of cell and gene.
@@ -149,8 +158,8 @@ def expressed_mask(
     ----------
     attention, attend, past, gamma
         As in `narrow_mask`.
-    expressed
-        Positions of cells, ascending, and of genes, each (pairs,). A cell without any has no mask: its sum is zero.
+    seen
+        What `expressed` gives. A cell without any gene has no mask: its sum is zero.
     temperature
         What logits are divided by before sparsemax: the higher, the more genes pass.
 
@@ -159,7 +168,7 @@ def expressed_mask(
     FloatingPointError
         If the attention holds NaN or infinite values.
     """
-    ghosts, (cells, genes), values = _ghosts(attention, attend), expressed, []
+    ghosts, (cells, genes), values = _ghosts(attention, attend), seen, []
     with torch.no_grad():
         for start, logits in _all_logits(ghosts, attend, past, gamma):
             first, last = torch.searchsorted(cells, cells.new_tensor([start, start + len(logits)])).tolist()

@@ -16,7 +16,8 @@ from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import SettingError
 from sims_kit.model.first_layer import first_layer, masked_first_layer, moments, unpacked
-from sims_kit.model.masks import Mask, narrow_mask, update_statistics
+from sims_kit.model.masks import Mask, expressed, expressed_mask, narrow_mask, update_statistics
+from sims_kit.model.scale import FixedScale
 from sims_kit.model.sparsemax import Sparsemax
 
 NARROW = 1 / 16  # share of the genes: masks up to this width are computed on pairs of cell and gene, wider ones on all
@@ -39,6 +40,8 @@ class Step(NamedTuple):
     """Which genes it looks at; `mask.to_dense()` is (B, genes), non-negative, rows sum to one."""
     decision: Tensor
     """(B, n_d), the step's contribution to the decision, after its ReLU."""
+    evidence: Tensor
+    """(B, classes), what the masked genes add to the logits directly; (B, 0) where the network is not additive."""
 
 
 class TabNet(nn.Module):
@@ -71,6 +74,14 @@ class TabNet(nn.Module):
     gene_dropout
         Share of the genes hidden from each cell in training, drawn anew for every batch. Without it a few genes
         are enough to remember each training cell; with it, a class must be known by many.
+    mask_temperature
+        None: masks as in pytorch-tabnet, over all genes. A number: masks over the genes that a cell expresses, their
+        logits divided by it before sparsemax. Around 30 lets some 200 genes pass; lower values, fewer.
+    fixed_scale
+        Subtract each gene's mean and divide all genes by one number, measured once over the training cells
+        (`measure_input`), in place of a batch normalisation, which is noisy in small batches and blows up rare genes.
+    additive
+        Add to the logits a linear function of the masked genes: each gene's share in each class can be read off.
     epsilon
         Added to the masks inside the logarithm of the entropy.
 
@@ -97,6 +108,9 @@ class TabNet(nn.Module):
         mask_start: float = 1.0,
         rescale_masked: bool = False,
         gene_dropout: float = 0.0,
+        mask_temperature: float | None = None,
+        fixed_scale: bool = False,
+        additive: bool = False,
         epsilon: float = 1e-15,
     ):
         super().__init__()
@@ -108,6 +122,8 @@ class TabNet(nn.Module):
             raise SettingError(f"gamma is {gamma}; it must be at least 1, or later masks would turn negative.")
         if not 0 <= gene_dropout < 1:
             raise SettingError(f"gene_dropout is {gene_dropout}; it is a share of the genes, at least 0 and below 1.")
+        if mask_temperature is not None and not mask_temperature > 0:
+            raise SettingError(f"mask_temperature is {mask_temperature}; give a number above 0, or None.")
         if n_shared < 1:
             raise SettingError(f"n_shared is {n_shared}; the steps share at least their first layer.")
         self.n_genes, self.n_classes = n_genes, n_classes
@@ -118,10 +134,15 @@ class TabNet(nn.Module):
             n_genes, n_d, n_a, n_steps, gamma, n_independent, n_shared, virtual_batch_size, momentum, epsilon
         )
         self.encoder.initial_bn.momentum = input_momentum
+        if fixed_scale:
+            self.encoder.initial_bn = FixedScale(n_genes)
+        self.mask_temperature = mask_temperature
         for attention in self.encoder.att_transformers:
             nn.init.constant_(attention.bn.bn.weight, mask_start)
         self.final_mapping = nn.Linear(n_d, n_classes, bias=False)
         initialize_non_glu(self.final_mapping, n_d, n_classes)
+        self.additive_weight = nn.Parameter(torch.zeros(n_genes, n_classes)) if additive else None
+        self.additive_bias = nn.Parameter(torch.zeros(n_classes)) if additive else None
 
     def forward(self, cells: Tensor) -> TabNetOutput:
         """Logits of a batch, shape (B, n_classes), and the entropy of its masks.
@@ -138,11 +159,10 @@ class TabNet(nn.Module):
         FloatingPointError
             If NaN or infinite values in cells or weights reach the attention.
         """
-        embedding, entropy = 0, 0
-        for mask, decision in self.steps(cells):
-            embedding = embedding + decision
+        entropy, steps = 0, self.steps(cells)
+        for mask, *_ in steps:
             entropy = entropy - (mask.weights * torch.log(mask.weights + self.encoder.epsilon)).sum() / len(cells)
-        return TabNetOutput(self.final_mapping(embedding), entropy / len(self.encoder.att_transformers))
+        return TabNetOutput(self._logits(steps), entropy / len(self.encoder.att_transformers))
 
     def steps(self, cells: Tensor) -> list[Step]:
         """The decision steps of a batch. Arguments and errors as in `forward`."""
@@ -160,20 +180,30 @@ class TabNet(nn.Module):
         weight = encoder.initial_splitter.shared.glu_layers[0].fc.weight
         out, table = first_layer(cells, dense, scale, shift, weight)
         out = _after_first_layer(encoder.initial_splitter, out)
+        seen = expressed(cells) if self.mask_temperature is not None else None
         steps, past = [], []
         for number, transform in enumerate(encoder.feat_transformers):
-            mask = self._mask(number, out[:, encoder.n_d :], past)
+            mask = self._mask(number, out[:, encoder.n_d :], past, seen)
             past.append(mask)
-            out = masked_first_layer(mask, dense, scale, shift, table, sparse=cells.layout != torch.strided)
+            out = masked_first_layer(mask, dense, scale, shift, table, self.additive_weight, sparse=cells.is_sparse_csr)
             if self.rescale_masked:
-                out = out / mask.sum_of(mask.weights.square())
+                out = out / mask.sum_of(mask.weights.square()).clamp(min=torch.finfo(out.dtype).tiny)  # 0: no gene
+            out, evidence = out.split([table.shape[1], out.shape[1] - table.shape[1]], dim=1)
             out = _after_first_layer(transform, out)
-            steps.append(Step(mask, torch.relu(out[:, : encoder.n_d])))
+            steps.append(Step(mask, torch.relu(out[:, : encoder.n_d]), evidence))
         return steps
 
-    def _mask(self, number: int, attention: Tensor, past: Sequence[Mask]) -> Mask:
+    def _logits(self, steps: Sequence[Step]) -> Tensor:
+        logits = self.final_mapping(sum(step.decision for step in steps))
+        if self.additive_bias is not None:
+            logits = logits + sum(step.evidence for step in steps) + self.additive_bias
+        return logits
+
+    def _mask(self, number: int, attention: Tensor, past: Sequence[Mask], seen: tuple[Tensor, Tensor] | None) -> Mask:
         """The mask of a step: on pairs of cell and gene if it is narrow, else on all genes."""
         attend, gamma = self.encoder.att_transformers[number], self.encoder.gamma
+        if seen is not None:
+            return expressed_mask(attention, attend, past, gamma, seen, self.mask_temperature)
         mask = narrow_mask(attention, attend, past, gamma, self.narrow * self.n_genes)
         if mask is None:
             prior = math.prod((gamma - other.to_dense() for other in past), start=attention.new_ones(()))
@@ -187,12 +217,17 @@ class TabNet(nn.Module):
         Each step's mask is weighted by the sum of its decision, as in the TabNet paper's section on
         interpretability. The rows are not normalised.
         """
-        weighted, embedding = [], 0
-        for mask, decision in self.steps(cells):
+        weighted, steps = [], self.steps(cells)
+        for mask, decision, evidence in steps:
+            decision = torch.cat([decision, evidence.abs()], dim=1)  # evidence is of either sign: its size counts
             strength = decision.sum(1, keepdim=True) if mask.cells is None else decision.sum(1)[mask.cells]
             weighted.append(mask._replace(weights=mask.weights * strength).to_sparse())
-            embedding = embedding + decision
-        return sum(weighted[1:], start=weighted[0]).coalesce().to_sparse_csr(), self.final_mapping(embedding)
+        return sum(weighted[1:], start=weighted[0]).coalesce().to_sparse_csr(), self._logits(steps)
+
+    def measure_input(self, batches: Iterable) -> None:
+        """With `fixed_scale`, measure the genes on training cells; to be called once, before training."""
+        if isinstance(self.encoder.initial_bn, FixedScale):
+            self.encoder.initial_bn.measure(batches)
 
     def refresh_statistics(self, batches: Iterable) -> None:
         """Measure the statistics of every batch normalisation anew, on whole cells.
@@ -234,6 +269,8 @@ def _hide(cells: Tensor, share: float) -> Tensor:
 
 def _normalisation(norm: nn.BatchNorm1d, cells: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     """What batch normalisation multiplies each gene by, and adds; in training its running statistics are updated."""
+    if isinstance(norm, FixedScale):
+        return norm.scale, norm.shift
     mean, variance = norm.running_mean, norm.running_var
     if norm.training:
         mean, variance = moments(cells, dense)

@@ -92,7 +92,7 @@ def test_schedule_of_the_caller_and_of_the_thesis():
 def test_diverged_loss_stops_training():
     """A loss that is not a number stops training with the batch and the way out."""
     model = SIMSClassifier(20, 3)
-    torch.nn.init.constant_(model.network.final_mapping.weight, float("inf"))
+    torch.nn.init.constant_(model.network.members[0].final_mapping.weight, float("inf"))
     batch = type("Batch", (), {"cells": torch.rand(8, 20), "labels": torch.arange(8) % 3})
     with pytest.raises(FloatingPointError, match=r"batch 4 of epoch 0.*Lower the learning rate"):
         model.training_step(batch, 4)
