@@ -32,15 +32,17 @@ def expressed_mask(
         What logits are divided by before sparsemax: the higher, the more genes pass.
     """
     rows, genes = _expressed(cells)
-    logits = attend.bn(attend.fc(attention))[rows, genes]
-    for mask in past:
-        logits = logits * (gamma - mask.at(rows, genes))
     counts = torch.bincount(rows, minlength=len(cells))
     places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    table = logits.new_full((len(cells), max(1, int(counts.max()))), ABSENT)
-    weights = sparsemax(table.index_put((rows, places), logits / temperature))[rows, places]
-    kept = weights.detach() > 0
-    return Mask(weights[kept], rows[kept], genes[kept], tuple(cells.shape))
+    table = genes.new_full((len(cells), max(1, int(counts.max()))), -1)  # each cell's genes, side by side
+    table[rows, places] = genes
+    logits = attend.bn(attend.fc(attention)).gather(1, table.clamp(min=0))
+    for mask in past:
+        prior = torch.ones_like(logits).index_put((rows, places), gamma - mask.at(rows, genes))
+        logits = logits * prior
+    weights = sparsemax((logits / temperature).masked_fill(table < 0, ABSENT))
+    kept = (weights.detach() > 0) & (table >= 0)
+    return Mask(weights[kept], kept.nonzero()[:, 0], table[kept], tuple(cells.shape))
 
 
 class FixedScale(nn.Module):
