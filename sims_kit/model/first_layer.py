@@ -32,16 +32,20 @@ class _FirstLayer(torch.autograd.Function):
         cells, scale, shift, weight = ctx.saved_tensors
         unchanged = ctx.last_call == last_call("cells", ctx.dense)  # else another batch has taken the memory
         total, of_weight = gradient.sum(0), gradient.T @ (ctx.dense if unchanged else unpacked(cells))
-        of_scale = torch.zeros_like(scale)
-        for some, product in _in_parts(weight):
-            of_scale += torch.mul(of_weight[some], weight[some], out=product).sum(0)
+        of_scale = of_shift = None
+        if ctx.needs_input_grad[2]:
+            of_scale = torch.zeros_like(scale)
+            for some, product in _in_parts(weight):
+                of_scale += torch.mul(of_weight[some], weight[some], out=product).sum(0)
+        if ctx.needs_input_grad[3]:
+            of_shift = total @ weight
         of_weight.mul_(scale).addr_(total, shift)
         if of_table.is_sparse:
             genes, values = of_table._indices()[0], of_table._values()
             of_weight.scatter_add_(1, genes.expand(len(weight), -1), values.T)
         else:
             of_weight += of_table.T
-        return None, None, of_scale, total @ weight, of_weight
+        return None, None, of_scale, of_shift, of_weight
 
 
 def _in_parts(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
