@@ -56,11 +56,12 @@ def measure_fit(make: str, n_genes: int, batch_size: int, n_steps: int, answer) 
 def _network(make: str, n_genes: int) -> torch.nn.Module:
     from pytorch_tabnet.tab_network import TabNetNoEmbeddings
 
-    from sims_kit.model import RECIPES, TabNet
+    from sims_kit.model import RECIPES
+    from sims_kit.model.ensemble import make_network
 
     if make == "pytorch-tabnet":
         return TabNetNoEmbeddings(n_genes, 20)
-    return TabNet(n_genes, 20, **RECIPES[make].network)
+    return make_network(n_genes, 20, **RECIPES[make].network)
 
 
 def _peak() -> float:

@@ -39,7 +39,7 @@ METHODS = ("stock", "no identity", "dense top-k", "ours")
 NETWORKS = {
     "small": dict(n_d=8, n_a=8, n_steps=3),
     "big": dict(n_d=64, n_a=64, n_steps=5),
-    "default": RECIPES["default"].network,
+    "default": {name: value for name, value in RECIPES["default"].network.items() if name != "n_models"},  # one of them
 }
 N_TYPES = 19  # of the simulated cortex
 WARM_UP = {"small": 20, "big": 20, "default": 100}  # steps; masks of the last start at their widest

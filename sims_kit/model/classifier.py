@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.metrics import metric_collection
-from sims_kit.model.ensemble import Ensemble, mean_logits
+from sims_kit.model.ensemble import make_network, mean_logits
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.model.tabnet import TabNet
 
@@ -87,8 +87,7 @@ class SIMSClassifier(pl.LightningModule):
         self._check_names()
         self.network_params = {**self.recipe.network, **(network or {})}
         _check_network_settings(self.network_params)
-        make = Ensemble if "n_models" in self.network_params else TabNet
-        self.network = make(input_dim, output_dim, **self.network_params)
+        self.network = make_network(input_dim, output_dim, **self.network_params)
         self.optimizer_choice = _choice(optimizer, optimizer_params, "optimizer", self.recipe)
         self.scheduler_choice = (
             None if scheduler is False else _choice(scheduler, scheduler_params, "scheduler", self.recipe)
@@ -137,7 +136,7 @@ class SIMSClassifier(pl.LightningModule):
 
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""
-        outputs = [self.network(batch.cells)] if isinstance(self.network, TabNet) else self.network.outputs(batch.cells)
+        outputs = self.network.outputs(batch.cells)
         losses = [
             self._loss(output.logits, batch.labels) + self.recipe.lambda_sparse * output.mask_entropy
             for output in outputs
@@ -148,7 +147,7 @@ class SIMSClassifier(pl.LightningModule):
                 f"The training loss is {loss.item()} in batch {batch_index} of epoch {self.current_epoch}: training "
                 "has diverged. Lower the learning rate (optimizer_params), or look for extreme values in the input."
             )
-        logits = outputs[0].logits if len(outputs) == 1 else mean_logits([output.logits for output in outputs])
+        logits = mean_logits([output.logits for output in outputs])
         self._track("train_", logits, batch.labels, loss / len(losses))
         return loss
 

@@ -77,6 +77,11 @@ class Ensemble(nn.Module):
             member.refresh_statistics(batches)
 
 
+def make_network(n_genes: int, n_classes: int, **settings) -> "TabNet | Ensemble":
+    """An `Ensemble` where the settings give ``n_models``, else a `TabNet`."""
+    return (Ensemble if "n_models" in settings else TabNet)(n_genes, n_classes, **settings)
+
+
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
     """Logarithms of the mean of the softmax probabilities."""
     stacked = torch.stack([part.log_softmax(1) for part in logits])

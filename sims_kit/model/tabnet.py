@@ -164,6 +164,10 @@ class TabNet(nn.Module):
             entropy = entropy - (mask.weights * torch.log(mask.weights + self.encoder.epsilon)).sum() / len(cells)
         return TabNetOutput(self._logits(steps), entropy / len(self.encoder.att_transformers))
 
+    def outputs(self, cells: Tensor) -> list[TabNetOutput]:
+        """Those of all networks that learn by themselves: of this one."""
+        return [self(cells)]
+
     def steps(self, cells: Tensor) -> list[Step]:
         """The decision steps of a batch. Arguments and errors as in `forward`."""
         if not len(cells):
