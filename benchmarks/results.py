@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 import sims_kit as sk
-from sims_kit.studies import METHODS, PEERS, TASKS, Benchmark
+from sims_kit.studies import PEERS, TASKS, Benchmark
 from sims_kit.studies.store import slug
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks, methods = ({slug(name): name for name in names} for names in (TASKS, PEERS))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help=", ".join(tasks))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help=", ".join(methods))
+    parser.add_argument("--methods", nargs="+", default=list(PEERS), help=", ".join(methods))
     parser.add_argument("--jobs", type=int, default=1, help="processes at the same time")
     parser.add_argument("--timeout", type=float, default=120, help="minutes for one method on one fold")
     parser.add_argument("--report", action="store_true", help="write the page, run nothing")

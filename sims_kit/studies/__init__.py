@@ -5,12 +5,11 @@ what it knows by name, `Task` and `Peer` what it takes beside these.
 """
 
 from sims_kit.studies.adaptor import Peer, Prediction
-from sims_kit.studies.benchmark import METHODS, Benchmark, benchmark, read_benchmark
+from sims_kit.studies.benchmark import Benchmark, benchmark, read_benchmark
 from sims_kit.studies.peers import PEERS, make_peer
 from sims_kit.studies.tasks import TASKS, Folds, Task
 
 __all__ = [
-    "METHODS",
     "PEERS",
     "TASKS",
     "Benchmark",

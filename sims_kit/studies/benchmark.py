@@ -23,8 +23,6 @@ from sims_kit.studies.peers import PEERS, make_peer
 from sims_kit.studies.store import Job, Processes, Store, new_row
 from sims_kit.studies.tasks import TASKS, Folds, Task, as_task
 
-METHODS = tuple(name for name in PEERS if "ensemble" not in name)  # an ensemble takes as long as all of its models
-
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -57,7 +55,7 @@ class Benchmark:
 
 def benchmark(
     tasks: str | AnnData | Task | Sequence = tuple(TASKS),
-    methods: str | Peer | Sequence = METHODS,
+    methods: str | Peer | Sequence = tuple(PEERS),
     *,
     label: str | None = None,
     folder: str | PathLike = "results/benchmark",

@@ -7,17 +7,17 @@ import ast
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 from anndata import AnnData
 
 from sims_kit.annotation import annotate
 from sims_kit.errors import UnknownNameError
-from sims_kit.model.recipes import Recipe, get_recipe
+from sims_kit.model.recipes import RECIPES, Recipe, get_recipe
 from sims_kit.studies import classical
 from sims_kit.studies.adaptor import Peer, Prediction, labels_of
 from sims_kit.studies.packages import CellTypist, ScANVI, Scsims
@@ -33,38 +33,30 @@ class Sims:
         Says what is run.
     recipe
         As in `sims_kit.fit`.
-    n_models
-        Models of different seeds whose probabilities are averaged.
     """
 
     packages = ("torch",)
 
-    def __init__(self, name: str, recipe: str | Recipe = "default", n_models: int = 1):
-        self.name, self.recipe, self.n_models = name, recipe, n_models
+    def __init__(self, name: str, recipe: str | Recipe = "default"):
+        self.name, self.recipe = name, get_recipe(recipe)
 
     @property
     def settings(self) -> str:
-        """The recipe, the number of models, and a hash of the code that trains and predicts."""
-        return f"{get_recipe(self.recipe)!r}, n_models {self.n_models}, code {_code_hash()}"
+        """The recipe, and a hash of the code that trains and predicts."""
+        return f"{self.recipe!r}, code {_code_hash()}"
 
     def fit(self, reference: AnnData, label: str, *, sample: str | None = None, seed: int = 0) -> None:
         """Train on a reference, a tenth of it for validation; samples are not corrected for. See `Peer.fit`."""
         labels_of(reference, label)
         with tempfile.TemporaryDirectory(prefix="sims_kit_") as folder:
             quiet = dict(verbose=False, logger=False, enable_progress_bar=False, default_root_dir=folder)
-            self.models = [
-                fit(reference, label, recipe=self.recipe, seed=seed * self.n_models + number, test=0, **quiet)
-                for number in range(self.n_models)
-            ]
+            self.model = fit(reference, label, recipe=self.recipe, seed=seed, test=0, **quiet)
 
     def predict(self, query: AnnData) -> Prediction:
         """Label cells. See `Peer.predict`."""
-        annotated = [annotate(query, model, copy=True) for model in self.models]
-        probabilities = np.mean([cells.obsm["sims_probabilities"] for cells in annotated], axis=0)
-        classes = list(self.models[0].classes)
-        if self.n_models == 1:
-            return Prediction(annotated[0].obs["sims_label"].to_numpy().astype(str), probabilities, classes)
-        return Prediction(np.array(classes)[probabilities.argmax(axis=1)], probabilities, classes)
+        cells = annotate(query, self.model, copy=True)
+        labels = cells.obs["sims_label"].to_numpy().astype(str)
+        return Prediction(labels, cells.obsm["sims_probabilities"], list(self.model.classes))
 
 
 @cache
@@ -105,6 +97,8 @@ _OPTIONS = {
     "LightGBM": {"packages": ("lightgbm",)},
 }
 
+_ONE_NETWORK = replace(RECIPES["default"], network={**RECIPES["default"].network, "n_models": 1})
+
 PEERS: Mapping[str, Callable[[], Peer]] = MappingProxyType(
     {name: partial(classical.Estimator, name, make, **_OPTIONS.get(name, {})) for name, make in _CLASSICAL.items()}
     | {
@@ -116,7 +110,7 @@ PEERS: Mapping[str, Callable[[], Peer]] = MappingProxyType(
         Scsims.name: Scsims,
         "SIMS, thesis": partial(Sims, "SIMS, thesis", "thesis"),
         "SIMS, default": partial(Sims, "SIMS, default"),
-        "SIMS, default, ensemble of 5": partial(Sims, "SIMS, default, ensemble of 5", n_models=5),
+        "SIMS, one network": partial(Sims, "SIMS, one network", _ONE_NETWORK),
     }
 )
 
