@@ -295,7 +295,7 @@ def _kilobytes(name: str) -> int:
 @torch.no_grad()
 def mask_width(network: nn.Module, cells: torch.Tensor) -> float:
     """Genes per mask, mean over cells and steps."""
-    return statistics.mean((mask.weights > 0).sum().item() / len(cells) for mask, _ in network.steps(cells))
+    return statistics.mean((mask.weights > 0).sum().item() / len(cells) for mask, *_ in network.steps(cells))
 
 
 def apart(function, *arguments):
