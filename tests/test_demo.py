@@ -116,7 +116,7 @@ def test_layer_is_used_throughout(files, make_cells):
     for layer in ("raw", "counts"):
         seen = run_in_process(REFERENCE="scaled.h5ad", LABEL="cell_type", LAYER=layer, OUT=layer)
         assert seen["metrics"]["accuracy_micro"] > 0.8
-        assert set(seen["story"]["in this cell"]) <= {"seen", "not seen"}
+        assert seen["story"].notna().all(axis=None) and (seen["table"]["with this label"] != "nan%").all()
         annotated = ad.read_h5ad(f"{layer}/annotated.h5ad")
         np.testing.assert_array_equal(annotated.to_df(), cells[annotated.obs_names].to_df())
 
@@ -135,7 +135,7 @@ def test_demo_stops_with_one_message(files, capsys):
 def test_readme_lines_run(real_data, tmp_path, monkeypatch):
     """README's lines of Python run as they stand and do what their comments say."""
     monkeypatch.chdir(tmp_path)
-    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines, comparison = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     fit = sk.fit
     monkeypatch.setattr(sk, "fit", lambda *data, **options: fit(*data, max_epochs=8, **options))  # the lines, sooner
     variables = {}
@@ -145,3 +145,12 @@ def test_readme_lines_run(real_data, tmp_path, monkeypatch):
     assert {"sims_label", "sims_confidence", "sims_second_label"} <= set(query.obs)
     assert variables["explanation"].cells.shape == (query.n_obs, len(variables["model"].genes))
     assert sk.load_model("cell-lines.safetensors").classes == variables["model"].classes
+    named = re.search(r"\[(.*?)\]", comparison)[1]
+    quick = comparison.replace(named, '"linear SVM", "kNN on PCs"').replace(
+        ")\n", ", folder='rows', n_bootstrap=20)\n", 1
+    )
+    assert set(re.findall(r'"(.*?)"', named)) <= set(sk.studies.PEERS)
+    variables["cells"] = variables["reference"].copy()
+    variables["cells"].obs["cell_type"] = variables["cells"].obs["cell_line_demuxlet"]
+    exec(quick, variables)
+    assert set(variables["found"].scores["method"]) == {"linear SVM", "kNN on PCs"}
