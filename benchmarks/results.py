@@ -63,7 +63,8 @@ def draw(found: Benchmark, folder: Path) -> None:
     matplotlib.use("Agg")
     axes = sk.plotting.method_scores(found.scores, "median_f1", highlight=AGAINST)
     axes[0].figure.savefig(folder / "benchmark.png", dpi=110)
-    drawn = [method for method in IN_FIGURE if (found.classes["method"] == method).any()]
+    tasks = found.classes.groupby("method")["task"].nunique()
+    drawn = [method for method in IN_FIGURE if tasks.get(method) == tasks.max()]  # else of other classes
     if drawn:
         ax = sk.plotting.recall_by_size(found.classes, methods=drawn)
         ax.figure.savefig(folder / "rare_classes.png", dpi=110)
