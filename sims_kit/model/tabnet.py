@@ -180,10 +180,10 @@ class TabNet(nn.Module):
 
     def _steps(self, cells: Tensor) -> list[Step]:
         encoder, dense = self.encoder, unpacked(cells)
-        scale, shift = _normalisation(encoder.initial_bn, cells, dense)  # of each gene, folded into the first layer
+        scale, shift = normalisation(encoder.initial_bn, cells, dense)  # of each gene, folded into the first layer
         weight = encoder.initial_splitter.shared.glu_layers[0].fc.weight
         out, table = first_layer(cells, dense, scale, shift, weight)
-        out = _after_first_layer(encoder.initial_splitter, out)
+        out = after_first_layer(encoder.initial_splitter, out)
         seen = expressed(cells) if self.mask_temperature is not None else None
         steps, past = [], []
         for number, transform in enumerate(encoder.feat_transformers):
@@ -193,7 +193,7 @@ class TabNet(nn.Module):
             if self.rescale_masked:
                 out = out / mask.sum_of(mask.weights.square()).clamp(min=torch.finfo(out.dtype).tiny)  # 0: no gene
             out, evidence = out.split([table.shape[1], out.shape[1] - table.shape[1]], dim=1)
-            out = _after_first_layer(transform, out)
+            out = after_first_layer(transform, out)
             steps.append(Step(mask, torch.relu(out[:, : encoder.n_d]), evidence))
         return steps
 
@@ -271,7 +271,7 @@ def _hide(cells: Tensor, share: float) -> Tensor:
     return torch.sparse_csr_tensor(cells.crow_indices(), cells.col_indices(), values, cells.shape)
 
 
-def _normalisation(norm: nn.BatchNorm1d, cells: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+def normalisation(norm: nn.BatchNorm1d, cells: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     """What batch normalisation multiplies each gene by, and adds; in training its running statistics are updated."""
     if isinstance(norm, FixedScale):
         return norm.scale, norm.shift
@@ -283,7 +283,7 @@ def _normalisation(norm: nn.BatchNorm1d, cells: Tensor, dense: Tensor) -> tuple[
     return scale, norm.bias - mean * scale
 
 
-def _after_first_layer(transform: FeatTransformer, out: Tensor) -> Tensor:
+def after_first_layer(transform: FeatTransformer, out: Tensor) -> Tensor:
     """A feature transformer whose first linear layer has been applied already."""
     block = transform.shared
     first, *others = block.glu_layers

@@ -61,18 +61,21 @@ class Sims:
 
 @cache
 def _code_hash() -> str:
-    """Of the code behind `fit` and `annotate`; comments, docstrings and layout do not count."""
-    package = Path(__file__).parents[1]
-    files = [*(package / "cells").glob("*.py"), *(package / "model").glob("*.py")]
-    files += [package / "training.py", package / "annotation.py"]
+    """Of the code behind `fit` and `annotate`, in `cells/` and `model/` what they import; comments do not count."""
+    modules, trees = ["sims_kit.training", "sims_kit.annotation"], {}
+    while modules:
+        module = modules.pop()
+        file = Path(__file__).parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py")
+        trees[module] = tree = ast.parse(file.read_text(encoding="utf-8"))
+        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+        modules += [name for name in imported - set(trees) if name.startswith(("sims_kit.cells.", "sims_kit.model."))]
     digest = hashlib.sha256()
-    for file in sorted(files):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+    for module, tree in sorted(trees.items()):
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
                 node.body = [part for part in body if not _is_text(part)]
-        digest.update(f"{file.name}\n{ast.dump(tree)}\n".encode())
+        digest.update(f"{module}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:12]
 
 

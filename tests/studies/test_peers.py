@@ -224,16 +224,21 @@ def test_code_hash_ignores_words(tmp_path, monkeypatch):
     for folder in ("cells", "model", "studies"):
         (tmp_path / folder).mkdir()
     (tmp_path / "annotation.py").write_text("")
+    (tmp_path / "model/network.py").write_text("")
+    monkeypatch.setattr(peers, "__file__", str(tmp_path / "studies/peers.py"))
     hashes = []
     for text in (
         'def f():\n    """One."""\n    return 1\n',
         'def f():  # why\n    """Two."""\n\n    return 1',
         "def f():\n    return 2\n",
     ):
-        (tmp_path / "training.py").write_text(text)
-        monkeypatch.setattr(peers, "__file__", str(tmp_path / "studies/peers.py"))
+        (tmp_path / "training.py").write_text("from sims_kit.model.network import g\n" + text)
         hashes.append(peers._code_hash.__wrapped__())
     assert hashes[0] == hashes[1] != hashes[2]
+    (tmp_path / "model/elsewhere.py").write_text("1")  # imported by neither
+    assert peers._code_hash.__wrapped__() == hashes[2]
+    (tmp_path / "model/network.py").write_text("1")
+    assert peers._code_hash.__wrapped__() != hashes[2]
 
 
 def test_fewer_genes_than_asked_for(make_cells):
