@@ -17,7 +17,7 @@ from sims_kit.annotation import annotate, gene_coverage
 from sims_kit.cells.datamodule import DataModule
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load, read
-from sims_kit.explanation import Explanation, explain
+from sims_kit.explanation import CellExplanation, Explanation, explain, explain_cell
 from sims_kit.model import RECIPES, Recipe, SIMSClassifier, load_model, save_model
 from sims_kit.training import fit, generate_trainer
 
@@ -25,6 +25,7 @@ __version__ = version("sims_kit")
 
 __all__ = [
     "RECIPES",
+    "CellExplanation",
     "DataModule",
     "Explanation",
     "Recipe",
@@ -32,6 +33,7 @@ __all__ = [
     "annotate",
     "datasets",
     "explain",
+    "explain_cell",
     "fit",
     "gene_coverage",
     "generate_trainer",

@@ -1,7 +1,7 @@
 """Explanation: which genes a model used, per cell, per class and overall (thesis sections 0.2.6 and 0.3.3)."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import anndata as ad
@@ -12,39 +12,53 @@ from scipy import sparse
 
 from sims_kit.cells.batches import query_batches
 from sims_kit.datasets import load
-from sims_kit.errors import UnknownNameError
+from sims_kit.errors import DataError, UnknownNameError
 from sims_kit.model.classifier import SIMSClassifier
+from sims_kit.model.contributions import explain_batch
 from sims_kit.model.file import fitted_model
 from sims_kit.progress import progress_bar
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Genes that a model used to label cells.
+    """Genes that a model used to label cells: where it looked (masks), and what it made of that (contributions).
 
     Attributes
     ----------
     cells
         CSR, cells x genes of the model: aggregated masks, each row summing to one (or all zero for a cell whose
         decision used no gene). Row i is the cell `cell_names[i]`, column j the gene `gene_names[j]`.
+    contributions
+        CSR of the same shape: what each gene adds to the logit of the cell's predicted class, against the mean of all
+        classes, of either sign. Of an ensemble, the mean over its networks.
     classes
         DataFrame, classes x genes: mean of the rows of `cells` over the cells of each class.
+    class_contributions
+        The same of `contributions`.
     genes
-        DataFrame, one row per gene, most used first: `weight`, the mean over all cells (sums to one), and
-        `cells`, the share of cells that use the gene at all.
+        DataFrame, one row per gene, most used first: `weight`, the mean mask weight over all cells (sums to one),
+        `cells`, the share of cells that use the gene at all, and `contribution`, the mean size of its contributions.
     labels
-        The class of each cell by which `classes` is grouped.
+        The class of each cell by which the class tables are grouped.
+    predicted
+        The class that the model gives each cell.
+    steps
+        Mean mask over the networks, for each decision step, CSR; empty unless asked for.
     """
 
     cells: sparse.csr_matrix
+    contributions: sparse.csr_matrix
     classes: pd.DataFrame
+    class_contributions: pd.DataFrame
     genes: pd.DataFrame
     cell_names: pd.Index
     gene_names: pd.Index
     labels: np.ndarray
+    predicted: np.ndarray
+    steps: tuple[sparse.csr_matrix, ...] = ()
 
-    def cell(self, name: str) -> pd.Series:
-        """The genes used for one cell and their weights, largest first.
+    def cell(self, name: str) -> pd.DataFrame:
+        """The genes used for one cell, with `weight` and `contribution`, largest contribution first.
 
         Raises
         ------
@@ -53,13 +67,86 @@ class Explanation:
         """
         if name not in self.cell_names:
             raise UnknownNameError("cell", name, self.cell_names[:1000])
-        row = self.cells[[self.cell_names.get_loc(name)]]
-        return pd.Series(row.data, self.gene_names[row.indices], name=name).sort_values(ascending=False)
+        row = self.cell_names.get_loc(name)
+        return _genes_of_cell(self.cells[[row]], self.contributions[[row]], self.gene_names)
 
-    def top_genes(self, n: int = 10) -> pd.DataFrame:
-        """The `n` genes of largest mean weight of each class: a DataFrame, ranks x classes."""
-        names = {label: weights.nlargest(n).index for label, weights in self.classes.iterrows()}
+    def top_genes(self, n: int = 10, *, by: str = "contribution") -> pd.DataFrame:
+        """The `n` genes that speak most for each class: a DataFrame, ranks x classes.
+
+        By mean ``"contribution"``, which tells the markers of a class from other genes the model looks at, or by mean
+        mask ``"weight"``.
+
+        Raises
+        ------
+        UnknownNameError
+            If `by` is neither.
+        """
+        tables = {"contribution": self.class_contributions, "weight": self.classes}
+        if by not in tables:
+            raise UnknownNameError("ranking", by, tables)
+        names = {label: values.nlargest(n).index for label, values in tables[by].iterrows()}
         return pd.DataFrame(names, index=pd.RangeIndex(1, n + 1, name="rank"))
+
+    def add_to(self, adata: ad.AnnData, *, key_added: str = "sims") -> None:
+        """Write the results into the AnnData that was explained, where scanpy's plots find them.
+
+        ``layers["sims_masks"]``, ``layers["sims_contributions"]``
+            Sparse, cells x genes of `adata`; genes that the model does not know are zero.
+        ``varm["sims_class_masks"]``, ``varm["sims_class_contributions"]``
+            Genes x classes; the classes are in ``uns["sims_kit"]["sims"]["explained_classes"]``.
+        ``uns["rank_genes_sims"]``
+            Genes by contribution in the layout of `scanpy.tl.rank_genes_groups`, without p-values, for
+            ``sc.pl.rank_genes_groups(adata, key="rank_genes_sims")`` and ``sc.get.rank_genes_groups_df``.
+        ``obs["sims_explained"]``
+            The classes by which cells were grouped, categorical.
+
+        Raises
+        ------
+        DataError
+            If the cells of `adata` are not those that were explained, in the same order.
+        """
+        if list(adata.obs_names) != list(self.cell_names):
+            raise DataError(
+                f"adata has {adata.n_obs} cells, the explanation {len(self.cell_names)}, or in another order; pass the "
+                "AnnData that was explained."
+            )
+        places = self.gene_names.get_indexer(adata.var_names)
+        known = sparse.csr_matrix(
+            (np.ones((places >= 0).sum(), np.float32), (places[places >= 0], np.flatnonzero(places >= 0))),
+            shape=(len(self.gene_names), adata.n_vars),
+        )
+        adata.layers[f"{key_added}_masks"] = self.cells @ known
+        adata.layers[f"{key_added}_contributions"] = self.contributions @ known
+        adata.varm[f"{key_added}_class_masks"] = (self.classes.to_numpy() @ known).T
+        adata.varm[f"{key_added}_class_contributions"] = (self.class_contributions.to_numpy() @ known).T
+        adata.obs[f"{key_added}_explained"] = pd.Categorical(self.labels, self.classes.index)
+        own = dict(dict(adata.uns.get("sims_kit", {})).get(key_added, {}))
+        own["explained_classes"] = list(self.classes.index)
+        adata.uns["sims_kit"] = {**adata.uns.get("sims_kit", {}), key_added: own}
+        adata.uns[f"rank_genes_{key_added}"] = _scanpy_ranking(self.class_contributions, f"{key_added}_explained")
+
+
+@dataclass(frozen=True)
+class CellExplanation:
+    """Why a cell was called what it was called.
+
+    Attributes
+    ----------
+    label, second_label
+        The most probable class and the runner-up.
+    probability, second_probability
+        Theirs.
+    genes
+        DataFrame, one row per gene that the masks pass, largest `contribution` first: `weight` in the masks,
+        `contribution` to the logit of `label` against the mean of all classes, `against_second`, the same against
+        `second_label` alone, and `expression`, log-normalised.
+    """
+
+    label: str
+    second_label: str
+    probability: float
+    second_probability: float
+    genes: pd.DataFrame
 
 
 def explain(
@@ -69,11 +156,13 @@ def explain(
     groupby: str | None = None,
     layer: str | None = None,
     batch_size: int = 512,
+    steps: bool = False,
 ) -> Explanation:
-    """Which genes the model's masks pass, for each cell, each class and overall.
+    """Which genes the model looks at and what they add, for each cell, each class and overall.
 
     A cell's masks are added up over the steps, each weighted by its share in the decision (section 3.4 of the TabNet
-    paper), and divided by their sum. Memory grows with the nonzero weights.
+    paper), and divided by their sum. Contributions: `sims_kit.model.contributions`. Memory grows with the nonzero
+    weights, 12 bytes for each.
 
     Parameters
     ----------
@@ -82,11 +171,14 @@ def explain(
     cells
         Cells x genes, counts or log-normalised; AnnData, or a dataset name or path to read.
     groupby
-        `obs` column that defines the classes of the class table; the predicted class when left out.
+        `obs` column that defines the classes of the class tables; the predicted class when left out. Contributions are
+        to the predicted class either way.
     layer
         Where the matrix is: None for `X`, ``"raw"``, or the name of a layer.
     batch_size
         Cells explained at once.
+    steps
+        Keep the mask of each decision step as well.
 
     Raises
     ------
@@ -98,47 +190,130 @@ def explain(
     if groupby is not None and groupby not in cells.obs:
         raise UnknownNameError("obs column", groupby, cells.obs.columns)
     batches, _, _ = query_batches(cells, model.genes, layer=layer, batch_size=batch_size)
-    masks, predicted = _masks(model, batches)
-    labels = np.asarray(model.classes)[predicted] if groupby is None else cells.obs[groupby].astype(str).to_numpy()
+    masks, added, predicted, by_step = _explain_batches(model, batches, steps)
+    predicted = np.asarray(model.classes)[predicted]
+    labels = predicted if groupby is None else cells.obs[groupby].astype(str).to_numpy()
     gene_names = pd.Index(model.genes, name="gene")
     return Explanation(
         cells=masks,
+        contributions=added,
         classes=_mean_by_class(masks, labels, gene_names),
-        genes=_overall(masks, gene_names),
+        class_contributions=_mean_by_class(added, labels, gene_names),
+        genes=_overall(masks, added, gene_names),
         cell_names=cells.obs_names,
         gene_names=gene_names,
         labels=labels,
+        predicted=predicted,
+        steps=by_step,
     )
 
 
-@torch.no_grad()
-def _masks(model: SIMSClassifier, batches) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Normalised aggregated masks, CSR, and the predicted class of each cell."""
+def explain_cell(
+    model: SIMSClassifier | str | os.PathLike, cells: ad.AnnData, name: str, *, layer: str | None = None
+) -> CellExplanation:
+    """Why one cell was called what it was called, and what spoke for the runner-up.
+
+    Parameters
+    ----------
+    model, cells, layer
+        As in `explain`.
+    name
+        Of the cell, in ``cells.obs_names``.
+
+    Raises
+    ------
+    GeneError, DataError, UnknownNameError, SettingError
+        As `explain` raises them, and if there is no cell of that name.
+    """
+    model = fitted_model(model)
+    if name not in cells.obs_names:
+        raise UnknownNameError("cell", name, cells.obs_names[:1000])
+    batches, _, _ = query_batches(cells[[name]], model.genes, layer=layer, batch_size=1)
+    (batch,) = batches
     model.eval()
-    parts, predicted = [], []
+    values = batch.cells.to(model.device)
+    explained = explain_batch(model.network, values)
+    best, second = explained.logits[0].topk(2).indices.tolist()
+    versus = torch.zeros_like(explained.logits)
+    versus[0, best], versus[0, second] = 1, -1
+    against = _csr(explain_batch(model.network, values, versus).contributions)
+    genes = pd.Index(model.genes, name="gene")
+    table = _genes_of_cell(_csr(explained.masks), _csr(explained.contributions), genes)
+    places = genes.get_indexer(table.index)
+    table["against_second"] = against[:, places].toarray()[0]
+    table["expression"] = values.to_dense()[0].cpu().numpy()[places]
+    probabilities = explained.logits[0].softmax(0).tolist()
+    return CellExplanation(
+        model.classes[best], model.classes[second], probabilities[best], probabilities[second], table
+    )
+
+
+def _explain_batches(model: SIMSClassifier, batches: Iterable, keep_steps: bool) -> tuple:
+    """Masks and contributions, CSR with the same pairs; the predicted class of each cell; the masks of each step."""
+    model.eval()
+    rows, genes, weights, added, predicted, steps = [np.zeros(1, np.int64)], [], [], [], [], []
     for batch in progress_bar(batches, desc="explaining", unit="batch"):
-        aggregated, logits = model.network.explain(batch.cells.to(model.device))
-        aggregated = aggregated.cpu()
-        values, columns, rows = (
-            part.numpy() for part in (aggregated.values(), aggregated.col_indices(), aggregated.crow_indices())
-        )
-        parts.append(sparse.csr_matrix((values, columns, rows), shape=aggregated.shape))
-        predicted.append(logits.argmax(dim=1).cpu().numpy())
-    masks = sparse.vstack(parts, format="csr")
-    total = np.asarray(masks.sum(axis=1)).ravel()
-    masks.data /= np.repeat(np.where(total > 0, total, 1), np.diff(masks.indptr)).astype(masks.dtype)
-    return masks, np.concatenate(predicted)
+        values = batch.cells.to(model.device)
+        found = explain_batch(model.network, values)
+        rows.append(rows[-1][-1] + found.masks.crow_indices()[1:].cpu().numpy())
+        genes.append(found.masks.col_indices().to(torch.int32).cpu().numpy())
+        weights.append(found.masks.values().float().cpu().numpy())
+        added.append(found.contributions.values().float().cpu().numpy())
+        predicted.append(found.logits.argmax(dim=1).cpu().numpy())
+        if keep_steps:
+            steps.append(_masks_by_step(model.network, values))
+    rows, genes = np.concatenate(rows), np.concatenate(genes)
+    shape = (len(rows) - 1, len(model.genes))
+    matrices = [sparse.csr_matrix((np.concatenate(part), genes, rows), shape) for part in (weights, added)]
+    by_step = tuple(sparse.vstack(parts, format="csr") for parts in zip(*steps, strict=True))
+    return *matrices, np.concatenate(predicted), by_step
 
 
-def _mean_by_class(masks: sparse.csr_matrix, labels: Sequence[str], gene_names: pd.Index) -> pd.DataFrame:
+@torch.no_grad()
+def _masks_by_step(network, cells: torch.Tensor) -> list[sparse.csr_matrix]:
+    members = list(getattr(network, "members", [network]))
+    by_member = [[_csr(step.mask.to_sparse().coalesce().to_sparse_csr()) for step in m.steps(cells)] for m in members]
+    return [sum(masks) / len(members) for masks in zip(*by_member, strict=True)]
+
+
+def _csr(matrix: torch.Tensor) -> sparse.csr_matrix:
+    parts = (matrix.values(), matrix.col_indices(), matrix.crow_indices())
+    return sparse.csr_matrix(tuple(part.cpu().numpy() for part in parts), shape=tuple(matrix.shape))
+
+
+def _genes_of_cell(masks: sparse.csr_matrix, added: sparse.csr_matrix, gene_names: pd.Index) -> pd.DataFrame:
+    """Weight and contribution of the genes of a single row, largest contribution first."""
+    table = pd.DataFrame({"weight": masks.data, "contribution": added.data}, gene_names[masks.indices])
+    return table.sort_values(["contribution", "weight"], ascending=False, kind="stable")
+
+
+def _mean_by_class(rows: sparse.csr_matrix, labels: Sequence[str], gene_names: pd.Index) -> pd.DataFrame:
     classes, codes = np.unique(labels, return_inverse=True)
     membership = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-    means = (membership @ masks).toarray() / np.bincount(codes)[:, None]
+    means = (membership @ rows).toarray() / np.bincount(codes)[:, None]
     return pd.DataFrame(means, pd.Index(classes, name="class"), gene_names)
 
 
-def _overall(masks: sparse.csr_matrix, gene_names: pd.Index) -> pd.DataFrame:
-    weight = np.asarray(masks.mean(axis=0)).ravel()
-    used = masks.getnnz(axis=0) / masks.shape[0]
-    table = pd.DataFrame({"weight": weight, "cells": used}, gene_names)
+def _overall(masks: sparse.csr_matrix, added: sparse.csr_matrix, gene_names: pd.Index) -> pd.DataFrame:
+    n_genes = len(gene_names)
+    used = np.bincount(masks.indices[masks.data > 0], minlength=n_genes)
+    sums = {
+        "weight": np.bincount(masks.indices, masks.data, n_genes),
+        "cells": used,
+        "contribution": np.bincount(added.indices, np.abs(added.data), n_genes),
+    }
+    table = pd.DataFrame(sums, gene_names) / masks.shape[0]
     return table.sort_values("weight", ascending=False, kind="stable")
+
+
+def _scanpy_ranking(table: pd.DataFrame, groupby: str) -> dict:
+    """Genes of each class by falling value, as `scanpy.tl.rank_genes_groups` with ``method="logreg"`` stores them."""
+    names, scores = {}, {}
+    for label, values in table.iterrows():
+        falling = values.sort_values(ascending=False, kind="stable")
+        names[label], scores[label] = falling.index.to_numpy(dtype=object), falling.to_numpy(np.float32)
+    return {
+        "params": {"groupby": groupby, "reference": "rest", "method": "logreg", "use_raw": False, "layer": None},
+        "names": pd.DataFrame(names).to_records(index=False),
+        "scores": pd.DataFrame(scores).to_records(index=False),
+    }

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scanpy as sc
 import torch
 
 import sims_kit as sk
@@ -55,15 +56,83 @@ def test_masks_find_the_markers(cells, explanation):
     assert explanation.genes.loc[cells.var_names[markers], "weight"].sum() > 0.6  # half of the genes
 
 
+def test_contributions_add_up(model, cells, explanation):
+    """A cell's contributions sum to its logit against the mean of all, less that of a cell that says nothing."""
+    assert explanation.contributions.shape == explanation.cells.shape
+    rows = explanation.contributions.toarray()
+    assert not rows[explanation.cells.toarray() == 0].any()
+    for label, values in explanation.class_contributions.iterrows():
+        np.testing.assert_allclose(values, rows[explanation.labels == label].mean(axis=0), atol=1e-5)
+    own = np.array([explanation.class_contributions.loc[label] @ np.ones(cells.n_vars) for label in model.classes])
+    assert (own > 0).all()  # the genes of a class speak for it
+
+
 def test_one_cell_and_top_genes(cells, explanation):
-    """A cell's genes are listed largest first; each class has its top genes."""
+    """A cell's genes are listed largest contribution first; each class has its top genes."""
     genes = explanation.cell(cells.obs_names[7])
-    assert genes.is_monotonic_decreasing and genes.sum() == pytest.approx(1, rel=1e-5)
+    assert genes["contribution"].is_monotonic_decreasing and genes["weight"].sum() == pytest.approx(1, rel=1e-5)
     top = explanation.top_genes(5)
     assert top.shape == (5, 3)
-    assert top.iloc[0, 0] == explanation.classes.iloc[0].idxmax()
+    assert top.iloc[0, 0] == explanation.class_contributions.iloc[0].idxmax()
+    assert explanation.top_genes(5, by="weight").iloc[0, 0] == explanation.classes.iloc[0].idxmax()
     with pytest.raises(KeyError, match="cell_0007"):
         explanation.cell("cell_00007")
+    with pytest.raises(KeyError, match="weight"):
+        explanation.top_genes(by="weights")
+
+
+def test_top_genes_are_markers(cells, explanation):
+    """By contribution, a class's first genes are its markers."""
+    markers = cells.var["marker_of"].astype(str)
+    for label, names in explanation.top_genes(5).items():
+        assert (markers[names] == label).mean() >= 0.8
+
+
+def test_why_a_cell(model, cells, explanation):
+    """One cell: the classes, their probabilities, and what speaks for the one against the other."""
+    name = cells.obs_names[7]
+    found = sk.explain_cell(model, cells, name)
+    annotated = sk.annotate(cells, model, copy=True)
+    assert found.label == annotated.obs.loc[name, "sims_label"] == explanation.predicted[7]
+    assert found.second_label == annotated.obs.loc[name, "sims_second_label"]
+    assert found.probability == pytest.approx(annotated.obs.loc[name, "sims_confidence"], abs=1e-5)
+    assert 0 < found.second_probability < found.probability
+    expected = explanation.cell(name).reindex(found.genes.index)
+    np.testing.assert_allclose(found.genes[["weight", "contribution"]], expected, atol=1e-4)
+    counts = cells[name].X.toarray()[0]
+    expression = np.log1p(counts / counts.sum() * 1e4)
+    np.testing.assert_allclose(
+        found.genes["expression"], expression[cells.var_names.get_indexer(found.genes.index)], rtol=1e-5
+    )
+    assert not np.allclose(found.genes["against_second"], found.genes["contribution"])
+    with pytest.raises(KeyError, match="cell_0007"):
+        sk.explain_cell(model, cells, "cell_00007")
+
+
+def test_steps_on_request(model, cells, explanation):
+    """The masks of each step are kept when asked for; of a network with one step they are the whole."""
+    assert explanation.steps == ()
+    (only,) = sk.explain(model, cells[:20], steps=True).steps
+    np.testing.assert_allclose(only.toarray(), explanation.cells[:20].toarray(), atol=1e-5)
+
+
+def test_written_for_scanpy(cells, explanation, tmp_path):
+    """Layers, class tables and a ranking that scanpy's own functions read, after a round trip through a file."""
+    adata = cells[:, ::-1].copy()  # genes in another order
+    explanation.add_to(adata)
+    adata.write_h5ad(tmp_path / "explained.h5ad")
+    adata = sc.read_h5ad(tmp_path / "explained.h5ad")
+    np.testing.assert_allclose(adata[:, cells.var_names].layers["sims_masks"].toarray(), explanation.cells.toarray())
+    table = sc.get.rank_genes_groups_df(adata, None, key="rank_genes_sims")
+    for label, ranked in table.groupby("group", observed=True):
+        assert list(ranked["names"][:5]) == list(explanation.top_genes(5)[label])
+    classes = list(adata.uns["sims_kit"]["sims"]["explained_classes"])
+    column = adata.varm["sims_class_contributions"][:, classes.index(explanation.classes.index[1])]
+    np.testing.assert_allclose(column, explanation.class_contributions.iloc[1][adata.var_names], atol=1e-6)
+    sc.pl.rank_genes_groups(adata, key="rank_genes_sims", show=False)
+    sc.pl.rank_genes_groups_dotplot(adata, key="rank_genes_sims", n_genes=3, show=False)
+    with pytest.raises(ValueError, match="explanation 300"):
+        explanation.add_to(cells[:5].copy())
 
 
 def test_groupby(model, cells):

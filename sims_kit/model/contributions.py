@@ -5,24 +5,40 @@ its masked values, and those with a linear layer; so the integral (Sundararajan 
 that layer's few outputs alone, and the rest costs as much as the masks have nonzero weights.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from sims_kit.model.ensemble import Ensemble
+from sims_kit.model.ensemble import Ensemble, mean_logits
 from sims_kit.model.first_layer import unpacked
-from sims_kit.model.tabnet import TabNet, after_first_layer, normalisation
+from sims_kit.model.tabnet import Step, TabNet, after_first_layer, normalisation
 
 NODES = 32  # at which the integral is evaluated; the tests bound its remainder
 PAIRS = 2**16  # of cell and gene, treated at once
 
 
-def contributions(network: TabNet | Ensemble, cells: Tensor, towards: Tensor) -> Tensor:
-    """What each gene adds to a combination of the logits of each cell: sparse CSR (B, genes), of either sign.
+class Explained(NamedTuple):
+    """What a network looked at in a batch of B cells, and what came of it."""
 
-    Those of a cell sum to the value of the combination less its value where all masked values are zero, up to the
-    remainder of the integral. With `fixed_scale`, zero is a gene's mean over the training cells. Of an ensemble, the
-    mean over its networks. Genes that no mask passes are left out.
+    logits: Tensor
+    """(B, classes)."""
+    masks: Tensor
+    """Sparse CSR (B, genes): aggregated masks as by `TabNet.explain`, each row divided by its sum; of an ensemble, the
+    mean over its networks."""
+    contributions: Tensor
+    """Sparse CSR (B, genes) with the same pairs of cell and gene, of either sign."""
+
+
+@torch.no_grad()
+def explain_batch(network: TabNet | Ensemble, cells: Tensor, towards: Tensor | None = None) -> Explained:
+    """Aggregated masks of a batch, and what each gene adds to a combination of the logits.
+
+    Contributions of a cell sum to the value of the combination less its value where all masked values are zero, up to
+    the remainder of the integral; with `fixed_scale`, zero is a gene's mean over the training cells. Of an ensemble,
+    both are means over its networks.
 
     Parameters
     ----------
@@ -31,29 +47,49 @@ def contributions(network: TabNet | Ensemble, cells: Tensor, towards: Tensor) ->
     cells
         Shape (B, genes), as for `TabNet.forward`.
     towards
-        Shape (B, classes), the weights of the logits: 1 for one class and -1 for another compares the two.
+        Shape (B, classes), the weights of the logits: 1 for one class and -1 for another compares the two. When left
+        out, the predicted class against the mean of all.
     """
-    if isinstance(network, Ensemble):
-        parts = [contributions(member, cells, towards).to_sparse_coo() for member in network.members]
-        return (sum(parts[1:], start=parts[0]) / len(parts)).coalesce().to_sparse_csr()
-    encoder, parts = network.encoder, []
-    with torch.no_grad():
-        steps, dense = network.steps(cells), unpacked(cells)
-        scale, shift = normalisation(encoder.initial_bn, cells, dense)
-        table = encoder.initial_splitter.shared.glu_layers[0].fc.weight.T
-        for step, transform in zip(steps, encoder.feat_transformers, strict=True):
-            mask = step.mask.to_sparse().coalesce()
-            (rows, genes), weights = mask.indices(), mask.values()
-            values = weights * (dense[rows, genes] * scale[genes] + shift[genes])
-            if network.rescale_masked:
-                squares = weights.new_zeros(len(cells)).index_add(0, rows, weights.square())
-                values = values / squares.clamp(min=torch.finfo(values.dtype).tiny)[rows]
-            read = torch.sparse_coo_tensor(mask.indices(), values, mask.shape) @ table
-            slopes = _mean_slopes(network, transform, read, towards)
-            pairs = zip(rows.split(PAIRS), genes.split(PAIRS), strict=True)
-            effects = torch.cat([_effects(network, table, slopes, towards, *pair) for pair in pairs])
-            parts.append(torch.sparse_coo_tensor(mask.indices(), values * effects, mask.shape))
-    return sum(parts[1:], start=parts[0]).coalesce().to_sparse_csr()
+    members = list(getattr(network, "members", [network]))
+    steps = [member.steps(cells) for member in members]
+    each = [member.logits_of(own) for member, own in zip(members, steps, strict=True)]
+    logits = mean_logits(each) if len(each) > 1 else each[0]
+    if towards is None:
+        towards = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)[logits.argmax(1)]
+        towards -= 1 / logits.shape[1]
+    parts = [_of_member(*member, cells, towards) for member in zip(members, steps, strict=True)]
+    both = sum(parts[1:], start=parts[0]).coalesce()
+    (rows, genes), values = both.indices(), both.values() / len(members)
+    starts = torch.searchsorted(rows, torch.arange(len(cells) + 1, device=rows.device))
+    masks, added = (torch.sparse_csr_tensor(starts, genes, part.contiguous(), cells.shape) for part in values.unbind(1))
+    return Explained(logits, masks, added)
+
+
+def _of_member(network: TabNet, steps: Sequence[Step], cells: Tensor, towards: Tensor) -> Tensor:
+    """Shares of the masks, and contributions: sparse COO (B, genes, 2)."""
+    encoder, dense, parts = network.encoder, unpacked(cells), []
+    scale, shift = normalisation(encoder.initial_bn, cells, dense)
+    table = encoder.initial_splitter.shared.glu_layers[0].fc.weight.T
+    for step, transform in zip(steps, encoder.feat_transformers, strict=True):
+        mask = step.mask.to_sparse().coalesce()
+        (rows, genes), weights = mask.indices(), mask.values()
+        values = weights * (dense[rows, genes] * scale[genes] + shift[genes])
+        if network.rescale_masked:
+            squares = weights.new_zeros(len(cells)).index_add(0, rows, weights.square())
+            values = values / squares.clamp(min=torch.finfo(values.dtype).tiny)[rows]
+        read = torch.sparse_coo_tensor(mask.indices(), values, mask.shape) @ table
+        slopes, pairs = (
+            _mean_slopes(network, transform, read, towards),
+            zip(rows.split(PAIRS), genes.split(PAIRS), strict=True),
+        )
+        effects = torch.cat([_effects(network, table, slopes, towards, *part) for part in pairs])
+        both = torch.stack([weights * step.strength()[rows], values * effects], dim=1)
+        parts.append(torch.sparse_coo_tensor(mask.indices(), both, (*mask.shape, 2)))
+    total = sum(parts[1:], start=parts[0]).coalesce()
+    rows, values = total.indices()[0], total.values()
+    sums = values.new_zeros(len(cells)).index_add(0, rows, values[:, 0]).clamp(min=torch.finfo(values.dtype).tiny)
+    both = torch.stack([values[:, 0] / sums[rows], values[:, 1]], dim=1)
+    return torch.sparse_coo_tensor(total.indices(), both, total.shape)
 
 
 def _mean_slopes(network: TabNet, transform, read: Tensor, towards: Tensor) -> Tensor:

@@ -43,6 +43,10 @@ class Step(NamedTuple):
     evidence: Tensor
     """(B, classes), what the masked genes add to the logits directly; (B, 0) where the network is not additive."""
 
+    def strength(self) -> Tensor:
+        """(B,), how much the step contributes to the decision: evidence is of either sign, and its size counts."""
+        return self.decision.sum(1) + self.evidence.abs().sum(1)
+
 
 class TabNet(nn.Module):
     """A network that looks at a cell in a few steps, each through a sparse mask over genes.
@@ -162,7 +166,7 @@ class TabNet(nn.Module):
         entropy, steps = 0, self.steps(cells)
         for mask, *_ in steps:
             entropy = entropy - (mask.weights * torch.log(mask.weights + self.encoder.epsilon)).sum() / len(cells)
-        return TabNetOutput(self._logits(steps), entropy / len(self.encoder.att_transformers))
+        return TabNetOutput(self.logits_of(steps), entropy / len(self.encoder.att_transformers))
 
     def outputs(self, cells: Tensor) -> list[TabNetOutput]:
         """Those of all networks that learn by themselves: of this one."""
@@ -197,7 +201,8 @@ class TabNet(nn.Module):
             steps.append(Step(mask, torch.relu(out[:, : encoder.n_d]), evidence))
         return steps
 
-    def _logits(self, steps: Sequence[Step]) -> Tensor:
+    def logits_of(self, steps: Sequence[Step]) -> Tensor:
+        """The logits, (B, classes), that the steps of a batch add up to."""
         logits = self.final_mapping(sum(step.decision for step in steps))
         if self.additive_bias is not None:
             logits = logits + sum(step.evidence for step in steps) + self.additive_bias
@@ -222,11 +227,11 @@ class TabNet(nn.Module):
         interpretability. The rows are not normalised.
         """
         weighted, steps = [], self.steps(cells)
-        for mask, decision, evidence in steps:
-            decision = torch.cat([decision, evidence.abs()], dim=1)  # evidence is of either sign: its size counts
-            strength = decision.sum(1, keepdim=True) if mask.cells is None else decision.sum(1)[mask.cells]
+        for step in steps:
+            mask, strength = step.mask, step.strength()
+            strength = strength[:, None] if mask.cells is None else strength[mask.cells]
             weighted.append(mask._replace(weights=mask.weights * strength).to_sparse())
-        return sum(weighted[1:], start=weighted[0]).coalesce().to_sparse_csr(), self._logits(steps)
+        return sum(weighted[1:], start=weighted[0]).coalesce().to_sparse_csr(), self.logits_of(steps)
 
     def measure_input(self, batches: Iterable) -> None:
         """With `fixed_scale`, measure the genes on training cells; to be called once, before training."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sims_kit.model.contributions import contributions
+from sims_kit.model.contributions import explain_batch
 from sims_kit.model.ensemble import make_network
 
 N_GENES, N_CLASSES = 60, 4
@@ -36,11 +36,28 @@ def make(kind: str, dtype=torch.float64):
     return network.eval(), cells, towards
 
 
+def added(network, cells, towards):
+    """The contributions."""
+    return explain_batch(network, cells, towards).contributions
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_are_those_of_the_network(kind):
+    """The masks and logits are `network.explain`'s, each network's brought to sum one."""
+    network, cells, _ = make(kind)
+    masks, logits = network.explain(cells)
+    masks = masks.to_dense() / masks.to_dense().sum(1, keepdim=True)
+    found = explain_batch(network, cells)
+    torch.testing.assert_close(found.masks.to_dense(), masks)
+    torch.testing.assert_close(found.logits, logits)
+    assert (found.masks.col_indices() == found.contributions.col_indices()).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_sum_to_what_the_cell_adds(kind):
     """All genes together: the logits less those of masked values of zero, up to the integral's remainder."""
     network, cells, towards = make(kind)
-    found = contributions(network, cells, towards).to_dense().sum(1)
+    found = added(network, cells, towards).to_dense().sum(1)
     members = getattr(network, "members", [network])
     with torch.no_grad():
         whole = sum((member(cells).logits * towards).sum(1) for member in members) / len(members)
@@ -71,21 +88,29 @@ def test_a_linear_network_gives_value_times_weight():
     mask, norm = step.mask.to_dense(), network.encoder.initial_bn
     values = mask * (cells * norm.scale + norm.shift) / mask.square().sum(1, keepdim=True)
     expected = values * (network.additive_weight @ towards.T).T
-    torch.testing.assert_close(contributions(network, cells, towards).to_dense(), expected)
+    torch.testing.assert_close(added(network, cells, towards).to_dense(), expected)
 
 
 def test_sparse_cells_give_the_same():
     """CSR or dense, the numbers agree; genes outside the masks are left out."""
     network, cells, towards = make("default")
-    dense, sparse = (contributions(network, form, towards) for form in (cells, cells.to_sparse_csr()))
+    dense, sparse = (added(network, form, towards) for form in (cells, cells.to_sparse_csr()))
     torch.testing.assert_close(sparse.to_dense(), dense.to_dense())
     (step,) = network.steps(cells)
     assert not dense.to_dense()[step.mask.to_dense() == 0].any()
 
 
+def test_by_default_the_predicted_class_against_the_mean():
+    """Without `towards`, what speaks for the answer."""
+    network, cells, _ = make("default")
+    predicted = network(cells).logits.argmax(1)
+    towards = torch.nn.functional.one_hot(predicted, N_CLASSES).double() - 1 / N_CLASSES
+    torch.testing.assert_close(
+        explain_batch(network, cells).contributions.to_dense(), added(network, cells, towards).to_dense()
+    )
+
+
 def test_swapped_classes_change_the_sign():
     """What speaks for one class against another speaks as much against it the other way round."""
     network, cells, towards = make("default")
-    torch.testing.assert_close(
-        contributions(network, cells, -towards).to_dense(), -contributions(network, cells, towards).to_dense()
-    )
+    torch.testing.assert_close(added(network, cells, -towards).to_dense(), -added(network, cells, towards).to_dense())
