@@ -104,14 +104,40 @@ PEERS = {
     "logistic regression": lambda: LogisticRegression(C=1, max_iter=1000),
     "RBF SVM on PCA": lambda: make_pipeline(PCA(50, random_state=0), SVC()),
 }
-TRIALS = {  # changes to the default recipe: of the network, then of the rest
-    "default": ({}, {}),
+SECOND = dict(training_steps=500, weight_classes=0.5, optimizer_params=dict(lr=0.01, weight_decay=1e-3))
+DECAY = dict(optimizer_params=dict(lr=0.01, weight_decay=3e-3))
+FASTER = dict(optimizer_params=dict(lr=0.02, weight_decay=3e-3), scheduler_params=dict(max_lr=0.02))
+ON_SECOND = {  # changes to the default before this one: of the network, then of the rest
     "one network": (dict(n_models=1), {}),
-    "two networks": (dict(n_models=2), {}),
-    "eight networks": (dict(n_models=8), {}),
     "one network, temperature 3": (dict(n_models=1, mask_temperature=3.0), {}),
     "one network, temperature 10": (dict(n_models=1, mask_temperature=10.0), {}),
     "one network, temperature 100": (dict(n_models=1, mask_temperature=100.0), {}),
+    "one network, weight decay 0.003": (dict(n_models=1), DECAY),
+    "no validation cells": ({}, dict(validation=0)),  # all cells train: more to learn from, nothing to calibrate on
+    "1,000 steps": ({}, dict(training_steps=1000)),
+    "weight decay 0.003": ({}, DECAY),
+    "1,000 steps, weight decay 0.003": ({}, DECAY | dict(training_steps=1000)),
+    "weight decay 0.003, inverse frequency": ({}, DECAY | dict(weight_classes=1.0)),
+    "weight decay 0.003, inverse frequency, temperature 60": (
+        dict(mask_temperature=60.0),
+        DECAY | dict(weight_classes=1.0),
+    ),
+    "weight decay 0.003, inverse frequency, 1,000 steps": ({}, DECAY | dict(weight_classes=1.0, training_steps=1000)),
+    "learning rate 0.02": (
+        {},
+        dict(optimizer_params=dict(lr=0.02, weight_decay=1e-3), scheduler_params=dict(max_lr=0.02)),
+    ),
+    "learning rate 0.02, weight decay 0.003": ({}, FASTER),
+    "learning rate 0.02, weight decay 0.006": ({}, FASTER | dict(optimizer_params=dict(lr=0.02, weight_decay=6e-3))),
+    "learning rate 0.02, weight decay 0.003, inverse frequency": ({}, FASTER | dict(weight_classes=1.0)),
+    "learning rate 0.02, weight decay 0.003, temperature 60": (dict(mask_temperature=60.0), FASTER),
+    "learning rate 0.02, weight decay 0.003, dropout 0.1": (dict(gene_dropout=0.1), FASTER),
+}
+TRIALS = {  # changes to the default
+    "default": ({}, {}),
+    "one network": (dict(n_models=1), {}),
+    "two networks": (dict(n_models=2), {}),
+    "five networks": (dict(n_models=5), {}),
     "masks over all genes": (dict(mask_temperature=None, mask_start=0.01), {}),
     "batch normalisation of the input": (dict(fixed_scale=False), {}),
     "no additive path": (dict(additive=False), {}),
@@ -123,12 +149,11 @@ TRIALS = {  # changes to the default recipe: of the network, then of the rest
     "classes weighed by inverse frequency": ({}, dict(weight_classes=1.0)),
     "label smoothing": ({}, dict(label_smoothing=0.1)),
     "best epoch": ({}, dict(best_epoch=True)),
-    "1,000 steps": ({}, dict(training_steps=1000)),
-    "no validation cells": ({}, dict(validation=0)),  # all cells train: more to learn from, nothing to calibrate on
-    "weight decay 0.003": ({}, dict(optimizer_params=dict(lr=0.01, weight_decay=3e-3))),
-    "one network, weight decay 0.003": (dict(n_models=1), dict(optimizer_params=dict(lr=0.01, weight_decay=3e-3))),
+    "500 steps": ({}, dict(training_steps=500)),
+    "no validation cells": ({}, dict(validation=0)),
     "no weight decay": ({}, dict(optimizer_params=dict(lr=0.01))),
-}
+    "second default": ({}, SECOND),
+} | {f"second default, {name}": (network, SECOND | changes) for name, (network, changes) in ON_SECOND.items()}
 
 
 def values(cells: ad.AnnData) -> sp.csr_matrix:
