@@ -96,9 +96,10 @@ def faithfulness_curves(
             points = table[(table["method"] == method) & (table["curve"] == curve)].sort_values("n_genes")
             ax.plot(points["n_genes"], points[value], color=colour, marker=marker, markersize=5, label=method)
         ax.set_xscale("symlog", linthresh=1)
-        ax.set(title=curve, xlabel=f"top genes {change}", ylabel=words.get(value, value), ylim=(-0.03, 1.03))
-        ax.set_xlim(left=-0.1)
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.set(title=curve, xlabel=f"top genes {change}", xlim=(-0.1, None), ylim=(-0.03, 1.03))
         draw.tidy(ax)
+    axes[0].set_ylabel(words.get(value, value))
     axes[1].legend(frameon=False, fontsize=draw.FONT, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return axes
 
@@ -151,7 +152,7 @@ def cell_genes(genes: pd.DataFrame, n: int = 15, *, ax: Axes | None = None) -> A
         ax.text(1.02, row, f"{expression:.1f}", **beside)
     ax.text(1.02, -0.9, "expression", **beside)
     ax.set_xlabel("contribution to the logit")
-    ax.legend(frameon=False, fontsize=draw.FONT, loc="lower right")
+    ax.legend(frameon=False, fontsize=draw.FONT, loc="best")
     return draw.tidy(ax)
 
 
