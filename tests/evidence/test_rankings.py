@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import scipy.sparse as sp
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 import sims_kit as sk
 from sims_kit.errors import LabelError, PeerError, SettingError, UnknownNameError
-from sims_kit.evidence import CELL_METHODS, METHODS, gene_scores_per_cell, rank_genes, top_genes_overall
-from sims_kit.evidence.cell_scores import ALIKE, log_normalised_values, ranks_within_cells
+from sims_kit.evidence import CELL_METHODS, METHODS, cell_scores, gene_scores_per_cell, rank_genes, top_genes_overall
+from sims_kit.evidence.cell_scores import _shuffled_among_alike, log_normalised_values, ranks_within_cells
 
 WITHOUT_CAPTUM = [method for method in METHODS if method != "integrated gradients"]
 
@@ -72,7 +73,7 @@ def test_peers_are_those_of_their_libraries(rankings, cells, values):
     sc.tl.rank_genes_groups(values, "cell_type", method="wilcoxon")
     for label, scores in rankings["Wilcoxon"].iterrows():
         expected = sc.get.rank_genes_groups_df(values, label).set_index("names")["scores"]
-        np.testing.assert_allclose(scores[expected.index], expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(scores[expected.index], expected, rtol=0.01, atol=0.02)  # rounding unties cells
 
 
 def test_markers_come_first(rankings, cells):
@@ -84,7 +85,7 @@ def test_markers_come_first(rankings, cells):
 def test_two_classes(model, cells):
     """With two classes, what speaks for one speaks against the other; genes that no cell has score 0."""
     two = cells[cells.obs["cell_type"] != "class_2"].copy()
-    two.X[:, 5] = 0
+    two.X = two.X @ sp.diags((np.arange(60) != 5).astype(np.float32))
     tables = rank_genes(model, two, "cell_type", ["logistic regression", "linear SVM", "Wilcoxon"])
     for method, table in tables.items():
         np.testing.assert_allclose(table.iloc[0], -table.iloc[1], atol=1e-5)
@@ -92,16 +93,17 @@ def test_two_classes(model, cells):
         assert not table.iloc[:, 5].any()
 
 
-def test_integrated_gradients_add_up(model, cells):
+def test_integrated_gradients_add_up(model, cells, monkeypatch):
     """A cell's sum to its class's logit against the mean of all, less that of a cell whose values all but vanish."""
     pytest.importorskip("captum")
+    monkeypatch.setattr(cell_scores, "STEPS", 256)
     scores = gene_scores_per_cell(model, cells[:20], "integrated gradients")
     values = torch.from_numpy(log_normalised_values(model, cells[:20]).toarray())
     with torch.no_grad():
         logits, faded = model.eval()(values), model(values * 1e-6)
     own = logits.argmax(dim=1, keepdim=True)
     expected = [(part.gather(1, own)[:, 0] - part.mean(dim=1)).numpy() for part in (logits, faded)]
-    np.testing.assert_allclose(scores.sum(axis=1).A1, expected[0] - expected[1], atol=0.02 * expected[0].max())
+    np.testing.assert_allclose(scores.sum(axis=1).A1, expected[0] - expected[1], atol=0.01 * expected[0].max())
     table = rank_genes(model, cells[:20], "cell_type", "integrated gradients")["integrated gradients"]
     first = (cells.obs["cell_type"][:20] == table.index[0]).to_numpy()
     np.testing.assert_allclose(table.iloc[0], scores[first].toarray().mean(axis=0), atol=1e-5)
@@ -140,19 +142,17 @@ def test_scores_per_cell_are_those_of_explain(model, cells):
 
 def test_matched_scores_stay_among_genes_of_like_value(model, cells):
     """Each cell keeps its scores, and each stays in its block of genes ordered by value."""
-    values = log_normalised_values(model, cells)
     added = gene_scores_per_cell(model, cells, "SIMS contributions")
     matched = gene_scores_per_cell(model, cells, "random matched by expression")
     assert (matched.data != added.data).mean() > 0.5
-    for row in range(10):
-        some = slice(*values.indptr[row : row + 2])
-        np.testing.assert_array_equal(np.sort(matched.data[some]), np.sort(added.data[some]))
-        own = {score: value for score, value in zip(added.data[some], values.data[some], strict=True) if score}
-        ordered = np.sort(values.data[some])
-        for score, value in zip(matched.data[some], values.data[some], strict=True):
-            if score:
-                places = [np.searchsorted(ordered, v) for v in (own[score], value)]
-                assert abs(places[0] - places[1]) < 2 * ALIKE
+    np.testing.assert_array_equal(np.sort(matched.toarray(), axis=1), np.sort(added.toarray(), axis=1))
+    values = sp.csr_matrix(np.random.default_rng(0).permutation(90) + np.array([[1.0], [100.0]]))
+    shuffled = _shuffled_among_alike(values, values, np.random.default_rng(0)).toarray()
+    for row, found in zip(values.toarray(), shuffled, strict=True):
+        order = np.argsort(row)
+        for first, last in ((0, 20), (20, 40), (40, 60), (60, 90)):  # the last block takes what is left
+            np.testing.assert_array_equal(np.sort(found[order[first:last]]), row[order[first:last]])
+        assert (found != row).mean() > 0.8
 
 
 def test_ranks_within_cells(model, cells):
@@ -184,9 +184,9 @@ def test_errors_name_what_is_wrong(model, cells):
         rank_genes(model, cells, "celltype")
     lone = cells.copy()
     lone.obs["cell_type"] = ["alone", *lone.obs["cell_type"][1:]]
-    with pytest.raises(LabelError, match="'alone'.* one cell each"):
+    with pytest.raises(LabelError, match=r"'alone'.* one cell each"):
         rank_genes(model, lone, "cell_type", "Wilcoxon")
     same = cells[cells.obs["cell_type"] == "class_1"].copy()
     same = same[sk.annotate(same, model, copy=True).obs["sims_label"] == "class_1"].copy()
-    with pytest.raises(LabelError, match="'class_1'.*two classes"):
+    with pytest.raises(LabelError, match=r"'class_1'.*two classes"):
         gene_scores_per_cell(model, same, "linear SVM weight times value")

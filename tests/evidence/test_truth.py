@@ -79,7 +79,7 @@ def test_errors_name_what_does_not_fit(markers, ranking, make_cells):
         marker_recovery({"one": ranking.iloc[1:]}, markers, k=3)
     with pytest.raises(GeneError, match=r"genes.*1 more \(f\)"):
         marker_recovery({"one": ranking}, markers.iloc[:, :5], k=3)
-    with pytest.raises(GeneError, match="strength.*lacks 1"):
+    with pytest.raises(GeneError, match=r"strength.*lacks 1"):
         marker_recovery({"one": ranking}, markers, k=3, strength=ranking.iloc[:, 1:])
     with pytest.raises(GeneError, match="twice"):
         marker_recovery({"one": ranking[["a", *GENES]]}, markers, k=3)
@@ -87,7 +87,7 @@ def test_errors_name_what_does_not_fit(markers, ranking, make_cells):
         marker_recovery({"one": ranking}, markers.astype(float), k=3)
     with pytest.raises(DataError, match="NaN"):
         marker_recovery({"one": ranking.where(ranking > 1)}, markers, k=3)
-    with pytest.raises(SettingError, match="k=10.*1 to 6"):
+    with pytest.raises(SettingError, match=r"k=10.*1 to 6"):
         marker_recovery({"one": ranking}, markers)
     with pytest.raises(DataError, match="no truth"):
         simulated_markers(make_cells(n_cells=20))
