@@ -5,6 +5,7 @@ the Axes for whatever comes next: a title, ``ax.figure.savefig``. Nothing here k
 """
 
 from sims_kit.plotting.comparisons import method_scores, recall_by_size
+from sims_kit.plotting.evidence import cell_genes, faithfulness_curves, marker_recovery
 from sims_kit.plotting.figures import (
     class_genes,
     confidence,
@@ -16,11 +17,14 @@ from sims_kit.plotting.figures import (
 )
 
 __all__ = [
+    "cell_genes",
     "class_genes",
     "confidence",
     "confusion_matrix",
     "explain_matrix",
+    "faithfulness_curves",
     "label_distribution",
+    "marker_recovery",
     "method_scores",
     "recall_by_size",
     "top_genes",
