@@ -14,15 +14,19 @@ from sims_kit.plotting.figures import (
     top_genes,
     training_curves,
 )
+from sims_kit.plotting.stability import consensus_size, gene_set_weight, stability
 
 __all__ = [
     "class_genes",
     "confidence",
     "confusion_matrix",
+    "consensus_size",
     "explain_matrix",
+    "gene_set_weight",
     "label_distribution",
     "method_scores",
     "recall_by_size",
+    "stability",
     "top_genes",
     "training_curves",
 ]
