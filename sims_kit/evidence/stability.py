@@ -263,8 +263,9 @@ def _pairs_of_groups(n: int, size: int, n_draws: int, stream: np.random.Generato
 
 def _ranking(values: np.ndarray, depth: int | None) -> np.ndarray:
     """Positions of the values above zero, largest first, equal ones in order; at most `depth`."""
-    order = np.argsort(-values, kind="stable")
-    return order[: np.count_nonzero(values > 0)][:depth]
+    lowest = np.partition(values, -depth)[-depth] if depth is not None and depth < len(values) else 0
+    candidates = np.flatnonzero((values > 0) & (values >= lowest))  # spares sorting a transcriptome
+    return candidates[np.argsort(-values[candidates], kind="stable")][:depth]
 
 
 def _overlap(first: np.ndarray, second: np.ndarray, p: float) -> float:

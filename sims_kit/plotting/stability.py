@@ -37,7 +37,7 @@ def stability(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     classes = table["class"].unique()
     rows = pd.Index(classes).get_indexer(table["class"])
     means = table.groupby("class", observed=True)["rbo"].mean().reindex(classes)
-    ax = ax if ax is not None else draw.new_axes(4, draw.ROW * len(classes), names=classes)
+    ax = ax if ax is not None else draw.new_axes(6, draw.ROW * len(classes), names=classes)
     ax.scatter(table["rbo"], rows, s=14, color=draw.BLUE, alpha=0.35, linewidths=0, label="pair of models")
     ax.scatter(means, np.arange(len(classes)), s=34, color=draw.ORANGE, marker="D", zorder=3, label="mean")
     draw.name_rows(ax, classes)
@@ -71,7 +71,7 @@ def consensus_size(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     _check_table(table, ("n_members", "rbo"))
     groups = table.groupby("n_members")["rbo"]
     means, low, high = groups.mean(), groups.quantile(0.05), groups.quantile(0.95)
-    ax = ax if ax is not None else draw.new_axes(4.5, 3)
+    ax = ax if ax is not None else draw.new_axes(6, 3)
     ax.fill_between(means.index, low, high, color=draw.BLUE, alpha=0.15, linewidth=0, label="90 % of draws")
     ax.scatter(table["n_members"], table["rbo"], s=9, color=draw.GREY, alpha=0.4, linewidths=0, label="draw")
     ax.plot(means.index, means, "o-", color=draw.BLUE, markersize=5, label="mean")
@@ -118,7 +118,7 @@ def gene_set_weight(
     if not 0 < alpha < 1:
         raise SettingError(f"alpha={alpha!r}; expected a number above 0 and below 1, such as 0.05.")
     held, expected, low, high, p = (classes[column].to_numpy(dtype=float) for column in columns)
-    ax = ax if ax is not None else draw.new_axes(4, draw.ROW * len(classes), names=classes.index)
+    ax = ax if ax is not None else draw.new_axes(6, draw.ROW * len(classes), names=classes.index)
     rows, more = np.arange(len(classes)), p < alpha
     ax.hlines(rows, 100 * low, 100 * high, color=draw.GREY, alpha=0.45, linewidth=5, label="sets alike, 95 %")
     ax.plot(100 * expected, rows, "|", color=draw.GREY, markersize=8, label="their mean")
