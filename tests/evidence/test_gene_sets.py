@@ -172,7 +172,7 @@ def test_groups_and_seed(cells, noise):
 def test_mistakes_are_told(cells, noise):
     """Unknown genes with what is wrong with them, other cells, and settings out of range."""
     with pytest.raises(
-        GeneError, match="set has Ensembl ids such as ENSG00000102144.* the model symbols such as GENE000"
+        GeneError, match=r"set has Ensembl ids such as ENSG00000102144.* the model symbols such as GENE000"
     ):
         check_gene_set(noise, cells, ["ENSG00000102144", "ENSG00000095139"])
     with pytest.raises(GeneError, match=r"2 are there in another case \(GENE001, GENE002\)"):
