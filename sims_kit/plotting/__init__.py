@@ -15,18 +15,22 @@ from sims_kit.plotting.figures import (
     top_genes,
     training_curves,
 )
+from sims_kit.plotting.stability import consensus_size, gene_set_weight, stability
 
 __all__ = [
     "cell_genes",
     "class_genes",
     "confidence",
     "confusion_matrix",
+    "consensus_size",
     "explain_matrix",
     "faithfulness_curves",
+    "gene_set_weight",
     "label_distribution",
     "marker_recovery",
     "method_scores",
     "recall_by_size",
+    "stability",
     "top_genes",
     "training_curves",
 ]
