@@ -150,7 +150,7 @@ def cell_genes(genes: pd.DataFrame, n: int = 15, *, ax: Axes | None = None) -> A
     beside = dict(transform=ax.get_yaxis_transform(), fontsize=draw.font(ax, len(shown)), va="center")
     for row, expression in zip(rows, shown["expression"], strict=True):
         ax.text(1.02, row, f"{expression:.1f}", **beside)
-    ax.text(1.02, -0.9, "expression", **beside)
+    ax.text(1.02, len(shown) - 0.3, "expression", **{**beside, "va": "top"})
     ax.set_xlabel("contribution to the logit")
     ax.legend(frameon=False, fontsize=draw.FONT, loc="best")
     return draw.tidy(ax)
