@@ -122,7 +122,18 @@ ON_SECOND = {  # changes to the default before this one: of the network, then of
         dict(mask_temperature=60.0),
         DECAY | dict(weight_classes=1.0),
     ),
-    "weight decay 0.003, inverse frequency, 1,000 steps": ({}, DECAY | dict(weight_classes=1.0, training_steps=1000)),
+    "weight decay 0.003, 1,000 steps, weights to the power 0.75": (
+        {},
+        DECAY | dict(weight_classes=0.75, training_steps=1000),
+    ),
+    "weight decay 0.003, 1,000 steps, weights to the power 0.75, one network": (
+        dict(n_models=1),
+        DECAY | dict(weight_classes=0.75, training_steps=1000),
+    ),
+    "weight decay 0.003, 1,000 steps, weights to the power 0.75, no validation cells": (
+        {},
+        DECAY | dict(weight_classes=0.75, training_steps=1000, validation=0),
+    ),
     "learning rate 0.02": (
         {},
         dict(optimizer_params=dict(lr=0.02, weight_decay=1e-3), scheduler_params=dict(max_lr=0.02)),
@@ -142,11 +153,11 @@ TRIALS = {  # changes to the default
     "batch normalisation of the input": (dict(fixed_scale=False), {}),
     "no additive path": (dict(additive=False), {}),
     "no gene dropout": (dict(gene_dropout=0.0), {}),
+    "gene dropout 0.1": (dict(gene_dropout=0.1), {}),
     "gene dropout 0.5": (dict(gene_dropout=0.5), {}),
     "TabNet's depth": (dict(n_shared=2, n_independent=2), {}),
     "two steps": (dict(n_steps=2), {}),
     "classes weighed alike": ({}, dict(weight_classes=0.0)),
-    "classes weighed by inverse frequency": ({}, dict(weight_classes=1.0)),
     "label smoothing": ({}, dict(label_smoothing=0.1)),
     "best epoch": ({}, dict(best_epoch=True)),
     "500 steps": ({}, dict(training_steps=500)),
