@@ -22,6 +22,7 @@ from sims_kit.errors import DataError, GeneError, SettingError, UnknownNameError
 from sims_kit.explanation import Explanation
 
 MEASURES = ("weight", "contribution")
+TESTS = (*MEASURES, *(f"top_by_{measure}" for measure in MEASURES))  # shares, and how many are among the first
 NAMED = 3  # classes in the verdict, before it only counts them
 GENES_PER_BIN = 10  # below that, a gene has hardly another one to be exchanged for
 DRAWN_AT_ONCE = 1000  # sets; bounds the memory of the random numbers
@@ -46,15 +47,17 @@ class GeneSetCheck:
             Share against the expected one; NaN where that is 0.
         ``<measure>_p``, ``<measure>_p_adjusted``
             Share of the drawn sets that hold as much or more, each with the set itself counted in, and the same after
-            Benjamini and Hochberg over the two measures.
+            Benjamini and Hochberg over all tests of the row's table.
         ``cells``
             Share of cells whose masks pass any gene of the set.
         ``largest_weight``, ``largest_gene``
             The largest mean mask weight of a member, and which one that is.
         ``top_by_weight``, ``top_by_contribution``
-            Members among the first genes by mean weight, and by mean size of the contribution.
+            Members among the first genes by mean weight, and by mean size of the contribution; also with
+            ``_expected``, ``_p`` and ``_p_adjusted``. A leak shows here that the shares hide where the strongest
+            markers of a class hold most of it.
     classes
-        DataFrame with the same columns, one row per class; p-values are adjusted over classes and measures.
+        DataFrame with the same columns, one row per class; p-values are adjusted over classes and tests.
     genes
         DataFrame, one row per member that the model knows, largest weight first: ``weight``, ``contribution`` and
         ``cells`` as in `Explanation.genes`, ``rank`` by weight among all genes (1: most used).
@@ -141,7 +144,7 @@ def check_gene_set(
     members, missing = _members(list(dict.fromkeys(map(str, genes))), explanation.gene_names)
     classes, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     bins = _expression_bins(_mean_expression(cells, explanation.gene_names, layer), n_bins)
-    n_permutations = max(n_permutations, ceil(len(MEASURES) * len(classes) / alpha))
+    n_permutations = max(n_permutations, ceil(len(TESTS) * len(classes) / alpha))
     sets = _draw_sets(bins, members, n_permutations, np.random.default_rng(seed))
 
     groups = _membership(codes, len(classes))
@@ -180,9 +183,13 @@ def _describe(
     table["largest_weight"] = weights.max(axis=1)
     table["largest_gene"] = explanation.gene_names[members[weights.argmax(axis=1)]]
     for measure, values in sums.items():
-        first = np.argsort(-values, axis=1, kind="stable")[:, :top]
-        used = np.take_along_axis(values, first, axis=1) > 0  # equal zeros have no rank
-        table[f"top_by_{measure}"] = (np.isin(first, members) & used).sum(axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")[:, :top]
+        first = np.zeros(values.shape)
+        np.put_along_axis(first, order, np.take_along_axis(values, order, axis=1) > 0, axis=1)  # equal zeros: no rank
+        held, drawn = (own @ first.T).ravel(), sets @ first.T
+        table[f"top_by_{measure}"] = held.astype(int)
+        table[f"top_by_{measure}_expected"] = drawn.mean(axis=0)
+        table[f"top_by_{measure}_p"] = (1 + (drawn >= held).sum(axis=0)) / (1 + len(drawn))
     return table
 
 
@@ -225,8 +232,8 @@ def _draw_sets(bins: np.ndarray, members: np.ndarray, n_sets: int, stream: np.ra
 
 
 def _adjusted(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with p-values after Benjamini and Hochberg over its rows and both measures."""
-    columns = [f"{measure}_p" for measure in MEASURES]
+    """The table with p-values after Benjamini and Hochberg over its rows and tests."""
+    columns = [f"{test}_p" for test in TESTS]
     found = table[columns].to_numpy(dtype=float)
     adjusted = false_discovery_control(found.ravel()).reshape(found.shape)
     table = table.copy()
@@ -239,7 +246,7 @@ def _verdict(overall: pd.Series, classes: pd.DataFrame, n_members: int, n_genes:
     """What was found, in words."""
     noun, hold, they, them = ("gene", "holds", "it", "it") if n_members == 1 else ("genes", "hold", "they", "them")
     text = f"The {n_members:,} {noun} of the set found among {n_genes:,} {hold} {_in_words(overall, first=True)}"
-    adjusted = [f"{measure}_p_adjusted" for measure in MEASURES]
+    adjusted = [f"{test}_p_adjusted" for test in TESTS]
     relies = (overall[adjusted] < alpha).any()
     striking = classes[(classes[adjusted] < alpha).any(axis=1)].sort_values("weight", ascending=False, kind="stable")
     if not len(striking):
@@ -261,7 +268,11 @@ def _in_words(row: pd.Series, first: bool = False) -> str:
     ratios = " and ".join(f"{row[f'{measure}_ratio']:.1f}".replace("nan", "0.0") for measure in MEASURES)
     ratios += f" times what {'sets of equally expressed genes hold' if first else 'such sets hold'}"
     p_values = " and ".join(_p_value(row[f"{measure}_p_adjusted"]) for measure in MEASURES).replace("and = ", "and ")
-    return f"{shares[0]}{of[0]} and {shares[1]}{of[1]}, {ratios} (adjusted p {p_values})"
+    counts = " and ".join(f"{row[f'top_by_{measure}']:.0f}" for measure in MEASURES)
+    expected = " and ".join(f"{row[f'top_by_{measure}_expected']:.1f}" for measure in MEASURES)
+    counted = " and ".join(_p_value(row[f"top_by_{measure}_p_adjusted"]) for measure in MEASURES)
+    counted = f", with {counts} among the first genes, {expected} expected (p {counted.replace('and = ', 'and ')})"
+    return f"{shares[0]}{of[0]} and {shares[1]}{of[1]}, {ratios} (adjusted p {p_values}){counted}"
 
 
 def _percent(share: float) -> str:

@@ -1,5 +1,7 @@
 """A set of genes against sets of equally expressed genes: calibrated on noise, found where planted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -107,14 +109,27 @@ def test_numbers_are_those_of_the_masks(cells):
         assert found["cells"] == pytest.approx((masks[chosen, :10] > 0).any(axis=1).mean())
         means = masks[chosen, :10].mean(axis=0)
         assert found["largest_weight"] == pytest.approx(means.max()) and found["largest_gene"] == GENES[means.argmax()]
-    columns = ["weight_p", "contribution_p"]
-    adjusted = false_discovery_control(check.classes[columns].to_numpy().ravel()).reshape(3, 2)
+    columns = ["weight_p", "contribution_p", "top_by_weight_p", "top_by_contribution_p"]
+    adjusted = false_discovery_control(check.classes[columns].to_numpy().ravel()).reshape(3, 4)
     np.testing.assert_allclose(check.classes[[f"{column}_adjusted" for column in columns]], adjusted)
     order = explanation.genes.index
     assert check.genes["rank"].to_dict() == {gene: 1 + order.get_loc(gene) for gene in check.genes.index}
     pd.testing.assert_frame_equal(
         check.genes[["weight", "cells"]], explanation.genes.loc[check.genes.index, ["weight", "cells"]]
     )
+
+
+def test_the_count_among_the_first_is_tested(cells):
+    """Where a strong gene holds nearly all weight, many members right after it are found by their number."""
+    masks = np.zeros((N_CELLS, len(GENES)), np.float32)
+    masks[:, 399], masks[:, :10], masks[:, 20:390] = 0.98, 0.001, 1e-5
+    explanation = explanation_of(cells, [])
+    masks = sparse.csr_matrix(masks)
+    explanation = replace(explanation, cells=masks, contributions=masks)
+    check = check_gene_set(explanation, cells, GENES[:10], top=12, n_bins=1)
+    assert (check.classes["top_by_weight"] == 10).all()
+    assert (check.classes["top_by_weight_p_adjusted"] < 0.01).all()
+    assert "10 and 10 among the first genes, 0.3 and 0.3 expected" in check.verdict
 
 
 def test_drawn_sets_are_like_the_set(cells, noise):
@@ -166,7 +181,7 @@ def test_groups_and_seed(cells, noise):
     assert not check.classes.equals(check_gene_set(noise, cells, GENES[:12], groupby="half", seed=6).classes)
     each = cells.copy()
     each.obs["each"] = each.obs_names
-    assert check_gene_set(noise, each, GENES[:12], groupby="each").n_permutations == 2 * N_CELLS / 0.05
+    assert check_gene_set(noise, each, GENES[:12], groupby="each").n_permutations == 4 * N_CELLS / 0.05
 
 
 def test_mistakes_are_told(cells, noise):
