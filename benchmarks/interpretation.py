@@ -252,9 +252,7 @@ def sections(task: str, tables: dict[str, pd.DataFrame]) -> list[str]:
     parts += [table(pd.DataFrame(rows).T), picture("stability"), picture("consensus")]
     if "stress" in tables:
         parts += ["### Gene set: stress (glycolysis, ER stress)"]
-        columns = ["weight_ratio", "weight_p", "contribution_ratio", "contribution_p", "top_by_weight"]
         stress = tables["stress"].set_index("model")
-        parts += [table(stress[[*columns, "top_by_contribution"]])]
         parts += [f"- {name}: {verdict}" for name, verdict in stress["verdict"].items()]
         parts += [picture("stress")]
     if "known_markers" in tables:
