@@ -9,6 +9,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from PIL import Image
 
 import run_demo
@@ -135,7 +136,7 @@ def test_demo_stops_with_one_message(files, capsys):
 def test_readme_lines_run(real_data, tmp_path, monkeypatch):
     """README's lines of Python run as they stand and do what their comments say."""
     monkeypatch.chdir(tmp_path)
-    lines, comparison = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines, reasons, comparison = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     fit = sk.fit
     monkeypatch.setattr(sk, "fit", lambda *data, **options: fit(*data, max_epochs=8, **options))  # the lines, sooner
     variables = {}
@@ -145,6 +146,11 @@ def test_readme_lines_run(real_data, tmp_path, monkeypatch):
     assert {"sims_label", "sims_confidence", "sims_second_label"} <= set(query.obs)
     assert variables["explanation"].cells.shape == (query.n_obs, len(variables["model"].genes))
     assert sk.load_model("cell-lines.safetensors").classes == variables["model"].classes
+    exec(reasons, variables)
+    assert (
+        variables["why"].label == query.obs["sims_label"].iloc[0] and "genes of the set" in variables["check"].verdict
+    )
+    sc.pl.rank_genes_groups(query, key="rank_genes_sims", show=False)
     named = re.search(r"\[(.*?)\]", comparison)[1]
     quick = comparison.replace(named, '"linear SVM", "kNN on PCs"').replace(
         ")\n", ", folder='rows', n_bootstrap=20)\n", 1
