@@ -27,7 +27,7 @@ from sims_kit.studies.store import slug
 ROOT = Path(__file__).resolve().parent.parent
 AGAINST = "SIMS, default"
 SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "median_f1": "median F1"}
-IN_FIGURE = (AGAINST, "SIMS, thesis", "linear SVM", "logistic regression", "CellTypist", "scANVI", "random forest")
+IN_FIGURE = (AGAINST, "SIMS, thesis", "linear SVM", "logistic regression", "CellTypist", "scANVI", "LightGBM")
 
 
 def main() -> None:
