@@ -18,6 +18,8 @@ from sims_kit.model.contributions import explain_batch
 from sims_kit.model.file import fitted_model
 from sims_kit.progress import progress_bar
 
+PART = 4096  # cells summed at once
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -263,8 +265,9 @@ def _explain_batches(model: SIMSClassifier, batches: Iterable, keep_steps: bool)
         if keep_steps:
             steps.append(_masks_by_step(model.network, values))
     rows, genes = np.concatenate(rows), np.concatenate(genes)
+    weights, added = np.concatenate(weights), np.concatenate(added)  # one after the other: their parts are freed
     shape = (len(rows) - 1, len(model.genes))
-    matrices = [sparse.csr_matrix((np.concatenate(part), genes, rows), shape) for part in (weights, added)]
+    matrices = [sparse.csr_matrix((part, genes, rows), shape) for part in (weights, added)]
     by_step = tuple(sparse.vstack(parts, format="csr") for parts in zip(*steps, strict=True))
     return *matrices, np.concatenate(predicted), by_step
 
@@ -289,19 +292,22 @@ def _genes_of_cell(masks: sparse.csr_matrix, added: sparse.csr_matrix, gene_name
 
 def _mean_by_class(rows: sparse.csr_matrix, labels: Sequence[str], gene_names: pd.Index) -> pd.DataFrame:
     classes, codes = np.unique(labels, return_inverse=True)
-    membership = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-    means = (membership @ rows).toarray() / np.bincount(codes)[:, None]
+    sums = np.zeros((len(classes), rows.shape[1]))
+    for start in range(0, len(codes), PART):  # in parts, as scipy would make a copy of all rows in float64
+        some = codes[start : start + PART]
+        membership = sparse.csr_matrix((np.ones(len(some)), (some, np.arange(len(some)))), (len(classes), len(some)))
+        sums += membership @ rows[start : start + PART]
+    means = sums / np.bincount(codes)[:, None]
     return pd.DataFrame(means, pd.Index(classes, name="class"), gene_names)
 
 
 def _overall(masks: sparse.csr_matrix, added: sparse.csr_matrix, gene_names: pd.Index) -> pd.DataFrame:
-    n_genes = len(gene_names)
-    used = np.bincount(masks.indices[masks.data > 0], minlength=n_genes)
-    sums = {
-        "weight": np.bincount(masks.indices, masks.data, n_genes),
-        "cells": used,
-        "contribution": np.bincount(added.indices, np.abs(added.data), n_genes),
-    }
+    sums = np.zeros((3, len(gene_names)))
+    for start in range(0, masks.shape[0], PART):
+        weights, sizes = masks[start : start + PART], abs(added[start : start + PART])
+        for total, values in zip(sums, (weights.data, weights.data > 0, sizes.data), strict=True):
+            total += np.bincount(weights.indices, values, len(gene_names))
+    sums = dict(zip(("weight", "cells", "contribution"), sums, strict=True))
     table = pd.DataFrame(sums, gene_names) / masks.shape[0]
     return table.sort_values("weight", ascending=False, kind="stable")
 
