@@ -141,9 +141,13 @@ def test_wrong_part_is_thrown_away(server, cache, monkeypatch, garbage, size):
 def test_interrupted_after_the_last_byte(server, cache, monkeypatch, known):
     """Ctrl-C keeps the part; a complete one is moved into place without asking the server again."""
     file = entry(server.page("/good", GOOD, headers=V1), known=known)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("os.fsync", lambda descriptor: signal.raise_signal(signal.SIGINT))
-        fetch("toy", "folder", file)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("os.fsync", lambda descriptor: signal.raise_signal(signal.SIGINT))
+            fetch("toy", "folder", file)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [path.name for path in sorted((cache / "folder").iterdir())] == ["toy.csv.part", "toy.csv.part.json"]
     assert fetch("toy", "folder", file).read_bytes() == GOOD
     assert server.asked == ["/good"]
