@@ -88,6 +88,9 @@ def page(found: Benchmark, figures: str) -> str:
         "## Rare classes",
         "Recall of every class of every task against its number of cells; lines are means of groups of classes.",
         f"![recall against class size]({figures}/rare_classes.png)",
+        "Mean recall of the classes of each size, in brackets how many there are; tasks with classes of 25 cells or "
+        "fewer.",
+        recall_table(found.classes),
         "## Machine and versions",
         machine(found.rows),
     ]
@@ -116,6 +119,21 @@ def against_best(found: Benchmark) -> str:
         f"{AGAINST} minus the best method that is not SIMS and labels every cell, paired by cell; level where the "
         "interval holds zero.\n\n" + "\n".join(lines)
     )
+
+
+def recall_table(classes: pd.DataFrame) -> str:
+    """Mean recall by task, method and size of the class; classes are named by the most cells that they may have."""
+    classes = classes[classes["method"].isin(IN_FIGURE)]
+    sizes = pd.cut(classes["n_cells"], [0, 16, 25, 60, np.inf], labels=["to 16 cells", "to 25", "to 60", "more"])
+    lines = [f"| task | method | {' | '.join(sizes.cat.categories)} |", "|---" * (2 + len(sizes.cat.categories)) + "|"]
+    for task, of_task in classes.groupby("task", sort=False):
+        if of_task["n_cells"].min() > 25:
+            continue
+        for method, own in of_task.groupby("method", sort=False):
+            groups = own["recall"].groupby(sizes[own.index], observed=False).agg(["mean", "size"])
+            cells = [f"{number(mean)} ({size})" if size else "" for mean, size in groups.to_numpy()]
+            lines.append(f"| {task} | {method} | " + " | ".join(cell.replace(".0)", ")") for cell in cells) + " |")
+    return "\n".join(lines)
 
 
 def table(of_task: pd.DataFrame) -> str:

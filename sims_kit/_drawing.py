@@ -39,6 +39,15 @@ def check_lengths(**arguments: Sequence) -> None:
         raise LabelError(f"Expected one entry per cell, in the same order; the lengths differ ({found}).")
 
 
+def check_table(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse a table that lacks one of the columns, or has no rows."""
+    for column in columns:
+        if column not in table:
+            raise UnknownNameError("column of the table", column, table.columns)
+    if not len(table):
+        raise DataError("The table has no rows, so there is nothing to draw; expected one or more.")
+
+
 def largest(weights: pd.Series, n: int) -> pd.Series:
     """The `n` largest weights above 0, falling; equal ones in the order given."""
     if n < 1:
@@ -102,6 +111,11 @@ def quantiles(ax: Axes, table: pd.DataFrame, names: pd.Index, colour: str, shift
     ax.hlines(rows, values[0.05], values[0.95], color=colour, linewidth=1)
     ax.hlines(rows, values[0.25], values[0.75], color=colour, linewidth=3.5)
     ax.plot(values[0.5], rows, "o", color=colour, markeredgecolor="w", markersize=6, label=label)
+
+
+def legend_beside(ax: Axes) -> None:
+    """The legend at the right of the Axes, where it covers nothing."""
+    ax.legend(frameon=False, fontsize=FONT, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def words(metric: str) -> str:

@@ -199,8 +199,8 @@ def explain(
     return Explanation(
         cells=masks,
         contributions=added,
-        classes=_mean_by_class(masks, labels, gene_names),
-        class_contributions=_mean_by_class(added, labels, gene_names),
+        classes=mean_by_class(masks, labels, gene_names),
+        class_contributions=mean_by_class(added, labels, gene_names),
         genes=_overall(masks, added, gene_names),
         cell_names=cells.obs_names,
         gene_names=gene_names,
@@ -290,7 +290,8 @@ def _genes_of_cell(masks: sparse.csr_matrix, added: sparse.csr_matrix, gene_name
     return table.sort_values(["contribution", "weight"], ascending=False, kind="stable")
 
 
-def _mean_by_class(rows: sparse.csr_matrix, labels: Sequence[str], gene_names: pd.Index) -> pd.DataFrame:
+def mean_by_class(rows: sparse.csr_matrix, labels: Sequence[str], gene_names: pd.Index) -> pd.DataFrame:
+    """Means of the rows of each class, (classes, genes), classes in alphabetical order."""
     classes, codes = np.unique(labels, return_inverse=True)
     sums = np.zeros((len(classes), rows.shape[1]))
     for start in range(0, len(codes), PART):  # in parts, as scipy would make a copy of all rows in float64

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from sims_kit.errors import LabelError, SettingError
 from sims_kit.evidence.cell_scores import known, linear_weights, log_normalised_values, scores_of_values
-from sims_kit.explanation import Explanation, explain
+from sims_kit.explanation import Explanation, explain, mean_by_class
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.progress import progress_bar
@@ -122,23 +122,18 @@ def _class_scores(
     seed: int,
 ) -> np.ndarray:
     """One table, classes in alphabetical order x genes."""
-    if method == "SIMS masks":
-        return _class_means(explanation.cells, labels)
-    if method == "SIMS contributions":
-        return _class_means(explanation.contributions, labels)
-    if method == "integrated gradients":
-        return _class_means(scores_of_values(model, values, method), labels)
+    of_cells = {
+        "SIMS masks": lambda: explanation.cells,
+        "SIMS contributions": lambda: explanation.contributions,
+        "integrated gradients": lambda: scores_of_values(model, values, method),
+    }
+    if method in of_cells:
+        return mean_by_class(of_cells[method](), labels, pd.Index(model.genes)).to_numpy()
     if method == "Wilcoxon":
         return _wilcoxon(values, labels)
     return linear_weights(
         {"logistic regression": logistic_regression, "linear SVM": linear_svm}[method], values, labels, seed
     )
-
-
-def _class_means(rows: sparse.csr_matrix, labels: np.ndarray) -> np.ndarray:
-    _, codes = np.unique(labels, return_inverse=True)
-    membership = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-    return (membership @ rows).toarray() / np.bincount(codes)[:, None]
 
 
 def _wilcoxon(values: sparse.csr_matrix, labels: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ class Explained(NamedTuple):
     """What a network looked at in a batch of B cells, and what came of it."""
 
     logits: Tensor
-    """(B, classes)."""
+    """(B, classes); of an ensemble, logarithms of the mean probabilities."""
     masks: Tensor
     """Sparse CSR (B, genes): aggregated masks as by `TabNet.explain`, each row divided by its sum; of an ensemble, the
     mean over its networks."""
@@ -49,6 +49,11 @@ def explain_batch(network: TabNet | Ensemble, cells: Tensor, towards: Tensor | N
     towards
         Shape (B, classes), the weights of the logits: 1 for one class and -1 for another compares the two. When left
         out, the predicted class against the mean of all.
+
+    Raises
+    ------
+    SettingError, FloatingPointError
+        As `TabNet.forward` raises them.
     """
     members = list(getattr(network, "members", [network]))
     steps = [member.steps(cells) for member in members]
@@ -78,10 +83,8 @@ def _of_member(network: TabNet, steps: Sequence[Step], cells: Tensor, towards: T
             squares = weights.new_zeros(len(cells)).index_add(0, rows, weights.square())
             values = values / squares.clamp(min=torch.finfo(values.dtype).tiny)[rows]
         read = torch.sparse_coo_tensor(mask.indices(), values, mask.shape) @ table
-        slopes, pairs = (
-            _mean_slopes(network, transform, read, towards),
-            zip(rows.split(PAIRS), genes.split(PAIRS), strict=True),
-        )
+        slopes = _mean_slopes(network, transform, read, towards)
+        pairs = zip(rows.split(PAIRS), genes.split(PAIRS), strict=True)
         effects = torch.cat([_effects(network, table, slopes, towards, *part) for part in pairs])
         both = torch.stack([weights * step.strength()[rows], values * effects], dim=1)
         parts.append(torch.sparse_coo_tensor(mask.indices(), both, (*mask.shape, 2)))

@@ -39,7 +39,7 @@ def marker_recovery(table: pd.DataFrame, *, axes: Sequence[Axes] | None = None) 
     SettingError
         If the number of `axes` is not two.
     """
-    _check_table(table, ("method", *RECOVERY), "rows of methods and classes. Compare rankings with markers first")
+    draw.check_table(table, ("method", *RECOVERY))
     methods = list(table["method"].unique())
     axes = _two_axes(axes, draw.ROW * 1.4 * len(methods), names=methods)
     for ax, (score, name) in zip(axes, RECOVERY.items(), strict=True):
@@ -85,7 +85,7 @@ def faithfulness_curves(
     SettingError
         If there are more than seven methods, or the number of `axes` is not two.
     """
-    _check_table(table, ("method", "curve", "n_genes", value), "rows of methods, curves and numbers of genes")
+    draw.check_table(table, ("method", "curve", "n_genes", value))
     methods = list(table["method"].unique())
     if len(methods) > len(COLOURS):
         raise SettingError(f"{len(methods)} methods are too many to tell apart; keep {len(COLOURS)} or fewer.")
@@ -150,18 +150,10 @@ def cell_genes(genes: pd.DataFrame, n: int = 15, *, ax: Axes | None = None) -> A
     beside = dict(transform=ax.get_yaxis_transform(), fontsize=draw.font(ax, len(shown)), va="center")
     for row, expression in zip(rows, shown["expression"], strict=True):
         ax.text(1.02, row, f"{expression:.1f}", **beside)
-    ax.text(1.02, len(shown) - 0.3, "expression", **{**beside, "va": "top"})
+    ax.text(1.02, len(shown) + 0.3, "expression", **{**beside, "va": "top"})
     ax.set_xlabel("contribution to the logit")
     ax.legend(frameon=False, fontsize=draw.FONT, loc="best")
     return draw.tidy(ax)
-
-
-def _check_table(table: pd.DataFrame, columns: Sequence[str], expected: str) -> None:
-    for column in columns:
-        if column not in table:
-            raise UnknownNameError("column of the table", column, table.columns)
-    if not len(table):
-        raise DataError(f"The table is empty; expected {expected}.")
 
 
 def _two_axes(axes: Sequence[Axes] | None, height: float, *, names: Sequence[str] = ()) -> np.ndarray:

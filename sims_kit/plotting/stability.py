@@ -1,13 +1,11 @@
 """Figures of how far an explanation can be trusted: agreement between models, and the weight of a set of genes."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from sims_kit import _drawing as draw
-from sims_kit.errors import DataError, SettingError, UnknownNameError
+from sims_kit.errors import SettingError
 
 
 def stability(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -33,7 +31,7 @@ def stability(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     UnknownNameError
         If a column is missing.
     """
-    _check_table(table, ("class", "rbo"))
+    draw.check_table(table, ("class", "rbo"))
     classes = table["class"].unique()
     rows = pd.Index(classes).get_indexer(table["class"])
     means = table.groupby("class", observed=True)["rbo"].mean().reindex(classes)
@@ -42,7 +40,7 @@ def stability(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.scatter(means, np.arange(len(classes)), s=34, color=draw.ORANGE, marker="D", zorder=3, label="mean")
     draw.name_rows(ax, classes)
     ax.set(xlim=(-0.03, 1.03), xlabel="rank-biased overlap")
-    _legend(ax)
+    draw.legend_beside(ax)
     return draw.tidy(ax)
 
 
@@ -68,7 +66,7 @@ def consensus_size(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     UnknownNameError
         If a column is missing.
     """
-    _check_table(table, ("n_members", "rbo"))
+    draw.check_table(table, ("n_members", "rbo"))
     groups = table.groupby("n_members")["rbo"]
     means, low, high = groups.mean(), groups.quantile(0.05), groups.quantile(0.95)
     ax = ax if ax is not None else draw.new_axes(6, 3)
@@ -77,7 +75,7 @@ def consensus_size(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.plot(means.index, means, "o-", color=draw.BLUE, markersize=5, label="mean")
     ax.set_xticks(means.index)
     ax.set(xlabel="models in each consensus", ylabel="rank-biased overlap", ylim=(-0.03, 1.03))
-    _legend(ax)
+    draw.legend_beside(ax)
     return draw.tidy(ax)
 
 
@@ -114,7 +112,7 @@ def gene_set_weight(
         If `alpha` is not above 0 and below 1.
     """
     columns = [f"{measure}{ending}" for ending in ("", "_expected", "_low", "_high", "_p_adjusted")]
-    _check_table(classes, columns)
+    draw.check_table(classes, columns)
     if not 0 < alpha < 1:
         raise SettingError(f"alpha={alpha!r}; expected a number above 0 and below 1, such as 0.05.")
     held, expected, low, high, p = (classes[column].to_numpy(dtype=float) for column in columns)
@@ -132,17 +130,5 @@ def gene_set_weight(
     noun = {"weight": "mask weight", "contribution": "contributions"}.get(measure, draw.words(measure))
     ax.set(xlabel=f"share of the {noun} (%)")
     ax.set_xlim(left=0 - 0.02 * ax.get_xlim()[1])
-    _legend(ax)
+    draw.legend_beside(ax)
     return draw.tidy(ax)
-
-
-def _check_table(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    for column in columns:
-        if column not in table:
-            raise UnknownNameError("column of the table", column, table.columns)
-    if not len(table):
-        raise DataError("The table has no rows, so there is nothing to draw; expected one or more.")
-
-
-def _legend(ax: Axes) -> None:
-    ax.legend(frameon=False, fontsize=draw.FONT, loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -13,16 +13,9 @@ from sims_kit.evidence.cell_scores import log_normalised_values
 
 
 @pytest.fixture(scope="module")
-def cells(make_cells):
-    """Easy cells with known marker genes."""
-    return make_cells(n_cells=150)
-
-
-@pytest.fixture(scope="module")
-def model(cells, tmp_path_factory):
-    """A model fitted on them."""
-    quiet = dict(enable_progress_bar=False, logger=False, verbose=False)
-    return sk.fit(cells, "cell_type", max_epochs=10, default_root_dir=tmp_path_factory.mktemp("fit"), **quiet)
+def cells(easy_cells):
+    """Those that the model was fitted on."""
+    return easy_cells
 
 
 @pytest.fixture(scope="module")

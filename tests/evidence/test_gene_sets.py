@@ -13,7 +13,7 @@ import sims_kit as sk
 from sims_kit.datasets.simulate import SimulationSettings, simulate
 from sims_kit.errors import DataError, GeneError, SettingError, UnknownNameError
 from sims_kit.evidence import STRESS_GENES, check_gene_set
-from sims_kit.explanation import Explanation, _mean_by_class, _overall
+from sims_kit.explanation import Explanation, _overall, mean_by_class
 
 N_CELLS, N_GENES = 90, 400
 GENES = [f"GENE{i:03d}" for i in range(N_GENES)]
@@ -41,7 +41,7 @@ def explanation_of(cells, planted=(), factor=20.0, seed=1):
     added = masks.copy()
     added.data = added.data * random.choice(np.float32([-1, 1]), len(added.data))
     labels, names = cells.obs["cell_type"].to_numpy(dtype=str), pd.Index(cells.var_names, name="gene")
-    tables = [_mean_by_class(part, labels, names) for part in (masks, added)]
+    tables = [mean_by_class(part, labels, names) for part in (masks, added)]
     return Explanation(masks, added, *tables, _overall(masks, added, names), cells.obs_names, names, labels, labels)
 
 

@@ -1,6 +1,5 @@
 """Figures that compare methods: the numbers on the Axes, not their pixels."""
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,15 +7,6 @@ from matplotlib import pyplot as plt
 
 from sims_kit import plotting
 from sims_kit.errors import DataError, SettingError, UnknownNameError
-
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    """Close what a test drew."""
-    yield
-    plt.close("all")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Figures of evidence: the numbers on the Axes, not their pixels."""
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,15 +7,6 @@ from matplotlib import pyplot as plt
 
 from sims_kit import plotting
 from sims_kit.errors import DataError, SettingError, UnknownNameError
-
-matplotlib.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    """Close what a test drew."""
-    yield
-    plt.close("all")
 
 
 @pytest.fixture
@@ -96,7 +86,7 @@ def test_tables_that_cannot_be_drawn_are_told(recovery, curves, genes):
     """Missing columns, empty tables, too many methods, Axes of another number."""
     with pytest.raises(UnknownNameError, match="auprc"):
         plotting.marker_recovery(recovery.drop(columns="auprc"))
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(DataError, match="no rows"):
         plotting.marker_recovery(recovery.iloc[:0])
     with pytest.raises(SettingError, match="1 axes"):
         plotting.marker_recovery(recovery, axes=[plt.figure().subplots()])

@@ -15,8 +15,6 @@ from sklearn import metrics as sk
 from sims_kit import plotting
 from sims_kit.errors import DataError, LabelError, SettingError, UnknownNameError
 
-matplotlib.use("Agg")
-
 LONG_NAMES = [
     "CD8+/CD45RA+ Naive Cytotoxic",
     "CD4+/CD25 T Reg",
@@ -24,13 +22,6 @@ LONG_NAMES = [
     "CD4+/CD45RA+/CD25- Naive T",
     *(f"L{2 + number % 5}/{3 + number % 3} IT CTX subclass {number}" for number in range(38)),
 ]
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    """Close what a test drew."""
-    yield
-    plt.close("all")
 
 
 @pytest.fixture
