@@ -51,13 +51,13 @@ def problems(path: Path) -> list[str]:
     return found
 
 
-def anatomy(path: Path) -> list[str]:
+def anatomy(path: Path, root: Path = ROOT) -> list[str]:
     """What a lesson lacks of its parts: opening, parameters, exercises, quiz, slider, ending, links that resolve."""
     notebook = nbformat.read(path, as_version=4)
     parts = [_opening(path, notebook), _colab(notebook), _parameters(notebook), _ending(notebook)]
     if path.name not in TEMPLATES:
         parts += [_exercises(notebook), _quizzes(notebook), _widgets(notebook)]
-    broken = (f"links to {target}, which is not in the repository" for target in broken_links(path))
+    broken = (f"links to {target}, which is not in the repository" for target in broken_links(path, root))
     return [problem for part in [*parts, broken] for problem in part]
 
 
