@@ -35,7 +35,7 @@ def test_executed_notebook_is_tidied(make_notebook, tmp_path):
     source = 'import sys\nprint("kept")\nprint("dropped", file=sys.stderr)'
     slider = "import ipywidgets\ndisplay(ipywidgets.IntSlider())"
     figure = f'display({{"image/png": "iVBORw0KGgo=", "{rules.WIDGET_VIEW}": {{"model_id": "1"}}}}, raw=True)'
-    check = "import sims_kit as sk\nsk.lessons.check(..., 1);"
+    check = "import sims_kit as sk\n_ = sk.lessons.check(..., 1)"
     path = make_notebook(tmp_path / "tiny.ipynb", source, slider, figure, check)
     run_notebooks.execute(path)
     assert rules.problems(path) == []
@@ -63,6 +63,7 @@ def test_executed_notebook_is_tidied(make_notebook, tmp_path):
         (lambda nb: nb.cells[2].update(source="%no_such_magic"), "a shell command or a magic"),
         (lambda nb: nb.cells[2].update(source="exit()"), "ends its kernel"),
         (lambda nb: nb.cells[2].update(source="# NBVAL_SKIP\n1"), "by a comment"),
+        (lambda nb: nb.cells[2].update(source="1;", metadata={"tags": ["nbval-check-output"]}), "a semicolon"),
         (lambda nb: nb.cells[2].metadata.update(tags=["raises-exception"]), "the tag 'raises-exception'"),
         (lambda nb: nb.cells[2].outputs[0].update(text="in /home/someone/cells.h5ad"), "/home/someone"),
         (lambda nb: nb.cells[2].outputs[0].update(text="in C:\\Users\\someone"), "path of this machine"),

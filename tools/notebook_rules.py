@@ -25,7 +25,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.:/<~\\+-])/[\w.+-]+/[\w.+-]+|\b[A-Za-z]:\\{1
 LEAVES = re.compile(r"^\s*(exit|quit)\b", re.MULTILINE)  # ends the kernel, and the gate takes the rest as passed
 LINK = re.compile(r"\]\(<?([^)>\s]+)[^)]*\)|(?:src|href)=\"([^\"]+)\"")
 WIDGET = re.compile(r"\bipywidgets\.interact|\bwidgets\.(slider_figure|mask_explorer)\b")
-CHECK = re.compile(r"^(assert )?sk\.lessons\.check\(", re.MULTILINE)
+CHECK = re.compile(r"^(assert |_ = |)sk\.lessons\.check\(", re.MULTILINE)
 QUIZ = re.compile(r"^sk\.lessons\.quiz\(", re.MULTILINE)
 
 
@@ -119,6 +119,8 @@ def _unsafe(cell: NotebookNode) -> Iterator[str]:
         yield "ends its kernel"
     if "NBVAL_" in cell.source:
         yield "tells nbval by a comment what to do; use the tag nbval-check-output"
+    if "nbval-check-output" in tags(cell) and cell.source.rstrip().endswith(";"):
+        yield "is compared and ends in a semicolon, which nbval does not heed; write _ = ... instead"
     for tag in sorted(set(tags(cell)) - TAGS):
         yield f"has the tag {tag!r}; known ones are {', '.join(sorted(TAGS))}"
 

@@ -5,7 +5,7 @@ the Axes for whatever comes next: a title, ``ax.figure.savefig``. Nothing here k
 """
 
 from sims_kit.plotting.comparisons import method_scores, recall_by_size
-from sims_kit.plotting.evidence import cell_genes, faithfulness_curves, marker_recovery
+from sims_kit.plotting.evidence import cell_genes, cell_masks, faithfulness_curves, marker_recovery
 from sims_kit.plotting.figures import (
     class_genes,
     confidence,
@@ -19,6 +19,7 @@ from sims_kit.plotting.stability import consensus_size, gene_set_weight, stabili
 
 __all__ = [
     "cell_genes",
+    "cell_masks",
     "class_genes",
     "confidence",
     "confusion_matrix",
