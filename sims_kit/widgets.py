@@ -22,6 +22,7 @@ from sims_kit import plotting
 from sims_kit.errors import SettingError
 from sims_kit.progress import in_notebook
 
+DRAWING = 0.1  # of the time, at most, goes into curves that are drawn while a model trains
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -107,10 +108,10 @@ class LiveTraining(Callback):
     metrics
         As in `sims_kit.plotting.training_curves`.
     seconds
-        From one drawing to the next, at least. Drawing takes a tenth of the time at most.
+        From one drawing to the next, at least. A slow drawing waits longer.
     """
 
-    def __init__(self, *, metrics: Sequence[str] = ("loss", "median_f1"), seconds: float = 2.0):
+    def __init__(self, *, metrics: Sequence[str] = ("loss", "accuracy_micro", "median_f1"), seconds: float = 2.0):
         self.metrics, self.seconds = metrics, seconds
         self._shown, self._due = None, 0.0
 
@@ -134,7 +135,7 @@ class LiveTraining(Callback):
             return
         start = time.monotonic()
         self._shown.update(Image(_png(plotting.training_curves(model.history, metrics=self.metrics))))
-        self._due = time.monotonic() + max(self.seconds, 9 * (time.monotonic() - start))
+        self._due = time.monotonic() + max(self.seconds, (time.monotonic() - start) / DRAWING)
 
 
 class _SliderFigure(ipywidgets.VBox):
