@@ -36,7 +36,8 @@ def test_executed_notebook_is_tidied(make_notebook, tmp_path):
     slider = "import ipywidgets\ndisplay(ipywidgets.IntSlider())"
     figure = f'display({{"image/png": "iVBORw0KGgo=", "{rules.WIDGET_VIEW}": {{"model_id": "1"}}}}, raw=True)'
     check = "import sims_kit as sk\n_ = sk.lessons.check(..., 1)"
-    path = make_notebook(tmp_path / "tiny.ipynb", source, slider, figure, check)
+    quiz = 'sk.lessons.quiz("?", {"yes": "", "no": ""}, "yes")'
+    path = make_notebook(tmp_path / "tiny.ipynb", source, slider, figure, check, quiz)
     run_notebooks.execute(path)
     assert rules.problems(path) == []
     saved = json.loads(path.read_text())
@@ -44,7 +45,8 @@ def test_executed_notebook_is_tidied(make_notebook, tmp_path):
     assert saved["cells"][3]["outputs"] == [] and set(saved["metadata"]) == {"kernelspec", "language_info"}
     assert [list(output["data"]) for output in saved["cells"][4]["outputs"]] == [["image/png"]]
     tags = [cell["metadata"].get("tags", []) for cell in saved["cells"]]
-    assert tags == [["colab"], ["parameters"], [], [], [], ["nbval-check-output"]]
+    assert tags == [["colab"], ["parameters"], [], [], [], ["nbval-check-output"], ["nbval-check-output"]]
+    assert saved["cells"][6]["metadata"]["jupyter"] == {"source_hidden": True}
 
 
 @pytest.mark.parametrize(
@@ -137,10 +139,12 @@ def answer_badly(notebook):
         (lambda nb: cell_of(nb, "assert sk.lessons").metadata.update(tags=[]), "0 cells tagged 'solution'"),
         (lambda nb: cell_of(nb, "assert sk.lessons").metadata.pop("jupyter"), "not folded"),
         (replace("assert sk.lessons", "sk.lessons"), "no solution asserts"),
+        (replace("np.random.default_rng(SEED)\nhas =", "print(solution)\nrng = 1\nhas ="), "needs 'solution' of a solution"),
         (answer_badly, "solution does not pass"),
         (replace("answer = ...", "answer = 1"), "no stub"),
         (lambda nb: cell_of(nb, "sk.lessons.quiz(").metadata.update(tags=[]), "a quiz without"),
         (lambda nb: [c.update(outputs=[]) for c in nb.cells if "sk.lessons.quiz(" in c.source], "a quiz without"),
+        (lambda nb: cell_of(nb, "sk.lessons.quiz(").metadata.pop("jupyter"), "tells the answer"),
         (lambda nb: [c.update(source="1") for c in nb.cells if "lessons.quiz(" in c.source], "has no quiz"),
         (lambda nb: [c.update(outputs=[]) for c in nb.cells if "plt.subplots(" in c.source], "widget without a figure"),
         (lambda nb: [c.update(source="1") for c in nb.cells if "interact(" in c.source], "has no widget"),

@@ -4,6 +4,7 @@
 notebook, none when all is well.
 """
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -93,6 +94,11 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 def tags(cell: NotebookNode) -> list[str]:
     """The tags of a cell."""
     return cell.metadata.get("tags", [])
+
+
+def is_folded(cell: NotebookNode) -> bool:
+    """Whether JupyterLab opens the notebook with the source of the cell hidden."""
+    return cell.metadata.get("jupyter", {}).get("source_hidden", False)
 
 
 def is_answered_alike(cell: NotebookNode) -> bool:
@@ -202,10 +208,30 @@ def _exercises(notebook: NotebookNode) -> Iterator[str]:
         if solutions and not any("assert sk.lessons.check(" in cell.source for cell in solutions):
             yield f"{name}: no solution asserts that it passes the check"
         for cell in solutions:
-            if not cell.metadata.get("jupyter", {}).get("source_hidden"):
+            if not is_folded(cell):
                 yield f"{name}: a solution is not folded (metadata jupyter.source_hidden)"
             if "Not" in shown_text(cell):
                 yield f"{name}: the solution does not pass its check"
+
+
+    for name in sorted(_needed_from_solutions(notebook)):
+        yield f"needs {name!r} of a solution in a later cell; the learner's edition has no solutions and would stop there"
+
+
+def _needed_from_solutions(notebook: NotebookNode) -> set[str]:
+    """Names that only solutions define and that other cells use."""
+    defined, solved, needed = set(), set(), set()
+    for cell in code_cells(notebook):
+        if "colab" in tags(cell):
+            continue
+        names = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)]
+        stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        if "solution" in tags(cell):
+            solved |= stored
+        else:
+            defined |= stored
+            needed |= {node.id for node in names if isinstance(node.ctx, ast.Load)} & solved - defined
+    return needed
 
 
 def exercises(notebook: NotebookNode) -> dict[str, list[NotebookNode]]:
@@ -226,6 +252,8 @@ def _quizzes(notebook: NotebookNode) -> Iterator[str]:
     for cell in quizzes:
         if "<details>" not in shown_text(cell) or "nbval-check-output" not in tags(cell):
             yield "has a quiz without its output, or without the tag nbval-check-output"
+        if not is_folded(cell):
+            yield "has a quiz whose source, which tells the answer, is not folded (metadata jupyter.source_hidden)"
 
 
 def _widgets(notebook: NotebookNode) -> Iterator[str]:

@@ -12,7 +12,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from notebook_rules import WIDGET_VIEW, anatomy, code_cells, is_answered_alike, is_noise, problems, tags
+from notebook_rules import QUIZ, WIDGET_VIEW, anatomy, code_cells, is_answered_alike, is_noise, problems, tags
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
@@ -37,7 +37,8 @@ def execute(path: Path) -> None:
 def tidy(notebook: nbformat.NotebookNode) -> None:
     """Keep sources, tags and figures; drop, in place, what differs by machine or breaks a viewer.
 
-    Checks and quizzes get the tag that makes the gate compare their outputs.
+    Checks and quizzes get the tag that makes the gate compare their outputs, and the source of a quiz, which tells the
+    answer, is folded.
     """
     kept = {key: value for key, value in notebook.metadata.items() if key == "accelerator"}  # Colab: a GPU helps
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}, **kept})
@@ -54,6 +55,8 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
         cell.outputs = [output for output in cell.outputs if not is_noise(output)]
         if is_answered_alike(cell) and "nbval-check-output" not in tags(cell):
             cell.metadata["tags"] = [*tags(cell), "nbval-check-output"]
+        if QUIZ.search(cell.source):
+            cell.metadata["jupyter"] = {"source_hidden": True}
 
 
 def main(names: list[str]) -> int:

@@ -205,6 +205,7 @@ def cell_masks(
     axes[1].barh(rows, added, color=np.where(added > 0, draw.BLUE, draw.ORANGE))
     axes[1].axvline(0, color="k", linewidth=0.8)
     axes[1].set(xlabel="contribution to the logit: against | for the call", xlim=(-reach, reach))
+    axes[1].tick_params(left=False)
     draw.name_rows(axes[0], genes.index)
     for ax in axes:
         draw.tidy(ax)
