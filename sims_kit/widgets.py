@@ -52,7 +52,7 @@ def slider_figure(draw: Callable, **sliders) -> ipywidgets.VBox:
         raised; later it is written under the figure.
     """
     if not sliders:
-        raise SettingError("slider_figure needs a slider: pass one for each argument of draw, such as gamma=(1.0, 2.0).")
+        raise SettingError("slider_figure needs a slider; pass one for each argument of draw, as gamma=(1.0, 2.0).")
     return _SliderFigure(draw, {name: _control(name, given) for name, given in sliders.items()})
 
 
@@ -78,7 +78,7 @@ def mask_explorer(explanation, *, n_genes: int = 12, cell: int = 0) -> ipywidget
     """
     order, n_cells = np.argsort(explanation.predicted, kind="stable"), len(explanation.predicted)
     if n_genes < 1 or not 0 <= cell < n_cells:
-        raise SettingError(f"n_genes={n_genes}, cell={cell}: expected 1 gene or more, and a cell from 0 to {n_cells - 1}.")
+        raise SettingError(f"n_genes={n_genes}, cell={cell}; expected 1 or more, and a cell from 0 to {n_cells - 1}.")
     masks = explanation.steps or (explanation.cells,)
     names = [f"step {number}" for number in range(1, len(masks) + 1)] if explanation.steps else ["mask"]
     highest = max(mask.max() for mask in masks)

@@ -71,13 +71,14 @@ def test_environments_in_step_with_pyproject():
 
 
 def test_constraints_pin_every_dependency_within_its_range():
-    """constraints.txt is exact pins only, and has each dependency of base, lab, test and peers inside its range."""
+    """constraints.txt is exact pins only, and has each dependency of what the Makefile installs inside its range."""
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pins = {}
     for line in lines:
         name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups()
         pins[canonicalize_name(name)] = version
-    for text in [*PROJECT["dependencies"], *EXTRAS["lab"], *EXTRAS["test"], *EXTRAS["peers"]]:
+    installed = [text for name in ("lab", "test", "peers", "book", "browser") for text in EXTRAS[name]]
+    for text in [*PROJECT["dependencies"], *installed]:
         requirement = Requirement(text)
         if requirement.name != "sims_kit":
             assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
@@ -85,7 +86,7 @@ def test_constraints_pin_every_dependency_within_its_range():
 
 def test_extras_are_the_promised_ones():
     """The extras that README and CONTRIBUTING speak of exist."""
-    assert set(EXTRAS) == {"lab", "test", "peers", "tracking", "dev"}
+    assert set(EXTRAS) == {"lab", "test", "peers", "book", "browser", "tracking", "dev"}
 
 
 def test_binder_hook_is_executable_and_keeps_the_environment():

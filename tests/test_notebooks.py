@@ -139,7 +139,10 @@ def answer_badly(notebook):
         (lambda nb: cell_of(nb, "assert sk.lessons").metadata.update(tags=[]), "0 cells tagged 'solution'"),
         (lambda nb: cell_of(nb, "assert sk.lessons").metadata.pop("jupyter"), "not folded"),
         (replace("assert sk.lessons", "sk.lessons"), "no solution asserts"),
-        (replace("np.random.default_rng(SEED)\nhas =", "print(solution)\nrng = 1\nhas ="), "needs 'solution' of a solution"),
+        (
+            replace("np.random.default_rng(SEED)\nhas =", "print(solution)\nrng = 1\nhas ="),
+            "uses 'solution' of a solution",
+        ),
         (answer_badly, "solution does not pass"),
         (replace("answer = ...", "answer = 1"), "no stub"),
         (lambda nb: cell_of(nb, "sk.lessons.quiz(").metadata.update(tags=[]), "a quiz without"),

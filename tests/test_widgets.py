@@ -107,7 +107,7 @@ def test_mask_explorer_goes_through_the_cells(explanation, monkeypatch):
     figure = widgets.mask_explorer(explanation, n_genes=2)
     figure.controls["cell"].value = 1
     (of_second, scales), (of_first, same_scales) = drawn
-    assert list(of_second.index)[0] == "A" and list(of_first.index) == ["B", "C"]
+    assert of_second.index[0] == "A" and list(of_first.index) == ["B", "C"]
     assert of_first.to_dict("list") == {"step 1": [0.75, 0.25], "step 2": [0.75, 0.25], "contribution": [2.0, -1.0]}
     assert scales == same_scales == {"largest": 1.0, "furthest": 2.0}
     for settings in ({"n_genes": 0}, {"cell": 2}):

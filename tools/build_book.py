@@ -18,7 +18,7 @@ FOLDED = {"solution", "colab"}
 
 
 def write_sources(folder: Path) -> None:
-    """Write into `folder`, which is emptied, the first page and the lessons, with what is folded or left out tagged as such."""
+    """Write the first page and the lessons into `folder`, which is emptied; tag what is to be folded or left out."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     notebooks = lessons()
@@ -47,7 +47,9 @@ def main(folder: str = "dist/book", work: str = "build/book") -> int:
     sources, site = Path(work) / "sources", Path(work) / "html"
     write_sources(sources)
     strict = ["-q", "-W", "--keep-going", "-E"]  # nothing of an earlier build
-    if status := build_main([*strict, "-c", str(ROOT / "docs/book"), "-d", f"{work}/doctrees", str(sources), str(site)]):
+    if status := build_main(
+        [*strict, "-c", str(ROOT / "docs/book"), "-d", f"{work}/doctrees", str(sources), str(site)]
+    ):
         return status
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(site, folder)

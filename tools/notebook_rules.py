@@ -213,9 +213,8 @@ def _exercises(notebook: NotebookNode) -> Iterator[str]:
             if "Not" in shown_text(cell):
                 yield f"{name}: the solution does not pass its check"
 
-
     for name in sorted(_needed_from_solutions(notebook)):
-        yield f"needs {name!r} of a solution in a later cell; the learner's edition has no solutions and would stop there"
+        yield f"uses {name!r} of a solution in a later cell, where the learner's edition, without solutions, would stop"
 
 
 def _needed_from_solutions(notebook: NotebookNode) -> set[str]:
