@@ -24,7 +24,7 @@ export REFERENCE LABEL QUERY LABELFILE ORIENTATION LAYER OUT NOTEBOOK
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test peers lab notebooks exercises book browser figure catalogue lint format address constraints clean check-demo check-python
+.PHONY: help demo test peers lab notebooks exercises book browser measure figure catalogue lint format address constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -72,6 +72,9 @@ book: $(BOOK)  ## the lessons as a static site: dist/book
 
 browser: $(BROWSER) $(BOOK)  ## tests in a real browser; needs Chromium
 	@$(RUN) -m pytest tests/test_browser.py
+
+measure: $(STAMP)  ## CPU time and memory of every lesson: docs/notebooks.md
+	@$(RUN) tools/measure_notebooks.py
 
 figure: $(STAMP)  ## draw the picture of README.md anew: the demo's summary
 	@$(MAKE) --no-print-directory demo OUT=build/figure
