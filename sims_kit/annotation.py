@@ -54,7 +54,7 @@ def annotate(
         ``obs["sims_label"]``
             The most probable class, categorical.
         ``obs["sims_confidence"]``
-            Its probability, from the full softmax over all classes.
+            Its probability: the full softmax over all classes, at the temperature fitted on the validation cells.
         ``obs["sims_second_label"]``
             The runner-up.
         ``obsm["sims_probabilities"]``
@@ -126,7 +126,7 @@ def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
     """Class probabilities of batches of cells: float32, cells x classes, rows sum to one."""
     model.eval()
     parts = [
-        model(batch.cells.to(model.device)).softmax(dim=1).cpu()
+        model.probabilities(batch.cells.to(model.device)).cpu()
         for batch in progress_bar(batches, desc="annotating", unit="batch")
     ]
     return torch.cat(parts).numpy()

@@ -244,7 +244,7 @@ def explain_cell(
     places = genes.get_indexer(table.index)
     table["against_second"] = against[:, places].toarray()[0]
     table["expression"] = values.to_dense()[0].cpu().numpy()[places]
-    probabilities = explained.logits[0].softmax(0).tolist()
+    probabilities = model.calibrated(explained.logits)[0].softmax(0).tolist()
     return CellExplanation(
         model.classes[best], model.classes[second], probabilities[best], probabilities[second], table
     )
@@ -264,12 +264,22 @@ def _explain_batches(model: SIMSClassifier, batches: Iterable, keep_steps: bool)
         predicted.append(found.logits.argmax(dim=1).cpu().numpy())
         if keep_steps:
             steps.append(_masks_by_step(model.network, values))
-    rows, genes = np.concatenate(rows), np.concatenate(genes)
-    weights, added = np.concatenate(weights), np.concatenate(added)  # one after the other: their parts are freed
+    rows, genes, weights, added = map(_joined, (rows, genes, weights, added))
     shape = (len(rows) - 1, len(model.genes))
     matrices = [sparse.csr_matrix((part, genes, rows), shape) for part in (weights, added)]
     by_step = tuple(sparse.vstack(parts, format="csr") for parts in zip(*steps, strict=True))
     return *matrices, np.concatenate(predicted), by_step
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """The parts one after the other; the list is emptied on the way, so that memory never holds them twice."""
+    whole, end = np.empty(sum(map(len, parts)), parts[0].dtype), 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        whole[end : end + len(part)] = part
+        end += len(part)
+    return whole
 
 
 @torch.no_grad()

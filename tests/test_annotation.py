@@ -35,12 +35,12 @@ def test_columns(model, make_cells):
 
 
 def test_probabilities_are_the_networks(model, make_cells):
-    """They are the full softmax of the logits on depth-normalised, logged counts."""
+    """They are the full softmax of the logits, at the model's temperature, on depth-normalised, logged counts."""
     query = make_cells(n_cells=5)
     counts = query.X.toarray()
     normalised = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
     with torch.no_grad():
-        expected = model(torch.from_numpy(normalised)).softmax(dim=1).numpy()
+        expected = (model(torch.from_numpy(normalised)) / model.temperature).softmax(dim=1).numpy()
     sk.annotate(query, model)
     np.testing.assert_allclose(query.obsm["sims_probabilities"], expected, atol=1e-5)
 

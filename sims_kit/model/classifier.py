@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from sims_kit.calibration import fit_temperature
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.metrics import metric_collection
 from sims_kit.model.ensemble import make_network, mean_logits
@@ -53,6 +54,9 @@ class SIMSClassifier(pl.LightningModule):
         Series of the metrics on held-out test cells once they were measured, else None.
     provenance
         What the model was trained on; JSON-like, saved with the model.
+    temperature
+        What `forward`'s logits are divided by before the softmax: 1 until training ends, then fitted on the validation
+        cells (`sims_kit.calibration.fit_temperature`).
 
     Raises
     ------
@@ -93,6 +97,7 @@ class SIMSClassifier(pl.LightningModule):
             None if scheduler is False else _choice(scheduler, scheduler_params, "scheduler", self.recipe)
         )
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
+        self.register_buffer("temperature", torch.ones(()))
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
@@ -113,6 +118,14 @@ class SIMSClassifier(pl.LightningModule):
         """Logits, shape (B, classes), of a batch of log-normalised cells, shape (B, genes), dense or CSR."""
         return self.network(cells).logits
 
+    def probabilities(self, cells: Tensor) -> Tensor:
+        """Probabilities, shape (B, classes): the full softmax at the model's temperature, rows sum to one."""
+        return self.calibrated(self(cells)).softmax(dim=1)
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Logits of `forward` at the model's temperature."""
+        return logits / self.temperature
+
     def setup(self, stage: str) -> None:
         """Take genes, classes and class weights from the data module, where they were not given."""
         module = getattr(self.trainer, "datamodule", None)
@@ -131,6 +144,7 @@ class SIMSClassifier(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Measure the genes on the training cells, where the network normalises by fixed numbers."""
+        self.temperature.fill_(1)
         if not self.is_fitted:  # a run that goes on keeps what it has
             self.network.measure_input(self.trainer.train_dataloader)
 
@@ -160,13 +174,14 @@ class SIMSClassifier(pl.LightningModule):
         self._evaluate("test_", batch)
 
     def on_fit_end(self) -> None:
-        """After training with gene dropout, measure the batch normalisation's statistics on whole cells."""
+        """Measure batch normalisation on whole cells after training with gene dropout, then fit the temperature."""
         if self.network.gene_dropout:
             self.network.refresh_statistics(self.trainer.train_dataloader)
+        self.temperature.fill_(self._fit_temperature(self.trainer.val_dataloaders))
 
     def predict_step(self, batch, batch_index: int) -> Tensor:
-        """Probabilities, shape (B, classes): the full softmax, rows sum to one."""
-        return self(batch.cells).softmax(dim=1)
+        """As `probabilities`."""
+        return self.probabilities(batch.cells)
 
     def configure_optimizers(self):
         """The recipe's optimiser and scheduler, or the ones given."""
@@ -192,7 +207,7 @@ class SIMSClassifier(pl.LightningModule):
         )
 
     def _evaluate(self, stage: str, batch) -> None:
-        logits = self(batch.cells)
+        logits = self.calibrated(self(batch.cells))
         self._track(stage, logits, batch.labels, self._loss(logits, batch.labels))
 
     def _track(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
@@ -201,6 +216,21 @@ class SIMSClassifier(pl.LightningModule):
         self.log(f"{stage}loss", loss.detach(), **options)
         if stage != "train_" or self.trainer.is_last_batch:  # Lightning keeps the metrics until the epoch's end
             self.log_dict(self.metrics[stage], **options)
+
+    @torch.no_grad()
+    def _fit_temperature(self, batches) -> float:
+        """From validation cells, of all devices."""
+        training, parts = self.training, []
+        self.eval()
+        for batch in batches or ():
+            parts.append((self(batch.cells.to(self.device)), batch.labels.to(self.device)))
+        self.train(training)
+        if not parts:
+            return 1.0
+        found = [torch.cat(part) for part in zip(*parts, strict=True)]
+        if self.trainer.world_size > 1:
+            found = [part.flatten(0, 1) for part in self.all_gather(found)]
+        return fit_temperature(*(part.cpu().numpy() for part in found))
 
     def _set_class_weights(self, weights: Tensor) -> None:
         weights = torch.as_tensor(weights, dtype=self.class_weights.dtype)

@@ -16,7 +16,8 @@ from sims_kit.errors import ModelFileError, SettingError
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.recipes import Recipe
 
-FORMAT, FORMAT_VERSION = "sims_kit", 1
+FORMAT, FORMAT_VERSION = "sims_kit", 2
+READABLE = (1, 2)  # version 1 had no calibration
 _REQUIRED = {"format_version", "genes", "classes", "network", "provenance", "test_metrics"}
 
 
@@ -52,6 +53,7 @@ def save_model(model: SIMSClassifier, path: str | os.PathLike) -> Path:
         "genes": model.genes,
         "classes": model.classes,
         "network": model.network_params,
+        "calibration": {"temperature": model.temperature.item()},
         "provenance": model.provenance,
         "test_metrics": None if model.test_metrics is None else model.test_metrics.to_dict(),
         "saved": date.today().isoformat(),
@@ -104,6 +106,7 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
     except (TypeError, ValueError, KeyError) as error:
         raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {error}") from error
     _fill(model, tensors, path)
+    model.temperature.fill_(_temperature(header, path))
     model.provenance = header["provenance"]
     if header["test_metrics"] is not None:
         model.test_metrics = pd.Series(header["test_metrics"], name="test")
@@ -148,10 +151,10 @@ def _header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
         raise ModelFileError(f"The header of {str(path)!r} cannot be read: {error!r}") from error
     if missing:
         raise ModelFileError(f"The header of {str(path)!r} lacks {', '.join(sorted(missing))}.")
-    if header["format_version"] != FORMAT_VERSION:
+    if header["format_version"] not in READABLE:
         raise ModelFileError(
-            f"{str(path)!r} has format version {header['format_version']}; this sims_kit reads version "
-            f"{FORMAT_VERSION}. Install a newer sims_kit."
+            f"{str(path)!r} has format version {header['format_version']!r}; this sims_kit reads versions "
+            f"{READABLE[0]} to {READABLE[-1]}. Install a newer sims_kit."
         )
     for names in ("genes", "classes"):
         listed = header[names]
@@ -160,6 +163,19 @@ def _header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
         if len(set(listed)) != len(listed):
             raise ModelFileError(f"The header of {str(path)!r} names some of its {names} twice.")
     return header
+
+
+def _temperature(header: dict[str, Any], path: Path) -> float:
+    """The model's; files of version 1 have none, and their probabilities were the bare softmax."""
+    if header["format_version"] == 1:
+        return 1.0
+    calibration = header.get("calibration")
+    temperature = calibration.get("temperature") if isinstance(calibration, dict) else None
+    if not isinstance(temperature, float) or not 0 < temperature < float("inf"):
+        raise ModelFileError(
+            f"The header of {str(path)!r} gives the temperature {temperature!r}, not a positive number."
+        )
+    return temperature
 
 
 def _fill(model: SIMSClassifier, tensors: dict[str, torch.Tensor], path: Path) -> None:

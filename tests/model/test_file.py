@@ -45,14 +45,23 @@ def test_round_trip(tmp_path, recipe):
     """Logits, names, provenance and metrics come back, whatever the recipe."""
     model = _fitted(recipe)
     model.provenance, model.test_metrics = {"seed": 3}, pd.Series({"loss": 0.5})
+    model.temperature.fill_(1.7)
     path = save_model(model, tmp_path / "new folder" / "model.safetensors")
     loaded = load_model(path)
     cells = torch.rand(5, 4)
     torch.testing.assert_close(loaded(cells), model(cells), rtol=0, atol=0)
+    torch.testing.assert_close(loaded.probabilities(cells), model.probabilities(cells), rtol=0, atol=0)
     assert (loaded.genes, loaded.classes, loaded.provenance) == (model.genes, model.classes, model.provenance)
     pd.testing.assert_series_equal(loaded.test_metrics, model.test_metrics, check_names=False)
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing half-written left
     assert path.stat().st_mode & 0o777 == 0o644  # others may read it
+
+
+def test_version_1_had_no_temperature(model, tmp_path):
+    """A file of the first version still loads; its probabilities are the bare softmax, as they were then."""
+    path = _rewritten(save_model(model, tmp_path / "model.safetensors"), format_version=1)
+    cells = torch.rand(5, 4)
+    torch.testing.assert_close(load_model(path).probabilities(cells), model(cells).softmax(1))
 
 
 def test_failed_save_keeps_the_old_file(model, tmp_path):
@@ -83,6 +92,8 @@ def test_unfitted_model_is_not_saved(tmp_path):
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "not a whole safetensors"),
         (lambda path: save_file({"a": torch.ones(1)}, path), "not one of sims_kit's"),
         (lambda path: _rewritten(path, format_version=99), "newer sims_kit"),
+        (lambda path: _rewritten(path, calibration={}), "temperature None"),
+        (lambda path: _rewritten(path, calibration={"temperature": -1.0}), "temperature -1.0"),
         (lambda path: _rewritten(path, genes=list("abcc")), "twice"),
         (lambda path: _rewritten(path, genes=[1, 2, 3, 4]), "as texts"),
         (lambda path: _rewritten(path, genes=list("abcde")), "needs"),
