@@ -41,7 +41,7 @@ def test_coverage_is_the_promised_one(score, by_class):
     assert covered.sum() / size.sum() == pytest.approx(0.9, abs=0.012)
     assert covered[0] / size[0] == pytest.approx(0.9 if by_class else 0.96, abs=0.045 if not by_class else 0.015)
     if by_class:
-        assert covered[2:].sum() / size[2:].sum() > 0.88  # two rare classes, most often too small alone
+        assert covered[2:].sum() / size[2:].sum() > 0.87  # two rare classes, most often too small alone
     else:
         assert covered[2:].sum() / size[2:].sum() < 0.85  # what by_class is for
 
@@ -65,14 +65,14 @@ def test_aps_by_hand():
 
 
 def test_rare_classes_share_a_quantile():
-    """A class with nine cells stands alone at 0.1; smaller ones share theirs, or that of all cells if still too few."""
+    """A class with nine cells stands alone at 0.1; smaller ones share one, with the next larger if still too few."""
     labels = np.repeat([0, 1, 2], [9, 8, 1])
     strange = np.concatenate([np.arange(9.0), 100 + np.arange(8.0), [200.0]])
     quantiles = conformal_quantiles(strange, labels, 4, 0.1)
     assert quantiles[0] == 8  # the largest of nine
     assert quantiles[1] == quantiles[2] == quantiles[3] == 200  # nine cells together; class 3 has none of its own
     few = conformal_quantiles(strange[:-1], labels[:-1], 4, 0.1)
-    assert few[1] == few[3] == np.quantile(strange[:-1], 0.9, method="weibull")
+    assert (few == np.quantile(strange[:-1], 0.9, method="weibull")).all()
 
 
 def test_cells_needed():
@@ -93,13 +93,8 @@ def test_coverage_table():
     table = coverage_table(sets, ["a", "a", "a", "new"], ["a", "b"]).set_index("class")
     assert list(table.index) == ["a", "new", "all cells"]
     assert table["coverage"].tolist() == [2 / 3, 0, 0.5]
-    assert table.loc["all cells", ["n_cells", "mean_size", "empty", "single", "several"]].tolist() == [
-        4,
-        1,
-        1 / 4,
-        2 / 4,
-        1 / 4,
-    ]
+    sizes = table.loc["all cells", ["n_cells", "mean_size", "empty", "single", "several"]]
+    assert sizes.tolist() == [4, 1, 1 / 4, 2 / 4, 1 / 4]
     with pytest.raises(DataError, match="4 cells"):
         coverage_table(sets[:2], ["a"] * 4, ["a", "b"])
 
