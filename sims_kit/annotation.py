@@ -68,10 +68,10 @@ def annotate(
         Cells predicted at once.
     reject
         Share of errors that you accept among labelled cells, such as 0.05: cells whose confidence is too low for that
-        are labelled ``"Unknown"``. None labels every cell.
+        are labelled ``"Unknown"`` (`sims_kit.calibration.rejection_threshold`). None labels every cell.
     hierarchy
         Child to parent, ``{"CD4 T": "T cell", "CD8 T": "T cell"}``, in as many levels as you like: a cell that `reject`
-        (0.05 by default) would leave unlabelled gets the finest parent whose probability reaches the same threshold.
+        (by default 0.05) would leave unlabelled gets the finest parent whose probability reaches the same threshold.
     alpha
         Adds the set of classes that each cell may be, which misses the true class in this share of the cells, of each
         class that has enough validation cells (9 for 0.1, 19 for 0.05; `sims_kit.calibration.conformal_quantiles`).

@@ -121,12 +121,12 @@ def test_gene_coverage_before_annotating(model, make_cells):
 
 @pytest.fixture
 def unsure(model):
-    """The model as if its validation cells had been harder: 100 cells, a tenth of them wrong, the unsure ones."""
+    """The model as if its validation cells had been harder: 100 cells, the less sure third of them wrong."""
     kept = model.calibration_cells
     random = np.random.default_rng(0)
     confidence = np.sort(random.uniform(0.5, 1, 100))
     model.calibration_cells = CalibrationCells(
-        np.arange(100) % 3, -np.log(confidence / (1 - confidence)), confidence, np.arange(100) >= 10
+        np.arange(100) % 3, -np.log(confidence / (1 - confidence)), confidence, np.arange(100) >= 30
     )
     yield model
     model.calibration_cells = kept
@@ -149,7 +149,7 @@ def test_rejected_cells_are_unknown(unsure, make_cells):
 
 
 def test_uncertain_cells_get_a_parent(unsure, make_cells):
-    """With a hierarchy, a cell too uncertain for a class gets the parent whose summed probability reaches the threshold."""
+    """With a hierarchy, a cell too uncertain for a class gets the parent whose probability, summed, is enough."""
     query = make_cells(n_cells=90, seed=1)
     query.X = query.X.multiply(np.random.default_rng(0).random(query.shape) < 0.15).tocsr()
     sk.annotate(query, unsure, hierarchy={"class_0": "either", "class_1": "either"})
