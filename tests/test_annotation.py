@@ -15,15 +15,15 @@ from sims_kit.errors import GeneError, LabelError, SettingError, UnknownNameErro
 
 @pytest.fixture(scope="module")
 def model(make_cells, tmp_path_factory):
-    """A model fitted on easy cells."""
+    """A model fitted on 300 of 700 easy cells."""
     quiet = dict(enable_progress_bar=False, logger=False, verbose=False)
     folder = tmp_path_factory.mktemp("fit")
-    return sk.fit(make_cells(n_cells=300), "cell_type", max_epochs=15, default_root_dir=folder, **quiet)
+    return sk.fit(make_cells(n_cells=700)[:300].copy(), "cell_type", max_epochs=15, default_root_dir=folder, **quiet)
 
 
 def test_columns(model, make_cells):
     """Labels, confidence, second label and probabilities are added under documented names."""
-    query = make_cells(n_cells=300)[:90].copy()
+    query = make_cells(n_cells=700)[300:390].copy()
     assert sk.annotate(query, model) is None
     probabilities = query.obsm["sims_probabilities"]
     assert probabilities.shape == (90, 3) and probabilities.dtype == np.float32
@@ -169,7 +169,7 @@ def test_uncertain_cells_get_a_parent(unsure, make_cells):
 
 def test_prediction_sets(model, make_cells, tmp_path):
     """Sets as text and as columns agree, hold the true class about as often as promised, and can be written."""
-    query = make_cells(n_cells=400, seed=3)
+    query = make_cells(n_cells=700)[300:].copy()
     sk.annotate(query, model, alpha=0.2)
     sets, classes = query.obsm["sims_sets"], np.array(model.classes)
     assert sets.shape == (400, 3) and sets.dtype == bool
@@ -184,7 +184,7 @@ def test_prediction_sets(model, make_cells, tmp_path):
 
 def test_vote_of_clusters(model, make_cells):
     """The vote stands beside the cell's own label, with the share of the cluster that agrees."""
-    query = make_cells(n_cells=60)
+    query = make_cells(n_cells=700)[300:360].copy()
     query.obs["leiden"] = query.obs["cell_type"].to_numpy()
     query.obs.loc[query.obs_names[:4], "leiden"] = "class_0"
     sk.annotate(query, model, vote_by="leiden")

@@ -86,7 +86,7 @@ def test_calibration_cells_come_back(calibrated, tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({"calibration.labels": torch.zeros(2, dtype=torch.int64)}, "one torch.int64 for each"),
+        ({"calibration.labels": torch.zeros(2, dtype=torch.int64)}, "for each validation cell"),
         ({"calibration.correct": torch.zeros(3)}, "one torch.bool for each"),
         ({"calibration.labels": torch.tensor([0, 1, 2])}, "out of range"),
         ({"calibration.confidence": torch.tensor([0.5, 0.5, torch.nan], dtype=torch.float64)}, "out of range"),
