@@ -145,10 +145,12 @@ def fitted_model(model: SIMSClassifier | str | os.PathLike) -> SIMSClassifier:
 
 
 def _tensors(model: SIMSClassifier) -> dict[str, torch.Tensor]:
-    """The network's parameters and running statistics, layers that steps share once; and the calibration cells."""
+    """The network's parameters and running statistics, layers that steps share once; profiles; calibration cells."""
     named = {**dict(model.network.named_parameters()), **dict(model.network.named_buffers())}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     cells = model.calibration_cells or ()
+    if model.profiles.is_measured:
+        tensors |= {f"profiles.{name}": tensor.cpu() for name, tensor in model.profiles.state_dict().items()}
     return tensors | {name: torch.from_numpy(values) for name, values in zip(_CELLS, cells, strict=False)}
 
 
@@ -207,6 +209,9 @@ def _calibration_cells(tensors: dict[str, torch.Tensor], n_classes: int, path: P
 
 def _fill(model: SIMSClassifier, tensors: dict[str, torch.Tensor], path: Path) -> None:
     own = {**dict(model.network.named_parameters()), **dict(model.network.named_buffers())}
+    profiles = {f"profiles.{name}": tensor for name, tensor in model.profiles.named_buffers()}
+    if profiles.keys() & tensors.keys():  # files of earlier versions have none
+        own |= profiles
     if own.keys() != tensors.keys():
         differing = sorted(own.keys() ^ tensors.keys())
         raise ModelFileError(f"{str(path)!r} does not hold the tensors of its network; differing: {differing[:3]}.")
