@@ -5,7 +5,7 @@ the Axes for whatever comes next: a title, ``ax.figure.savefig``. Nothing here k
 """
 
 from sims_kit.plotting.comparisons import method_scores, recall_by_size
-from sims_kit.plotting.evidence import cell_genes, faithfulness_curves, marker_recovery
+from sims_kit.plotting.evidence import cell_genes, cell_masks, faithfulness_curves, marker_recovery
 from sims_kit.plotting.figures import (
     class_genes,
     confidence,
@@ -27,6 +27,7 @@ from sims_kit.plotting.trust import (
 
 __all__ = [
     "cell_genes",
+    "cell_masks",
     "class_genes",
     "confidence",
     "confusion_matrix",
