@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from sims_kit.cells.splits import stratified_split
+from sims_kit.cells.splits import Split, stratified_split
 from sims_kit.errors import LabelError, SettingError
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.studies.adaptor import Peer
@@ -199,7 +199,7 @@ def _drawn(pool: pd.Series, proportion: float, seed: int) -> tuple[np.ndarray, i
     return np.sort(shuffled[rank < wanted[labels].to_numpy()]), int(raised.sum())
 
 
-def _run(peer: Peer, proportion: float, seed: int, *, cells: AnnData, split) -> pd.DataFrame:
+def _run(peer: Peer, proportion: float, seed: int, *, cells: AnnData, split: Split) -> pd.DataFrame:
     """Train once; the test cells as rows with a ``cell``, and the epochs as rows with an ``epoch``."""
     positions, n_raised = _drawn(cells.obs["label"].iloc[split.train], proportion, seed)
     reference = cells[split.train[positions]].copy()
@@ -236,16 +236,15 @@ def _summarised(rows: pd.DataFrame, n_bootstrap: int) -> Ablation:
         full = means.get((method, 1.0), {})  # empty where that part of the runs is still missing
         for score in TRANSFER_SCORES if full else ():
             value, low, high = with_intervals({"difference": full[score] - values[score]}).values()
-            row = {"method": method, "proportion": proportion, "n_training_cells": named["n_training_cells"]}
+            row = {"method": method, "proportion": proportion, "n_training_cells": int(named["n_training_cells"])}
             losses.append(row | {"score": score, "difference": value, "low": low, "high": high})
     whole = {"n_training_cells": int, "n_classes_raised": int}
-    tables = [pd.DataFrame(table).astype({**whole}) for table in (scores, runs)]
     return Ablation(
-        tables[0],
+        pd.DataFrame(scores).astype(whole),
         pd.DataFrame(
             losses, columns=["method", "proportion", "n_training_cells", "score", "difference", "low", "high"]
         ),
-        tables[1],
+        pd.DataFrame(runs).astype(whole),
         epochs.astype({"epoch": int}).reset_index(drop=True),
         calls.reset_index(drop=True),
     )
