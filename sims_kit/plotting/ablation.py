@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sims_kit import _drawing as draw
 from sims_kit.errors import SettingError, UnknownNameError
@@ -72,9 +72,10 @@ def ablation(
             ax.plot(runs.index + 1, runs, color=colour, linewidth=0.6, alpha=0.25)
             label = f"{100 * proportion:g} % ({n_cells:,} cells)"
             ax.plot(runs.index + 1, runs.mean(axis=1), color=colour, linewidth=1.6, label=label)
-        ax.set(xscale="log", xlabel="epoch", title=f"({letter}) {words}")
+        ax.set(xlabel="epoch", title=f"({letter}) {words}")
+        _log_axis(ax, "x")
         draw.tidy(ax)
-    axes[1].set_yscale("log")
+    _log_axis(axes[1], "y")
     draw.legend_beside(axes[1])
     axes[0].figure.suptitle(method, fontsize=draw.FONT + 2)
     return axes
@@ -124,7 +125,8 @@ def ablation_scores(
         full = own.loc[own["proportion"].idxmax(), score]
         ax.axhline(full - tolerance, color=COLOURS[i], linestyle=":", linewidth=1, zorder=0)
     ax.plot([], [], color=draw.GREY, linestyle=":", label=f"all cells, less {tolerance:g}")
-    ax.set(xscale="log", xlabel="training cells", ylabel=f"{draw.words(score)}, test cells")
+    ax.set(xlabel="training cells", ylabel=f"{draw.words(score)}, test cells")
+    _log_axis(ax, "x")
     draw.legend_beside(ax)
     return draw.tidy(ax)
 
@@ -172,7 +174,9 @@ def convergence(table: pd.DataFrame, *, axes: Sequence[Axes] | None = None) -> n
             ax.plot(means.index, means[column], color=colour, marker=marker, markersize=5, label=method)
             if column == "epochs":
                 ax.plot(means.index, means["n_epochs"], color=colour, linestyle="--", linewidth=1)
-        ax.set(xscale="log", yscale="log", xlabel="training cells", ylabel=f"{words} to convergence")
+        ax.set(xlabel="training cells", ylabel=f"{words} to convergence")
+        _log_axis(ax, "x")
+        _log_axis(ax, "y")
         draw.tidy(ax)
     axes[1].plot([], [], color=draw.GREY, linestyle="--", label="epochs of the training")
     draw.legend_beside(axes[1])
@@ -195,5 +199,15 @@ def _final_epochs(ax: Axes, epochs: pd.DataFrame, scores: pd.DataFrame | None) -
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(final.index)
-    ax.legend(frameon=False, fontsize=draw.FONT, loc="lower right")
+    ax.legend(frameon=False, fontsize=draw.FONT, loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=2)
     draw.tidy(ax)
+
+
+def _log_axis(ax: Axes, side: str) -> None:
+    """A logarithmic axis with its numbers written out; few between the powers of ten, which would meet."""
+    getattr(ax, f"set_{side}scale")("log")
+    axis = getattr(ax, f"{side}axis")
+    low, high = sorted(getattr(ax, f"get_{side}lim")())
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))

@@ -164,7 +164,7 @@ def _legend(ax: Axes, methods: Sequence[str]) -> None:
         for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False)
     ]
     grey = dict(color=draw.GREY, linestyle="", markersize=6)
-    handles += [Line2D([], [], marker="o", label="first score of the panel", **grey)]
-    handles += [Line2D([], [], marker="o", markerfacecolor="w", label="second score", **grey)]
-    handles += [Line2D([], [], marker="|", label="held-out cells, trained-on groups", **grey)]
+    handles += [Line2D([], [], marker="o", label="first score of the title", **grey)]
+    handles += [Line2D([], [], marker="o", markerfacecolor="w", label="second score of the title", **grey)]
+    handles += [Line2D([], [], marker="|", label="held-out cells of the training groups", **grey)]
     ax.figure.legend(handles=handles, frameon=False, fontsize=draw.FONT, loc="outside lower center", ncols=3)

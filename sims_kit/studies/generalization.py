@@ -255,7 +255,7 @@ def _summarised(calls: pd.DataFrame, n_bootstrap: int) -> Generalization:
         for i, (seed, part) in enumerate(by_seed):
             row = {**named, "seed": seed, **part[facts].iloc[0], **sizes}
             runs.append(row | with_intervals({score: values[:, i] for score, values in of_seeds.items()}))
-        drawn[key] = {score: _mean_over_seeds(values) for score, values in of_seeds.items()}
+        drawn[key] = {score: _mean_over_seeds(values, score) for score, values in of_seeds.items()}
         row = {**named, "n_seeds": len(by_seed), "n_training_cells": of_key["n_training_cells"].iloc[0], **sizes}
         row |= with_intervals(drawn[key])
         seen_share = 1 - sizes["unseen_percent"] / 100
@@ -298,7 +298,7 @@ def _resampled(counts: np.ndarray, n_bootstrap: int) -> np.ndarray:
     return np.concatenate([counts[None], np.stack(drawn, axis=1)])
 
 
-def _mean_over_seeds(values: np.ndarray) -> np.ndarray:
+def _mean_over_seeds(values: np.ndarray, score: str) -> np.ndarray:
     """(1 + n_bootstrap,) the mean over the seeds, then its draws, from values of (1 + n_bootstrap, seeds).
 
     Seeds are drawn anew, and what the drawn cells of one of them change is added: all seeds have the same cells, so
@@ -307,7 +307,8 @@ def _mean_over_seeds(values: np.ndarray) -> np.ndarray:
     n_draws, n_seeds = len(values) - 1, values.shape[1]
     chosen = np.random.default_rng(1).integers(n_seeds, size=(n_draws, n_seeds))
     change = values[1:][np.arange(n_draws), chosen[:, 0]] - values[0, chosen[:, 0]]
-    return np.concatenate([[values[0].mean()], values[0, chosen].mean(axis=1) + change])
+    draws = (values[0, chosen].mean(axis=1) + change).clip(0, 100 if score == "unknown_percent" else 1)
+    return np.concatenate([[values[0].mean()], draws])
 
 
 def _drops(drawn: Mapping[tuple, dict[str, np.ndarray]]) -> pd.DataFrame:
