@@ -17,10 +17,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from study_page import ROOT, machine, table, with_interval, write_section
 
 import sims_kit as sk
 from sims_kit.datasets.simulate import PRESETS, simulate
-from study_page import ROOT, machine, table, with_interval, write_section
 
 TABLES, RUNS = ROOT / "benchmarks/measured_studies", ROOT / "results/studies"
 METHODS = ("SIMS, one network", "linear SVM")
@@ -103,7 +103,7 @@ def generalization_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[st
     }
     parts = [
         "By `python benchmarks/studies.py generalization` (thesis section 0.3.4, figures 0.15 and 0.16). A model is "
-        "trained on four fifths of one group of cells and tested on every other group; the last fifth is the reference. "
+        "trained on four fifths of one group of cells and tested on the others; the last fifth is the reference. "
         "Scores are of cells whose class was in training. In brackets 95 % bootstrap intervals over cells and seeds. "
         "One network, and not the four of the default recipe, stands for SIMS.",
         table(transfer_claims(tasks)),
@@ -171,7 +171,7 @@ def ablation_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
     parts = [
         "By `python benchmarks/studies.py ablation` (thesis section 0.3.5, figures 0.17 to 0.19). A fifth of the cells "
         "tests, the same for every proportion, seed and method; proportions are of the others, drawn class by class. "
-        "In brackets 95 % bootstrap intervals over test cells and seeds, of losses paired by both. One network, and not "
+        "In brackets 95 % bootstrap intervals over test cells and seeds, of losses paired by both. One network, not "
         "the four of the default recipe, stands for SIMS. Epochs are set by the recipe: 1,000 steps at least ten times "
         "through the cells, so that small sets are seen more often, and none stops early.",
         table(pd.concat([ablation_claims(task, tables) for task, tables in tasks.items()])),
