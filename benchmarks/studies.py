@@ -27,7 +27,9 @@ METHODS = ("SIMS, one network", "linear SVM")
 N_CELLS = 6000  # of simulated cortex, 750 for each region: the fast size has 300
 PROPORTIONS = (0.01, 0.03, 0.06, 0.1, 0.3, 1.0)
 TOLERANCE = 0.02  # the thesis's 2 %, in points of median F1
-LARGE_DROP = 0.05  # in points; the thesis calls its transfer good without a number
+TARGET_SCORES = ("balanced_accuracy", "weighted_accuracy", "median_f1")  # aggregated F1: as weighted accuracy here
+ABLATION_FIGURES = ("ablation", "ablation_scores", "ablation_convergence")
+LARGE_DROP = 0.05  # in points
 GENERALIZATION = ("regions", "protocols", "donors")
 ABLATION = ("sim-cortex", "worm-neurons")
 
@@ -107,8 +109,9 @@ def generalization_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[st
         "Scores are of cells whose class was in training. In brackets 95 % bootstrap intervals over cells and seeds. "
         "One network, and not the four of the default recipe, stands for SIMS.",
         table(transfer_claims(tasks)),
-        f"A drop is the reference minus the target, in points of median F1. Good transfer is taken as no target with a "
-        f"drop that is surely (the whole interval) above {LARGE_DROP:g}; the thesis gives no number.",
+        "A drop is the reference minus the target, in points. The thesis calls its transfer good without a number. Here "
+        f"a target drops where the whole interval is above {LARGE_DROP:g}; the claim holds where all intervals are "
+        "below, not where one target drops, and is open between.",
     ]
     for task, tables in tasks.items():
         sk.plotting.generalization(tables["scores"])[0, 0].figure.savefig(figure("generalization", task), dpi=110)
@@ -125,38 +128,29 @@ def target_rows(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     for _, row in tables["scores"].iterrows():
         target = f"{row['target']}, held-out cells" if row["in_distribution"] else row["target"]
         found = {"method": row["method"], "trained on": row["trained_on"], "target": target, "cells": row["n_cells"]}
-        found |= {sk_words(score): with_interval(row, score) for score in TARGET_SCORES}
+        found |= {words(score): with_interval(row, score) for score in TARGET_SCORES}
         rows.append(found | {"unseen %": f"{row['unseen_percent']:.1f}", "seeds": row["n_seeds"]})
     return pd.DataFrame(rows)
 
 
-TARGET_SCORES = ("balanced_accuracy", "weighted_accuracy", "median_f1")  # aggregated F1 is weighted accuracy here
-
-
-def sk_words(score: str) -> str:
+def words(score: str) -> str:
     """``median_f1`` as "median F1"."""
     return score.replace("_", " ").replace("f1", "F1")
 
 
 def transfer_claims(tasks: dict[str, dict[str, pd.DataFrame]]) -> pd.DataFrame:
-    """Whether transfer is good, for each task and method."""
+    """Whether transfer is good, for each task, method and score."""
     rows = []
     for task, tables in tasks.items():
-        drops = tables["drops"][tables["drops"]["score"] == "median_f1"]
-        for method, own in drops.groupby("method", sort=False):
-            worst = own.loc[own["difference"].idxmax()]
-            large = int((own["low"] > LARGE_DROP).sum())
-            verdict = "holds" if (own["high"] <= LARGE_DROP).all() else "does not hold" if large else "not refuted"
-            rows.append(
-                {
-                    "thesis": f"good transfer between {task}",
-                    "method": method,
-                    "mean drop": f"{own['difference'].mean():.3f}",
-                    "largest drop": f"{with_interval(worst, 'difference')}, {worst['trained_on']} to {worst['target']}",
-                    "targets that surely drop": f"{large} of {len(own)}",
-                    "verdict": verdict,
-                }
-            )
+        drops = tables["drops"][tables["drops"]["score"].isin(["weighted_accuracy", "median_f1"])]
+        for (method, score), own in drops.groupby(["method", "score"], sort=False):
+            worst, surely = own.loc[own["difference"].idxmax()], int((own["low"] > LARGE_DROP).sum())
+            found = {"thesis": f"good transfer between {task}", "method": method, "score": words(score)}
+            found["mean drop"] = f"{own['difference'].mean():.3f}"
+            found["largest drop"] = f"{with_interval(worst, 'difference')}, {worst['trained_on']} to {worst['target']}"
+            found[f"surely above {LARGE_DROP:g}"] = f"{surely} of {len(own)} targets"
+            verdict = "holds" if (own["high"] <= LARGE_DROP).all() else "does not hold" if surely else "open"
+            rows.append(found | {"verdict": verdict})
     return pd.DataFrame(rows)
 
 
@@ -191,9 +185,6 @@ def ablation_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
     return [*parts, machine()]
 
 
-ABLATION_FIGURES = ("ablation", "ablation_scores", "ablation_convergence")
-
-
 def size_rows(tables: dict[str, pd.DataFrame], times: pd.DataFrame) -> pd.DataFrame:
     """Each proportion: scores, loss, and how long training took."""
     keys, rows = ["method", "proportion"], []
@@ -201,7 +192,7 @@ def size_rows(tables: dict[str, pd.DataFrame], times: pd.DataFrame) -> pd.DataFr
     times = times.groupby(keys)[["epochs", "n_epochs", "cpu_seconds"]].mean()
     for key, row in tables["scores"].set_index(keys).iterrows():
         found = {"method": key[0], "proportion": f"{100 * key[1]:g} %", "cells": row["n_training_cells"]}
-        found |= {sk_words(score): with_interval(row, score) for score in ("weighted_accuracy", "median_f1")}
+        found |= {words(score): with_interval(row, score) for score in ("weighted_accuracy", "median_f1")}
         found |= {"loss of median F1": with_interval(losses.loc[key], "difference")}
         found |= {"classes not stratified": row["n_classes_raised"], "fit, CPU s": f"{row['fit_cpu_seconds']:.1f}"}
         epochs = times.loc[key] if key in times.index else None

@@ -144,7 +144,7 @@ def _targets(ax: Axes, table: pd.DataFrame, home: pd.DataFrame, pair: Sequence[s
     for edge in np.arange(len(targets) - 1) + 0.5:
         ax.axhline(edge, color=draw.GREY, linewidth=0.3)
     draw.name_rows(ax, targets)
-    ax.set_xlim(right=1.02)
+    ax.set_xlim(min(ax.get_xlim()[0], 0.8), 1.02)  # a fifth at least, so that a hundredth looks like one
     draw.tidy(ax)
 
 
