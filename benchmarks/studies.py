@@ -109,8 +109,8 @@ def generalization_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[st
         "Scores are of cells whose class was in training. In brackets 95 % bootstrap intervals over cells and seeds. "
         "One network, and not the four of the default recipe, stands for SIMS.",
         table(transfer_claims(tasks)),
-        "A drop is the reference minus the target, in points. The thesis calls its transfer good without a number. Here "
-        f"a target drops where the whole interval is above {LARGE_DROP:g}; the claim holds where all intervals are "
+        "A drop is the reference minus the target, in points. The thesis calls transfer good without a number. Here a "
+        f"target drops where the whole interval is above {LARGE_DROP:g}; the claim holds where all intervals are "
         "below, not where one target drops, and is open between.",
     ]
     for task, tables in tasks.items():

@@ -167,4 +167,5 @@ def _legend(ax: Axes, methods: Sequence[str]) -> None:
     handles += [Line2D([], [], marker="o", label="first score of the title", **grey)]
     handles += [Line2D([], [], marker="o", markerfacecolor="w", label="second score of the title", **grey)]
     handles += [Line2D([], [], marker="|", label="held-out cells of the training groups", **grey)]
-    ax.figure.legend(handles=handles, frameon=False, fontsize=draw.FONT, loc="outside lower center", ncols=3)
+    where = "outside lower center" if ax.figure.get_layout_engine() else "lower center"
+    ax.figure.legend(handles=handles, frameon=False, fontsize=draw.FONT, loc=where, ncols=3)

@@ -16,7 +16,7 @@ from sims_kit.errors import LabelError, SettingError
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.studies.adaptor import Peer
 from sims_kit.studies.counts import TRANSFER_SCORES, called_classes, score_counts, with_intervals
-from sims_kit.studies.runs import as_peers, as_seeds, fingerprint, fit_seconds, labelled_cells_only, sweep_methods
+from sims_kit.studies.runs import as_peers, as_seeds, fingerprint, fit_seconds, plain_cells, sweep_methods
 
 SCORES = (*TRANSFER_SCORES, "unknown_percent")
 EPOCH_METRICS = (
@@ -131,7 +131,7 @@ def ablation(
     if not 0 < test < 1 or n_bootstrap < 1:
         raise SettingError(f"test={test}, n_bootstrap={n_bootstrap}: give a share between 0 and 1, and 1 or more.")
     peers, seeds = as_peers(methods), as_seeds(seeds)
-    cells = labelled_cells_only(cells, label)
+    cells = plain_cells(cells, label)
     split = stratified_split(cells.obs["label"], validation=0, test=test, seed=TEST_SPLIT)
     pool = cells.obs["label"].iloc[split.train]
     _check_sizes(pool, proportions)

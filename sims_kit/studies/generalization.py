@@ -24,7 +24,7 @@ from sims_kit.studies.counts import (
     score_counts,
     with_intervals,
 )
-from sims_kit.studies.runs import as_peers, as_seeds, fingerprint, fit_seconds, labelled_cells_only, sweep_methods
+from sims_kit.studies.runs import as_peers, as_seeds, fingerprint, fit_seconds, plain_cells, sweep_methods
 
 KEYS = ["method", "trained_on", "target", "in_distribution"]
 
@@ -171,7 +171,7 @@ def _groups(cells: AnnData | Mapping[str, AnnData], label: str, by: str | None) 
         cells = {name: cells[(group_of == name).to_numpy()] for name in sorted(group_of.dropna().unique())}
     if len(cells) < 2:
         raise SettingError(f"Found {len(cells)} group, {list(cells)}; generalization needs two or more. Check {by=}.")
-    groups = {str(name): labelled_cells_only(part, label, str(name)) for name, part in cells.items()}
+    groups = {str(name): plain_cells(part, label, str(name)) for name, part in cells.items()}
     for name, part in groups.items():
         part.obs["sample"] = name
     return groups

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sims_kit.cells.matrix import cell_matrix, label_text
-from sims_kit.cells.normalise import detect_state
-from sims_kit.errors import LabelError, SettingError, UnknownNameError
+from sims_kit.cells.matrix import labelled_cells
+from sims_kit.errors import LabelError, SettingError
 from sims_kit.studies.adaptor import UNKNOWN, Peer
 from sims_kit.studies.peers import make_peer, versions_of
 from sims_kit.studies.sweep import sweep
@@ -53,8 +52,8 @@ def as_seeds(seeds: int | Sequence[int]) -> list[int]:
     return [int(seed) for seed in seeds]
 
 
-def labelled_cells_only(cells: AnnData, label: str, name: str = "cells") -> AnnData:
-    """The cells that have a label, with their matrix, genes and ``obs["label"]``: nothing else that could leak.
+def plain_cells(cells: AnnData, label: str, name: str = "cells") -> AnnData:
+    """The cells that have a label, numbered, with matrix, genes and ``obs["label"]``: nothing else that could leak.
 
     Parameters
     ----------
@@ -77,28 +76,22 @@ def labelled_cells_only(cells: AnnData, label: str, name: str = "cells") -> AnnD
     LabelError
         If a class is called ``"Unknown"``, or no cell has a label.
     DataError
-        If the values are scaled or not finite.
+        If the values are scaled, not finite, or turned.
     """
-    if label not in cells.obs:
-        raise UnknownNameError(f"obs column of {name} called", label, cells.obs.columns)
-    matrix, var = cell_matrix(cells)
-    detect_state(matrix, name=f"The matrix of {name}")
-    labels = label_text(cells.obs[label]).to_numpy()
-    kept = pd.notna(labels)
-    if (labels == UNKNOWN).any():
+    found = labelled_cells(cells, name, label)
+    if n_unknown := int((found.labels == UNKNOWN).sum()):
         raise LabelError(
-            f'{name}: {(labels == UNKNOWN).sum()} cells are labelled "Unknown", as rejected cells are. '
+            f'{name}: {n_unknown} cells are labelled "Unknown", as rejected cells are. '
             "Leave them out, or rename the class."
         )
-    if not kept.any():
-        raise LabelError(f"{name}: none of {len(kept):,} cells has a {label!r}. Check the column.")
-    if not kept.all():
+    if found.n_unlabelled:
+        n_all = found.n_unlabelled + len(found.labels)
         warnings.warn(
-            f"{name}: {(~kept).sum():,} of {len(kept):,} cells have no {label!r} and are left out.", stacklevel=4
+            f"{name}: {found.n_unlabelled:,} of {n_all:,} cells have no {label!r} and are left out.", stacklevel=4
         )
-        matrix, labels = matrix[kept], labels[kept]
-    obs = pd.DataFrame({"label": labels.astype(str)}, index=cells.obs_names[kept].astype(str))
-    return AnnData(matrix, obs=obs, var=pd.DataFrame(index=var.index.astype(str)))
+    numbers = np.arange(len(found.labels)).astype(str)
+    obs = pd.DataFrame({"label": found.labels.astype(str)}, index=numbers)
+    return AnnData(found.matrix, obs=obs, var=pd.DataFrame(index=found.genes))
 
 
 def fingerprint(parts: Iterable[AnnData], *settings: object) -> str:
