@@ -15,12 +15,15 @@ from sims_kit.plotting.figures import (
     top_genes,
     training_curves,
 )
+from sims_kit.plotting.inference import composition, confidence_shift, stress_curves
 from sims_kit.plotting.stability import consensus_size, gene_set_weight, stability
 
 __all__ = [
     "cell_genes",
     "class_genes",
+    "composition",
     "confidence",
+    "confidence_shift",
     "confusion_matrix",
     "consensus_size",
     "explain_matrix",
@@ -31,6 +34,7 @@ __all__ = [
     "method_scores",
     "recall_by_size",
     "stability",
+    "stress_curves",
     "top_genes",
     "training_curves",
 ]

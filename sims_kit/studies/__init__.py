@@ -1,12 +1,15 @@
-"""The thesis's experiments, as functions that give tidy tables: so far the benchmark against other methods.
+"""The thesis's experiments, as functions that give tidy tables.
 
 `benchmark` compares methods on the same folds, `read_benchmark` reads what it left on disk; `TASKS` and `PEERS` are
-what it knows by name, `Task` and `Peer` what it takes beside these.
+what it knows by name, `Task` and `Peer` what it takes beside these. `inference` labels a tissue culture by a model of
+primary tissue; `stress_test` and `stress_losses` measure what cell stress does to labels.
 """
 
 from sims_kit.studies.adaptor import Peer, Prediction
 from sims_kit.studies.benchmark import Benchmark, benchmark, read_benchmark
+from sims_kit.studies.inference import Inference, inference
 from sims_kit.studies.peers import PEERS, make_peer
+from sims_kit.studies.stress import stress_losses, stress_test
 from sims_kit.studies.tasks import TASKS, Folds, Task
 
 __all__ = [
@@ -14,10 +17,14 @@ __all__ = [
     "TASKS",
     "Benchmark",
     "Folds",
+    "Inference",
     "Peer",
     "Prediction",
     "Task",
     "benchmark",
+    "inference",
     "make_peer",
     "read_benchmark",
+    "stress_losses",
+    "stress_test",
 ]
