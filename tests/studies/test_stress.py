@@ -25,9 +25,11 @@ class Constant:
     name, packages, settings = "constant", ("numpy",), "none"
 
     def fit(self, reference, label, *, sample=None, seed=0):
+        """Find the label."""
         self.label, self.reference = reference.obs[label].mode()[0], reference
 
     def predict(self, query):
+        """Give it to every cell."""
         self.query = query
         return Prediction(np.full(query.n_obs, self.label), None, [self.label])
 
@@ -36,6 +38,7 @@ class Fails(Constant):
     """The same by name, and not to be run."""
 
     def fit(self, *_, **__):
+        """Is not reached."""
         raise AssertionError("ran again")
 
 
