@@ -72,7 +72,8 @@ def stress_test(
         counts of the organoid), ``n_cells``, ``accuracy`` with ``_low`` and ``_high`` (Wilson, 95 %, over the cells),
         ``macro_f1``, ``median_f1``, ``unlabelled_percent``, ``calibration_error``, ``mean_confidence``, and for SIMS
         the share that stress genes hold of masks and contributions, ``stress_mask_percent`` and
-        ``stress_contribution_percent``. NaN for what a method does not have.
+        ``stress_contribution_percent``, how many of them have any mask weight, ``stress_genes_in_masks``, and how many
+        genes at all, ``genes_in_masks``. NaN for what a method does not have.
 
     Raises
     ------
@@ -199,10 +200,10 @@ def _calls(prediction: Prediction, truth: np.ndarray) -> pd.DataFrame:
 
 def _stress_shares(peer: Peer, query: AnnData, stress_genes: pd.Index) -> dict[str, float]:
     """What the stress genes hold of masks and contributions, of a peer that has them."""
-    shares = dict.fromkeys(("stress_mask_percent", "stress_contribution_percent"), np.nan)
-    if isinstance(peer, Sims):
-        genes = explain(peer.model, query).genes
-        own = genes[genes.index.isin(stress_genes)]
-        for name, column in zip(shares, ("weight", "contribution"), strict=True):
-            shares[name] = float(100 * own[column].sum() / genes[column].sum())
-    return shares
+    names = ("stress_mask_percent", "stress_contribution_percent", "stress_genes_in_masks", "genes_in_masks")
+    if not isinstance(peer, Sims):
+        return dict.fromkeys(names, np.nan)
+    genes = explain(peer.model, query).genes
+    own = genes[genes.index.isin(stress_genes)]
+    shares = [float(100 * own[column].sum() / genes[column].sum()) for column in ("weight", "contribution")]
+    return dict(zip(names, [*shares, (own["weight"] > 0).sum(), (genes["weight"] > 0).sum()], strict=True))

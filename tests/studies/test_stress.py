@@ -75,8 +75,9 @@ def test_masks_of_sims_are_looked_at():
     row = stress_test(peer, (1,), seeds=(0,), tree=TREE, **SMALL).iloc[0]
     organoid = simulate(replace(PRESETS["sim-organoid"]["fast"], tree=TREE, **SMALL), seed=0, stress_strength=1.0)
     weights = sk.explain(peer.model, organoid).genes["weight"]
-    own = weights[weights.index.isin(sk.evidence.STRESS_GENES)].sum()
-    assert row["stress_mask_percent"] == pytest.approx(100 * own, rel=1e-4)
+    own = weights[weights.index.isin(sk.evidence.STRESS_GENES)]
+    assert row["stress_mask_percent"] == pytest.approx(100 * own.sum(), rel=1e-4)
+    assert (row["stress_genes_in_masks"], row["genes_in_masks"]) == ((own > 0).sum(), (weights > 0).sum())
     assert 0 < row["stress_contribution_percent"] < 100 and 0 < row["mean_confidence"] <= 1
 
 
