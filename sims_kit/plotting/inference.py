@@ -18,7 +18,8 @@ def composition(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ----------
     table
         One row per sample and class, as ``inference(...).composition``: ``tissue``, ``sample``, ``class``,
-        ``percent``, ``percent_low``, ``percent_high``. Seven samples at most.
+        ``percent``, ``percent_low``, ``percent_high``; where the truth is known, ``true_percent``. Seven samples at
+        most.
     ax
         Where to draw; a new figure by default.
 
@@ -26,7 +27,8 @@ def composition(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     -------
     matplotlib.axes.Axes
         Per class, the commonest in the first sample at the top and ``"Unknown"`` last, a point for each sample and a
-        line over its interval. Classes that no sample has are left out.
+        line over its interval; a black tick at the true share, if there is one. Classes that no sample has are left
+        out.
 
     Raises
     ------
@@ -41,7 +43,9 @@ def composition(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     table = table.assign(name=_names(table))
     samples = list(table["name"].unique())
     _check_number(samples, "samples")
-    wide = table.pivot(index="class", columns="name", values=["percent", "percent_low", "percent_high"])
+    table = table if "true_percent" in table else table.assign(true_percent=np.nan)
+    columns = ["percent", "percent_low", "percent_high", "true_percent"]
+    wide = table.pivot(index="class", columns="name", values=columns)
     found = wide[wide["percent"].sum(axis=1) > 0]
     order = found["percent"][samples].sort_values(samples, ascending=False, kind="stable").index
     order = [name for name in order if name != "Unknown"] + [name for name in order if name == "Unknown"]
@@ -51,6 +55,9 @@ def composition(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         own, rows = found.xs(sample, axis=1, level="name").loc[order], np.arange(len(order)) + shift
         ax.hlines(rows, own["percent_low"], own["percent_high"], color=colour, linewidth=1.5)
         ax.plot(own["percent"], rows, marker, color=colour, markersize=4.5, label=sample)
+        if own["true_percent"].notna().any():
+            last = sample == samples[-1]
+            ax.plot(own["true_percent"], rows, "k|", markersize=8, label="true share" if last else None, zorder=3)
     ax.hlines(np.arange(len(order) - 1) + 0.5, 0, 1, color="0.9", linewidth=0.6, transform=ax.get_yaxis_transform())
     draw.name_rows(ax, order)
     ax.set(xlabel="share of the sample's cells (%)")

@@ -35,6 +35,10 @@ def test_composition_has_a_row_for_each_class(shares):
     np.testing.assert_allclose([line[:, 0] for line in ax.collections[1].get_segments()], [[0, 5], [27, 35], [63, 75]])
     assert (ax.lines[0].get_ydata() < ax.lines[1].get_ydata()).all()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["primary, test set", "culture, a"]
+    truth = [np.nan] * 4 + [25.0, 5, 0, np.nan]
+    ax = plotting.composition(shares.assign(true_percent=truth))
+    np.testing.assert_allclose(ax.lines[2].get_xdata(), [5, 25, np.nan])
+    assert len(ax.lines) == 3 and ax.get_legend().get_texts()[-1].get_text() == "true share"
 
 
 def test_confidence_is_a_distribution_of_each_sample():
