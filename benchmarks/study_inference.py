@@ -1,12 +1,12 @@
-"""Tissue cultures, measured: do SIMS's masks avoid stress genes, and are its labels robust to stress?
+"""Tissue cultures, measured: whether SIMS's masks avoid stress genes, and whether its labels are robust to stress.
 
     python benchmarks/study_inference.py [--seeds 3] [--methods "SIMS, default" "linear SVM"] [--jobs 2]
     python benchmarks/study_inference.py --report     # the page and figures alone, from the tables that are there
 
 Simulated organoids, whose types and stress are known, are labelled by methods that have learned from simulated cortex
-(thesis section 0.3.7). Tables go to benchmarks/measured_studies/inference/, those of single runs to runs/ there, so that
-a restart goes on; benchmarks/STUDIES_INFERENCE.md, docs/organoid_stress.png and docs/organoid_inference.png are made of
-them. CellTypist needs `pip install 'sims_kit[peers]'`.
+(thesis section 0.3.7). Tables go to benchmarks/measured_studies/inference/, those of single runs to runs/ there, so
+that a restart goes on; benchmarks/STUDIES_INFERENCE.md, docs/organoid_stress.png and docs/organoid_inference.png are
+made of them. CellTypist needs `pip install 'sims_kit[peers]'`.
 """
 
 import argparse
@@ -92,13 +92,11 @@ def draw(tables: dict[str, pd.DataFrame]) -> None:
     known, blind = table[table["knows_stress_genes"]], table[~table["knows_stress_genes"]]
     figure, axes = plt.subplots(2, 1, figsize=(8, 7), layout="constrained")
     sk.plotting.stress_curves(known, ax=axes[0])
-    few = [
-        known[known["method"].isin(blind["method"])],
-        blind.assign(method=blind["method"] + ", stress genes left out"),
-    ]
-    sk.plotting.stress_curves(pd.concat(few), ax=axes[1])
+    seeing = known[known["method"].isin(blind["method"])]
+    blind = blind.assign(method=blind["method"] + ", without")
+    sk.plotting.stress_curves(pd.concat([seeing, blind]), ax=axes[1])
     lowest = min(ax.get_ylim()[0] for ax in axes)
-    titles = ("Labels of organoid cells under stress", "The same with stress genes taken out of the reference")
+    titles = ("Labels of organoid cells under stress", "The same, with and without stress genes in the reference")
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, loc="left")
         ax.set_ylim(lowest, 1)
@@ -125,35 +123,35 @@ def page(tables: dict[str, pd.DataFrame]) -> str:
         "# Tissue cultures: masks and stress",
         "Written by `python benchmarks/study_inference.py`; do not edit. Methods learn from `sim-cortex` (2,500 cells, "
         "2,000 genes, 19 types) and label `sim-organoid`: other donors, another protocol, and a programme of "
-        f"{setting['culture_stress_genes']} stress genes in every cell, independent of its type. It is simulated tissue: "
-        f"the types are known, and real stress may do more than raise these genes. {stress['seed'].nunique()} tissues; "
+        f"{setting['culture_stress_genes']} stress genes in every cell, independent of its type. The "
+        f"tissue is simulated: types are known, and real stress may do more than raise these genes. {stress['seed'].nunique()} tissues; "
         "in brackets 95 % intervals over them (t distribution).",
         "## The thesis's claims (section 0.3.7)",
         "\n".join(["| claim | our data | holds? |", "|---|---|---|", *claims(stress, losses)]),
         "## Accuracy against the strength of the stress",
         "![accuracy of every method against the strength of the stress](../docs/organoid_stress.png)",
-        "Mean accuracy, and percentage points lost against no stress. Strength 1 is that of `sim-organoid`, where a stress "
-        f"gene is twice as high; at {stress['stress_strength'].max():g}, stress genes have "
+        "Mean accuracy, and percentage points lost against no stress. Strength 1 is that of `sim-organoid`, where a "
+        f"stress gene is twice as high; at {stress['stress_strength'].max():g}, stress genes have "
         f"{stress['stress_counts_percent'].max():.0f} % of all counts.",
         losses_table(losses),
         f"Points lost more than {SIMS} loses, on the same tissues, at the strongest stress:",
         more_table(losses),
         "## What the masks look at",
-        "Mask weight of the stress genes in the organoid, mean over tissues; of equally many genes out of all, the share "
-        f"would be {100 * setting['culture_stress_genes'] / setting['genes']:.1f} %.",
+        "Mask weight of the stress genes in the organoid, mean over tissues; of as many genes of all, the share would "
+        f"be {100 * setting['culture_stress_genes'] / setting['genes']:.1f} %.",
         masks_table(stress),
-        f"Recipe `{RECIPE}`, against sets of equally expressed genes (`sk.evidence.check_gene_set`), on the primary test "
-        f"set: {setting['primary_verdict']} In the organoid: {setting['culture_verdict']} "
+        f"Recipe `{RECIPE}`, against sets of equally expressed genes (`sk.evidence.check_gene_set`), on the primary "
+        f"test set: {setting['primary_verdict']} In the organoid: {setting['culture_verdict']} "
         f"{setting['culture_with_weight']} of the {setting['culture_stress_genes']} have some weight.",
         "## One organoid, as an analyst sees it",
-        f"`sk.studies.inference`, recipe `{RECIPE}`, strength 1: accuracy {setting['primary_accuracy']:.3f} in the primary "
-        f"test set and {setting['organoid_accuracy']:.3f} in the organoid "
+        f"`sk.studies.inference`, recipe `{RECIPE}`, strength 1: accuracy {setting['primary_accuracy']:.3f} in the "
+        f"primary test set and {setting['organoid_accuracy']:.3f} in the organoid "
         f"({setting['organoid_accuracy_of_known']:.3f} of the cells that are not Unknown).",
         "![types inferred in two samples with intervals and true shares; distributions of confidence]"
         "(../docs/organoid_inference.png)",
         confidence_table(tables["confidence"]),
-        f"Of {len(inside)} inferred shares, {inside.sum()} have the true share in their 95 % interval; the largest error is "
-        f"{worst:.1f} points. Intervals are of drawing cells (Wilson) and know nothing of wrong calls.",
+        f"Of {len(inside)} inferred shares, {inside.sum()} have the true share in their 95 % interval; the largest error "
+        f"is {worst:.1f} points. Intervals are of drawing cells (Wilson) and know nothing of wrong calls.",
         "Cells known beforehand to be inhibitory, as those of figure 0.20:",
         expected_table(tables["expected"]),
         f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, torch "
@@ -164,38 +162,61 @@ def page(tables: dict[str, pd.DataFrame]) -> str:
 
 def claims(stress: pd.DataFrame, losses: pd.DataFrame) -> list[str]:
     """A row for each claim, and whether it holds."""
-    known = stress[stress["knows_stress_genes"]]
-    rows = []
-    for method, own in known.dropna(subset="stress_mask_percent").groupby("method", sort=False):
-        used, passed = own["stress_genes_in_masks"].max(), own["genes_in_masks"].mean()
-        text = f"{method}: up to {used:.0f} of 45 have weight, {own['stress_mask_percent'].mean():.2f} % of it, among "
-        text += f"{passed:.0f} genes of 2,000 that the masks pass"
-        if used == 0:
-            text += f"; 45 genes at random would have none with p = {hypergeom.pmf(0, 2000, 45, round(passed)):.2f}"
-        rows.append(f"| masks avoid stress genes: none has weight | {text} | {'yes' if used == 0 else 'no'} |")
-    sims = losses[(losses["method"] == SIMS) & losses["knows_stress_genes"]]
-    borne = sims[sims["lost_points"] < POINT]["stress_strength"].max()
-    last = sims.iloc[-1]
-    text = f"{SIMS} loses under {POINT:g} point up to strength {borne:g}, and {points(last, 'lost_points')} at "
-    text += f"{last['stress_strength']:g}"
-    rows.append(
-        f"| labels are robust to stress | {text} | {'yes, up to ' if borne >= 1 else 'no, only at '}{borne:g} |"
-    )
-    final = losses[(losses["stress_strength"] == last["stress_strength"]) & losses["knows_stress_genes"]]
+    losses = losses[losses["stress_strength"] > 0]
+    known, blind = losses[losses["knows_stress_genes"]], losses[~losses["knows_stress_genes"]]
+    sims = known[known["method"] == SIMS]
+    without = blind[blind["method"] == SIMS].iloc[-1]
+    rows = [avoids(method, own) for method, own in of_sims(stress).groupby("method", sort=False)]
+    rows += [withstands(sims), outdoes(known[known["stress_strength"] == sims["stress_strength"].max()])]
+    return [f"| {' | '.join(row)} |" for row in [*rows, needs_no_filter(sims.iloc[-1], without)]]
+
+
+def of_sims(stress: pd.DataFrame) -> pd.DataFrame:
+    """The rows of methods that have masks, and that know the stress genes."""
+    return stress[stress["knows_stress_genes"]].dropna(subset="stress_mask_percent")
+
+
+def avoids(method: str, own: pd.DataFrame) -> tuple[str, str, str]:
+    """Whether no stress gene has weight in the masks, and how likely that is of any genes."""
+    used, passed = own["stress_genes_in_masks"].max(), round(own["genes_in_masks"].mean())
+    text = f"{method}: up to {used:.0f} of 45 have weight, {own['stress_mask_percent'].mean():.2f} % of it, among the "
+    text += f"{passed:,} genes of 2,000 that masks pass"
+    if used == 0:
+        text += f"; of 45 genes at random, none would be there with p = {hypergeom.pmf(0, 2000, 45, passed):.2f}"
+    return "no stress gene has weight in the masks", text, "yes" if used == 0 else "no"
+
+
+def withstands(sims: pd.DataFrame) -> tuple[str, str, str]:
+    """Up to which strength stress costs SIMS less than a point."""
+    borne = sims["stress_strength"][~(sims["lost_points"] >= POINT).cummax()].max()
+    lost = "; ".join(f"{points(row, 'lost_points')} at {row['stress_strength']:g}" for _, row in sims.iterrows())
+    holds = "no" if pd.isna(borne) else f"up to strength {borne:g}: under {POINT:g} point"
+    return "labels are robust to stress", f"{SIMS} loses points of accuracy: {lost}", holds
+
+
+def outdoes(final: pd.DataFrame) -> tuple[str, str, str]:
+    """Whether SIMS loses less than the other methods under the strongest stress."""
     final = final[~final["method"].str.startswith("SIMS")].set_index("method")
-    worse = final.index[final["lost_more_points_low"] > 0]
-    better = final.index[final["lost_more_points_high"] < 0]
-    text = (
-        f"at strength {last['stress_strength']:g} it loses less than {names(worse)}, more than {names(better)}, and no "
-    )
-    text += f"provable difference from {names(final.index.difference([*worse, *better], sort=False))}"
+    worse, better = final.index[final["lost_more_points_low"] > 0], final.index[final["lost_more_points_high"] < 0]
+    rest = final.index.difference([*worse, *better], sort=False)
+    text = f"at strength {final['stress_strength'].iloc[0]:g} it loses less than: {names(worse)}; more than: "
+    text += f"{names(better)}; as much, within the intervals, as: {names(rest)}"
     holds = "yes" if len(worse) == len(final) else "against some" if len(worse) else "not shown"
-    rows.append(f"| more robust than methods without masks | {text} | {holds} |")
-    blind = losses[(losses["method"] == SIMS) & ~losses["knows_stress_genes"]].iloc[-1]
-    text = f"with them taken out of the reference {SIMS} loses {points(blind, 'lost_points')} instead"
-    holds = "no" if last["lost_points"] - blind["lost_points"] > POINT else "yes"
-    rows.append(f"| the masks already do what leaving stress genes out would do | {text} | {holds} |")
-    return rows
+    return "more robust than methods that have no masks", text, holds
+
+
+def needs_no_filter(seeing: pd.Series, blind: pd.Series) -> tuple[str, str, str]:
+    """Whether taking the stress genes out would bring nothing, as it must if masks left them alone."""
+    gain = seeing["lost_points"] - blind["lost_points"]
+    text = (
+        f"at strength {seeing['stress_strength']:g} {SIMS} loses {points(seeing, 'lost_points')} points with them, and "
+    )
+    text += f"{points(blind, 'lost_points')} when they are taken out of the reference"
+    return (
+        "the model does not use stress genes, so it need not be kept from them",
+        text,
+        "no" if gain > POINT else "yes",
+    )
 
 
 def names(methods: pd.Index) -> str:
@@ -235,7 +256,7 @@ def more_table(losses: pd.DataFrame) -> str:
 
 def masks_table(stress: pd.DataFrame) -> str:
     """Shares that the stress genes hold, by recipe and strength."""
-    known = stress[stress["knows_stress_genes"]].dropna(subset="stress_mask_percent")
+    known = of_sims(stress)
     lines = ["| method | strength | mask weight, % | contributions, % | stress genes with weight | genes with weight |"]
     lines += ["|---" * 6 + "|"]
     for (method, strength), own in known.groupby(["method", "stress_strength"], sort=False):
