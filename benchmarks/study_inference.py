@@ -124,8 +124,8 @@ def page(tables: dict[str, pd.DataFrame]) -> str:
         "Written by `python benchmarks/study_inference.py`; do not edit. Methods learn from `sim-cortex` (2,500 cells, "
         "2,000 genes, 19 types) and label `sim-organoid`: other donors, another protocol, and a programme of "
         f"{setting['culture_stress_genes']} stress genes in every cell, independent of its type. The "
-        f"tissue is simulated: types are known, and real stress may do more than raise these genes. {stress['seed'].nunique()} tissues; "
-        "in brackets 95 % intervals over them (t distribution).",
+        f"tissue is simulated: types are known, and real stress may do more than raise these genes. "
+        f"{stress['seed'].nunique()} tissues; in brackets 95 % intervals over them (t distribution).",
         "## The thesis's claims (section 0.3.7)",
         "\n".join(["| claim | our data | holds? |", "|---|---|---|", *claims(stress, losses)]),
         "## Accuracy against the strength of the stress",
@@ -150,8 +150,8 @@ def page(tables: dict[str, pd.DataFrame]) -> str:
         "![types inferred in two samples with intervals and true shares; distributions of confidence]"
         "(../docs/organoid_inference.png)",
         confidence_table(tables["confidence"]),
-        f"Of {len(inside)} inferred shares, {inside.sum()} have the true share in their 95 % interval; the largest error "
-        f"is {worst:.1f} points. Intervals are of drawing cells (Wilson) and know nothing of wrong calls.",
+        f"Of {len(inside)} inferred shares, {inside.sum()} have the true share in their 95 % interval; the largest "
+        f"error is {worst:.1f} points. Intervals are of drawing cells (Wilson) and know nothing of wrong calls.",
         "Cells known beforehand to be inhibitory, as those of figure 0.20:",
         expected_table(tables["expected"]),
         f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, torch "
@@ -208,15 +208,9 @@ def outdoes(final: pd.DataFrame) -> tuple[str, str, str]:
 def needs_no_filter(seeing: pd.Series, blind: pd.Series) -> tuple[str, str, str]:
     """Whether taking the stress genes out would bring nothing, as it must if masks left them alone."""
     gain = seeing["lost_points"] - blind["lost_points"]
-    text = (
-        f"at strength {seeing['stress_strength']:g} {SIMS} loses {points(seeing, 'lost_points')} points with them, and "
-    )
-    text += f"{points(blind, 'lost_points')} when they are taken out of the reference"
-    return (
-        "the model does not use stress genes, so it need not be kept from them",
-        text,
-        "no" if gain > POINT else "yes",
-    )
+    text = f"at strength {seeing['stress_strength']:g} {SIMS} loses {points(seeing, 'lost_points')} points with them, "
+    text += f"and {points(blind, 'lost_points')} when they are taken out of the reference"
+    return "stress genes need not be taken out, as masks do not use them", text, "no" if gain > POINT else "yes"
 
 
 def names(methods: pd.Index) -> str:
