@@ -24,10 +24,9 @@ import sims_kit as sk
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "benchmarks/measured_studies/inference"
-SIMS = "SIMS, one network"  # a quarter of the default recipe, in a quarter of its time
+SIMS = "SIMS, one network"  # the default recipe with one of its four networks, in a quarter of the time
 METHODS = ("SIMS, thesis", "linear SVM", "logistic regression", "CellTypist", "marker voting by cluster")
 BLIND = ("linear SVM", "logistic regression")  # run without the stress genes, too, as SIMS is
-RECIPE = "default"  # of the study of one organoid
 INHIBITORY = {"major_type": {"GABAergic": ["VIP", "SST", "PVALB", "LAMP5", "PAX6"]}}  # as in figure 0.20
 POINT = 1.0  # percentage points of accuracy: a smaller loss is none
 
@@ -62,7 +61,9 @@ def measure_organoid() -> None:
     started = time.process_time()
     primary, organoid = sk.load("sim-cortex"), sk.load("sim-organoid")
     quiet = dict(verbose=False, enable_progress_bar=False)
-    found = sk.studies.inference(primary, organoid, recipe=RECIPE, expected=INHIBITORY, **quiet)
+    found = sk.studies.inference(
+        primary, organoid, recipe=sk.studies.make_peer(SIMS).recipe, expected=INHIBITORY, **quiet
+    )
     truth = 100 * organoid.obs.groupby("donor", observed=True)["cell_type"].value_counts(normalize=True)
     pairs = zip(found.composition["sample"], found.composition["class"], strict=True)
     write("composition", found.composition.assign(true_percent=[truth.get(pair) for pair in pairs]))
@@ -140,11 +141,11 @@ def page(tables: dict[str, pd.DataFrame]) -> str:
         "Mask weight of the stress genes in the organoid, mean over tissues; of as many genes of all, the share would "
         f"be {100 * setting['culture_stress_genes'] / setting['genes']:.1f} %.",
         masks_table(stress),
-        f"Recipe `{RECIPE}`, against sets of equally expressed genes (`sk.evidence.check_gene_set`), on the primary "
+        f"{SIMS}, against sets of equally expressed genes (`sk.evidence.check_gene_set`), on the primary "
         f"test set: {setting['primary_verdict']} In the organoid: {setting['culture_verdict']} "
         f"{setting['culture_with_weight']} of the {setting['culture_stress_genes']} have some weight.",
         "## One organoid, as an analyst sees it",
-        f"`sk.studies.inference`, recipe `{RECIPE}`, strength 1: accuracy {setting['primary_accuracy']:.3f} in the "
+        f"`sk.studies.inference` with {SIMS}, strength 1: accuracy {setting['primary_accuracy']:.3f} in the "
         f"primary test set and {setting['organoid_accuracy']:.3f} in the organoid "
         f"({setting['organoid_accuracy_of_known']:.3f} of the cells that are not Unknown).",
         "![types inferred in two samples with intervals and true shares; distributions of confidence]"
