@@ -17,6 +17,7 @@ from sims_kit.plotting.figures import (
     training_curves,
 )
 from sims_kit.plotting.generalization import generalization, transfer_matrix
+from sims_kit.plotting.inference import composition, confidence_shift, stress_curves
 from sims_kit.plotting.stability import consensus_size, gene_set_weight, stability
 from sims_kit.plotting.trust import (
     rejection_curves,
@@ -33,7 +34,9 @@ __all__ = [
     "cell_genes",
     "cell_masks",
     "class_genes",
+    "composition",
     "confidence",
+    "confidence_shift",
     "confusion_matrix",
     "consensus_size",
     "convergence",
@@ -49,6 +52,7 @@ __all__ = [
     "reliability_diagram",
     "set_coverage",
     "stability",
+    "stress_curves",
     "top_genes",
     "training_curves",
     "transfer_matrix",
