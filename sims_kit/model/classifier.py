@@ -10,9 +10,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from sims_kit.calibration import CalibrationCells, calibration_cells, fit_temperature
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.metrics import metric_collection
 from sims_kit.model.ensemble import make_network, mean_logits
+from sims_kit.model.profiles import ClassProfiles
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.model.tabnet import TabNet
 
@@ -53,6 +55,14 @@ class SIMSClassifier(pl.LightningModule):
         Series of the metrics on held-out test cells once they were measured, else None.
     provenance
         What the model was trained on; JSON-like, saved with the model.
+    temperature
+        What `forward`'s logits are divided by before the softmax: 1 until training ends, then fitted on the validation
+        cells (`sims_kit.calibration.fit_temperature`).
+    profiles
+        What cells of each class are like (`sims_kit.model.profiles.ClassProfiles`), for the unseen score.
+    calibration_cells
+        What the validation cells say of confidence (`sims_kit.calibration.CalibrationCells`), for rejection and
+        prediction sets; None without validation cells, or in files of older versions.
 
     Raises
     ------
@@ -93,6 +103,8 @@ class SIMSClassifier(pl.LightningModule):
             None if scheduler is False else _choice(scheduler, scheduler_params, "scheduler", self.recipe)
         )
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
+        self.register_buffer("temperature", torch.ones(()))
+        self.profiles = ClassProfiles(input_dim, output_dim)
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
@@ -102,6 +114,7 @@ class SIMSClassifier(pl.LightningModule):
         self.history = pd.DataFrame()
         self.test_metrics: pd.Series | None = None
         self.provenance: dict[str, Any] = {}
+        self.calibration_cells: CalibrationCells | None = None
 
     @property
     def is_fitted(self) -> bool:
@@ -112,6 +125,14 @@ class SIMSClassifier(pl.LightningModule):
     def forward(self, cells: Tensor) -> Tensor:
         """Logits, shape (B, classes), of a batch of log-normalised cells, shape (B, genes), dense or CSR."""
         return self.network(cells).logits
+
+    def probabilities(self, cells: Tensor) -> Tensor:
+        """Probabilities, shape (B, classes): the full softmax at the model's temperature, rows sum to one."""
+        return self.calibrated(self(cells)).softmax(dim=1)
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Logits of `forward` at the model's temperature."""
+        return logits / self.temperature
 
     def setup(self, stage: str) -> None:
         """Take genes, classes and class weights from the data module, where they were not given."""
@@ -131,6 +152,7 @@ class SIMSClassifier(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Measure the genes on the training cells, where the network normalises by fixed numbers."""
+        self.temperature.fill_(1)
         if not self.is_fitted:  # a run that goes on keeps what it has
             self.network.measure_input(self.trainer.train_dataloader)
 
@@ -160,13 +182,34 @@ class SIMSClassifier(pl.LightningModule):
         self._evaluate("test_", batch)
 
     def on_fit_end(self) -> None:
-        """After training with gene dropout, measure the batch normalisation's statistics on whole cells."""
+        """Measure batch normalisation on whole cells after training with gene dropout, class profiles, calibration."""
         if self.network.gene_dropout:
             self.network.refresh_statistics(self.trainer.train_dataloader)
+        self.profiles.measure(self.trainer.train_dataloader)
+        self.calibrate(*self._held_out(self.trainer.val_dataloaders))
+
+    def calibrate(self, logits: Tensor, labels: Tensor, distance: Tensor) -> None:
+        """Fit the temperature on cells that training has not learned from, and keep what they say of confidence.
+
+        Parameters
+        ----------
+        logits
+            Shape (B, classes), of `forward`.
+        labels
+            Shape (B,), int64, the true classes. Without cells the temperature is 1 and nothing is kept.
+        distance
+            Shape (B,), of `ClassProfiles.distance`.
+        """
+        self.temperature.fill_(fit_temperature(logits.cpu().numpy(), labels.cpu().numpy()))
+        logits = self.calibrated(logits.to(self.device))
+        self.calibration_cells = None
+        if len(labels):
+            self.profiles.set_usual(logits, distance.to(self.device))
+            self.calibration_cells = calibration_cells(logits.cpu().numpy(), labels.cpu().numpy())
 
     def predict_step(self, batch, batch_index: int) -> Tensor:
-        """Probabilities, shape (B, classes): the full softmax, rows sum to one."""
-        return self(batch.cells).softmax(dim=1)
+        """As `probabilities`."""
+        return self.probabilities(batch.cells)
 
     def configure_optimizers(self):
         """The recipe's optimiser and scheduler, or the ones given."""
@@ -192,7 +235,7 @@ class SIMSClassifier(pl.LightningModule):
         )
 
     def _evaluate(self, stage: str, batch) -> None:
-        logits = self(batch.cells)
+        logits = self.calibrated(self(batch.cells))
         self._track(stage, logits, batch.labels, self._loss(logits, batch.labels))
 
     def _track(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
@@ -201,6 +244,22 @@ class SIMSClassifier(pl.LightningModule):
         self.log(f"{stage}loss", loss.detach(), **options)
         if stage != "train_" or self.trainer.is_last_batch:  # Lightning keeps the metrics until the epoch's end
             self.log_dict(self.metrics[stage], **options)
+
+    @torch.no_grad()
+    def _held_out(self, batches) -> list[Tensor]:
+        """Logits, labels and distances of validation cells, of all devices."""
+        training, parts = self.training, []
+        self.eval()
+        for batch in batches or ():
+            cells = batch.cells.to(self.device)
+            parts.append((self(cells), batch.labels.to(self.device), self.profiles.distance(cells)))
+        self.train(training)
+        if not parts:
+            return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64), torch.empty(0)]
+        found = [torch.cat(part) for part in zip(*parts, strict=True)]
+        if self.trainer.world_size > 1:
+            found = [part.flatten(0, 1) for part in self.all_gather(found)]
+        return found
 
     def _set_class_weights(self, weights: Tensor) -> None:
         weights = torch.as_tensor(weights, dtype=self.class_weights.dtype)

@@ -7,17 +7,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from sims_kit.calibration import CalibrationCells
 from sims_kit.errors import ModelFileError, SettingError
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.recipes import Recipe
 
-FORMAT, FORMAT_VERSION = "sims_kit", 1
+FORMAT, FORMAT_VERSION = "sims_kit", 2
+READABLE = (1, 2)  # version 1 had no calibration
 _REQUIRED = {"format_version", "genes", "classes", "network", "provenance", "test_metrics"}
+_CELLS = {  # tensors that say what the validation cells were like; not in every file
+    "calibration.labels": torch.int64,
+    "calibration.strangeness": torch.float64,
+    "calibration.confidence": torch.float64,
+    "calibration.correct": torch.bool,
+}
 
 
 def save_model(model: SIMSClassifier, path: str | os.PathLike) -> Path:
@@ -52,6 +61,7 @@ def save_model(model: SIMSClassifier, path: str | os.PathLike) -> Path:
         "genes": model.genes,
         "classes": model.classes,
         "network": model.network_params,
+        "calibration": {"temperature": model.temperature.item()},
         "provenance": model.provenance,
         "test_metrics": None if model.test_metrics is None else model.test_metrics.to_dict(),
         "saved": date.today().isoformat(),
@@ -103,7 +113,9 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {error}") from error
+    model.calibration_cells = _calibration_cells(tensors, len(model.classes), path)
     _fill(model, tensors, path)
+    model.temperature.fill_(_temperature(header, path))
     model.provenance = header["provenance"]
     if header["test_metrics"] is not None:
         model.test_metrics = pd.Series(header["test_metrics"], name="test")
@@ -133,9 +145,13 @@ def fitted_model(model: SIMSClassifier | str | os.PathLike) -> SIMSClassifier:
 
 
 def _tensors(model: SIMSClassifier) -> dict[str, torch.Tensor]:
-    """The network's parameters and running statistics; layers that steps share are there once."""
+    """The network's parameters and running statistics, layers that steps share once; profiles; calibration cells."""
     named = {**dict(model.network.named_parameters()), **dict(model.network.named_buffers())}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    cells = model.calibration_cells or ()
+    if model.profiles.is_measured:
+        tensors |= {f"profiles.{name}": tensor.cpu() for name, tensor in model.profiles.state_dict().items()}
+    return tensors | {name: torch.from_numpy(values) for name, values in zip(_CELLS, cells, strict=False)}
 
 
 def _header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
@@ -148,10 +164,10 @@ def _header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
         raise ModelFileError(f"The header of {str(path)!r} cannot be read: {error!r}") from error
     if missing:
         raise ModelFileError(f"The header of {str(path)!r} lacks {', '.join(sorted(missing))}.")
-    if header["format_version"] != FORMAT_VERSION:
+    if header["format_version"] not in READABLE:
         raise ModelFileError(
-            f"{str(path)!r} has format version {header['format_version']}; this sims_kit reads version "
-            f"{FORMAT_VERSION}. Install a newer sims_kit."
+            f"{str(path)!r} has format version {header['format_version']!r}; this sims_kit reads versions "
+            f"{READABLE[0]} to {READABLE[-1]}. Install a newer sims_kit."
         )
     for names in ("genes", "classes"):
         listed = header[names]
@@ -162,8 +178,40 @@ def _header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
     return header
 
 
+def _temperature(header: dict[str, Any], path: Path) -> float:
+    """The model's; files of version 1 have none, and their probabilities were the bare softmax."""
+    if header["format_version"] == 1:
+        return 1.0
+    calibration = header.get("calibration")
+    temperature = calibration.get("temperature") if isinstance(calibration, dict) else None
+    if not isinstance(temperature, float) or not 0 < temperature < float("inf"):
+        raise ModelFileError(
+            f"The header of {str(path)!r} gives the temperature {temperature!r}, not a positive number."
+        )
+    return temperature
+
+
+def _calibration_cells(tensors: dict[str, torch.Tensor], n_classes: int, path: Path) -> CalibrationCells | None:
+    """Taken out of the tensors; files of earlier versions, and models without validation cells, have none."""
+    found = {name: tensors.pop(name) for name in _CELLS if name in tensors}
+    if not found:
+        return None
+    shape = next(iter(found.values())).shape
+    for name, dtype in _CELLS.items():
+        if name not in found or found[name].dtype != dtype or found[name].shape != shape or len(shape) != 1:
+            raise ModelFileError(f"{str(path)!r} does not hold {name!r} as one {dtype} for each validation cell.")
+    cells = CalibrationCells(*(found[name].numpy() for name in _CELLS))
+    in_range = (cells.labels >= 0) & (cells.labels < n_classes) & (cells.confidence >= 0) & (cells.confidence <= 1)
+    if not len(in_range) or not (in_range & np.isfinite(cells.strangeness)).all():
+        raise ModelFileError(f"The calibration cells of {str(path)!r} hold classes or numbers out of range.")
+    return cells
+
+
 def _fill(model: SIMSClassifier, tensors: dict[str, torch.Tensor], path: Path) -> None:
     own = {**dict(model.network.named_parameters()), **dict(model.network.named_buffers())}
+    profiles = {f"profiles.{name}": tensor for name, tensor in model.profiles.named_buffers()}
+    if profiles.keys() & tensors.keys():  # files of earlier versions have none
+        own |= profiles
     if own.keys() != tensors.keys():
         differing = sorted(own.keys() ^ tensors.keys())
         raise ModelFileError(f"{str(path)!r} does not hold the tensors of its network; differing: {differing[:3]}.")

@@ -111,7 +111,8 @@ class ScANVI:
     Settings of the package's tutorial on reference mapping: 2,000 variable genes, two layers, layer norm in place of
     batch norm, encoded covariates, dropout 0.2; scVI for the package's number of epochs (400, fewer above 20,000
     cells), then scANVI for 20 epochs with 100 cells a label. The sample is the batch key. A query of samples that the
-    reference lacks is mapped first (100 epochs, weight decay 0, no labels used); its seconds count as prediction.
+    reference lacks is mapped first (100 epochs, weight decay 0, no labels used); its seconds count as prediction. Where
+    the variance of a sample's genes cannot be fitted locally (few cells), it is fitted over all means (``span=1``).
     """
 
     name = "scANVI"
@@ -159,9 +160,11 @@ class ScANVI:
         cells = AnnData(matrix[:, expressed], obs={"sample": self.samples.to_numpy()})
         if len(expressed) > 2000:
             key = "sample" if self.samples.nunique() > 1 else None
-            chosen = scanpy.pp.highly_variable_genes(
-                cells, n_top_genes=2000, flavor="seurat_v3", batch_key=key, inplace=False
-            )
+            settings = dict(n_top_genes=2000, flavor="seurat_v3", batch_key=key, inplace=False)
+            try:
+                chosen = scanpy.pp.highly_variable_genes(cells, **settings)
+            except ValueError:  # samples with few cells have few different means, too few for a local fit
+                chosen = scanpy.pp.highly_variable_genes(cells, span=1.0, **settings)
             expressed = expressed[chosen["highly_variable"].to_numpy()]
         return [genes[i] for i in expressed]
 

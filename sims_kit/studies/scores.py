@@ -4,14 +4,15 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import torch
-from torchmetrics.functional.classification import binary_calibration_error
+from scipy.stats import binomtest
 
 from sims_kit import metrics
+from sims_kit.calibration import expected_calibration_error
 from sims_kit.errors import DataError
 from sims_kit.studies.adaptor import UNKNOWN
 
 SCORES = ("accuracy", "macro_f1", "median_f1", "unlabelled_percent", "calibration_error")
+LEVEL = 0.95  # of every interval
 INTERVAL = (2.5, 97.5)  # percentiles: the middle 95 %
 
 
@@ -131,6 +132,14 @@ def recall_by_class(cells: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("n_cells", kind="stable", ignore_index=True)
 
 
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, 0 to 1; it holds where counts are small, too. NaN of no cells."""
+    if not total:
+        return np.nan, np.nan
+    interval = binomtest(int(count), int(total)).proportion_ci(LEVEL, "wilson")
+    return float(interval.low), float(interval.high)
+
+
 def _codes(cells: pd.DataFrame) -> tuple[np.ndarray, ...]:
     """True and predicted class as numbers (-1: rejected), confidence, and whether the most probable class is right."""
     names = pd.Index(np.unique(np.concatenate([cells["truth"], cells["predicted"]]).astype(str)))
@@ -163,8 +172,7 @@ def _calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     """That of `sims_kit.metrics`, from the most probable class alone, which is all that it looks at."""
     if np.isnan(confidence).any():
         return np.nan
-    values, hits = torch.from_numpy(confidence.astype(np.float32)), torch.from_numpy(right.astype(np.int64))
-    return float(binary_calibration_error(values, hits, n_bins=metrics.CALIBRATION_BINS, validate_args=False))
+    return expected_calibration_error(np.clip(confidence, 0, 1), right, n_bins=metrics.CALIBRATION_BINS)
 
 
 def _interval(values: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -45,14 +46,64 @@ def test_round_trip(tmp_path, recipe):
     """Logits, names, provenance and metrics come back, whatever the recipe."""
     model = _fitted(recipe)
     model.provenance, model.test_metrics = {"seed": 3}, pd.Series({"loss": 0.5})
+    model.temperature.fill_(1.7)
     path = save_model(model, tmp_path / "new folder" / "model.safetensors")
     loaded = load_model(path)
     cells = torch.rand(5, 4)
     torch.testing.assert_close(loaded(cells), model(cells), rtol=0, atol=0)
+    torch.testing.assert_close(loaded.probabilities(cells), model.probabilities(cells), rtol=0, atol=0)
     assert (loaded.genes, loaded.classes, loaded.provenance) == (model.genes, model.classes, model.provenance)
     pd.testing.assert_series_equal(loaded.test_metrics, model.test_metrics, check_names=False)
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing half-written left
     assert path.stat().st_mode & 0o777 == 0o644  # others may read it
+
+
+def test_version_1_had_no_temperature(model, tmp_path):
+    """A file of the first version still loads; its probabilities are the bare softmax, as they were then."""
+    path = _rewritten(save_model(model, tmp_path / "model.safetensors"), format_version=1)
+    cells = torch.rand(5, 4)
+    torch.testing.assert_close(load_model(path).probabilities(cells), model(cells).softmax(1))
+
+
+@pytest.fixture
+def calibrated(model):
+    """The model with validation cells, two of three right."""
+    labels = torch.tensor([0, 1, 1])
+    model.profiles.measure([(torch.rand(3, 4), labels)])
+    model.calibrate(torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), labels, torch.tensor([1.0, 2.0, 4.0]))
+    return model
+
+
+def test_calibration_cells_come_back(calibrated, tmp_path):
+    """What the validation cells say of confidence is the same after loading; a file without any loads as before."""
+    loaded = load_model(save_model(calibrated, tmp_path / "model.safetensors"))
+    for name, values in calibrated.calibration_cells._asdict().items():
+        np.testing.assert_array_equal(getattr(loaded.calibration_cells, name), values)
+    assert loaded.calibration_cells.correct.tolist() == [True, True, False]
+    assert loaded.temperature == calibrated.temperature
+    for name, values in calibrated.profiles.state_dict().items():
+        torch.testing.assert_close(loaded.profiles.state_dict()[name], values, rtol=0, atol=0)
+    calibrated.calibration_cells = None
+    calibrated.profiles.is_measured.fill_(False)
+    older = load_model(save_model(calibrated, tmp_path / "without.safetensors"))
+    assert older.calibration_cells is None and not older.profiles.is_measured
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"calibration.labels": torch.zeros(2, dtype=torch.int64)}, "for each validation cell"),
+        ({"calibration.correct": torch.zeros(3)}, "one torch.bool for each"),
+        ({"calibration.labels": torch.tensor([0, 1, 2])}, "out of range"),
+        ({"calibration.confidence": torch.tensor([0.5, 0.5, torch.nan], dtype=torch.float64)}, "out of range"),
+        ({"calibration.strangeness": torch.tensor([0, 0, torch.inf], dtype=torch.float64)}, "out of range"),
+    ],
+)
+def test_damaged_calibration_cells(calibrated, tmp_path, tensors, words):
+    """Numbers that no validation cells can have are told, not used."""
+    path = _rewritten(save_model(calibrated, tmp_path / "model.safetensors"), tensors)
+    with pytest.raises(ModelFileError, match=words):
+        load_model(path)
 
 
 def test_failed_save_keeps_the_old_file(model, tmp_path):
@@ -83,6 +134,8 @@ def test_unfitted_model_is_not_saved(tmp_path):
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "not a whole safetensors"),
         (lambda path: save_file({"a": torch.ones(1)}, path), "not one of sims_kit's"),
         (lambda path: _rewritten(path, format_version=99), "newer sims_kit"),
+        (lambda path: _rewritten(path, calibration={}), "temperature None"),
+        (lambda path: _rewritten(path, calibration={"temperature": -1.0}), "temperature -1.0"),
         (lambda path: _rewritten(path, genes=list("abcc")), "twice"),
         (lambda path: _rewritten(path, genes=[1, 2, 3, 4]), "as texts"),
         (lambda path: _rewritten(path, genes=list("abcde")), "needs"),

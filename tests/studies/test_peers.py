@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -13,6 +14,8 @@ from sklearn.multiclass import OneVsRestClassifier
 
 import sims_kit as sk
 from sims_kit.errors import LabelError, PeerError, UnknownNameError
+from sims_kit.model import SIMSClassifier
+from sims_kit.model.recipes import get_recipe
 from sims_kit.studies import PEERS, classical, make_peer, packages, peers
 from sims_kit.studies.adaptor import UNKNOWN, log_normalised
 
@@ -219,26 +222,16 @@ def test_sims_is_fit_and_annotate(halves, tmp_path, monkeypatch):
     assert peers.Sims("a", recipe).settings != peers.Sims("a", "thesis").settings
 
 
-def test_code_hash_ignores_words(tmp_path, monkeypatch):
-    """Comments, docstrings and layout do not make stored results stale; code does."""
-    for folder in ("cells", "model", "studies"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "annotation.py").write_text("")
-    (tmp_path / "model/network.py").write_text("")
-    monkeypatch.setattr(peers, "__file__", str(tmp_path / "studies/peers.py"))
-    hashes = []
-    for text in (
-        'def f():\n    """One."""\n    return 1\n',
-        'def f():  # why\n    """Two."""\n\n    return 1',
-        "def f():\n    return 2\n",
-    ):
-        (tmp_path / "training.py").write_text("from sims_kit.model.network import g\n" + text)
-        hashes.append(peers._code_hash.__wrapped__())
-    assert hashes[0] == hashes[1] != hashes[2]
-    (tmp_path / "model/elsewhere.py").write_text("1")  # imported by neither
-    assert peers._code_hash.__wrapped__() == hashes[2]
-    (tmp_path / "model/network.py").write_text("1")
-    assert peers._code_hash.__wrapped__() != hashes[2]
+def test_changed_behaviour_makes_rows_stale(monkeypatch):
+    """The same answers keep stored results, whatever the code; other answers, or another recipe, do not."""
+    quick = replace(get_recipe("default"), network={**get_recipe("default").network, "n_models": 1})
+    found = []
+    for changed in (False, False, True):
+        monkeypatch.setattr(peers, "_behaviours", {})
+        if changed:  # what a change in the code may do
+            monkeypatch.setattr(SIMSClassifier, "calibrated", lambda self, logits: 0 * logits)
+        found.append(peers.Sims("a", quick).settings)
+    assert found[0] == found[1] != found[2]
 
 
 def test_fewer_genes_than_asked_for(make_cells):
