@@ -59,7 +59,7 @@ test: $(STAMP)  ## unit tests, then every notebook
 peers: $(PEERS)  ## install the benchmark's other methods too (CellTypist, scANVI, LightGBM), so that their tests run
 
 lab: $(STAMP)  ## JupyterLab on the lessons
-	@"$(VENV)/bin/python" -m jupyterlab --notebook-dir notebooks
+	@$(RUN) -m jupyterlab --notebook-dir notebooks
 
 notebooks: $(STAMP)  ## run every notebook and save its outputs in place, tidied
 	@$(RUN) tools/run_notebooks.py notebooks/*.ipynb
