@@ -177,7 +177,7 @@ def test_cells_without_label_or_group_are_told(cells, oracle):
 
 
 def test_intervals_cover_the_truth():
-    """Of 300 samples of 200 cells, about 95 % have the true accuracy in their interval, of one seed or of three alike."""
+    """Of 300 samples of 200 cells, about 95 % have the truth in their interval, with one seed or three alike."""
     chances = np.array([[0.7, 0.2, 0.1, 0], [0.1, 0.8, 0.1, 0], [0.2, 0.2, 0.6, 0]]) / 3
     random, covered = np.random.default_rng(5), {1: 0, 3: 0}
     for number in range(300):
