@@ -170,8 +170,8 @@ def ablation_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
         table(pd.concat([ablation_claims(task, tables) for task, tables in tasks.items()])),
         "Losses are in points of median F1 on the test cells: all training cells minus the proportion. A claim holds "
         f"where the whole interval is within {TOLERANCE:g}, does not where none of it is, and is open between. The "
-        "thesis began with 47,432 and 73,347 cells, a tenth of which is as many as all are here, or more: what is enough "
-        "depends on the number of cells of each class, and not on the proportion. Epochs to convergence are of "
+        "thesis began with 47,432 and 73,347 cells, a tenth of which is as many as all are here, or more: what is "
+        "enough depends on the number of cells of each class, and not on the proportion. Epochs to convergence are of "
         "trainings that end with more than half of the validation cells right.",
     ]
     for task, tables in tasks.items():
