@@ -60,10 +60,8 @@ def measure_organoid() -> None:
     """The study of one organoid, as an analyst would run it; then the truth is put beside the inferred shares."""
     started = time.process_time()
     primary, organoid = sk.load("sim-cortex"), sk.load("sim-organoid")
-    quiet = dict(verbose=False, enable_progress_bar=False)
-    found = sk.studies.inference(
-        primary, organoid, recipe=sk.studies.make_peer(SIMS).recipe, expected=INHIBITORY, **quiet
-    )
+    settings = dict(recipe=sk.studies.make_peer(SIMS).recipe, verbose=False, enable_progress_bar=False)
+    found = sk.studies.inference(primary, organoid, expected=INHIBITORY, **settings)
     truth = 100 * organoid.obs.groupby("donor", observed=True)["cell_type"].value_counts(normalize=True)
     pairs = zip(found.composition["sample"], found.composition["class"], strict=True)
     write("composition", found.composition.assign(true_percent=[truth.get(pair) for pair in pairs]))
