@@ -164,11 +164,13 @@ def page(tables: dict[str, pd.DataFrame]) -> str:
 def claims(stress: pd.DataFrame, losses: pd.DataFrame) -> list[str]:
     """A row for each claim, and whether it holds."""
     losses = losses[losses["stress_strength"] > 0]
-    final = losses[losses["stress_strength"] == losses["stress_strength"].max()]
-    own, knows = losses["method"] == SIMS, losses["knows_stress_genes"]
+    known, blind = losses[losses["knows_stress_genes"]], losses[~losses["knows_stress_genes"]]
+    strongest = losses["stress_strength"].max()
+    final = known[known["stress_strength"] == strongest]
+    sims, without = (part[part["method"] == SIMS] for part in (known, blind))
     rows = [avoids(method, rows) for method, rows in of_sims(stress).groupby("method", sort=False)]
-    rows += [withstands(losses[own & knows]), outdoes(final[knows])]
-    rows += [needs_no_filter(final[own & knows], final[own & ~knows])]
+    rows += [withstands(sims), outdoes(final)]
+    rows += [needs_no_filter(final[final["method"] == SIMS], without[without["stress_strength"] == strongest])]
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
