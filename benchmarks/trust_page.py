@@ -159,7 +159,7 @@ def draw_reliability(summary: pd.DataFrame, tables: dict) -> None:
     for ax, found, row in zip(grid, tables.values(), summary.itertuples(), strict=False):
         sk.plotting.reliability_diagram(found["bins"], ax=ax)
         ax.set_title(f"{row.task}: error {row.error_before:.3f} to {row.error_after:.3f}", fontsize=9)
-        if ax.get_legend() is not None and ax is not grid[len(tables) - 1]:
+        if ax.get_legend() is not None and ax is not grid[columns - 1]:  # one, at the end of the first row
             ax.get_legend().remove()
         ax.text(0.98, 0.03, f"{row.n_test:,} cells", transform=ax.transAxes, ha="right", fontsize=8)
     for ax in grid[len(tables) :]:
