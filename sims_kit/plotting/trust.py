@@ -223,7 +223,7 @@ def unseen_types(table: pd.DataFrame, *, axes: np.ndarray | None = None) -> np.n
         draw.name_rows(ax, wide.index)
         ax.set(
             title=task,
-            xlabel="AUROC, left-out type against the others",
+            xlabel="AUROC",
             xlim=(min(0.45, wide.min().min() - 0.03), 1.02),
         )
         draw.tidy(ax)
