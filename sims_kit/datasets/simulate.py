@@ -171,7 +171,7 @@ def simulate(settings: SimulationSettings | None = None, **changes) -> AnnData:
     return AnnData(counts, obs=simulation.obs, var=simulation.var, varm=simulation.varm, uns=simulation.uns)
 
 
-def simulated(name: str, size: str = "fast", seed: int = 0) -> AnnData:
+def simulated(name: str, size: str = "fast", seed: int = 0, **changes) -> AnnData:
     """A tissue of `PRESETS`: ``"sim-cortex"``, ``"sim-mouse"`` or ``"sim-organoid"``.
 
     Parameters
@@ -180,16 +180,18 @@ def simulated(name: str, size: str = "fast", seed: int = 0) -> AnnData:
         ``"fast"`` (2,000 genes, seconds) or ``"full"`` (20,000 cells x 20,000 genes, about a minute).
     seed
         Equal settings and seed give equal counts, on any machine with the same numpy.
+    **changes
+        Single settings that differ, as in `simulate`.
 
     Raises
     ------
     UnknownNameError
-        There is no such tissue or size.
+        There is no such tissue, size or setting.
     """
     for kind, value, options in (("simulated tissue", name, PRESETS), ("size", size, PRESETS["sim-cortex"])):
         if value not in options:
             raise UnknownNameError(kind, value, options)
-    return simulate(PRESETS[name][size], seed=seed)
+    return simulate(PRESETS[name][size], seed=seed, **changes)
 
 
 def true_factors(adata: AnnData) -> pd.DataFrame:
