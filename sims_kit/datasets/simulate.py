@@ -165,8 +165,7 @@ def simulate(settings: SimulationSettings | None = None, **changes) -> AnnData:
     known = [setting.name for setting in fields(SimulationSettings)]
     if unknown := [name for name in changes if name not in known]:
         raise UnknownNameError("setting", unknown[0], known)
-    settings = SimulationSettings(**changes) if settings is None else replace(settings, **changes)
-    simulation = Simulation(settings)
+    simulation = Simulation(replace(settings or SimulationSettings(), **changes))
     counts = sp.vstack(list(simulation.chunks()), format="csr")
     return AnnData(counts, obs=simulation.obs, var=simulation.var, varm=simulation.varm, uns=simulation.uns)
 
@@ -178,15 +177,13 @@ def simulated(name: str, size: str = "fast", seed: int = 0, **changes) -> AnnDat
     ----------
     size
         ``"fast"`` (2,000 genes, seconds) or ``"full"`` (20,000 cells x 20,000 genes, about a minute).
-    seed
-        Equal settings and seed give equal counts, on any machine with the same numpy.
-    **changes
-        Single settings that differ, as in `simulate`.
+    seed, **changes
+        Equal ones give equal counts, on any machine with the same numpy. Changes are single settings, as in `simulate`.
 
     Raises
     ------
     UnknownNameError
-        There is no such tissue, size or setting.
+        There is no such tissue or size.
     """
     for kind, value, options in (("simulated tissue", name, PRESETS), ("size", size, PRESETS["sim-cortex"])):
         if value not in options:
