@@ -13,6 +13,7 @@ from torch import Tensor
 from sims_kit.calibration import CalibrationCells, calibration_cells, fit_temperature
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.metrics import metric_collection
+from sims_kit.model.about import summary
 from sims_kit.model.ensemble import make_network, mean_logits
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.model.tabnet import TabNet
@@ -54,6 +55,8 @@ class SIMSClassifier(pl.LightningModule):
         Series of the metrics on held-out test cells once they were measured, else None.
     provenance
         What the model was trained on; JSON-like, saved with the model.
+    about
+        What the file it was loaded from says beside: date, versions, recipe, kind of genes, licence, notes; else empty.
     temperature
         What `forward`'s logits are divided by before the softmax: 1 until training ends, then fitted on the validation
         cells (`sims_kit.calibration.fit_temperature`).
@@ -104,12 +107,11 @@ class SIMSClassifier(pl.LightningModule):
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
-        self.metrics = torch.nn.ModuleDict(
-            {stage: metric_collection(output_dim, prefix=stage) for stage in ("train_", "val_", "test_")}
-        )
+        self.metrics = torch.nn.ModuleDict()  # made when they are needed: they grow with the square of the classes
         self.history = pd.DataFrame()
         self.test_metrics: pd.Series | None = None
         self.provenance: dict[str, Any] = {}
+        self.about: dict[str, Any] = {}
         self.calibration_cells: CalibrationCells | None = None
 
     @property
@@ -130,8 +132,15 @@ class SIMSClassifier(pl.LightningModule):
         """Logits of `forward` at the model's temperature."""
         return logits / self.temperature
 
+    def __repr__(self) -> str:
+        return summary(self)
+
     def setup(self, stage: str) -> None:
         """Take genes, classes and class weights from the data module, where they were not given."""
+        if not self.metrics:
+            self.metrics.update(
+                {part: metric_collection(self.output_dim, part) for part in ("train_", "val_", "test_")}
+            )
         module = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or module is None:
             return
@@ -143,6 +152,7 @@ class SIMSClassifier(pl.LightningModule):
             )
         self.genes, self.classes = self.genes or module.genes, self.classes or module.classes
         self.provenance.update(module.provenance)
+        self.about = {}  # of a file, whose weights are about to change
         if self.recipe.weight_classes and not self._weights_given:
             self._set_class_weights(module.class_weights ** float(self.recipe.weight_classes))
 
