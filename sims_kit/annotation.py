@@ -68,10 +68,10 @@ def annotate(
         Cells predicted at once.
     reject
         Share of errors that you accept among labelled cells, such as 0.05: cells whose confidence is too low for that
-        are labelled ``"Unknown"``. None labels every cell.
+        are labelled ``"Unknown"`` (`sims_kit.calibration.rejection_threshold`). None labels every cell.
     hierarchy
         Child to parent, ``{"CD4 T": "T cell", "CD8 T": "T cell"}``, in as many levels as you like: a cell that `reject`
-        (0.05 by default) would leave unlabelled gets the finest parent whose probability reaches the same threshold.
+        (by default 0.05) would leave unlabelled gets the finest parent whose probability reaches the same threshold.
     alpha
         Adds the set of classes that each cell may be, which misses the true class in this share of the cells, of each
         class that has enough validation cells (9 for 0.1, 19 for 0.05; `sims_kit.calibration.conformal_quantiles`).
@@ -92,6 +92,10 @@ def annotate(
             ``"Unknown"`` cell, the probability that was too low.
         ``obs["sims_second_label"]``
             The runner-up among the classes.
+        ``obs["sims_unseen"]``
+            How unlike every class the cell looks, in nats, higher for types that the model never saw: its energy
+            (`SIMSClassifier.with_energy`), the best of the scores that benchmarks/TRUST.md compares. It orders the
+            cells of one model.
         ``obs["sims_set"]``, ``obsm["sims_sets"]``
             With `alpha`: the classes of the set, the most probable first, as text (``"CD4 T | CD8 T"``; ``"Unknown"``
             where it is empty: the cell is like no class), and as bool, cells x classes.
@@ -125,13 +129,14 @@ def annotate(
     if vote_by is not None and vote_by not in query.obs:
         raise UnknownNameError("obs column", vote_by, query.obs.columns)
     batches, coverage, state = query_batches(query, model.genes, layer=layer, batch_size=batch_size)
-    logits = predict_logits(model, batches)
+    logits, energy = predict_logits(model, batches)
     probabilities = logits.softmax(dim=1).numpy()
     order = np.argsort(-probabilities, axis=1, kind="stable")
     labels, confidence = _labels(model, probabilities, order[:, 0], rules.threshold, hierarchy)
     query.obs[f"{key_added}_label"] = labels
     query.obs[f"{key_added}_confidence"] = confidence
     query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(order[:, 1], model.classes)
+    query.obs[f"{key_added}_unseen"] = energy.numpy()
     query.obsm[f"{key_added}_probabilities"] = probabilities
     if alpha is not None:
         sets = prediction_sets(strangeness(logits.numpy()), rules.quantiles)
@@ -214,24 +219,25 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
         warnings.warn(f"{(codes < 0).sum():,} cells have no label that the model knows; left out.", stacklevel=2)
     known = cells[codes >= 0]
     batches, _, _ = query_batches(known, model.genes, layer=layer)
-    logits = predict_logits(model, batches) * model.temperature.cpu()
-    model.calibrate(logits, torch.from_numpy(codes[codes >= 0]))
+    logits, _ = predict_logits(model, batches)
+    model.calibrate(logits * model.temperature.cpu(), torch.from_numpy(codes[codes >= 0]))
 
 
 def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
     """Class probabilities of batches of cells: float32, cells x classes, rows sum to one."""
-    return predict_logits(model, batches).softmax(dim=1).numpy()
+    return predict_logits(model, batches)[0].softmax(dim=1).numpy()
 
 
 @torch.no_grad()
-def predict_logits(model: SIMSClassifier, batches) -> torch.Tensor:
-    """Logits of batches of cells at the model's temperature: float32, cells x classes."""
+def predict_logits(model: SIMSClassifier, batches) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of batches of cells at the model's temperature, (cells, classes), and energies, (cells,); float32."""
     model.eval()
     parts = [
-        model.calibrated(model(batch.cells.to(model.device))).cpu()
+        model.with_energy(batch.cells.to(model.device))
         for batch in progress_bar(batches, desc="annotating", unit="batch")
     ]
-    return torch.cat(parts)
+    logits, energies = (torch.cat([part.cpu() for part in found]) for found in zip(*parts, strict=True))
+    return model.calibrated(logits.to(model.device)).cpu(), energies
 
 
 class _Rules(NamedTuple):

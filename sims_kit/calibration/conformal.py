@@ -86,9 +86,9 @@ def conformal_quantiles(
     alpha
         Share of the sets that may miss the true class.
     by_class
-        Promise it for each class, not for all cells together: a rare type is then covered as often as a common one. A
-        class with fewer than `cells_needed` cells shares a quantile with the other such classes, and with all classes
-        where these are too few together; then the promise holds for that group as a whole.
+        Promise it for each class, not for all cells together: a rare type is then covered as often as a common one.
+        Classes with fewer than `cells_needed` cells share one quantile, and with them the next larger ones while they
+        are too few together; for these the promise holds on average over their cells.
 
     Returns
     -------
@@ -111,12 +111,10 @@ def conformal_quantiles(
         )
     quantiles = np.full(n_classes, _quantile(strange, alpha))
     if by_class:
-        sizes = np.bincount(labels, minlength=n_classes)
-        small = sizes < needed
-        of_small = strange[small[labels]]
-        if len(of_small) >= needed:
-            quantiles[small] = _quantile(of_small, alpha)
-        for number in np.flatnonzero(~small):
+        rare = _rare(np.bincount(labels, minlength=n_classes), needed)
+        if rare.any():
+            quantiles[rare] = _quantile(strange[rare[labels]], alpha)
+        for number in np.flatnonzero(~rare):
             quantiles[number] = _quantile(strange[labels == number], alpha)
     return quantiles
 
@@ -172,6 +170,15 @@ def coverage_table(sets: np.ndarray, truth: np.ndarray, classes: list[str]) -> p
     names = pd.Series(truth).value_counts(sort=True).index
     groups = {name: truth == name for name in names} | {"all cells": np.ones(len(truth), dtype=bool)}
     return pd.DataFrame([{"class": name} | _coverage(covered[own], sets[own].sum(1)) for name, own in groups.items()])
+
+
+def _rare(sizes: np.ndarray, needed: int) -> np.ndarray:
+    """Which classes have too few cells to stand alone; and the next larger ones until they are enough together."""
+    order = np.argsort(sizes, kind="stable")
+    n_rare = int((sizes < needed).sum())
+    if n_rare:
+        n_rare = max(n_rare, int(np.searchsorted(np.cumsum(sizes[order]), needed)) + 1)
+    return np.isin(np.arange(len(sizes)), order[:n_rare])
 
 
 def _log_odds_against(logits: np.ndarray) -> np.ndarray:

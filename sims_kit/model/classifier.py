@@ -124,6 +124,16 @@ class SIMSClassifier(pl.LightningModule):
         """Logits, shape (B, classes), of a batch of log-normalised cells, shape (B, genes), dense or CSR."""
         return self.network(cells).logits
 
+    def with_energy(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits as of `forward`, (B, classes), and how unlike every class each cell looks, (B,).
+
+        That is the energy (Liu et al., NeurIPS 2020), minus the logarithm of the summed exponentials of the logits,
+        averaged over the networks: probabilities forget how much evidence there was, logits do not.
+        """
+        parts = [output.logits for output in self.network.outputs(cells)]
+        energy = -torch.stack([logits.logsumexp(1) for logits in parts]).mean(0)
+        return (mean_logits(parts) if len(parts) > 1 else parts[0]), energy
+
     def probabilities(self, cells: Tensor) -> Tensor:
         """Probabilities, shape (B, classes): the full softmax at the model's temperature, rows sum to one."""
         return self.calibrated(self(cells)).softmax(dim=1)

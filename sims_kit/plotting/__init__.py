@@ -16,6 +16,14 @@ from sims_kit.plotting.figures import (
     training_curves,
 )
 from sims_kit.plotting.stability import consensus_size, gene_set_weight, stability
+from sims_kit.plotting.trust import (
+    rejection_curves,
+    reliability_diagram,
+    set_coverage,
+    unseen_roc,
+    unseen_scores,
+    unseen_types,
+)
 
 __all__ = [
     "cell_genes",
@@ -30,7 +38,13 @@ __all__ = [
     "marker_recovery",
     "method_scores",
     "recall_by_size",
+    "rejection_curves",
+    "reliability_diagram",
+    "set_coverage",
     "stability",
     "top_genes",
     "training_curves",
+    "unseen_roc",
+    "unseen_scores",
+    "unseen_types",
 ]

@@ -7,6 +7,7 @@ import pickle
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -96,6 +97,41 @@ def test_what_a_file_says_of_itself(model, tmp_path):
         assert part in repr(again)
     assert "licence CC-BY-4.0" in repr(again) and "Of adult cortex only." in repr(again)
     assert "not fitted" in repr(SIMSClassifier(4, 2))
+
+
+@pytest.fixture
+def calibrated(model):
+    """The model with validation cells, two of three right."""
+    model.calibrate(torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1, 1]))
+    return model
+
+
+def test_calibration_cells_come_back(calibrated, tmp_path):
+    """What the validation cells say of confidence is the same after loading; a file without any loads as before."""
+    loaded = load_model(save_model(calibrated, tmp_path / "model.safetensors"))
+    for name, values in calibrated.calibration_cells._asdict().items():
+        np.testing.assert_array_equal(getattr(loaded.calibration_cells, name), values)
+    assert loaded.calibration_cells.correct.tolist() == [True, True, False]
+    assert loaded.temperature == calibrated.temperature
+    calibrated.calibration_cells = None
+    assert load_model(save_model(calibrated, tmp_path / "without.safetensors")).calibration_cells is None
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"calibration.labels": torch.zeros(2, dtype=torch.int64)}, "for each validation cell"),
+        ({"calibration.correct": torch.zeros(3)}, "one torch.bool for each"),
+        ({"calibration.labels": torch.tensor([0, 1, 2])}, "out of range"),
+        ({"calibration.confidence": torch.tensor([0.5, 0.5, torch.nan], dtype=torch.float64)}, "out of range"),
+        ({"calibration.strangeness": torch.tensor([0, 0, torch.inf], dtype=torch.float64)}, "out of range"),
+    ],
+)
+def test_damaged_calibration_cells(calibrated, tmp_path, tensors, words):
+    """Numbers that no validation cells can have are told, not used."""
+    path = _rewritten(save_model(calibrated, tmp_path / "model.safetensors"), tensors)
+    with pytest.raises(ModelFileError, match=words):
+        load_model(path)
 
 
 def test_failed_save_keeps_the_old_file(model, tmp_path):
