@@ -18,7 +18,7 @@ from sims_kit.cells.datamodule import DataModule
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load, read
 from sims_kit.explanation import CellExplanation, Explanation, explain, explain_cell
-from sims_kit.model import RECIPES, Recipe, SIMSClassifier, load_model, save_model
+from sims_kit.model import RECIPES, Recipe, SIMSClassifier, load_model, save_model, where_to_resume
 from sims_kit.training import fit, generate_trainer
 
 __version__ = version("sims_kit")
@@ -49,4 +49,5 @@ __all__ = [
     "save_model",
     "stratified_split",
     "studies",
+    "where_to_resume",
 ]

@@ -14,6 +14,7 @@ from sims_kit.calibration import CalibrationCells, calibration_cells, fit_temper
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.metrics import metric_collection
 from sims_kit.model.about import summary
+from sims_kit.model.divergence import divergence
 from sims_kit.model.ensemble import make_network, mean_logits
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.model.tabnet import TabNet
@@ -174,17 +175,17 @@ class SIMSClassifier(pl.LightningModule):
 
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""
-        outputs = self.network.outputs(batch.cells)
-        losses = [
-            self._loss(output.logits, batch.labels) + self.recipe.lambda_sparse * output.mask_entropy
-            for output in outputs
-        ]
-        loss = sum(losses)  # each network's gradients are its own
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The training loss is {loss.item()} in batch {batch_index} of epoch {self.current_epoch}: training "
-                "has diverged. Lower the learning rate (optimizer_params), or look for extreme values in the input."
-            )
+        try:
+            outputs = self.network.outputs(batch.cells)
+            losses = [
+                self._loss(output.logits, batch.labels) + self.recipe.lambda_sparse * output.mask_entropy
+                for output in outputs
+            ]
+            loss = sum(losses)  # each network's gradients are its own
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"The training loss is {loss.item()}: training has diverged.")
+        except FloatingPointError as error:
+            raise divergence(self, batch.cells, batch_index, error) from error
         logits = mean_logits([output.logits for output in outputs])
         self._track("train_", logits, batch.labels, loss / len(losses))
         return loss
