@@ -41,7 +41,12 @@ class ResumePoint(Callback):
         self.path, self.run = folder / NAME, dict(run)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: SIMSClassifier) -> None:
-        """Save before anything of the epoch has happened, and all of the last one has: the scheduler's step, too."""
+        """Save before anything of the epoch has happened, and all of the last one has: the scheduler's step, too.
+
+        From here on nothing is half done: while Lightning holds that it is restarting, it would skip the batches of
+        this epoch, and a scheduler's step on the validation loss at its end.
+        """
+        trainer.fit_loop.restarting = False
         if not trainer.current_epoch:
             return
         with written_whole(self.path) as part:
@@ -52,10 +57,8 @@ class ResumePoint(Callback):
         return self.run
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: SIMSClassifier, checkpoint: dict[str, Any]) -> None:
-        """Add the epochs so far, and let the next epoch start from its first batch."""
+        """Add the epochs so far."""
         checkpoint["history"] = pl_module.history.to_dict("index")
-        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        batches |= {"is_last_batch": False, "current": dict.fromkeys(batches["current"], 0)}  # else it would be skipped
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: SIMSClassifier, checkpoint: dict[str, Any]) -> None:
         """Bring back the epochs so far."""
