@@ -183,16 +183,17 @@ def unseen(task: str, left_out: str, models: Path) -> pd.DataFrame:
 
 def sims_scores(model, training, parts: list) -> dict[str, np.ndarray]:
     """SIMS's own scores of the cells of all parts, higher where a cell is less like any class."""
-    logits, energy = (np.concatenate(found) for found in zip(*(outputs(model, cells) for cells in parts), strict=True))
+    logits, unseen = (np.concatenate(found) for found in zip(*(outputs(model, cells) for cells in parts), strict=True))
     probabilities = softmax(logits.astype(np.float64), axis=1)
     classes = pd.Index(model.classes).get_indexer(training.obs["label"])
-    own = embedding(model, training)
-    other = np.concatenate([embedding(model, cells) for cells in parts])
+    own, _ = embedding(model, training)
+    other, energy = (np.concatenate(f) for f in zip(*(embedding(model, cells) for cells in parts), strict=True))
     unit, other_unit = (values / np.linalg.norm(values, axis=1, keepdims=True).clip(1e-9) for values in (own, other))
     neighbours = NearestNeighbors(n_neighbors=min(10, len(unit))).fit(unit)
     means = np.stack([own[classes == number].mean(axis=0) for number in range(len(model.classes))])
     within = LedoitWolf(assume_centered=True).fit(own - means[classes])
     return {
+        "SIMS, unseen score": unseen,
         "SIMS, maximum probability": calibration.strangeness(logits).min(axis=1),
         "SIMS, entropy": -(probabilities * np.log(probabilities.clip(1e-300))).sum(axis=1),
         "SIMS, energy": energy,
@@ -202,18 +203,22 @@ def sims_scores(model, training, parts: list) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def embedding(model, cells) -> np.ndarray:
-    """What the last layer adds up, of all networks: decisions and the masked genes' evidence, (cells, values)."""
+def embedding(model, cells) -> tuple[np.ndarray, np.ndarray]:
+    """What the last layer of all networks adds up, decisions and evidence, (cells, values); and the energy, (cells,).
+
+    The energy (Liu et al., NeurIPS 2020) is minus the logarithm of the summed exponentials of a network's logits.
+    """
     batches, *_ = query_batches(cells, model.genes)
-    found = []
+    found, energies = [], []
     for batch in batches:
-        steps = [step for network in model.network.members for step in network.steps(batch.cells)]
-        found.append(torch.cat([part for step in steps for part in (step.decision, step.evidence)], dim=1))
-    return torch.cat(found).numpy().astype(np.float64)
+        steps = [(network, network.steps(batch.cells)) for network in model.network.members]
+        found.append(torch.cat([part for _, own in steps for step in own for part in step[1:]], dim=1))
+        energies.append(-sum(network.logits_of(own).logsumexp(1) for network, own in steps) / len(steps))
+    return torch.cat(found).numpy().astype(np.float64), torch.cat(energies).numpy()
 
 
 def outputs(model, cells) -> tuple[np.ndarray, np.ndarray]:
-    """Calibrated logits and energies."""
+    """Calibrated logits and unseen scores."""
     batches, *_ = query_batches(cells, model.genes)
     return tuple(found.numpy() for found in predict_logits(model, batches))
 

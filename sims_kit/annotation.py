@@ -98,9 +98,9 @@ def annotate(
         ``obs["sims_second_label"]``
             The runner-up among the classes.
         ``obs["sims_unseen"]``
-            How unlike every class the cell looks, in nats, higher for types that the model never saw: its energy
-            (`SIMSClassifier.with_energy`), the best of the scores that benchmarks/TRUST.md compares. It orders the
-            cells of one model.
+            How unlike every class the cell is, higher for types that the model never saw: standard deviations above
+            the usual validation cell, in doubt or in expression (`sims_kit.model.profiles.ClassProfiles`). It orders
+            the cells of a query. Models of older files have none.
         ``obs["sims_set"]``, ``obsm["sims_sets"]``
             With `alpha`: the classes of the set, the most probable first, as text (``"CD4 T | CD8 T"``; ``"Unknown"``
             where it is empty: the cell is like no class), and as bool, cells x classes.
@@ -135,14 +135,15 @@ def annotate(
     if vote_by is not None and vote_by not in query.obs:
         raise UnknownNameError("obs column", vote_by, query.obs.columns)
     batches, coverage, state = query_batches(query, model.genes, layer=layer, batch_size=batch_size)
-    logits, energy = predict_logits(model, batches)
+    logits, unseen = predict_logits(model, batches)
     probabilities = logits.softmax(dim=1).numpy()
     order = np.argsort(-probabilities, axis=1, kind="stable")
     labels, confidence = _labels(model, probabilities, order[:, 0], rules.threshold, hierarchy)
     query.obs[f"{key_added}_label"] = labels
     query.obs[f"{key_added}_confidence"] = confidence
     query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(order[:, 1], model.classes)
-    query.obs[f"{key_added}_unseen"] = energy.numpy()
+    if model.profiles.is_measured:
+        query.obs[f"{key_added}_unseen"] = unseen.numpy()
     query.obsm[f"{key_added}_probabilities"] = probabilities
     if alpha is not None:
         sets = prediction_sets(strangeness(logits.numpy()), rules.quantiles)
@@ -227,8 +228,11 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
         warnings.warn(f"{(codes < 0).sum():,} cells have no label that the model knows; left out.", stacklevel=2)
     known = cells[codes >= 0]
     batches, _, _ = query_batches(known, model.genes, layer=layer)
-    logits, _ = predict_logits(model, batches)
-    model.calibrate(logits * model.temperature.cpu(), torch.from_numpy(codes[codes >= 0]))
+    model.eval()
+    with torch.no_grad():
+        parts = [(model(cells), model.profiles.distance(cells)) for cells, _ in batches]
+    logits, distance = (torch.cat(found) for found in zip(*parts, strict=True))
+    model.calibrate(logits, torch.from_numpy(codes[codes >= 0]), distance)
 
 
 def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
@@ -238,12 +242,16 @@ def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
 
 @torch.no_grad()
 def predict_logits(model: SIMSClassifier, batches) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of batches of cells at the model's temperature, (cells, classes), and energies, (cells,); float32."""
+    """Logits of batches of cells at the model's temperature, (cells, classes), and unseen scores, (cells,); float32."""
     model.eval()
+
+    def predict(cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = model.calibrated(model(cells))
+        return logits.cpu(), model.profiles.unseen(logits, model.profiles.distance(cells)).cpu()
+
     batches = (batch.cells for batch in progress_bar(batches, desc="annotating", unit="batch"))
-    parts = list(predict_in_parts(model.with_energy, batches, model.device))
-    logits, energies = (torch.cat([part.cpu() for part in found]) for found in zip(*parts, strict=True))
-    return model.calibrated(logits.to(model.device)).cpu(), energies
+    parts = predict_in_parts(predict, batches, model.device)
+    return tuple(torch.cat(found) for found in zip(*parts, strict=True))
 
 
 class _Rules(NamedTuple):

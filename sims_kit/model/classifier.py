@@ -16,6 +16,7 @@ from sims_kit.metrics import metric_collection
 from sims_kit.model.about import summary
 from sims_kit.model.divergence import divergence
 from sims_kit.model.ensemble import make_network, mean_logits
+from sims_kit.model.profiles import ClassProfiles
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.model.tabnet import TabNet
 
@@ -61,6 +62,8 @@ class SIMSClassifier(pl.LightningModule):
     temperature
         What `forward`'s logits are divided by before the softmax: 1 until training ends, then fitted on the validation
         cells (`sims_kit.calibration.fit_temperature`).
+    profiles
+        What cells of each class are like (`sims_kit.model.profiles.ClassProfiles`), for the unseen score.
     calibration_cells
         What the validation cells say of confidence (`sims_kit.calibration.CalibrationCells`), for rejection and
         prediction sets; None without validation cells, or in files of older versions.
@@ -105,6 +108,7 @@ class SIMSClassifier(pl.LightningModule):
         )
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
+        self.profiles = ClassProfiles(input_dim, output_dim)
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
@@ -124,16 +128,6 @@ class SIMSClassifier(pl.LightningModule):
     def forward(self, cells: Tensor) -> Tensor:
         """Logits, shape (B, classes), of a batch of log-normalised cells, shape (B, genes), dense or CSR."""
         return self.network(cells).logits
-
-    def with_energy(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits as of `forward`, (B, classes), and how unlike every class each cell looks, (B,).
-
-        That is the energy (Liu et al., NeurIPS 2020), minus the logarithm of the summed exponentials of the logits,
-        averaged over the networks: probabilities forget how much evidence there was, logits do not.
-        """
-        parts = [output.logits for output in self.network.outputs(cells)]
-        energy = -torch.stack([logits.logsumexp(1) for logits in parts]).mean(0)
-        return (mean_logits(parts) if len(parts) > 1 else parts[0]), energy
 
     def probabilities(self, cells: Tensor) -> Tensor:
         """Probabilities, shape (B, classes): the full softmax at the model's temperature, rows sum to one."""
@@ -199,12 +193,13 @@ class SIMSClassifier(pl.LightningModule):
         self._evaluate("test_", batch)
 
     def on_fit_end(self) -> None:
-        """Measure batch normalisation on whole cells after training with gene dropout, then fit the temperature."""
+        """Measure batch normalisation on whole cells after training with gene dropout, class profiles, calibration."""
         if self.network.gene_dropout:
             self.network.refresh_statistics(self.trainer.train_dataloader)
+        self.profiles.measure(self.trainer.train_dataloader)
         self.calibrate(*self._held_out(self.trainer.val_dataloaders))
 
-    def calibrate(self, logits: Tensor, labels: Tensor) -> None:
+    def calibrate(self, logits: Tensor, labels: Tensor, distance: Tensor) -> None:
         """Fit the temperature on cells that training has not learned from, and keep what they say of confidence.
 
         Parameters
@@ -213,10 +208,15 @@ class SIMSClassifier(pl.LightningModule):
             Shape (B, classes), of `forward`.
         labels
             Shape (B,), int64, the true classes. Without cells the temperature is 1 and nothing is kept.
+        distance
+            Shape (B,), of `ClassProfiles.distance`.
         """
         self.temperature.fill_(fit_temperature(logits.cpu().numpy(), labels.cpu().numpy()))
-        logits = self.calibrated(logits).cpu().numpy()
-        self.calibration_cells = calibration_cells(logits, labels.cpu().numpy()) if len(labels) else None
+        logits = self.calibrated(logits.to(self.device))
+        self.calibration_cells = None
+        if len(labels):
+            self.profiles.set_usual(logits, distance.to(self.device))
+            self.calibration_cells = calibration_cells(logits.cpu().numpy(), labels.cpu().numpy())
 
     def predict_step(self, batch, batch_index: int) -> Tensor:
         """As `probabilities`."""
@@ -258,14 +258,15 @@ class SIMSClassifier(pl.LightningModule):
 
     @torch.no_grad()
     def _held_out(self, batches) -> list[Tensor]:
-        """Logits and labels of validation cells, of all devices."""
+        """Logits, labels and distances of validation cells, of all devices."""
         training, parts = self.training, []
         self.eval()
         for batch in batches or ():
-            parts.append((self(batch.cells.to(self.device)), batch.labels.to(self.device)))
+            cells = batch.cells.to(self.device)
+            parts.append((self(cells), batch.labels.to(self.device), self.profiles.distance(cells)))
         self.train(training)
         if not parts:
-            return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64)]
+            return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64), torch.empty(0)]
         found = [torch.cat(part) for part in zip(*parts, strict=True)]
         if self.trainer.world_size > 1:
             found = [part.flatten(0, 1) for part in self.all_gather(found)]

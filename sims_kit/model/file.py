@@ -18,7 +18,7 @@ from sims_kit.errors import ModelFileError, SettingError
 from sims_kit.files import written_whole
 from sims_kit.model.about import present_versions, recipe_settings
 from sims_kit.model.classifier import SIMSClassifier
-from sims_kit.model.file_check import check_plain, check_tensors, read_index
+from sims_kit.model.file_check import PROFILES, check_plain, check_tensors, named_tensors, read_index
 from sims_kit.model.recipes import Recipe
 
 FORMAT, FORMAT_VERSION = "sims_kit", 3
@@ -123,7 +123,7 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
         classes=header["classes"],
         recipe=Recipe(network=header["network"]),
     )
-    own = {**dict(model.network.named_parameters()), **dict(model.network.named_buffers())}
+    own = named_tensors(model.network, model.profiles)
     for name, tensor in tensors.items():
         own[name].data.copy_(tensor)
     model.temperature.fill_(temperature)
@@ -158,8 +158,10 @@ def fitted_model(model: SIMSClassifier | str | os.PathLike) -> SIMSClassifier:
 
 
 def _tensors(model: SIMSClassifier) -> dict[str, torch.Tensor]:
-    """The network's parameters and running statistics, layers that steps share once; and the calibration cells."""
-    named = {**dict(model.network.named_parameters()), **dict(model.network.named_buffers())}
+    """The network's parameters and running statistics, layers that steps share once; profiles; calibration cells."""
+    named = named_tensors(model.network, model.profiles)
+    if not model.profiles.is_measured:
+        named = {name: tensor for name, tensor in named.items() if not name.startswith(PROFILES)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     cells = model.calibration_cells or ()
     return tensors | {name: torch.from_numpy(values) for name, values in zip(_CELLS, cells, strict=False)}

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from sims_kit.errors import ModelFileError
 from sims_kit.model.ensemble import make_network
+from sims_kit.model.profiles import ClassProfiles
 from sims_kit.model.tabnet import TabNet
 
 LARGEST_INDEX = 2**24  # bytes: 60,000 genes need 1.2 million
@@ -21,6 +23,8 @@ WIDTHS = {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64, "BOOL"
 COUNTS = ("n_models", "n_steps", "n_shared", "n_independent")  # each makes at least one tensor
 DEFAULTS = {name: option.default for name, option in list(inspect.signature(TabNet).parameters.items())[2:]}
 DEFAULTS["n_models"] = 1
+PROFILES = "profiles."
+LARGEST_PROFILES = 100  # times the file: what a model makes room for beside what its file holds
 
 
 class Entry(NamedTuple):
@@ -104,10 +108,14 @@ def check_tensors(header: dict[str, Any], entries: dict[str, Entry], extra: set[
     _check_settings(network, len(entries), path)
     try:
         with torch.device("meta"):  # shapes without memory
-            expected = make_network(len(header["genes"]), len(header["classes"]), **network)
+            sizes = len(header["genes"]), len(header["classes"])
+            needed = named_tensors(make_network(*sizes, **network), ClassProfiles(*sizes))
     except (TypeError, ValueError, KeyError, RuntimeError, OverflowError, ZeroDivisionError) as error:
         raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {_short(error)}") from error
-    needed = {**dict(expected.named_parameters()), **dict(expected.named_buffers())}
+    if not any(name.startswith(PROFILES) for name in entries):  # files of earlier versions
+        needed = {name: tensor for name, tensor in needed.items() if not name.startswith(PROFILES)}
+        if 4 * math.prod(sizes) > LARGEST_PROFILES * path.stat().st_size:
+            raise ModelFileError(f"{str(path)!r} is too small for {sizes[0]:,} genes and {sizes[1]:,} classes.")
     if needed.keys() != entries.keys() - extra:
         differing = sorted(needed.keys() ^ (entries.keys() - extra))
         raise ModelFileError(f"{str(path)!r} does not hold the tensors of its network; differing: {differing[:3]}.")
@@ -117,6 +125,12 @@ def check_tensors(header: dict[str, Any], entries: dict[str, Entry], extra: set[
                 f"Tensor {name!r} of {str(path)!r} is {entries[name].shape} {entries[name].dtype}; its network needs "
                 f"{tuple(tensor.shape)} {tensor.dtype}."
             )
+
+
+def named_tensors(network: nn.Module, profiles: nn.Module) -> dict[str, torch.Tensor]:
+    """A model's tensors by the names that they have in a file; layers that steps share are there once."""
+    named = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return named | {f"{PROFILES}{name}": tensor for name, tensor in profiles.named_buffers()}
 
 
 def _check_settings(network: dict[str, Any], n_tensors: int, path: Path) -> None:

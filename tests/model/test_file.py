@@ -102,7 +102,9 @@ def test_what_a_file_says_of_itself(model, tmp_path):
 @pytest.fixture
 def calibrated(model):
     """The model with validation cells, two of three right."""
-    model.calibrate(torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1, 1]))
+    labels = torch.tensor([0, 1, 1])
+    model.profiles.measure([(torch.rand(3, 4), labels)])
+    model.calibrate(torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), labels, torch.tensor([1.0, 2.0, 4.0]))
     return model
 
 
@@ -113,8 +115,12 @@ def test_calibration_cells_come_back(calibrated, tmp_path):
         np.testing.assert_array_equal(getattr(loaded.calibration_cells, name), values)
     assert loaded.calibration_cells.correct.tolist() == [True, True, False]
     assert loaded.temperature == calibrated.temperature
+    for name, values in calibrated.profiles.state_dict().items():
+        torch.testing.assert_close(loaded.profiles.state_dict()[name], values, rtol=0, atol=0)
     calibrated.calibration_cells = None
-    assert load_model(save_model(calibrated, tmp_path / "without.safetensors")).calibration_cells is None
+    calibrated.profiles.is_measured.fill_(False)
+    older = load_model(save_model(calibrated, tmp_path / "without.safetensors"))
+    assert older.calibration_cells is None and not older.profiles.is_measured
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,10 @@ def main() -> None:
     model.provenance = {"files": [{"file": "cells.h5ad", "cells": 8}], "class_label": "cell_type", "seed": 0}
     model.test_metrics = pd.Series({"accuracy_micro": 0.75, "median_f1": float("nan")})
     temperature = 1.5 if FORMAT_VERSION > 1 else 1.0  # version 1 had none
+    if FORMAT_VERSION > 2:
+        cells, labels = torch.rand(8, 4), torch.arange(8) % 2
+        model.profiles.measure([(cells, labels)])
+        model.calibrate(model.eval()(cells).detach(), labels, model.profiles.distance(cells))
     if FORMAT_VERSION > 1:
         model.temperature.fill_(temperature)
     path = Path(__file__).with_name(f"version_{FORMAT_VERSION}.safetensors")
