@@ -126,15 +126,14 @@ def _measured(exam: Exam) -> list[str]:
     shown = ", ".join(f"{text} {exam.scores[name]:.3f}" for name, text in SHOWN.items())
     error = f"expected calibration error {exam.scores['calibration_error']:.3f}"
     classes = exam.classes.rename(columns={"support": "cells"}).round(3).reset_index()
+    genes = [{"class": label, "genes": ", ".join(map(str, found))} for label, found in exam.genes.items()]
     return [
         f"On {int(exam.confusion.to_numpy().sum()):,} cells that it did not learn from: {shown}, {error}.",
         _table(classes[["class", "cells", "precision", "recall", "f1"]]),
         *_confusion(exam.confusion),
         "## Genes",
         "Those that speak most for each class, by their mean contribution to its logit:",
-        _table(
-            pd.DataFrame([{"class": label, "genes": ", ".join(map(str, genes))} for label, genes in exam.genes.items()])
-        ),
+        _table(pd.DataFrame(genes)),
     ]
 
 

@@ -62,6 +62,13 @@ def renamed(old: str, new: str) -> bytes:
     return packed(index, tensors)
 
 
+def nan_weights() -> bytes:
+    """The good file with one weight that is no number."""
+    index, _, tensors = parts()
+    start, _ = index[W]["data_offsets"]
+    return packed(index, tensors[:start] + b"\xff" * 4 + tensors[start + 4 :])
+
+
 def pickled() -> bytes:
     """A pickle that runs code, behind the end of a good file."""
     return GOOD.read_bytes() + pickle.dumps(Bomb())
@@ -125,7 +132,7 @@ HOSTILE = {
     "setting that is no number": (lambda: with_header(network={"gamma": float("nan")}), "gamma is nan"),
     "a hundred thousand classes": (lambda: with_header(classes=list(map(str, range(100_000)))), "needs"),
     "no genes": (lambda: with_header(genes=[]), "cannot be built"),
-    "weights that are NaN": (lambda: packed(parts()[0], parts()[2][:-8] + b"\xff" * 8), "NaN"),
+    "weights that are NaN": (nan_weights, "NaN"),
     "temperature that is infinite": (lambda: with_header(calibration={"temperature": float("inf")}), "temperature inf"),
     "version that is a list": (lambda: with_header(format_version=[3]), "format version"),
 }
