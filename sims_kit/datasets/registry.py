@@ -198,7 +198,7 @@ def read_registry(path: Path | None = None) -> Registry:
     path = registry_path() if path is None else Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # no UTF-8, a date that is none, too deep
         raise RegistryError(f"{path} cannot be read as YAML: {error}") from error
     try:
         return Registry.model_validate(content)

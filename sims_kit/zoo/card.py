@@ -125,7 +125,7 @@ def _data(provenance: dict) -> str:
 def _measured(exam: Exam) -> list[str]:
     shown = ", ".join(f"{text} {exam.scores[name]:.3f}" for name, text in SHOWN.items())
     error = f"expected calibration error {exam.scores['calibration_error']:.3f}"
-    classes = exam.classes.rename(columns={"support": "cells"}).round(3).reset_index()
+    classes = exam.classes.rename(columns={"support": "cells"}).reset_index()
     genes = [{"class": label, "genes": ", ".join(map(str, found))} for label, found in exam.genes.items()]
     return [
         f"On {int(exam.confusion.to_numpy().sum()):,} cells that it did not learn from: {shown}, {error}.",
@@ -165,5 +165,6 @@ def _limits(model: SIMSClassifier, exam: Exam | None) -> str:
 
 def _table(rows: pd.DataFrame) -> str:
     """A Markdown table."""
-    lines = [list(map(str, rows.columns)), ["---"] * rows.shape[1], *rows.astype(str).to_numpy().tolist()]
+    texts = rows.map(lambda field: f"{field:.3f}" if isinstance(field, float) else str(field))
+    lines = [list(map(str, rows.columns)), ["---"] * rows.shape[1], *texts.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(field.replace("|", "\\|") for field in line) + " |" for line in lines)
