@@ -5,6 +5,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sims_kit.errors import SettingError
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises
+    ------
+    SettingError
+        If a file is in the way.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        way = next(place for place in (folder, *folder.parents) if place.exists())
+        raise SettingError(
+            f"{str(way)!r} is a file, so that {str(folder)!r} cannot be a folder. Name another."
+        ) from error
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -18,7 +37,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     path
         Where the file shall be; missing folders are made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sims_kit.model.classifier import NETWORK_SETTINGS, SIMSClassifier
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.progress import progress_bar
 
+LARGEST_SEED = 2**62  # torch takes 64 bits, and epochs are seeded by sums
 _DATA_SETTINGS = set(inspect.signature(DataModule).parameters) - {"datafiles", "labelfiles", "class_label", "seed"}
 _TRAINER_SETTINGS = set(inspect.signature(pl.Trainer).parameters)
 _MODEL_SETTINGS = {"network", "optimizer", "optimizer_params", "scheduler", "scheduler_params", "class_weights"}
@@ -89,6 +91,7 @@ def generate_trainer(
     DataError, GeneError, LabelError
         As `DataModule` and `SIMSClassifier` raise them.
     """
+    _check_values(settings, model_params, seed)
     model_params = dict(model_params or {})
     _check_names(settings, model_params)
     changes = {name: model_params.pop(name) for name in _RECIPE_SETTINGS & set(model_params)}
@@ -255,6 +258,17 @@ def _callbacks(
     if has_validation and recipe.patience is not None:
         callbacks.append(EarlyStopping(recipe.monitor, mode=recipe.monitor_mode, patience=recipe.patience))
     return callbacks
+
+
+def _check_values(settings: Mapping[str, Any], model_params: Mapping[str, Any] | None, seed: int) -> None:
+    """Refuse, before any file is read, values that would stop training later, or let it do nothing."""
+    if not isinstance(model_params or {}, Mapping):
+        raise SettingError(f"model_params={model_params!r}: give names and values, such as {{'label_smoothing': 0.1}}.")
+    epochs = settings.get("max_epochs")
+    if epochs is not None and (not isinstance(epochs, Integral) or (epochs < 1 and epochs != -1)):
+        raise SettingError(f"max_epochs={epochs!r}: give a whole number of epochs, 1 or more.")
+    if isinstance(seed, Integral) and seed > LARGEST_SEED:
+        raise SettingError(f"seed={seed}: give a whole number from 0 to {LARGEST_SEED:,}.")
 
 
 def _check_names(settings: Mapping[str, Any], model_params: Mapping[str, Any]) -> None:

@@ -155,7 +155,7 @@ def test_sparse_batches(matrices, data):
     whole = np.concatenate([normalise(source.matrix, source.state).toarray() for source in sources])
     labels = np.concatenate([source.labels for source in sources])
     positions = data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=12))
-    batch = CellDataset(sources)[positions] if len(positions) == 1 else CellDataset(sources).__getitems__(positions)
+    batch = CellDataset(sources).__getitems__(positions)
     np.testing.assert_array_equal(batch.cells.to_dense().numpy(), whole[positions])
     assert batch.labels.tolist() == labels[positions].tolist()
 

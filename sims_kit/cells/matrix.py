@@ -166,6 +166,8 @@ def _as_csr(matrix) -> sp.csr_matrix:
     if hasattr(matrix, "to_memory"):  # anndata's handle on a sparse matrix in a file
         matrix = matrix.to_memory()
     try:
+        if np.issubdtype(getattr(matrix, "dtype", np.float32), np.complexfloating):
+            raise TypeError("complex numbers")
         if sp.issparse(matrix):
             csr = sp.csr_matrix(matrix)
         else:  # array, or a dense dataset in a file

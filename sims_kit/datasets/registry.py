@@ -10,10 +10,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 
 from sims_kit.errors import RegistryError, UnknownNameError, nearest
 
+
+def _inside(member: str) -> str:
+    """A path that does not lead out of the archive."""
+    if ".." in member.split("/"):
+        raise ValueError(f"{member!r} leads out of the archive.")
+    return member
+
+
 Text = Annotated[str, Field(min_length=1)]
 Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
 FileName = Annotated[str, Field(pattern=r"^[\w][\w .+-]*$")]  # no slash: a file stays inside the cache folder
-Member = Annotated[str, Field(pattern=r"^[\w][\w .+/-]*$")]  # a path inside an archive, read and never unpacked
+Member = Annotated[str, Field(pattern=r"^[\w][\w .+/-]*$"), AfterValidator(_inside)]  # in an archive; never unpacked
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Doi = Annotated[str, Field(pattern=r"^10\.\d{4,9}/\S+$")]

@@ -6,7 +6,7 @@ from pathlib import Path
 from anndata import AnnData
 
 from sims_kit.errors import SettingError
-from sims_kit.files import written_whole
+from sims_kit.files import make_folder, written_whole
 
 
 def new_file(out: str | os.PathLike, source: AnnData | str | os.PathLike) -> Path:
@@ -15,11 +15,12 @@ def new_file(out: str | os.PathLike, source: AnnData | str | os.PathLike) -> Pat
     Raises
     ------
     SettingError
-        If `out` is no ``.h5ad`` file, a folder, or the file that `source` comes from.
+        If `out` is no ``.h5ad`` file, a folder, in none, or the file that `source` comes from.
     """
     path = Path(out).expanduser()
     if path.suffix != ".h5ad" or path.is_dir():
         raise SettingError(f"out={str(out)!r}: name a file to write that ends in .h5ad, such as 'annotated.h5ad'.")
+    make_folder(path.parent)
     origin = source.filename if isinstance(source, AnnData) else source
     if origin is not None and path.exists() and Path(origin).expanduser().exists() and path.samefile(origin):
         raise SettingError(

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from sims_kit.errors import ModelFileError, SettingError
-from sims_kit.files import written_whole
+from sims_kit.files import make_folder, written_whole
 from sims_kit.model.about import recipe_settings
 from sims_kit.model.classifier import SIMSClassifier
 
@@ -71,6 +71,7 @@ def keep_resume_point(
 ) -> None:
     """Let a trainer keep a `ResumePoint`, and the best epoch's weights beside it, in a folder."""
     folder = Path(folder).expanduser().resolve()
+    make_folder(folder)
     for callback in trainer.callbacks:
         if isinstance(callback, ModelCheckpoint):
             callback.dirpath = str(folder)

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -16,11 +17,11 @@ from sims_kit.metrics import metric_collection
 from sims_kit.model.about import summary
 from sims_kit.model.divergence import divergence
 from sims_kit.model.ensemble import make_network, mean_logits
+from sims_kit.model.network_settings import DEFAULTS, plain_settings, wrong_setting
 from sims_kit.model.profiles import ClassProfiles
 from sims_kit.model.recipes import Recipe, get_recipe
-from sims_kit.model.tabnet import TabNet
 
-NETWORK_SETTINGS = ["n_models", *list(inspect.signature(TabNet).parameters)[2:]]  # n_genes and n_classes: the data's
+NETWORK_SETTINGS = list(DEFAULTS)
 
 
 class SIMSClassifier(pl.LightningModule):
@@ -93,14 +94,16 @@ class SIMSClassifier(pl.LightningModule):
         **recipe_settings,
     ):
         super().__init__()
+        for name, size in (("input_dim", input_dim), ("output_dim", output_dim)):
+            if not isinstance(size, Integral):
+                raise SettingError(f"{name} is {size!r}; give a whole number, such as that of a DataModule.")
         if output_dim < 2:
             raise SettingError(f"output_dim is {output_dim}; a classifier needs at least two classes.")
         self.recipe = _change(get_recipe(recipe), recipe_settings)
         self.input_dim, self.output_dim = input_dim, output_dim
         self.genes, self.classes = genes and list(genes), classes and list(classes)
         self._check_names()
-        self.network_params = {**self.recipe.network, **(network or {})}
-        _check_network_settings(self.network_params)
+        self.network_params = _network_settings(self.recipe, network)
         self.network = make_network(input_dim, output_dim, **self.network_params)
         self.optimizer_choice = _choice(optimizer, optimizer_params, "optimizer", self.recipe)
         self.scheduler_choice = (
@@ -273,7 +276,10 @@ class SIMSClassifier(pl.LightningModule):
         return found
 
     def _set_class_weights(self, weights: Tensor) -> None:
-        weights = torch.as_tensor(weights, dtype=self.class_weights.dtype)
+        try:
+            weights = torch.as_tensor(weights, dtype=self.class_weights.dtype)
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"class_weights={weights!r}: give {self.output_dim} positive numbers.") from error
         if weights.shape != self.class_weights.shape or not (weights > 0).all():
             raise SettingError(
                 f"class_weights has shape {tuple(weights.shape)} and smallest value {weights.min():.3g}; expected "
@@ -292,8 +298,14 @@ def _choice(given, given_params, kind: str, recipe: Recipe):
     make = given or getattr(recipe, kind)
     if make is None:
         return None
+    if not callable(make):
+        raise SettingError(f"{kind}={make!r}: give a class of torch.optim, such as torch.optim.AdamW.")
     own = getattr(recipe, f"{kind}_params") if make is getattr(recipe, kind) else {}
-    return make, {**own, **(given_params or {})}
+    params, options = {**own, **(given_params or {})}, inspect.signature(make).parameters
+    takes_any = any(option.kind is inspect.Parameter.VAR_KEYWORD for option in options.values())
+    for name in () if takes_any else params.keys() - options.keys():
+        raise UnknownNameError(f"argument of {make.__name__}", name, list(options)[1:])
+    return make, params
 
 
 def _change(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
@@ -307,7 +319,14 @@ def _change(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     return dataclasses.replace(recipe, **settings)
 
 
-def _check_network_settings(settings: Mapping[str, Any]) -> None:
+def _network_settings(recipe: Recipe, network: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The recipe's, with those given."""
+    if not isinstance(network or {}, Mapping):
+        raise SettingError(f"network={network!r}: give names and values, such as {{'n_steps': 3}}.")
+    settings = plain_settings({**recipe.network, **(network or {})})
     for name in settings:
         if name not in NETWORK_SETTINGS:
             raise UnknownNameError("network setting", name, NETWORK_SETTINGS)
+    if wrong := wrong_setting(settings):
+        raise SettingError(f"In the network's settings, {wrong}")
+    return settings

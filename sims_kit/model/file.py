@@ -63,10 +63,13 @@ def save_model(
     Raises
     ------
     SettingError
-        If the model was never fitted, or `path` is a folder.
+        If the model was never fitted, `path` is a folder or no path, or licence or notes are no text.
     """
     model = fitted_model(model)
-    path = Path(path).expanduser()
+    path = _path(path)
+    for name, text in (("licence", licence), ("notes", notes)):
+        if not isinstance(text, str | None):
+            raise SettingError(f"{name}={text!r}: give it as text.")
     if path.is_dir():
         raise SettingError(f"{str(path)!r} is a folder. Name a file, such as {str(path / 'model.safetensors')!r}.")
     header = {
@@ -102,10 +105,14 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
     ------
     FileNotFoundError
         If there is no such file.
+    SettingError
+        If `path` is no path, or an address on the web.
     ModelFileError
         If the file is damaged, was written by something else or by a newer version, or contradicts itself.
     """
-    path = Path(path).expanduser()
+    if isinstance(path, str) and path.startswith(("http://", "https://")):
+        raise SettingError(f"{path!r} is an address. Download the file, or load it from a zoo: sims_kit.zoo.load.")
+    path = _path(path)
     if path.is_dir():
         raise ModelFileError(f"{str(path)!r} is a folder. Expected a file that `save_model(model, path)` wrote.")
     if not path.is_file():
@@ -155,6 +162,14 @@ def fitted_model(model: SIMSClassifier | str | os.PathLike) -> SIMSClassifier:
             "trainer.fit(model, datamodule=module) on what generate_trainer gave."
         )
     return model
+
+
+def _path(path: str | os.PathLike) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise SettingError(
+            f"In the path's place is an object of type {type(path).__name__}. Expected a text or a Path."
+        )
+    return Path(path).expanduser()
 
 
 def _tensors(model: SIMSClassifier) -> dict[str, torch.Tensor]:

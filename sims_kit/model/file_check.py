@@ -4,7 +4,6 @@ A safetensors file is eight bytes that give the length of a JSON index, the inde
 index has a text of our own, the header, which names genes, classes and network; these decide every tensor's shape.
 """
 
-import inspect
 import json
 import math
 from pathlib import Path
@@ -15,14 +14,11 @@ from torch import nn
 
 from sims_kit.errors import ModelFileError
 from sims_kit.model.ensemble import make_network
+from sims_kit.model.network_settings import DEFAULTS, wrong_setting
 from sims_kit.model.profiles import ClassProfiles
-from sims_kit.model.tabnet import TabNet
 
 LARGEST_INDEX = 2**24  # bytes: 60,000 genes need 1.2 million
 WIDTHS = {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64, "BOOL": torch.bool}  # all that is written
-COUNTS = ("n_models", "n_steps", "n_shared", "n_independent")  # each makes at least one tensor
-DEFAULTS = {name: option.default for name, option in list(inspect.signature(TabNet).parameters.items())[2:]}
-DEFAULTS["n_models"] = 1
 PROFILES = "profiles."
 LARGEST_PROFILES = 100  # times the file: what a model makes room for beside what its file holds
 
@@ -135,17 +131,11 @@ def named_tensors(network: nn.Module, profiles: nn.Module) -> dict[str, torch.Te
 
 def _check_settings(network: dict[str, Any], n_tensors: int, path: Path) -> None:
     """Each setting of the kind that `TabNet` takes, and no more layers than the file has tensors."""
-    for name, value in network.items():
-        if name not in DEFAULTS:
-            raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: it has no setting {name!r}.")
-        default = DEFAULTS[name]
-        kinds = (bool,) if isinstance(default, bool) else (int,) if isinstance(default, int) else (int, float)
-        is_right = type(value) in kinds and math.isfinite(value)
-        if not is_right and not (default is None and value is None):
-            raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {name} is {_short(value)}.")
+    unknown = [name for name in network if name not in DEFAULTS]
+    wrong = f"there is no setting {_short(unknown[0])}." if unknown else wrong_setting(network)
+    if wrong:
+        raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {wrong}")
     counts = {**DEFAULTS, **network}
-    if min(counts[name] for name in COUNTS) < 0 or counts["virtual_batch_size"] < 1:
-        raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: its sizes are {network}.")
     n_layers = counts["n_models"] * (counts["n_steps"] * (1 + counts["n_independent"]) + counts["n_shared"])
     if n_layers > n_tensors:
         raise ModelFileError(

@@ -71,6 +71,8 @@ def load_published(name: str, source: str | os.PathLike | None = None) -> SIMSCl
     SettingError
         The Hub was asked for and `huggingface_hub` is not installed.
     """
+    if not isinstance(name, str):
+        raise SettingError(f"load takes the name of a model as text, not an object of type {type(name).__name__}.")
     if source is None and (on_hub := HUB.fullmatch(name)):
         return load_model(_from_hub(on_hub[1], on_hub[2] or HUB_FILE))
     return load_model(model_file(zoo_source(source), name))
