@@ -1,6 +1,7 @@
 """`data_registry.yaml`: one entry per dataset, checked against a schema before anything is fetched."""
 
 import re
+import reprlib
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,7 +37,7 @@ class _Strict(BaseModel):
     @classmethod
     def _known_keys(cls, values: object) -> object:
         for key in set(values) - set(cls.model_fields) if isinstance(values, dict) else ():
-            raise ValueError(f"unknown key {key!r} with value {values[key]!r}. {nearest(key, cls.model_fields)}")
+            raise ValueError(f"unknown key {key!r} with value {reprlib.repr(values[key])}. {nearest(key, cls.model_fields)}")
         return values
 
 
