@@ -148,7 +148,7 @@ def test_divergence_names_batch_cells_and_cause(make_cells):
     assert [module.labels[module.cell_names.index(name)] for name in names] == first.labels.tolist()
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match=r"Batch 0 of epoch 0.*Lower the learning rate") as caught:
+    with pytest.raises(FloatingPointError, match=r"In batch 0 of epoch 0.*Lower the learning rate") as caught:
         trainer.fit(model, datamodule=module)
     assert repr(names[0]) in str(caught.value) and f"and {len(names) - 5} more" in str(caught.value)
 

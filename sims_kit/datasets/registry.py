@@ -37,7 +37,8 @@ class _Strict(BaseModel):
     @classmethod
     def _known_keys(cls, values: object) -> object:
         for key in set(values) - set(cls.model_fields) if isinstance(values, dict) else ():
-            raise ValueError(f"unknown key {key!r} with value {reprlib.repr(values[key])}. {nearest(key, cls.model_fields)}")
+            found = f"{reprlib.repr(key)} with value {reprlib.repr(values[key])}"  # either may be endless
+            raise ValueError(f"unknown key {found}. {nearest(key, cls.model_fields)}")
         return values
 
 

@@ -24,10 +24,9 @@ def divergence(model: pl.LightningModule, cells: Tensor, batch_index: int, found
     found
         What was noticed.
     """
-    names = _names(model.trainer, batch_index, len(cells))
-    return FloatingPointError(
-        f"{found} Batch {batch_index} of epoch {model.current_epoch}: {_listed(names)}. {_cause(model, cells, names)}"
-    )
+    names = _names(model._trainer, batch_index, len(cells))  # None where a step is tried by hand
+    place = f"In batch {batch_index} of epoch {model.current_epoch}: {_listed(names)}."
+    return FloatingPointError(f"{found} {place} {_cause(model, cells, names)}")
 
 
 def _cause(model: pl.LightningModule, cells: Tensor, names: list[str]) -> str:
@@ -36,8 +35,9 @@ def _cause(model: pl.LightningModule, cells: Tensor, names: list[str]) -> str:
             f"{len(broken)} of the model's weights, such as {broken[0]!r}, were NaN or infinite before this batch: the "
             "steps were too large. Lower the learning rate: model_params={'optimizer_params': {'lr': ...}}."
         )
-    if not all(torch.isfinite(values).all() for values in model.network.buffers()):  # measured on all training cells
-        n_cells, of = _spoiled(model.trainer)
+    statistics_are_numbers = all(torch.isfinite(values).all() for values in model.network.buffers())
+    if model._trainer is not None and not statistics_are_numbers:  # they are measured on all training cells
+        n_cells, of = _spoiled(model._trainer)
         return (
             f"The mean or variance of the training cells is no number: {len(of)} of {n_cells:,} cells hold NaN or "
             f"infinite values: {_listed(of)}. Write 0 where nothing was found."
@@ -70,7 +70,7 @@ def _spoiled(trainer: pl.Trainer) -> tuple[int, list[str]]:
     return n_cells, names
 
 
-def _names(trainer: pl.Trainer, batch_index: int, n_cells: int) -> list[str]:
+def _names(trainer: pl.Trainer | None, batch_index: int, n_cells: int) -> list[str]:
     """Of the cells of a training batch: from the data module, else their positions, else their places in the batch."""
     try:
         loader = trainer.train_dataloader
