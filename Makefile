@@ -28,7 +28,7 @@ FOLDER =
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test peers lab notebooks exercises book browser figure catalogue lint format fuzz zoo address constraints clean check-demo check-python
+.PHONY: help demo test peers lab notebooks exercises book browser measure figure catalogue lint format fuzz zoo address constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -63,7 +63,7 @@ test: $(STAMP)  ## unit tests, then every notebook
 peers: $(PEERS)  ## install the benchmark's other methods too (CellTypist, scANVI, LightGBM), so that their tests run
 
 lab: $(STAMP)  ## JupyterLab on the lessons
-	@"$(VENV)/bin/python" -m jupyterlab --notebook-dir notebooks
+	@$(RUN) -m jupyterlab --notebook-dir notebooks
 
 notebooks: $(STAMP)  ## run every notebook and save its outputs in place, tidied
 	@$(RUN) tools/run_notebooks.py notebooks/*.ipynb
@@ -76,6 +76,9 @@ book: $(BOOK)  ## the lessons as a static site: dist/book
 
 browser: $(BROWSER) $(BOOK)  ## tests in a real browser; needs Chromium
 	@$(RUN) -m pytest tests/test_browser.py
+
+measure: $(STAMP)  ## CPU time and memory of every lesson: docs/notebooks.md
+	@$(RUN) tools/measure_notebooks.py
 
 figure: $(STAMP)  ## draw the picture of README.md anew: the demo's summary
 	@$(MAKE) --no-print-directory demo OUT=build/figure

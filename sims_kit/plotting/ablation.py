@@ -176,8 +176,9 @@ def convergence(table: pd.DataFrame, *, axes: Sequence[Axes] | None = None) -> n
                 ax.plot(means.index, means["n_epochs"], color=colour, linestyle="--", linewidth=1)
         ax.set(xlabel="training cells", ylabel=f"{words} to convergence")
         _log_axis(ax, "x")
-        _log_axis(ax, "y")
         draw.tidy(ax)
+    _log_axis(axes[0], "y")
+    axes[1].set_ylim(bottom=0)
     axes[1].plot([], [], color=draw.GREY, linestyle="--", label="epochs of the training")
     draw.legend_beside(axes[1])
     return axes
@@ -199,7 +200,8 @@ def _final_epochs(ax: Axes, epochs: pd.DataFrame, scores: pd.DataFrame | None) -
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(final.index)
-    ax.legend(frameon=False, fontsize=draw.FONT, loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=2)
+    ax.tick_params(axis="x", labelsize=draw.FONT - 1)
+    ax.legend(frameon=False, fontsize=draw.FONT, loc="upper left", bbox_to_anchor=(-0.02, -0.2))
     draw.tidy(ax)
 
 
@@ -208,6 +210,6 @@ def _log_axis(ax: Axes, side: str) -> None:
     getattr(ax, f"set_{side}scale")("log")
     axis = getattr(ax, f"{side}axis")
     low, high = sorted(getattr(ax, f"get_{side}lim")())
-    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 2.0, 5.0)))
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 30 else (1.0, 3.0)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))

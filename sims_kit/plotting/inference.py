@@ -115,7 +115,8 @@ def stress_curves(table: pd.DataFrame, score: str = "accuracy", *, ax: Axes | No
     ----------
     table
         One row per method, seed and strength, as `sims_kit.studies.stress_test` gives it: ``method``,
-        ``stress_strength`` and the score. Seven methods at most.
+        ``stress_strength`` and the score. Seven methods at most. Rows in which ``knows_stress_genes`` is False are
+        drawn apart.
     score
         The column to draw; methods that have no value of it are left out.
     ax
@@ -124,8 +125,9 @@ def stress_curves(table: pd.DataFrame, score: str = "accuracy", *, ax: Axes | No
     Returns
     -------
     matplotlib.axes.Axes
-        A line through the means of each method, and a faint point per seed. Below each strength stands the share of
-        counts that are of stress genes, where the table has ``stress_counts_percent``.
+        A line through the means of each method, and a faint point per seed; dashed where the stress genes were left
+        out. Below each strength stands the share of counts that are of stress genes, where the table has
+        ``stress_counts_percent``.
 
     Raises
     ------
@@ -142,11 +144,14 @@ def stress_curves(table: pd.DataFrame, score: str = "accuracy", *, ax: Axes | No
     methods = list(table["method"].unique())
     _check_number(methods, "methods")
     ax = ax if ax is not None else draw.new_axes(5, 3.3)
-    for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
-        own = table[table["method"] == method]
+    knows = table["knows_stress_genes"] if "knows_stress_genes" in table else pd.Series(True, table.index)
+    for (method, known), own in table.groupby(["method", knows.rename("known")], sort=False):
+        colour, marker = COLOURS[methods.index(method)], MARKERS[methods.index(method)]
+        style = {} if known else dict(linestyle="--", markerfacecolor="w")
         means = own.groupby("stress_strength")[score].mean()
         ax.scatter(own["stress_strength"], own[score], s=10, color=colour, marker=marker, alpha=0.35, linewidths=0)
-        ax.plot(means.index, means, color=colour, marker=marker, markersize=5, label=method)
+        label = method if known else f"{method}, stress genes left out"
+        ax.plot(means.index, means, color=colour, marker=marker, markersize=5, label=label, **style)
     labels = [f"{strength:g}" for strength in sorted(table["stress_strength"].unique())]
     if "stress_counts_percent" in table:
         shares = table.groupby("stress_strength")["stress_counts_percent"].mean()

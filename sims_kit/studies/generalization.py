@@ -248,10 +248,10 @@ def _summarised(calls: pd.DataFrame, n_bootstrap: int) -> Generalization:
     """All tables, from the calls alone."""
     facts = ["n_training_cells", "n_training_classes", "fit_cpu_seconds"]
     runs, scores, drawn = [], [], {}
-    for key, of_key in calls.groupby(KEYS, sort=False):
+    for number, (key, of_key) in enumerate(calls.groupby(KEYS, sort=False)):
         named, sizes = dict(zip(KEYS, key, strict=True)), _sizes(of_key[of_key["seed"] == of_key["seed"].iloc[0]])
         by_seed = of_key.groupby("seed", sort=False)
-        of_seeds = score_counts(_resampled(_counts([part for _, part in by_seed]), n_bootstrap))
+        of_seeds = score_counts(_resampled(_counts([part for _, part in by_seed]), n_bootstrap, number))
         for i, (seed, part) in enumerate(by_seed):
             row = {**named, "seed": seed, **part[facts].iloc[0], **sizes}
             runs.append(row | with_intervals({score: values[:, i] for score, values in of_seeds.items()}))
@@ -288,9 +288,9 @@ def _counts(parts: Sequence[pd.DataFrame]) -> np.ndarray:
     return np.stack([table.reindex(index=rows, columns=columns).fillna(0).to_numpy(dtype=np.int64) for table in tables])
 
 
-def _resampled(counts: np.ndarray, n_bootstrap: int) -> np.ndarray:
+def _resampled(counts: np.ndarray, n_bootstrap: int, stream: int) -> np.ndarray:
     """(1 + n_bootstrap, seeds, classes, called): the counts, then as many cells of each seed drawn from them."""
-    random, drawn = np.random.default_rng(0), []
+    random, drawn = np.random.default_rng([0, stream]), []  # other cells are drawn independently
     for table in counts:
         n_cells = table.sum()
         shares = table.ravel() / max(n_cells, 1)

@@ -57,13 +57,14 @@ def convergence(
     score
         A column that rises in training.
     last
-        Number of epochs whose mean is the end: the thesis's ten.
+        Number of epochs whose mean is the end: the thesis's ten, or the last fifth of a training of fewer than fifty.
 
     Returns
     -------
     DataFrame
         One row per method, proportion and seed: ``n_training_cells``, ``epochs`` and ``cpu_seconds`` to convergence,
-        ``n_epochs`` of the whole training.
+        ``n_epochs`` of the whole training, and ``end``, the score there: a model that learns nothing has converged at
+        once.
 
     Raises
     ------
@@ -79,9 +80,9 @@ def convergence(
     rows = []
     for key, table in epochs.groupby(RUN, sort=False):
         table = table.dropna(subset=[score]).sort_values("epoch")
-        end = table[score].tail(last).mean()
+        end = table[score].tail(min(last, max(1, len(table) // 5))).mean()
         first = table[table[score] >= end - tolerance].iloc[0]
         row = dict(zip(RUN, key, strict=True)) | {"n_training_cells": int(first["n_training_cells"])}
         row |= {"epochs": int(first["epoch"]) + 1, "cpu_seconds": first["cpu_seconds"]}
-        rows.append(row | {"n_epochs": int(table["epoch"].max()) + 1})
+        rows.append(row | {"n_epochs": int(table["epoch"].max()) + 1, "end": end})
     return pd.DataFrame(rows)

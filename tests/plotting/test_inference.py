@@ -66,6 +66,16 @@ def test_stress_lines_are_means_over_seeds(curves):
     assert len(ax.lines) == 1 and [tick.get_text() for tick in ax.get_xticklabels()] == ["0\n(0 %)", "2\n(20 %)"]
 
 
+def test_methods_kept_from_stress_genes_are_dashed(curves):
+    """The same colour, another line and another name."""
+    ax = plotting.stress_curves(
+        pd.concat([c.assign(knows_stress_genes=k) for k, c in ((True, curves), (False, curves))])
+    )
+    assert [line.get_linestyle() for line in ax.lines] == ["-", "-", "--", "--"]
+    assert ax.lines[0].get_color() == ax.lines[2].get_color() != ax.lines[1].get_color()
+    assert ax.lines[2].get_label() == "x, stress genes left out"
+
+
 def test_tables_that_cannot_be_drawn_are_told(shares, curves):
     """Missing columns, nothing to draw, a wrong threshold and too many methods are named."""
     with pytest.raises(UnknownNameError, match="percent_low"):

@@ -106,6 +106,7 @@ def test_convergence_is_the_first_epoch_near_the_end():
     epochs = epochs.assign(val_accuracy_weighted=curve, cpu_seconds=np.arange(14) * 2.0)
     row = studies.convergence(epochs, 0.03).iloc[0]
     assert (row["epochs"], row["cpu_seconds"], row["n_epochs"], row["n_training_cells"]) == (3, 4.0, 14, 50)
+    assert row["end"] == pytest.approx(0.9)
     assert studies.convergence(epochs, 0.01)["epochs"].item() == 5
     with pytest.raises(DataError, match="no epochs"):
         studies.convergence(epochs.iloc[:0])

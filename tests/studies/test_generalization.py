@@ -12,6 +12,8 @@ from sims_kit import metrics, studies
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.model import RECIPES
 from sims_kit.studies import make_peer
+from sims_kit.studies.counts import score_counts, with_intervals
+from sims_kit.studies.generalization import _mean_over_seeds, _resampled
 from sims_kit.studies.peers import Sims
 
 SCORES = ("balanced_accuracy", "weighted_accuracy", "aggregated_f1", "median_f1")
@@ -172,3 +174,16 @@ def test_cells_without_label_or_group_are_told(cells, oracle):
     assert any("have no 'cell_type'" in message for message in messages)
     targets = found.scores[~found.scores["in_distribution"]].drop_duplicates("target")
     assert targets["n_cells"].sum() == cells.n_obs - 12
+
+
+def test_intervals_cover_the_truth():
+    """Of 300 samples of 200 cells, about 95 % have the truth in their interval, with one seed or three alike."""
+    chances = np.array([[0.7, 0.2, 0.1, 0], [0.1, 0.8, 0.1, 0], [0.2, 0.2, 0.6, 0]]) / 3
+    random, covered = np.random.default_rng(5), {1: 0, 3: 0}
+    for number in range(300):
+        counts = random.multinomial(200, chances.ravel()).reshape(1, 3, 4)
+        for n_seeds in covered:
+            drawn = score_counts(_resampled(counts.repeat(n_seeds, axis=0), 200, number))["weighted_accuracy"]
+            found = with_intervals({"accuracy": _mean_over_seeds(drawn, "weighted_accuracy")})
+            covered[n_seeds] += found["accuracy_low"] <= 0.7 <= found["accuracy_high"]
+    assert all(0.91 < n / 300 < 0.98 for n in covered.values()), covered
