@@ -191,7 +191,8 @@ class DataModule(LightningDataModule):
         """Where the cells come from, as plain values that any file format can hold."""
         parts = {part: len(positions) for part, positions in self.split._asdict().items()}
         files = [dict(file) for file in self._files]
-        return {"files": files, "class_label": self.class_label, "seed": self.seed, "cells": parts}
+        told = {"class_label": self.class_label, "gene_kind": self.gene_kind, "seed": self.seed}
+        return {"files": files, **told, "cells": parts}
 
     def train_dataloader(self) -> DataLoader:
         """Training cells, in a new order every epoch."""
@@ -270,7 +271,8 @@ class DataModule(LightningDataModule):
     def _read(self, i: int) -> LabelledCells:
         item, cells = self.datafiles[i], self._open(i)
         name = f"AnnData {i + 1}" if isinstance(item, AnnData) else Path(item).name
-        return labelled_cells(cells, name, self.class_label, self.labelfiles[i], self.keep, self.drop, self.layer)
+        labels = self.labelfiles[i]
+        return labelled_cells(cells, name, self.class_label, labels, self.keep, self.drop, self.layer, file=item)
 
     def _encode_labels(self, files: list[LabelledCells]) -> None:
         unlabelled = sum(file.n_unlabelled for file in files)

@@ -2,8 +2,9 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from anndata import AnnData
 
 from sims_kit.cells.normalise import detect_state
 from sims_kit.datasets import attach_labels, check_orientation, select_cells
+from sims_kit.datasets.checksums import file_hash
 from sims_kit.errors import DataError, LabelError, UnknownNameError
 
 BLOCK = 4096  # cells of a dense matrix converted at once: 0.6 GB at 20,000 genes in float64
@@ -77,11 +79,12 @@ class LabelledCells:
     labels: np.ndarray
     cell_names: list[str]
     n_unlabelled: int  # cells left out
+    sha256: list[str] = field(default_factory=list)  # of the files that the cells come from, as far as known
 
-    def described(self) -> dict[str, str | int]:
+    def described(self) -> dict[str, str | int | list[str]]:
         """What a summary and a model's provenance say of it."""
         sizes = {"cells": len(self.labels), "genes": len(self.genes)}
-        return {"file": self.name, "dataset": self.dataset, "state": self.state, **sizes}
+        return {"file": self.name, "dataset": self.dataset, "state": self.state, **sizes, "sha256": self.sha256}
 
 
 def labelled_cells(
@@ -92,10 +95,13 @@ def labelled_cells(
     keep: Mapping[str, Sequence] | None = None,
     drop: Mapping[str, Sequence] | None = None,
     layer: str | None = None,
+    *,
+    file: object = None,
 ) -> LabelledCells:
     """Matrix and labels of the cells that have a label, without changing `adata`.
 
-    Parameters are those of `sims_kit.cells.datamodule.DataModule`; `name` is what messages call the file.
+    Parameters are those of `sims_kit.cells.datamodule.DataModule`; `name` is what messages call the file, and `file`
+    where the cells were read from, to take its hash, if that is a path.
 
     Raises
     ------
@@ -126,17 +132,24 @@ def labelled_cells(
             "and whether the label file names these cells."
         )
     origin = adata.uns.get("sims_kit")  # the provenance of a dataset, unless someone else's entry
+    origin = origin if isinstance(origin, Mapping) else {}
     matrix = sp.csr_matrix(cells.X if labelled.all() else cells.X[labelled])
     return LabelledCells(
         name=name,
-        dataset=str(origin.get("dataset", "")) if isinstance(origin, Mapping) else "",
+        dataset=str(origin.get("dataset", "")),
         state=state,
         matrix=matrix,
         genes=list(map(str, var.index)),
         labels=labels[labelled].to_numpy(),
         cell_names=list(map(str, cells.obs_names[labelled])),
         n_unlabelled=int((~labelled).sum()),
+        sha256=_hashes(file, labelfile) or [str(found) for found in origin.get("sha256", ())],
     )
+
+
+def _hashes(*paths: object) -> list[str]:
+    """Of those that are files; a folder has none."""
+    return [file_hash(Path(path)) for path in paths if isinstance(path, str | PathLike) and Path(path).is_file()]
 
 
 def label_text(labels: pd.Series) -> pd.Series:
@@ -153,6 +166,8 @@ def _as_csr(matrix) -> sp.csr_matrix:
     if hasattr(matrix, "to_memory"):  # anndata's handle on a sparse matrix in a file
         matrix = matrix.to_memory()
     try:
+        if np.issubdtype(getattr(matrix, "dtype", np.float32), np.complexfloating):
+            raise TypeError("complex numbers")
         if sp.issparse(matrix):
             csr = sp.csr_matrix(matrix)
         else:  # array, or a dense dataset in a file
