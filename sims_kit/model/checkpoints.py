@@ -5,6 +5,7 @@ import inspect
 import os
 import pickle
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ class ResumePoint(Callback):
         trainer.fit_loop.restarting = False
         if not trainer.current_epoch:
             return
-        with written_whole(self.path) as part:
-            trainer.save_checkpoint(part)
+        with written_whole(self.path) if trainer.is_global_zero else nullcontext(self.path) as part:
+            trainer.save_checkpoint(part)  # of all processes together, written by the first
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in the checkpoint."""
