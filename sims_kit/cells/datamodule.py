@@ -256,6 +256,9 @@ class DataModule(LightningDataModule):
                 f"{len(missing)} of {len(paths)} files do not exist: {', '.join(missing)}. Check the paths; "
                 "a dataset of the registry is given as sims_kit.load(name)."
             )
+        self._check_labels()
+
+    def _check_labels(self) -> None:
         if self.class_label is None:
             raise LabelError(f"class_label is missing: name the labels' column, one of {self._label_columns()}.")
 
@@ -319,7 +322,8 @@ class DataModule(LightningDataModule):
             for file in self._files
         ]
         parts = ", ".join(f"{len(positions):,} {part}" for part, positions in self._split._asdict().items())
-        lines.append(f"{len(self._classes)} classes, {len(self._genes):,} genes ({self.how}), cells: {parts}")
+        classes = f"{len(self._classes)} classes" if self._classes else "no labels asked for"
+        lines.append(f"{classes}, {len(self._genes):,} genes ({self.how}), cells: {parts}")
         return "\n".join(lines)
 
     @rank_zero_only

@@ -90,7 +90,7 @@ class LabelledCells:
 def labelled_cells(
     adata: AnnData,
     name: str,
-    class_label: str,
+    class_label: str | None,
     labelfile: str | PathLike | None = None,
     keep: Mapping[str, Sequence] | None = None,
     drop: Mapping[str, Sequence] | None = None,
@@ -101,7 +101,8 @@ def labelled_cells(
     """Matrix and labels of the cells that have a label, without changing `adata`.
 
     Parameters are those of `sims_kit.cells.datamodule.DataModule`; `name` is what messages call the file, and `file`
-    where the cells were read from, to take its hash, if that is a path.
+    where the cells were read from, to take its hash, if that is a path. Without a `class_label` all cells are taken,
+    and their label is empty.
 
     Raises
     ------
@@ -122,9 +123,12 @@ def labelled_cells(
             attach_labels(cells, labelfile, class_label)
         if keep or drop:  # spares a copy of the matrix
             cells = select_cells(cells, keep, drop)
-    if class_label not in cells.obs:
+    if class_label is None:
+        labels = pd.Series("", index=cells.obs_names)
+    elif class_label in cells.obs:
+        labels = label_text(cells.obs[class_label])
+    else:
         raise UnknownNameError(f"obs column of {name} called", class_label, cells.obs.columns)
-    labels = label_text(cells.obs[class_label])
     labelled = labels.notna().to_numpy()
     if not labelled.any():
         raise LabelError(
