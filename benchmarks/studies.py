@@ -185,8 +185,9 @@ def ablation_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
         parts += [f"### {titles[task]}; {n_seeds} seed{'s' if n_seeds > 1 else ''}"]
         parts += [picture("ablation", task)]
         parts += [
-            "Validation cells are a tenth of the training cells, so that (a) to (c) are of five cells at 1 %; with all "
-            "cells, the final ten epochs are the whole training. The fixed test cells in (a) have neither fault."
+            "Validation cells are a tenth of the training cells, so that at 1 % curves are of four or five of them; "
+            "with all cells, the final ten epochs are the whole training, or nearly. The fixed test cells in (a) have "
+            "neither fault."
         ]
         parts += [picture(kind, task) for kind in ("ablation_scores", "ablation_convergence")]
         parts += [table(size_rows(tables, times)), "Smallest training set within 2 points, and from which on all are:"]
