@@ -110,7 +110,7 @@ def generalization_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[st
         table(transfer_claims(tasks)),
         "A drop is the reference minus the target, in points. The thesis calls transfer good without a number. Here a "
         f"target drops where the whole interval is above {LARGE_DROP:g}; the claim holds where all intervals are "
-        "below, not where one target drops, and is open between. Where all cells are right, a bootstrap has no width: of "
+        "below, not where one target drops, and is open between. Where all cells are right, there is no width: of "
         "200 cells without an error, up to 1.5 % may be wrong.",
     ]
     for task, tables in tasks.items():
