@@ -11,12 +11,12 @@ import torch
 from anndata import AnnData
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
 
+from sims_kit.cells.disk import BLOCK_SIZE, BUFFER_SIZE, BlockSampler, CellStream, DiskCells
 from sims_kit.cells.genes import GeneAlignment, GeneCoverage, align_genes
-from sims_kit.cells.matrix import cell_matrix, layer_names
-from sims_kit.cells.normalise import detect_state, normalise
+from sims_kit.cells.matrix import UNKNOWN, layer_names, matrix_state, streamed_matrix
+from sims_kit.cells.normalise import normalise
+from sims_kit.datasets import StoredMatrix
 from sims_kit.errors import SettingError
-
-UNKNOWN = -1  # label of a cell whose class is not known
 
 with warnings.catch_warnings():  # torch says once per process that CSR is in beta: let it say so here, unheard
     warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
@@ -31,7 +31,7 @@ class CellBatch(NamedTuple):
 
 
 class CellSource(Protocol):
-    """What a dataset draws cells from: a matrix in memory or, one day, on disk.
+    """What a dataset draws cells from: a matrix in memory (`MemoryCells`) or on disk (`sims_kit.cells.disk.DiskCells`).
 
     `state` tells what the values are (see `sims_kit.cells.normalise.detect_state`), `labels` is
     int64 with one class per cell, -1 where unknown.
@@ -96,15 +96,28 @@ class CellDataset(Dataset):
 
     def __getitems__(self, positions: Sequence[int]) -> CellBatch:
         positions = np.asarray(positions, dtype=np.int64)
-        owner = np.searchsorted(self._starts, positions, side="right") - 1
+        return self.batch(self.rows(positions), positions)
+
+    def rows(self, positions: np.ndarray) -> sp.csr_matrix:
+        """Model input of these cells in this order, (len(positions), vocabulary)."""
+        owner, within = self.locate(positions)
         parts = []
         for i in np.unique(owner):
             source = self.sources[i]
-            parts.append(normalise(source.rows(positions[owner == i] - self._starts[i]), source.state))
-        cells = parts[0]
-        if len(parts) > 1:  # back from source by source to the order asked for
-            cells = sp.vstack(parts, format="csr")[np.argsort(np.argsort(owner, kind="stable"))]
-        return CellBatch(_tensor(cells), torch.from_numpy(self.labels[positions]))
+            parts.append(normalise(source.rows(within[owner == i]), source.state))
+        if len(parts) == 1:
+            return parts[0]
+        # back from source by source to the order asked for
+        return sp.vstack(parts, format="csr")[np.argsort(np.argsort(owner, kind="stable"))]
+
+    def batch(self, rows: sp.csr_matrix, positions: Sequence[int]) -> CellBatch:
+        """These rows, which belong to these positions, with their labels."""
+        return CellBatch(_tensor(rows), torch.from_numpy(self.labels[np.asarray(positions)]))
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each position, and the position within that source."""
+        owner = np.searchsorted(self._starts, positions, side="right") - 1
+        return owner, positions - self._starts[owner]
 
 
 class ShuffleSampler(RandomSampler):
@@ -184,12 +197,46 @@ def cell_loader(
     )
 
 
+def cell_stream(
+    dataset: CellDataset,
+    positions: Sequence[int],
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    block_size: int = BLOCK_SIZE,
+    buffer_size: int = BUFFER_SIZE,
+) -> CellStream:
+    """Batches of cells on disk; `sims_kit.cells.batches.cell_loader` for those in memory.
+
+    Parameters
+    ----------
+    dataset
+        Of `DiskCells`, `MemoryCells` or both.
+    positions
+        Which of its cells, rising.
+    batch_size
+        Cells per batch; the last may hold one more, or fewer.
+    shuffle, seed
+        A new order every epoch (`BlockSampler`), the same for the same seed; in order otherwise.
+    block_size, buffer_size
+        Cells that are read from one place, and cells that are held at once. Larger blocks read faster, a larger buffer
+        mixes better and takes more memory.
+    """
+    positions, at_once = np.asarray(positions), max(1, buffer_size // batch_size)
+    order = positions
+    if shuffle:
+        order = BlockSampler(dataset, positions, seed, block_size=block_size, buffer_size=at_once * batch_size)
+    return CellStream(dataset, CellBatchSampler(order, batch_size), at_once)
+
+
 def query_batches(
     adata: AnnData, vocabulary: Sequence[str], *, layer: str | None = None, batch_size: int = 1024
-) -> tuple[DataLoader, GeneCoverage, str]:
+) -> tuple[DataLoader | CellStream, GeneCoverage, str]:
     """The cells of a query in order, as a model with this vocabulary takes them.
 
-    Genes are aligned and values normalised batch by batch; `adata` is not changed. The library size
+    Genes are aligned and values normalised batch by batch; `adata` is not changed. A matrix that is still in a file
+    stays there, and its state is told from a sample of the cells. The library size
     is the sum over the model's genes, so extra genes never change a prediction.
 
     Parameters
@@ -221,9 +268,13 @@ def query_batches(
     """
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise SettingError(f"batch_size={batch_size!r}: give a whole number of cells, 1 or more.")
-    matrix, var = cell_matrix(adata, layer)
-    state = detect_state(matrix, name="The query's matrix", layers=layer_names(adata))
+    matrix, var = streamed_matrix(adata, layer)
+    name = "The query's matrix"
+    state = matrix_state(matrix, name, layer_names(adata))
     alignment = align_genes(var, vocabulary, adata.obs_names)
+    if isinstance(matrix, StoredMatrix):
+        cells = DiskCells(matrix, state, alignment=alignment, name=name)
+        return cell_stream(CellDataset([cells]), range(len(cells)), batch_size), alignment.coverage, state
     cells = MemoryCells(matrix, state, alignment=alignment)
     return cell_loader(CellDataset([cells]), batch_size), alignment.coverage, state
 

@@ -1,7 +1,7 @@
 """The expression matrix of an AnnData as CSR, and the labelled cells of one file."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 
@@ -11,9 +11,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sims_kit.cells.normalise import detect_state
-from sims_kit.datasets import attach_labels, check_orientation, select_cells
+from sims_kit.datasets import StoredMatrix, attach_labels, check_orientation, chosen_cells
+from sims_kit.datasets.stored import stored_element
 from sims_kit.errors import DataError, LabelError, UnknownNameError
 
+UNKNOWN = -1  # label of a cell whose class is not known
 BLOCK = 4096  # cells of a dense matrix converted at once: 0.6 GB at 20,000 genes in float64
 
 
@@ -45,19 +47,23 @@ def cell_matrix(adata: AnnData, layer: str | None = None) -> tuple[sp.csr_matrix
     DataError
         The AnnData has no matrix, or one that does not hold numbers.
     """
-    if layer is None:
-        matrix, var = adata.X, adata.var
-    elif layer in adata.layers:
-        matrix, var = adata.layers[layer], adata.var
-    elif layer == "raw" and adata.raw is not None:
-        matrix, var = adata.raw.X, adata.raw.var
-    else:
-        raise UnknownNameError("layer", layer, layer_names(adata))
-    if matrix is None:
-        names = layer_names(adata)
-        way_out = f"Pass layer={' or '.join(map(repr, names))}." if names else "Nor has it layers or raw: load counts."
-        raise DataError(f"This AnnData has no X. {way_out}")
+    matrix, var = _matrix_and_genes(adata, layer)
     return _as_csr(matrix), var
+
+
+def streamed_matrix(
+    adata: AnnData, layer: str | None = None, backed: bool = True
+) -> tuple[sp.csr_matrix | StoredMatrix, pd.DataFrame]:
+    """As `cell_matrix`, but a matrix that is still in a file stays there, unless `backed` is False."""
+    matrix, var = _matrix_and_genes(adata, layer)
+    element = stored_element(matrix) if backed else None
+    return (_as_csr(matrix) if element is None else StoredMatrix(element)), var
+
+
+def matrix_state(matrix: sp.csr_matrix | StoredMatrix, name: str, layers: Sequence[str] = ()) -> str:
+    """`detect_state` of a matrix; of one in a file, by a sample of its cells."""
+    values = matrix.sample() if isinstance(matrix, StoredMatrix) else matrix
+    return detect_state(values, name=name, layers=layers)
 
 
 def layer_names(adata: AnnData) -> list[str]:
@@ -72,10 +78,11 @@ class LabelledCells:
     name: str
     dataset: str  # name in the registry, "" when not from there
     state: str
-    matrix: sp.csr_matrix | None
+    matrix: sp.csr_matrix | StoredMatrix | None  # in memory these cells, in a file all cells of it
+    rows: np.ndarray  # which cells of the file these are
     genes: list[str]
     labels: np.ndarray
-    cell_names: list[str]
+    cell_names: Callable[[], list[str]]  # asked for when needed: names of many cells take more memory than labels
     n_unlabelled: int  # cells left out
 
     def described(self) -> dict[str, str | int]:
@@ -92,10 +99,12 @@ def labelled_cells(
     keep: Mapping[str, Sequence] | None = None,
     drop: Mapping[str, Sequence] | None = None,
     layer: str | None = None,
+    backed: bool = True,
 ) -> LabelledCells:
     """Matrix and labels of the cells that have a label, without changing `adata`.
 
-    Parameters are those of `sims_kit.cells.datamodule.DataModule`; `name` is what messages call the file.
+    Parameters are those of `sims_kit.cells.datamodule.DataModule`; `name` is what messages call the file. A matrix that
+    is still in a file stays there, unless `backed` is False.
 
     Raises
     ------
@@ -106,35 +115,32 @@ def labelled_cells(
     DataError
         The matrix is empty, scaled, not finite, or turned.
     """
-    matrix, var = cell_matrix(adata, layer)
-    state = detect_state(matrix, name=f"The matrix of {name}", layers=layer_names(adata))
+    matrix, var = streamed_matrix(adata, layer, backed)
+    state = matrix_state(matrix, f"The matrix of {name}", layer_names(adata))
     check_orientation(adata, class_label if labelfile is None else None, f"The matrix of {name}")
-    with warnings.catch_warnings():  # repeated cell names do no harm here, and were told when the file was read
-        warnings.filterwarnings("ignore", message="Observation names are not unique")
-        cells = AnnData(matrix, obs=adata.obs.copy())  # the same matrix under an obs of our own
-        if labelfile is not None:
-            attach_labels(cells, labelfile, class_label)
-        if keep or drop:  # spares a copy of the matrix
-            cells = select_cells(cells, keep, drop)
-    if class_label not in cells.obs:
-        raise UnknownNameError(f"obs column of {name} called", class_label, cells.obs.columns)
-    labels = label_text(cells.obs[class_label])
+    obs = adata.obs if labelfile is None else _obs_with_labels(adata, labelfile, class_label)
+    chosen = chosen_cells(obs, keep, drop) if keep or drop else np.ones(len(obs), bool)
+    if class_label not in obs:
+        raise UnknownNameError(f"obs column of {name} called", class_label, obs.columns)
+    labels = label_text(obs[class_label][chosen])
     labelled = labels.notna().to_numpy()
     if not labelled.any():
         raise LabelError(
             f"{name}: none of {len(labels):,} cells has a {class_label!r}. Check class_label, keep, drop, "
             "and whether the label file names these cells."
         )
+    rows = np.flatnonzero(chosen)[labelled]
     origin = adata.uns.get("sims_kit")  # the provenance of a dataset, unless someone else's entry
-    matrix = sp.csr_matrix(cells.X if labelled.all() else cells.X[labelled])
+    all_of_it = len(rows) == len(obs) or isinstance(matrix, StoredMatrix)
     return LabelledCells(
         name=name,
         dataset=str(origin.get("dataset", "")) if isinstance(origin, Mapping) else "",
         state=state,
-        matrix=matrix,
+        matrix=matrix if all_of_it else matrix[rows],
+        rows=rows,
         genes=list(map(str, var.index)),
         labels=labels[labelled].to_numpy(),
-        cell_names=list(map(str, cells.obs_names[labelled])),
+        cell_names=adata.obs_names[rows].astype(str).tolist,
         n_unlabelled=int((~labelled).sum()),
     )
 
@@ -147,6 +153,31 @@ def label_text(labels: pd.Series) -> pd.Series:
         labels = labels.astype("Int64")
     text = labels.astype(object).where(labels.notna(), "").astype(str).str.strip()
     return text.astype(object).where(~text.isin(["", "nan"]), None)
+
+
+def _obs_with_labels(adata: AnnData, labelfile: str | PathLike, class_label: str) -> pd.DataFrame:
+    """A table of its own, with the columns of the label file."""
+    with warnings.catch_warnings():  # repeated cell names do no harm here, and were told when the file was read
+        warnings.filterwarnings("ignore", message="Observation names are not unique")
+        cells = AnnData(obs=adata.obs.copy(), var=pd.DataFrame(index=[str(i) for i in range(adata.n_vars)]))
+        attach_labels(cells, labelfile, class_label)
+    return cells.obs
+
+
+def _matrix_and_genes(adata: AnnData, layer: str | None) -> tuple[object, pd.DataFrame]:
+    if layer is None:
+        matrix, var = adata.X, adata.var
+    elif layer in adata.layers:
+        matrix, var = adata.layers[layer], adata.var
+    elif layer == "raw" and adata.raw is not None:
+        matrix, var = adata.raw.X, adata.raw.var
+    else:
+        raise UnknownNameError("layer", layer, layer_names(adata))
+    if matrix is None:
+        names = layer_names(adata)
+        way_out = f"Pass layer={' or '.join(map(repr, names))}." if names else "Nor has it layers or raw: load counts."
+        raise DataError(f"This AnnData has no X. {way_out}")
+    return matrix, var
 
 
 def _as_csr(matrix) -> sp.csr_matrix:
