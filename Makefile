@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 STAMP = $(VENV)/.installed
 PEERS = $(VENV)/.peers_installed
+BOOK = $(VENV)/.book_installed
+BROWSER = $(VENV)/.browser_installed
 
 # what `make demo` reads; empty means the notebook's own default
 REFERENCE =
@@ -22,7 +24,7 @@ export REFERENCE LABEL QUERY LABELFILE ORIENTATION LAYER OUT NOTEBOOK
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test peers lab notebooks figure catalogue lint format address constraints clean check-demo check-python
+.PHONY: help demo test peers lab notebooks exercises book browser figure catalogue lint format address constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -62,6 +64,15 @@ lab: $(STAMP)  ## JupyterLab on the lessons
 notebooks: $(STAMP)  ## run every notebook and save its outputs in place, tidied
 	@$(RUN) tools/run_notebooks.py notebooks/*.ipynb
 
+exercises: $(STAMP)  ## the learner's edition, without solutions: dist/exercises
+	@$(RUN) tools/write_exercises.py
+
+book: $(BOOK)  ## the lessons as a static site: dist/book
+	@$(RUN) tools/build_book.py
+
+browser: $(BROWSER) $(BOOK)  ## tests in a real browser; needs Chromium
+	@$(RUN) -m pytest tests/test_browser.py
+
 figure: $(STAMP)  ## draw the picture of README.md anew: the demo's summary
 	@$(MAKE) --no-print-directory demo OUT=build/figure
 	@mkdir -p docs && cp build/figure/summary.png docs/demo.png
@@ -80,7 +91,7 @@ address: $(STAMP)  ## write the address and version of pyproject.toml into badge
 
 constraints: check-python  ## resolve afresh (a few minutes) and write constraints.txt
 	@rm -rf build/resolve && "$(PYTHON)" -m venv build/resolve
-	build/resolve/bin/pip install "$$(sed -n '/^torch==/p' constraints.txt)" --editable '.[test,peers]'
+	build/resolve/bin/pip install "$$(sed -n '/^torch==/p' constraints.txt)" --editable '.[test,peers,book,browser]'
 	@{ sed -n '/^#/p' constraints.txt; build/resolve/bin/pip freeze --exclude-editable \
 	  | sed -e 's/+[a-z0-9.]*$$//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d'; } > build/constraints.txt
 	@mv build/constraints.txt constraints.txt && rm -rf build/resolve
@@ -104,3 +115,11 @@ $(STAMP): pyproject.toml constraints.txt
 $(PEERS): $(STAMP)
 	"$(VENV)/bin/python" -m pip install --constraint constraints.txt --editable '.[peers]'
 	@touch "$(PEERS)"
+
+$(BOOK): $(STAMP)
+	"$(VENV)/bin/python" -m pip install --constraint constraints.txt --editable '.[book]'
+	@touch "$(BOOK)"
+
+$(BROWSER): $(STAMP)
+	"$(VENV)/bin/python" -m pip install --constraint constraints.txt --editable '.[browser]'
+	@touch "$(BROWSER)"

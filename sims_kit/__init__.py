@@ -1,8 +1,8 @@
 """sims_kit: label single cells with SIMS, an interpretable neural network, and learn how it works.
 
 The public face. `load` or `read` cells, `fit` a model (or `generate_trainer`, as in the thesis), `annotate` a query,
-`explain` which genes were used, `save_model` and `load_model`; `datasets`, `evidence`, `lessons`, `metrics`,
-`plotting` and `studies` beside them.
+`explain` which genes were used, `calibrate` a model anew, `save_model` and `load_model`; `calibration`, `datasets`,
+`evidence`, `lessons`, `metrics`, `plotting`, `studies` and `widgets` beside them.
 """
 
 import os
@@ -12,8 +12,8 @@ from importlib.metadata import version
 # soon as another program needs a core. Read when torch is first imported, hence before it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from sims_kit import datasets, evidence, lessons, metrics, plotting, studies
-from sims_kit.annotation import annotate, gene_coverage
+from sims_kit import calibration, datasets, evidence, lessons, metrics, plotting, studies, widgets
+from sims_kit.annotation import annotate, calibrate, gene_coverage
 from sims_kit.cells.datamodule import DataModule
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load, read
@@ -31,6 +31,8 @@ __all__ = [
     "Recipe",
     "SIMSClassifier",
     "annotate",
+    "calibrate",
+    "calibration",
     "datasets",
     "evidence",
     "explain",
@@ -47,4 +49,5 @@ __all__ = [
     "save_model",
     "stratified_split",
     "studies",
+    "widgets",
 ]

@@ -1,21 +1,38 @@
 """Annotation: a model and unlabelled cells in, labels with confidence out."""
 
+import math
 import os
 import warnings
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
 
+from sims_kit.calibration import (
+    UNKNOWN,
+    CalibrationCells,
+    back_off,
+    cluster_vote,
+    conformal_quantiles,
+    prediction_sets,
+    rejection_threshold,
+    strangeness,
+)
+from sims_kit.calibration.answers import check_hierarchy, check_no_unknown
 from sims_kit.cells.batches import query_batches
 from sims_kit.cells.genes import GeneCoverage, align_genes
-from sims_kit.cells.matrix import cell_matrix
+from sims_kit.cells.matrix import cell_matrix, label_text
 from sims_kit.datasets import load
+from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.progress import progress_bar
+
+ERROR_RATE = 0.05  # accepted among answered cells where a hierarchy is given and no rate
+SEPARATOR = " | "  # between the classes of a set
 
 
 def annotate(
@@ -25,11 +42,17 @@ def annotate(
     key_added: str = "sims",
     layer: str | None = None,
     batch_size: int = 1024,
+    reject: float | None = None,
+    hierarchy: Mapping[str, str] | None = None,
+    alpha: float | None = None,
+    vote_by: str | None = None,
     copy: bool = False,
 ) -> ad.AnnData | None:
     """Label every cell of a query.
 
-    Genes are aligned to the model's, counts are normalised as in training; the query's matrix stays as it is.
+    Genes are aligned to the model's, counts are normalised as in training; the query's matrix stays as it is. What
+    `reject`, `hierarchy` and `alpha` promise was measured on the model's validation cells, and holds for queries like
+    these: the same tissue, protocol and cell types.
 
     Parameters
     ----------
@@ -43,6 +66,17 @@ def annotate(
         Where the matrix is: None for `X`, ``"raw"``, or the name of a layer.
     batch_size
         Cells predicted at once.
+    reject
+        Share of errors that you accept among labelled cells, such as 0.05: cells whose confidence is too low for that
+        are labelled ``"Unknown"`` (`sims_kit.calibration.rejection_threshold`). None labels every cell.
+    hierarchy
+        Child to parent, ``{"CD4 T": "T cell", "CD8 T": "T cell"}``, in as many levels as you like: a cell that `reject`
+        (by default 0.05) would leave unlabelled gets the finest parent whose probability reaches the same threshold.
+    alpha
+        Adds the set of classes that each cell may be, which misses the true class in this share of the cells, of each
+        class that has enough validation cells (9 for 0.1, 19 for 0.05; `sims_kit.calibration.conformal_quantiles`).
+    vote_by
+        An `obs` column with clusters, such as ``"leiden"``: adds the most frequent label of each cell's cluster.
     copy
         Return an annotated copy and leave `query` alone.
 
@@ -52,15 +86,25 @@ def annotate(
         The annotated copy with ``copy=True`` or when `query` was read here; otherwise None, and `query` gained:
 
         ``obs["sims_label"]``
-            The most probable class, categorical.
+            The most probable class, categorical; or a parent, or ``"Unknown"``.
         ``obs["sims_confidence"]``
-            Its probability: the full softmax over all classes, at the temperature fitted on the validation cells.
+            Its probability: the full softmax over all classes, at the temperature fitted on the validation cells. Of an
+            ``"Unknown"`` cell, the probability that was too low.
         ``obs["sims_second_label"]``
-            The runner-up.
+            The runner-up among the classes.
+        ``obs["sims_unseen"]``
+            How unlike every class the cell is, higher for types that the model never saw: standard deviations above
+            the usual validation cell, in doubt or in expression (`sims_kit.model.profiles.ClassProfiles`). It orders
+            the cells of a query. Models of older files have none.
+        ``obs["sims_set"]``, ``obsm["sims_sets"]``
+            With `alpha`: the classes of the set, the most probable first, as text (``"CD4 T | CD8 T"``; ``"Unknown"``
+            where it is empty: the cell is like no class), and as bool, cells x classes.
+        ``obs["sims_vote"]``, ``obs["sims_vote_proportion"]``
+            With `vote_by`: the label of most cells of the cluster, and the share of the cluster's cells that have it.
         ``obsm["sims_probabilities"]``
             float32, cells x classes, rows sum to one; the classes are in ``uns["sims_kit"]["sims"]["classes"]``.
         ``uns["sims_kit"]["sims"]``
-            Classes, matrix state, gene coverage and what the model was trained on.
+            Classes, matrix state, gene coverage, what the model was trained on, and the threshold of `reject`.
 
     Raises
     ------
@@ -69,22 +113,40 @@ def annotate(
     DataError
         If the matrix is scaled or turned, or holds NaN, infinite or negative values, or has no cells.
     UnknownNameError
-        If there is no such layer.
+        If there is no such layer or `obs` column, or the hierarchy has a name that is no class.
     SettingError
-        If the model was not fitted, or `batch_size` is less than 1.
+        If the model was not fitted or has no validation cells to decide by, these are too few for `alpha` or `reject`,
+        the hierarchy runs in a circle, or a number is out of range.
+    LabelError
+        If a class is called ``"Unknown"`` and cells may have to be.
     """
     model = fitted_model(model)
+    rules = _rules(model, reject, hierarchy, alpha)
     if not isinstance(query, ad.AnnData):
         query, copy = load(query), True
     elif copy:
         query = query.copy()
+    if vote_by is not None and vote_by not in query.obs:
+        raise UnknownNameError("obs column", vote_by, query.obs.columns)
     batches, coverage, state = query_batches(query, model.genes, layer=layer, batch_size=batch_size)
-    probabilities = predict_probabilities(model, batches)
+    logits, unseen = predict_logits(model, batches)
+    probabilities = logits.softmax(dim=1).numpy()
     order = np.argsort(-probabilities, axis=1, kind="stable")
-    query.obs[f"{key_added}_label"] = pd.Categorical.from_codes(order[:, 0], model.classes)
-    query.obs[f"{key_added}_confidence"] = np.take_along_axis(probabilities, order[:, :1], axis=1).ravel()
+    labels, confidence = _labels(model, probabilities, order[:, 0], rules.threshold, hierarchy)
+    query.obs[f"{key_added}_label"] = labels
+    query.obs[f"{key_added}_confidence"] = confidence
     query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(order[:, 1], model.classes)
+    if model.profiles.is_measured:
+        query.obs[f"{key_added}_unseen"] = unseen.numpy()
     query.obsm[f"{key_added}_probabilities"] = probabilities
+    if alpha is not None:
+        sets = prediction_sets(strangeness(logits.numpy()), rules.quantiles)
+        query.obs[f"{key_added}_set"] = _set_names(sets, order, model.classes)
+        query.obsm[f"{key_added}_sets"] = sets
+    if vote_by is not None:
+        vote = cluster_vote(labels, query.obs[vote_by])
+        query.obs[f"{key_added}_vote"] = pd.Categorical(vote["label"], labels.categories)
+        query.obs[f"{key_added}_vote_proportion"] = vote["proportion"].to_numpy()
     query.uns["sims_kit"] = {
         **(query.uns["sims_kit"] if isinstance(query.uns.get("sims_kit"), Mapping) else {}),
         key_added: {
@@ -93,6 +155,7 @@ def annotate(
             "genes_matched": coverage.n_matched,
             "genes_of_model": coverage.n_model,
             "trained_on": str(model.provenance.get("files", "")),
+            **({"threshold": rules.threshold} if rules.threshold is not None else {}),
         },
     }
     return query if copy else None
@@ -121,12 +184,140 @@ def gene_coverage(
         return align_genes(var, model.genes, query.obs_names).coverage
 
 
-@torch.no_grad()
+def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: str | None = None) -> None:
+    """Fit temperature, rejection and prediction sets of a model anew, on labelled cells that it did not learn from.
+
+    For a model of an older file, or without validation cells; and for queries of another protocol than the reference,
+    where some hundred labelled cells of the new protocol make confidences and promises true again. Predicted classes
+    stay as they are.
+
+    Parameters
+    ----------
+    model
+        A fitted classifier; it is changed.
+    cells
+        Cells x genes, counts or log-normalised, as `annotate` takes them.
+    label
+        The `obs` column with the labels. Cells without a label, or of a class that the model does not know, are left
+        out.
+    layer
+        As in `annotate`.
+
+    Raises
+    ------
+    LabelError
+        If no cell has a label that the model knows.
+    UnknownNameError, GeneError, DataError, SettingError
+        As `annotate` raises them.
+    """
+    model = fitted_model(model)
+    if label not in cells.obs:
+        raise UnknownNameError("obs column", label, cells.obs.columns)
+    codes = pd.Index(model.classes).get_indexer(label_text(cells.obs[label]))
+    if not (codes >= 0).any():
+        raise LabelError(f"None of {len(codes):,} cells has a label in {label!r} that is a class of the model.")
+    if (codes < 0).any():
+        warnings.warn(f"{(codes < 0).sum():,} cells have no label that the model knows; left out.", stacklevel=2)
+    known = cells[codes >= 0]
+    batches, _, _ = query_batches(known, model.genes, layer=layer)
+    model.eval()
+    with torch.no_grad():
+        parts = [(model(cells), model.profiles.distance(cells)) for cells, _ in batches]
+    logits, distance = (torch.cat(found) for found in zip(*parts, strict=True))
+    model.calibrate(logits, torch.from_numpy(codes[codes >= 0]), distance)
+
+
 def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
     """Class probabilities of batches of cells: float32, cells x classes, rows sum to one."""
+    return predict_logits(model, batches)[0].softmax(dim=1).numpy()
+
+
+@torch.no_grad()
+def predict_logits(model: SIMSClassifier, batches) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of batches of cells at the model's temperature, (cells, classes), and unseen scores, (cells,); float32."""
     model.eval()
-    parts = [
-        model.probabilities(batch.cells.to(model.device)).cpu()
-        for batch in progress_bar(batches, desc="annotating", unit="batch")
-    ]
-    return torch.cat(parts).numpy()
+    parts = []
+    for batch in progress_bar(batches, desc="annotating", unit="batch"):
+        cells = batch.cells.to(model.device)
+        logits = model.calibrated(model(cells))
+        parts.append((logits.cpu(), model.profiles.unseen(logits, model.profiles.distance(cells)).cpu()))
+    return tuple(torch.cat(found) for found in zip(*parts, strict=True))
+
+
+class _Rules(NamedTuple):
+    """What decides beside the probabilities: the confidence to reach, and the strangeness that a set allows."""
+
+    threshold: float | None
+    quantiles: np.ndarray | None
+
+
+def _rules(
+    model: SIMSClassifier, reject: float | None, hierarchy: Mapping[str, str] | None, alpha: float | None
+) -> _Rules:
+    """From the validation cells; what cannot be promised is told before anything is predicted."""
+    threshold, quantiles = None, None
+    if hierarchy is not None:
+        check_hierarchy(model.classes, hierarchy)
+        reject = ERROR_RATE if reject is None else reject
+    if reject is not None or alpha is not None:
+        check_no_unknown(model.classes)
+    if reject is not None:
+        threshold = _threshold(_calibration_cells(model), reject)
+    if alpha is not None:
+        cells = _calibration_cells(model)
+        quantiles = conformal_quantiles(cells.strangeness, cells.labels, len(model.classes), alpha)
+    return _Rules(threshold, quantiles)
+
+
+def _calibration_cells(model: SIMSClassifier) -> CalibrationCells:
+    if model.calibration_cells is None:
+        raise SettingError(
+            "The model has no validation cells to decide by: it was trained without (validation=0), or comes from a "
+            "file of an older version. Train it with some, or call calibrate(model, cells, label) on labelled cells "
+            "that it did not learn from. Without reject, alpha and hierarchy it annotates as it is."
+        )
+    return model.calibration_cells
+
+
+def _threshold(cells: CalibrationCells, error_rate: float) -> float:
+    if not 0 < error_rate < 0.5:
+        raise SettingError(
+            f"reject is {error_rate}; expected the share of errors accepted among labelled cells, above 0 and below "
+            "0.5, such as 0.05. To set a confidence of your own, compare obs['sims_confidence'] with it."
+        )
+    found = rejection_threshold(cells.confidence, cells.correct, error_rate=error_rate)
+    if not found.is_reached:
+        raise SettingError(
+            f"reject={error_rate} cannot be promised from {len(cells.labels)} validation cells; the lowest rate that "
+            f"can is {math.ceil(1000 * found.lowest_error_rate) / 1000}. Pass that or more, or calibrate on more "
+            "cells: train with validation=0.2, or call calibrate(model, cells, label)."
+        )
+    return found.threshold
+
+
+def _labels(
+    model: SIMSClassifier,
+    probabilities: np.ndarray,
+    best: np.ndarray,
+    threshold: float | None,
+    hierarchy: Mapping[str, str] | None,
+) -> tuple[pd.Categorical, np.ndarray]:
+    """The label of each cell and its probability."""
+    confidence = np.take_along_axis(probabilities, best[:, None], axis=1)[:, 0]
+    if threshold is None:
+        return pd.Categorical.from_codes(best, model.classes), confidence
+    if hierarchy is None:
+        codes = np.where(confidence >= threshold, best, len(model.classes))
+        return pd.Categorical.from_codes(codes, [*model.classes, UNKNOWN]), confidence
+    answers = back_off(probabilities, model.classes, hierarchy, threshold)
+    parents = dict.fromkeys(str(parent) for parent in hierarchy.values() if parent not in model.classes)
+    labels = pd.Categorical(answers["label"], [*model.classes, *parents, UNKNOWN])
+    return labels, answers["probability"].to_numpy(np.float32)
+
+
+def _set_names(sets: np.ndarray, order: np.ndarray, classes: list[str]) -> pd.Categorical:
+    """The classes of each set as text, the most probable first."""
+    ranked = np.take_along_axis(sets, order, axis=1)
+    names = np.asarray(classes, dtype=object)
+    texts = [SEPARATOR.join(names[row[inside]]) or UNKNOWN for row, inside in zip(order, ranked, strict=True)]
+    return pd.Categorical(texts)

@@ -253,33 +253,30 @@ def explain_cell(
 def _explain_batches(model: SIMSClassifier, batches: Iterable, keep_steps: bool) -> tuple:
     """Masks and contributions, CSR with the same pairs; the predicted class of each cell; the masks of each step."""
     model.eval()
-    rows, genes, weights, added, predicted, steps = [np.zeros(1, np.int64)], [], [], [], [], []
+    rows, genes = np.zeros(1, np.int64), np.empty(0, np.int32)
+    weights, added = np.empty(0, np.float32), np.empty(0, np.float32)
+    predicted, steps = [], []
     for batch in progress_bar(batches, desc="explaining", unit="batch"):
         values = batch.cells.to(model.device)
         found = explain_batch(model.network, values)
-        rows.append(rows[-1][-1] + found.masks.crow_indices()[1:].cpu().numpy())
-        genes.append(found.masks.col_indices().to(torch.int32).cpu().numpy())
-        weights.append(found.masks.values().float().cpu().numpy())
-        added.append(found.contributions.values().float().cpu().numpy())
+        _append(rows, rows[-1] + found.masks.crow_indices()[1:])
+        _append(genes, found.masks.col_indices())
+        _append(weights, found.masks.values())
+        _append(added, found.contributions.values())
         predicted.append(found.logits.argmax(dim=1).cpu().numpy())
         if keep_steps:
             steps.append(_masks_by_step(model.network, values))
-    rows, genes, weights, added = map(_joined, (rows, genes, weights, added))
     shape = (len(rows) - 1, len(model.genes))
     matrices = [sparse.csr_matrix((part, genes, rows), shape) for part in (weights, added)]
     by_step = tuple(sparse.vstack(parts, format="csr") for parts in zip(*steps, strict=True))
     return *matrices, np.concatenate(predicted), by_step
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """The parts one after the other; the list is emptied on the way, so that memory never holds them twice."""
-    whole, end = np.empty(sum(map(len, parts)), parts[0].dtype), 0
-    parts.reverse()
-    while parts:
-        part = parts.pop()
-        whole[end : end + len(part)] = part
-        end += len(part)
-    return whole
+def _append(whole: np.ndarray, part: torch.Tensor) -> None:
+    """Lengthen an array in its place: parts joined at the end would be in memory twice, and leave holes."""
+    end = len(whole)
+    whole.resize(end + len(part), refcheck=False)
+    whole[end:] = part.cpu().numpy()
 
 
 @torch.no_grad()

@@ -23,17 +23,22 @@ def progress_bar(iterable=None, **options) -> tqdm:
     **options
         Passed to `tqdm.tqdm`: `total`, `desc`, `unit`, ...; `bar_format=None` for its own, with the rate.
     """
-    in_notebook = "ipykernel" in sys.modules
+    notebook = in_notebook()
     options.setdefault("leave", False)
     options.setdefault("delay", 0 if options["leave"] else 1)  # seconds; a bar that would flash by is not drawn
     options.setdefault("bar_format", SHORT)
     return tqdm(
         iterable,
-        file=sys.stdout if in_notebook else sys.stderr,
-        disable=is_switched_on("CI") or (False if in_notebook else None),  # None: silent unless a terminal
-        dynamic_ncols=not in_notebook,
+        file=sys.stdout if notebook else sys.stderr,
+        disable=is_switched_on("CI") or (False if notebook else None),  # None: silent unless a terminal
+        dynamic_ncols=not notebook,
         **options,
     )
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a notebook's kernel."""
+    return "ipykernel" in sys.modules
 
 
 def is_switched_on(variable: str) -> bool:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,6 +38,33 @@ def real_data(request) -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip(f"needs real data: {needed}. Set SIMS_KIT_DATA to the cache folder that holds it.")
     return Path(folder)
+
+
+@pytest.fixture
+def clean_environment() -> dict[str, str]:
+    """The environment for a child that must not see the make or pytest that runs this test."""
+    hidden = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTEST_ADDOPTS", "SIMS_KIT_FAST")
+    return {key: value for key, value in os.environ.items() if key not in hidden}
+
+
+@pytest.fixture(scope="session")
+def make_notebook():
+    """A factory of notebooks of a colab, a parameters and then the given code cells; returns the path."""
+
+    def write(path: Path, *sources: str) -> Path:
+        v4 = nbformat.v4
+        cells = [
+            v4.new_code_cell("if False:\n    !pip install nothing", metadata={"tags": ["colab"]}),
+            v4.new_code_cell(
+                'REFERENCE, LABEL, QUERY, OUT = "pbmc68k", "", "", "."', metadata={"tags": ["parameters"]}
+            ),
+            *map(v4.new_code_cell, sources),
+        ]
+        kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+        nbformat.write(v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

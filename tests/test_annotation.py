@@ -6,22 +6,24 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 import sims_kit as sk
-from sims_kit.errors import GeneError
+from sims_kit.calibration import CalibrationCells, rejection_threshold
+from sims_kit.errors import GeneError, LabelError, SettingError, UnknownNameError
 
 
 @pytest.fixture(scope="module")
 def model(make_cells, tmp_path_factory):
-    """A model fitted on easy cells."""
+    """A model fitted on 300 of 700 easy cells."""
     quiet = dict(enable_progress_bar=False, logger=False, verbose=False)
     folder = tmp_path_factory.mktemp("fit")
-    return sk.fit(make_cells(n_cells=300), "cell_type", max_epochs=15, default_root_dir=folder, **quiet)
+    return sk.fit(make_cells(n_cells=700)[:300].copy(), "cell_type", max_epochs=15, default_root_dir=folder, **quiet)
 
 
 def test_columns(model, make_cells):
     """Labels, confidence, second label and probabilities are added under documented names."""
-    query = make_cells(n_cells=300)[:90].copy()
+    query = make_cells(n_cells=700)[300:390].copy()
     assert sk.annotate(query, model) is None
     probabilities = query.obsm["sims_probabilities"]
     assert probabilities.shape == (90, 3) and probabilities.dtype == np.float32
@@ -52,7 +54,8 @@ def test_nothing_else_changes(model, make_cells):
     sk.annotate(query, model, key_added="cortex")
     assert list(query.obs_names) == list(untouched.obs_names)
     assert (query.X != untouched.X).nnz == 0 and query.X.dtype == untouched.X.dtype
-    assert set(query.obs) - set(untouched.obs) == {"cortex_label", "cortex_confidence", "cortex_second_label"}
+    added = {f"cortex_{name}" for name in ("label", "confidence", "second_label", "unseen")}
+    assert set(query.obs) - set(untouched.obs) == added
     assert set(query.obsm) == {"cortex_probabilities"}
     assert set(query.uns) == {"sims_kit"} and query.uns["sims_kit"]["dataset"] == "mine"
 
@@ -114,3 +117,136 @@ def test_gene_coverage_before_annotating(model, make_cells):
     assert sk.gene_coverage(query, model, layer="raw").fraction == 1
     with pytest.raises(GeneError):
         sk.gene_coverage(query[:, :6].copy(), model)
+
+
+@pytest.fixture
+def unsure(model):
+    """The model as if its validation cells had been harder: 100 cells, the less sure third of them wrong."""
+    kept = model.calibration_cells
+    random = np.random.default_rng(0)
+    confidence = np.sort(random.uniform(0.5, 1, 100))
+    model.calibration_cells = CalibrationCells(
+        np.arange(100) % 3, -np.log(confidence / (1 - confidence)), confidence, np.arange(100) >= 30
+    )
+    yield model
+    model.calibration_cells = kept
+
+
+def test_rejected_cells_are_unknown(unsure, make_cells):
+    """Below the threshold of the accepted error rate a cell is "Unknown", and nothing else about it changes."""
+    query, plain = make_cells(n_cells=90, seed=1), make_cells(n_cells=90, seed=1)
+    query.X = query.X.multiply(np.random.default_rng(0).random(query.shape) < 0.15).tocsr()  # shallow: uncertain
+    plain.X = query.X.copy()
+    sk.annotate(query, unsure, reject=0.05)
+    sk.annotate(plain, unsure)
+    threshold = rejection_threshold(*unsure.calibration_cells[2:], error_rate=0.05).threshold
+    rejected = plain.obs["sims_confidence"] < threshold
+    assert 5 < rejected.sum() < 85
+    assert (query.obs["sims_label"][rejected] == "Unknown").all()
+    assert (query.obs["sims_label"][~rejected].astype(str) == plain.obs["sims_label"][~rejected].astype(str)).all()
+    np.testing.assert_array_equal(query.obs["sims_confidence"], plain.obs["sims_confidence"])
+    assert query.uns["sims_kit"]["sims"]["threshold"] == threshold
+
+
+def test_uncertain_cells_get_a_parent(unsure, make_cells):
+    """With a hierarchy, a cell too uncertain for a class gets the parent whose probability, summed, is enough."""
+    query = make_cells(n_cells=90, seed=1)
+    query.X = query.X.multiply(np.random.default_rng(0).random(query.shape) < 0.15).tocsr()
+    sk.annotate(query, unsure, hierarchy={"class_0": "either", "class_1": "either"})
+    threshold = query.uns["sims_kit"]["sims"]["threshold"]
+    probabilities = query.obsm["sims_probabilities"]
+    label, best = query.obs["sims_label"].astype(str).to_numpy(), probabilities.argmax(axis=1)
+    joint = probabilities[:, :2].sum(axis=1)
+    expected = np.where(
+        probabilities.max(axis=1) >= threshold,
+        np.char.add("class_", best.astype(str)),
+        np.where((best < 2) & (joint >= threshold), "either", "Unknown"),
+    )
+    np.testing.assert_array_equal(label, expected)
+    assert {"either", "Unknown"} < set(label)
+    np.testing.assert_allclose(query.obs["sims_confidence"][label == "either"], joint[label == "either"], rtol=1e-6)
+
+
+def test_prediction_sets(model, make_cells, tmp_path):
+    """Sets as text and as columns agree, hold the true class about as often as promised, and can be written."""
+    query = make_cells(n_cells=700)[300:].copy()
+    sk.annotate(query, model, alpha=0.2)
+    sets, classes = query.obsm["sims_sets"], np.array(model.classes)
+    assert sets.shape == (400, 3) and sets.dtype == bool
+    texts = query.obs["sims_set"].astype(str)
+    for row, text in zip(sets, texts, strict=True):
+        assert set(text.split(" | ")) == (set(classes[row]) or {"Unknown"})
+    truth = np.searchsorted(classes, query.obs["cell_type"].astype(str))
+    assert 0.6 < sets[np.arange(400), truth].mean() < 0.98  # 30 calibration cells: promises vary, by 0.07
+    query.write_h5ad(tmp_path / "annotated.h5ad")
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "annotated.h5ad").obsm["sims_sets"], sets)
+
+
+def test_vote_of_clusters(model, make_cells):
+    """The vote stands beside the cell's own label, with the share of the cluster that agrees."""
+    query = make_cells(n_cells=700)[300:360].copy()
+    query.obs["leiden"] = query.obs["cell_type"].to_numpy()
+    query.obs.loc[query.obs_names[:4], "leiden"] = "class_0"
+    sk.annotate(query, model, vote_by="leiden")
+    for cluster, own in query.obs.groupby("leiden"):
+        assert set(own["sims_vote"]) == {cluster}
+        np.testing.assert_allclose(own["sims_vote_proportion"], (own["sims_label"] == cluster).mean())
+    with pytest.raises(UnknownNameError, match="leiden"):
+        sk.annotate(query, model, vote_by="leyden")
+
+
+def test_unseen_types_stand_out(make_cells):
+    """Cells of a type that the model never saw have a higher unseen score than others."""
+    cells = make_cells(n_cells=400, n_genes=200, n_classes=4)
+    hidden = (cells.obs["cell_type"] == "class_3").to_numpy()
+    quiet = dict(enable_progress_bar=False, logger=False, verbose=False)
+    model = sk.fit(cells[~hidden][:200].copy(), "cell_type", test=0, max_epochs=15, **quiet)
+    query = cells[np.r_[np.flatnonzero(~hidden)[200:], np.flatnonzero(hidden)]].copy()
+    sk.annotate(query, model)
+    assert roc_auc_score(query.obs["cell_type"] == "class_3", query.obs["sims_unseen"]) > 0.9
+
+
+def test_what_cannot_be_promised_is_told_first(model, unsure, make_cells):
+    """Rates and alphas that the validation cells cannot hold, values out of range, and models without such cells."""
+    query = make_cells()
+    for settings, words in (
+        (dict(reject=0.01), "cannot be promised from 100 validation cells; the lowest rate that can is 0.0"),
+        (dict(reject=0.7), "sims_confidence"),
+        (dict(alpha=0.005), "needs 199 calibration cells and there are 100"),
+        (dict(alpha=2), "alpha is 2"),
+        (dict(hierarchy={"class_0": "class_1", "class_1": "class_0"}), "circle"),
+    ):
+        with pytest.raises(SettingError, match=words):
+            sk.annotate(query, unsure, **settings)
+    with pytest.raises(UnknownNameError, match="class_1"):
+        sk.annotate(query, unsure, hierarchy={"class1": "any"})
+    unsure.calibration_cells = None
+    for settings in (dict(reject=0.1), dict(alpha=0.1), dict(hierarchy={"class_0": "any"})):
+        with pytest.raises(SettingError, match=r"no validation cells.*calibrate\(model, cells, label\)"):
+            sk.annotate(query, unsure, **settings)
+    assert not query.uns and set(query.obs) == {"cell_type"}
+
+
+def test_calibrate_anew(model, unsure, make_cells):
+    """On labelled cells, temperature and promises are what they would be had these been the validation cells."""
+    cells, labels = make_cells(n_cells=120, seed=5), model.classes
+    before = sk.annotate(cells, model, copy=True)
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(object)
+    cells.obs.loc[cells.obs_names[:10], "cell_type"] = "never seen"
+    temperature = model.temperature.clone()
+    try:
+        with pytest.warns(UserWarning, match="10 cells"):
+            sk.calibrate(model, cells, "cell_type")
+        after = sk.annotate(cells, model, copy=True)
+        assert (before.obs["sims_label"] == after.obs["sims_label"]).all()
+        kept = model.calibration_cells
+        assert [labels[code] for code in kept.labels] == list(cells.obs["cell_type"][10:])
+        np.testing.assert_allclose(kept.confidence, after.obs["sims_confidence"][10:], rtol=1e-5)
+        first = model.temperature.item()
+        with pytest.warns(UserWarning):
+            sk.calibrate(model, cells, "cell_type")
+        assert model.temperature.item() == pytest.approx(first, rel=1e-4) and first != temperature
+    finally:
+        model.temperature.copy_(temperature)
+    with pytest.raises(LabelError, match="None of 10"):
+        sk.calibrate(model, cells[:10], "cell_type")

@@ -1,6 +1,5 @@
-"""The project's frame: packaging, environments, addresses, notebooks and the commands of the Makefile."""
+"""The project's frame: packaging, environments, addresses and the commands of the Makefile."""
 
-import json
 import os
 import re
 import shutil
@@ -17,11 +16,12 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import run_notebooks
+import notebook_rules
 import set_address
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 CONDA_NAMES = {  # where conda-forge calls a package otherwise
@@ -38,24 +38,6 @@ def ranges(*requirements: str) -> dict[str, str]:
     """Canonical name -> version range of `requirements`, the project's own extras left out."""
     parsed = [Requirement(text) for text in requirements]
     return {canonicalize_name(r.name): str(r.specifier) for r in parsed if r.name != "sims_kit"}
-
-
-def clean_environment(**extra: str) -> dict[str, str]:
-    """The environment for a child that must not see the make or pytest that runs this test."""
-    hidden = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTEST_ADDOPTS", "SIMS_KIT_FAST")
-    return {key: value for key, value in os.environ.items() if key not in hidden} | extra
-
-
-def small_notebook(path: Path, *sources: str) -> Path:
-    """Write a notebook of a colab, a parameters and then the given code cells."""
-    v4 = nbformat.v4
-    cells = [
-        v4.new_code_cell("if False:\n    !pip install nothing", metadata={"tags": ["colab"]}),
-        v4.new_code_cell('REFERENCE, LABEL, QUERY, OUT = "pbmc68k", "", "", "."', metadata={"tags": ["parameters"]}),
-        *map(v4.new_code_cell, sources),
-    ]
-    nbformat.write(v4.new_notebook(cells=cells, metadata={"kernelspec": run_notebooks.KERNEL}), path)
-    return path
 
 
 # --- packaging and environments -------------------------------------------------------------------------------
@@ -89,13 +71,14 @@ def test_environments_in_step_with_pyproject():
 
 
 def test_constraints_pin_every_dependency_within_its_range():
-    """constraints.txt is exact pins only, and has each dependency of base, lab, test and peers inside its range."""
+    """constraints.txt is exact pins only, and has each dependency of what the Makefile installs inside its range."""
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pins = {}
     for line in lines:
         name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups()
         pins[canonicalize_name(name)] = version
-    for text in [*PROJECT["dependencies"], *EXTRAS["lab"], *EXTRAS["test"], *EXTRAS["peers"]]:
+    installed = [text for name in ("lab", "test", "peers", "book", "browser") for text in EXTRAS[name]]
+    for text in [*PROJECT["dependencies"], *installed]:
         requirement = Requirement(text)
         if requirement.name != "sims_kit":
             assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
@@ -103,7 +86,7 @@ def test_constraints_pin_every_dependency_within_its_range():
 
 def test_extras_are_the_promised_ones():
     """The extras that README and CONTRIBUTING speak of exist."""
-    assert set(EXTRAS) == {"lab", "test", "peers", "tracking", "dev"}
+    assert set(EXTRAS) == {"lab", "test", "peers", "book", "browser", "tracking", "dev"}
 
 
 def test_binder_hook_is_executable_and_keeps_the_environment():
@@ -122,13 +105,13 @@ def test_address_and_version_are_in_step():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == PROJECT["version"]
 
 
-def test_address_is_rewritten_everywhere(tmp_path):
+def test_address_is_rewritten_everywhere(make_notebook, tmp_path):
     """After an edit of pyproject.toml alone, one call leaves no trace of the old address or version."""
     for name in ("README.md", "CITATION.cff"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "notebooks").mkdir()
     install = '!pip install -q "sims_kit @ git+https://github.com/sims-kit/sims_kit@v0.1.0" -c present.txt'
-    small_notebook(tmp_path / "notebooks/10_tiny.ipynb", install)
+    make_notebook(tmp_path / "notebooks/10_tiny.ipynb", install)
     table = (ROOT / "pyproject.toml").read_text()
     table = table.replace("sims-kit/sims_kit", "some.one/Else-1").replace('version = "0.1.0"', 'version = "0.2.0"')
     (tmp_path / "pyproject.toml").write_text(table)
@@ -149,7 +132,7 @@ def test_address_of_another_host_is_refused(tmp_path):
         set_address.project(tmp_path)
 
 
-# --- notebooks ------------------------------------------------------------------------------------------------
+# --- pages ----------------------------------------------------------------------------------------------------
 
 
 def test_readme_lists_the_lessons_that_exist():
@@ -159,84 +142,29 @@ def test_readme_lists_the_lessons_that_exist():
     }
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.name)
-def test_committed_notebook_is_whole(path):
-    """A lesson is committed run, tidied and small, with its own Binder and Colab badges in the first cell."""
-    assert not run_notebooks.problems(path), "run `make notebooks`"
-    title = nbformat.read(path, as_version=4).cells[0].source
-    facts = set_address.project()
-    for service in ("mybinder.org", "colab.research.google.com"):
-        assert re.search(rf"{re.escape(service)}/\S*{facts['slug']}/\S*notebooks/{path.name}", title), service
-
-
-def test_executed_notebook_is_tidied(tmp_path):
-    """Running saves outputs without stderr, widgets, timestamps or stale counts, and keeps text and tags."""
-    source = 'import sys\nprint("kept")\nprint("dropped", file=sys.stderr)'
-    slider = "import ipywidgets\ndisplay(ipywidgets.IntSlider())"
-    path = small_notebook(tmp_path / "tiny.ipynb", source, slider)
-    run_notebooks.execute(path)
-    assert run_notebooks.problems(path) == []
-    saved = json.loads(path.read_text())
-    assert "kept" in path.read_text() and "dropped\\n" not in json.dumps(saved["cells"][2]["outputs"])
-    assert saved["cells"][3]["outputs"] == [] and set(saved["metadata"]) == {"kernelspec", "language_info"}
-    assert [cell["metadata"] for cell in saved["cells"]] == [{"tags": ["colab"]}, {"tags": ["parameters"]}, {}, {}]
-
-
-@pytest.mark.parametrize(
-    ("damage", "complaint"),
-    [
-        (lambda nb: [cell.update(outputs=[], execution_count=None) for cell in nb.cells], "was not run"),
-        (lambda nb: [cell.update(outputs=[]) for cell in nb.cells], "has no outputs"),
-        (lambda nb: nb.cells[2].update(execution_count=7), "was not run"),
-        (lambda nb: nb.metadata.update(widgets={}), "metadata.widgets"),
-        (lambda nb: nb.metadata.update(papermill={}), "metadata.papermill"),
-        (lambda nb: nb.metadata.kernelspec.update(name="sims"), "another kernel"),
-        (lambda nb: nb.cells[1].metadata.update(tags=[]), "'parameters'"),
-        (lambda nb: nb.cells[2].update(source="%pip install x"), "installs packages"),
-        (lambda nb: nb.cells[2].outputs[0].update(text="in /home/someone/cells.h5ad"), "/home/someone"),
-        (lambda nb: nb.cells[2].outputs[0].update(text="in C:\\Users\\someone"), "path of this machine"),
-        (lambda nb: nb.cells[2].outputs[0].update(name="stderr"), "stderr"),
-        (lambda nb: nb.cells[2].outputs[0].update(text="x" * 1_000_000), "bytes"),
-    ],
-)
-def test_unfit_notebook_is_refused(tmp_path, damage, complaint):
-    """Each thing that a committed notebook must not have is found and named; without it nothing is."""
-    harmless = "T/B cells, CD4+/CD45RA+/CD25- T, https://a.b/c/d, results/demo"
-    path = small_notebook(tmp_path / "tiny.ipynb", f"print({harmless!r})")
-    notebook = nbformat.read(path, as_version=4)
-    for count, cell in enumerate(notebook.cells, 1):
-        cell.execution_count = count
-    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text=f"{harmless}\n")]
-    nbformat.write(notebook, path)
-    assert run_notebooks.problems(path) == []
-    damage(notebook)
-    nbformat.write(notebook, path)
-    assert any(complaint in problem for problem in run_notebooks.problems(path))
-
-
-def test_gate_fails_on_a_cell_that_raises(tmp_path):
-    """nbval, called as `make test` calls it, passes a good cell and fails one that raises."""
-    path = small_notebook(tmp_path / "tiny.ipynb", "1 + 1", "raise ValueError('a lesson broke')")
-    recipe = (ROOT / "Makefile").read_text()
-    flags = re.search(r"-m pytest (--nbval[\w -]*) notebooks", recipe)[1].split()
-    command = [sys.executable, "-m", "pytest", *flags, "-p", "no:cacheprovider", str(path)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=clean_environment())
-    assert result.returncode == 1, result.stdout
-    assert "1 failed, 3 passed" in result.stdout and "a lesson broke" in result.stdout
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_pages_link_to_files_that_exist(path):
+    """Every relative link and picture of a page leads to a file of the repository."""
+    assert not notebook_rules.broken_links(path)
 
 
 # --- the Makefile ---------------------------------------------------------------------------------------------
 
 
-def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run make in the repository with this test's own environment as VENV, never installing."""
-    command = [MAKE, "-C", str(ROOT), f"--assume-old={sys.prefix}/.installed", f"VENV={sys.prefix}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, env=clean_environment(**environment))
+@pytest.fixture
+def make(clean_environment):
+    """Runs make in the repository with this test's own environment as VENV, never installing."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        command = [MAKE, "-C", str(ROOT), f"--assume-old={sys.prefix}/.installed", f"VENV={sys.prefix}", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=180, env=clean_environment | environment)
+
+    return run
 
 
 @needs_make
 @pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="not in a virtual environment")
-def test_demo_passes_parameters_and_runs_in_its_own_environment(tmp_path):
+def test_demo_passes_parameters_and_runs_in_its_own_environment(make, make_notebook, tmp_path):
     """`make demo` takes paths with spaces and quotes as they are, runs .venv's Python, and leaves a report."""
     folder = tmp_path / "my cells"
     folder.mkdir()
@@ -245,7 +173,7 @@ def test_demo_passes_parameters_and_runs_in_its_own_environment(tmp_path):
     seen = (
         'import sys, pathlib\npathlib.Path(OUT, "seen.txt").write_text("|".join([REFERENCE, LABEL, QUERY, sys.prefix]))'
     )
-    tiny = small_notebook(folder / "tiny.ipynb", seen)
+    tiny = make_notebook(folder / "tiny.ipynb", seen)
     bad = folder / "kernels/python3/kernel.json"  # somebody else's kernel of the same name
     bad.parent.mkdir(parents=True)
     bad.write_text('{"argv": ["false"], "display_name": "bad", "language": "python"}')
@@ -268,7 +196,7 @@ def test_demo_passes_parameters_and_runs_in_its_own_environment(tmp_path):
         (["PYTHON=no-such-python"], "Install Python 3.11 or newer"),
     ],
 )
-def test_demo_names_bad_input_before_installing(tmp_path, arguments, complaint):
+def test_demo_names_bad_input_before_installing(make, tmp_path, arguments, complaint):
     """A missing file, label or Python is said at once, and no environment is begun."""
     result = make("demo", f"VENV={tmp_path}/venv", *arguments)
     assert result.returncode != 0 and complaint in result.stderr
@@ -276,7 +204,7 @@ def test_demo_names_bad_input_before_installing(tmp_path, arguments, complaint):
 
 
 @needs_make
-def test_old_python_is_refused_with_a_way_out(tmp_path):
+def test_old_python_is_refused_with_a_way_out(make, tmp_path):
     """A Python before 3.11 is refused with its version and the argument that names another."""
     old = tmp_path / "python3"
     old.write_text(f"#!/bin/sh\nshift; exec '{sys.executable}' -c \"import sys; sys.version_info = (3, 9, 1); $1\"\n")
@@ -287,7 +215,7 @@ def test_old_python_is_refused_with_a_way_out(tmp_path):
 
 
 @needs_make
-def test_help_lists_the_targets():
+def test_help_lists_the_targets(make):
     """`make` alone lists every target that README and CONTRIBUTING name."""
     listed = make().stdout
     text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()

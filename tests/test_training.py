@@ -117,7 +117,7 @@ def test_without_validation_cells(make_cells):
     """Training runs to its end when no cells are kept aside."""
     model = sk.fit(make_cells(), "cell_type", validation=0, test=0, max_epochs=2, logger=False, **QUIET)
     assert "val_loss" not in model.history and len(model.history) == 2
-    assert model.temperature == 1
+    assert model.temperature == 1 and model.calibration_cells is None
 
 
 def test_temperature_comes_from_validation_cells(make_cells):
@@ -129,6 +129,9 @@ def test_temperature_comes_from_validation_cells(make_cells):
         logits = model.eval()(batch.cells)
     fitted = model.temperature.item()
     assert fitted == pytest.approx(fit_temperature(logits.numpy(), batch.labels.numpy()), rel=1e-6) and fitted != 1
+    np.testing.assert_array_equal(model.calibration_cells.labels, batch.labels)
+    confidence = (logits / fitted).softmax(dim=1).max(dim=1).values
+    np.testing.assert_allclose(model.calibration_cells.confidence, confidence, rtol=1e-5)
     (metrics,) = trainer.validate(model, datamodule=module, verbose=False)
     torch.testing.assert_close(
         metrics["val_loss"],

@@ -10,10 +10,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from sims_kit.calibration import fit_temperature
+from sims_kit.calibration import CalibrationCells, calibration_cells, fit_temperature
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.metrics import metric_collection
 from sims_kit.model.ensemble import make_network, mean_logits
+from sims_kit.model.profiles import ClassProfiles
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.model.tabnet import TabNet
 
@@ -57,6 +58,11 @@ class SIMSClassifier(pl.LightningModule):
     temperature
         What `forward`'s logits are divided by before the softmax: 1 until training ends, then fitted on the validation
         cells (`sims_kit.calibration.fit_temperature`).
+    profiles
+        What cells of each class are like (`sims_kit.model.profiles.ClassProfiles`), for the unseen score.
+    calibration_cells
+        What the validation cells say of confidence (`sims_kit.calibration.CalibrationCells`), for rejection and
+        prediction sets; None without validation cells, or in files of older versions.
 
     Raises
     ------
@@ -98,6 +104,7 @@ class SIMSClassifier(pl.LightningModule):
         )
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
+        self.profiles = ClassProfiles(input_dim, output_dim)
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
@@ -107,6 +114,7 @@ class SIMSClassifier(pl.LightningModule):
         self.history = pd.DataFrame()
         self.test_metrics: pd.Series | None = None
         self.provenance: dict[str, Any] = {}
+        self.calibration_cells: CalibrationCells | None = None
 
     @property
     def is_fitted(self) -> bool:
@@ -174,10 +182,30 @@ class SIMSClassifier(pl.LightningModule):
         self._evaluate("test_", batch)
 
     def on_fit_end(self) -> None:
-        """Measure batch normalisation on whole cells after training with gene dropout, then fit the temperature."""
+        """Measure batch normalisation on whole cells after training with gene dropout, class profiles, calibration."""
         if self.network.gene_dropout:
             self.network.refresh_statistics(self.trainer.train_dataloader)
-        self.temperature.fill_(self._fit_temperature(self.trainer.val_dataloaders))
+        self.profiles.measure(self.trainer.train_dataloader)
+        self.calibrate(*self._held_out(self.trainer.val_dataloaders))
+
+    def calibrate(self, logits: Tensor, labels: Tensor, distance: Tensor) -> None:
+        """Fit the temperature on cells that training has not learned from, and keep what they say of confidence.
+
+        Parameters
+        ----------
+        logits
+            Shape (B, classes), of `forward`.
+        labels
+            Shape (B,), int64, the true classes. Without cells the temperature is 1 and nothing is kept.
+        distance
+            Shape (B,), of `ClassProfiles.distance`.
+        """
+        self.temperature.fill_(fit_temperature(logits.cpu().numpy(), labels.cpu().numpy()))
+        logits = self.calibrated(logits.to(self.device))
+        self.calibration_cells = None
+        if len(labels):
+            self.profiles.set_usual(logits, distance.to(self.device))
+            self.calibration_cells = calibration_cells(logits.cpu().numpy(), labels.cpu().numpy())
 
     def predict_step(self, batch, batch_index: int) -> Tensor:
         """As `probabilities`."""
@@ -218,19 +246,20 @@ class SIMSClassifier(pl.LightningModule):
             self.log_dict(self.metrics[stage], **options)
 
     @torch.no_grad()
-    def _fit_temperature(self, batches) -> float:
-        """From validation cells, of all devices."""
+    def _held_out(self, batches) -> list[Tensor]:
+        """Logits, labels and distances of validation cells, of all devices."""
         training, parts = self.training, []
         self.eval()
         for batch in batches or ():
-            parts.append((self(batch.cells.to(self.device)), batch.labels.to(self.device)))
+            cells = batch.cells.to(self.device)
+            parts.append((self(cells), batch.labels.to(self.device), self.profiles.distance(cells)))
         self.train(training)
         if not parts:
-            return 1.0
+            return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64), torch.empty(0)]
         found = [torch.cat(part) for part in zip(*parts, strict=True)]
         if self.trainer.world_size > 1:
             found = [part.flatten(0, 1) for part in self.all_gather(found)]
-        return fit_temperature(*(part.cpu().numpy() for part in found))
+        return found
 
     def _set_class_weights(self, weights: Tensor) -> None:
         weights = torch.as_tensor(weights, dtype=self.class_weights.dtype)

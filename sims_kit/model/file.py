@@ -7,11 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from sims_kit.calibration import CalibrationCells
 from sims_kit.errors import ModelFileError, SettingError
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.recipes import Recipe
@@ -19,6 +21,12 @@ from sims_kit.model.recipes import Recipe
 FORMAT, FORMAT_VERSION = "sims_kit", 2
 READABLE = (1, 2)  # version 1 had no calibration
 _REQUIRED = {"format_version", "genes", "classes", "network", "provenance", "test_metrics"}
+_CELLS = {  # tensors that say what the validation cells were like; not in every file
+    "calibration.labels": torch.int64,
+    "calibration.strangeness": torch.float64,
+    "calibration.confidence": torch.float64,
+    "calibration.correct": torch.bool,
+}
 
 
 def save_model(model: SIMSClassifier, path: str | os.PathLike) -> Path:
@@ -105,6 +113,7 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {error}") from error
+    model.calibration_cells = _calibration_cells(tensors, len(model.classes), path)
     _fill(model, tensors, path)
     model.temperature.fill_(_temperature(header, path))
     model.provenance = header["provenance"]
@@ -136,9 +145,13 @@ def fitted_model(model: SIMSClassifier | str | os.PathLike) -> SIMSClassifier:
 
 
 def _tensors(model: SIMSClassifier) -> dict[str, torch.Tensor]:
-    """The network's parameters and running statistics; layers that steps share are there once."""
+    """The network's parameters and running statistics, layers that steps share once; profiles; calibration cells."""
     named = {**dict(model.network.named_parameters()), **dict(model.network.named_buffers())}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    cells = model.calibration_cells or ()
+    if model.profiles.is_measured:
+        tensors |= {f"profiles.{name}": tensor.cpu() for name, tensor in model.profiles.state_dict().items()}
+    return tensors | {name: torch.from_numpy(values) for name, values in zip(_CELLS, cells, strict=False)}
 
 
 def _header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
@@ -178,8 +191,27 @@ def _temperature(header: dict[str, Any], path: Path) -> float:
     return temperature
 
 
+def _calibration_cells(tensors: dict[str, torch.Tensor], n_classes: int, path: Path) -> CalibrationCells | None:
+    """Taken out of the tensors; files of earlier versions, and models without validation cells, have none."""
+    found = {name: tensors.pop(name) for name in _CELLS if name in tensors}
+    if not found:
+        return None
+    shape = next(iter(found.values())).shape
+    for name, dtype in _CELLS.items():
+        if name not in found or found[name].dtype != dtype or found[name].shape != shape or len(shape) != 1:
+            raise ModelFileError(f"{str(path)!r} does not hold {name!r} as one {dtype} for each validation cell.")
+    cells = CalibrationCells(*(found[name].numpy() for name in _CELLS))
+    in_range = (cells.labels >= 0) & (cells.labels < n_classes) & (cells.confidence >= 0) & (cells.confidence <= 1)
+    if not len(in_range) or not (in_range & np.isfinite(cells.strangeness)).all():
+        raise ModelFileError(f"The calibration cells of {str(path)!r} hold classes or numbers out of range.")
+    return cells
+
+
 def _fill(model: SIMSClassifier, tensors: dict[str, torch.Tensor], path: Path) -> None:
     own = {**dict(model.network.named_parameters()), **dict(model.network.named_buffers())}
+    profiles = {f"profiles.{name}": tensor for name, tensor in model.profiles.named_buffers()}
+    if profiles.keys() & tensors.keys():  # files of earlier versions have none
+        own |= profiles
     if own.keys() != tensors.keys():
         differing = sorted(own.keys() ^ tensors.keys())
         raise ModelFileError(f"{str(path)!r} does not hold the tensors of its network; differing: {differing[:3]}.")

@@ -5,7 +5,7 @@ the Axes for whatever comes next: a title, ``ax.figure.savefig``. Nothing here k
 """
 
 from sims_kit.plotting.comparisons import method_scores, recall_by_size
-from sims_kit.plotting.evidence import cell_genes, faithfulness_curves, marker_recovery
+from sims_kit.plotting.evidence import cell_genes, cell_masks, faithfulness_curves, marker_recovery
 from sims_kit.plotting.figures import (
     class_genes,
     confidence,
@@ -16,9 +16,18 @@ from sims_kit.plotting.figures import (
     training_curves,
 )
 from sims_kit.plotting.stability import consensus_size, gene_set_weight, stability
+from sims_kit.plotting.trust import (
+    rejection_curves,
+    reliability_diagram,
+    set_coverage,
+    unseen_roc,
+    unseen_scores,
+    unseen_types,
+)
 
 __all__ = [
     "cell_genes",
+    "cell_masks",
     "class_genes",
     "confidence",
     "confusion_matrix",
@@ -30,7 +39,13 @@ __all__ = [
     "marker_recovery",
     "method_scores",
     "recall_by_size",
+    "rejection_curves",
+    "reliability_diagram",
+    "set_coverage",
     "stability",
     "top_genes",
     "training_curves",
+    "unseen_roc",
+    "unseen_scores",
+    "unseen_types",
 ]

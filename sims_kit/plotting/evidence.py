@@ -156,6 +156,62 @@ def cell_genes(genes: pd.DataFrame, n: int = 15, *, ax: Axes | None = None) -> A
     return draw.tidy(ax)
 
 
+def cell_masks(
+    genes: pd.DataFrame,
+    *,
+    largest: float | None = None,
+    furthest: float | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> np.ndarray:
+    """Where the model looks in one cell, and what it makes of it (thesis section 0.2.6).
+
+    Parameters
+    ----------
+    genes
+        Indexed by gene, in the order of drawing: a column ``contribution`` (to the logit, of either sign), the others
+        mask weights, one column for each decision step or one for all.
+    largest, furthest
+        The ends of the two scales, mask weight and contribution, so that cells can be compared; the table's own by
+        default.
+    axes
+        Two; a new figure by default.
+
+    Returns
+    -------
+    numpy.ndarray of matplotlib.axes.Axes, two
+        Bars of the weights, or with several steps their matrix; bars of the contributions.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no column ``contribution``.
+    DataError
+        If there are no genes, or no column of weights.
+    """
+    draw.check_table(genes, ["contribution"])
+    masks = genes.drop(columns="contribution")
+    if not len(masks.columns):
+        raise DataError("The table has no column of mask weights beside the contributions; expected one or more.")
+    axes = _two_axes(axes, len(genes) * draw.ROW, names=genes.index)
+    rows, largest = np.arange(len(genes)), largest or masks.to_numpy().max() or 1.0
+    if len(masks.columns) > 1:
+        draw.matrix(axes[0], masks, "mask weight", largest)
+        draw.name_columns(axes[0], masks.columns)
+    else:
+        axes[0].barh(rows, masks.iloc[:, 0], color=draw.BLUE)
+        axes[0].set(xlabel="mask weight", xlim=(0, 1.02 * largest))
+    added = genes["contribution"]
+    reach = 1.05 * (furthest or added.abs().max() or 1.0)
+    axes[1].barh(rows, added, color=np.where(added > 0, draw.BLUE, draw.ORANGE))
+    axes[1].axvline(0, color="k", linewidth=0.8)
+    axes[1].set(xlabel="contribution to the logit: against | for the call", xlim=(-reach, reach))
+    axes[1].tick_params(left=False)
+    draw.name_rows(axes[0], genes.index)
+    for ax in axes:
+        draw.tidy(ax)
+    return axes
+
+
 def _two_axes(axes: Sequence[Axes] | None, height: float, *, names: Sequence[str] = ()) -> np.ndarray:
     """Those given, or two panels with room for names on the left or a legend on the right."""
     if axes is None:

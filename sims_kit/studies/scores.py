@@ -4,10 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import torch
-from torchmetrics.functional.classification import binary_calibration_error
 
 from sims_kit import metrics
+from sims_kit.calibration import expected_calibration_error
 from sims_kit.errors import DataError
 from sims_kit.studies.adaptor import UNKNOWN
 
@@ -163,8 +162,7 @@ def _calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     """That of `sims_kit.metrics`, from the most probable class alone, which is all that it looks at."""
     if np.isnan(confidence).any():
         return np.nan
-    values, hits = torch.from_numpy(confidence.astype(np.float32)), torch.from_numpy(right.astype(np.int64))
-    return float(binary_calibration_error(values, hits, n_bins=metrics.CALIBRATION_BINS, validate_args=False))
+    return expected_calibration_error(np.clip(confidence, 0, 1), right, n_bins=metrics.CALIBRATION_BINS)
 
 
 def _interval(values: np.ndarray) -> np.ndarray:

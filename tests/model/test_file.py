@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -62,6 +63,47 @@ def test_version_1_had_no_temperature(model, tmp_path):
     path = _rewritten(save_model(model, tmp_path / "model.safetensors"), format_version=1)
     cells = torch.rand(5, 4)
     torch.testing.assert_close(load_model(path).probabilities(cells), model(cells).softmax(1))
+
+
+@pytest.fixture
+def calibrated(model):
+    """The model with validation cells, two of three right."""
+    labels = torch.tensor([0, 1, 1])
+    model.profiles.measure([(torch.rand(3, 4), labels)])
+    model.calibrate(torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), labels, torch.tensor([1.0, 2.0, 4.0]))
+    return model
+
+
+def test_calibration_cells_come_back(calibrated, tmp_path):
+    """What the validation cells say of confidence is the same after loading; a file without any loads as before."""
+    loaded = load_model(save_model(calibrated, tmp_path / "model.safetensors"))
+    for name, values in calibrated.calibration_cells._asdict().items():
+        np.testing.assert_array_equal(getattr(loaded.calibration_cells, name), values)
+    assert loaded.calibration_cells.correct.tolist() == [True, True, False]
+    assert loaded.temperature == calibrated.temperature
+    for name, values in calibrated.profiles.state_dict().items():
+        torch.testing.assert_close(loaded.profiles.state_dict()[name], values, rtol=0, atol=0)
+    calibrated.calibration_cells = None
+    calibrated.profiles.is_measured.fill_(False)
+    older = load_model(save_model(calibrated, tmp_path / "without.safetensors"))
+    assert older.calibration_cells is None and not older.profiles.is_measured
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"calibration.labels": torch.zeros(2, dtype=torch.int64)}, "for each validation cell"),
+        ({"calibration.correct": torch.zeros(3)}, "one torch.bool for each"),
+        ({"calibration.labels": torch.tensor([0, 1, 2])}, "out of range"),
+        ({"calibration.confidence": torch.tensor([0.5, 0.5, torch.nan], dtype=torch.float64)}, "out of range"),
+        ({"calibration.strangeness": torch.tensor([0, 0, torch.inf], dtype=torch.float64)}, "out of range"),
+    ],
+)
+def test_damaged_calibration_cells(calibrated, tmp_path, tensors, words):
+    """Numbers that no validation cells can have are told, not used."""
+    path = _rewritten(save_model(calibrated, tmp_path / "model.safetensors"), tensors)
+    with pytest.raises(ModelFileError, match=words):
+        load_model(path)
 
 
 def test_failed_save_keeps_the_old_file(model, tmp_path):

@@ -101,3 +101,21 @@ def test_tables_that_cannot_be_drawn_are_told(recovery, curves, genes):
         plotting.cell_genes(genes, n=0)
     with pytest.raises(DataError, match="nothing to draw"):
         plotting.cell_genes(genes.assign(contribution=0.0))
+
+
+def test_cell_masks():
+    """One mask is bars, several are a matrix; scales are those asked for, and contributions are told by colour."""
+    genes = pd.DataFrame({"mask": [0.5, 0.25], "contribution": [1.0, -0.5]}, index=["CD79A", "LYZ"])
+    weights, added = plotting.cell_masks(genes, largest=1.0, furthest=2.0)
+    assert [bar.get_width() for bar in weights.patches] == [0.5, 0.25] and weights.get_xlim()[1] >= 1
+    assert [bar.get_width() for bar in added.patches] == [1.0, -0.5] and added.get_xlim() == (-2.1, 2.1)
+    assert len({bar.get_facecolor() for bar in added.patches}) == 2
+    genes.insert(1, "step 2", [0.0, 0.75])
+    matrix, _ = plotting.cell_masks(genes)
+    np.testing.assert_array_equal(matrix.images[0].get_array(), [[0.5, 0.0], [0.25, 0.75]])
+    assert matrix.images[0].get_clim() == (0, 0.75)
+    assert [label.get_text() for label in matrix.get_yticklabels()] == ["CD79A", "LYZ"]
+    with pytest.raises(DataError, match="no column of mask weights"):
+        plotting.cell_masks(genes[["contribution"]])
+    with pytest.raises(UnknownNameError, match="contribution"):
+        plotting.cell_masks(genes[["mask"]])

@@ -1,0 +1,206 @@
+"""The lessons: committed whole, built as lessons, and a gate that a broken one does not pass."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import notebook_rules as rules
+import run_notebooks
+
+ROOT = Path(__file__).resolve().parent.parent
+LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LESSON = ROOT / "notebooks/02_learning_a_classifier.ipynb"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.name)
+def test_committed_lesson_is_whole(path):
+    """A lesson is committed run, tidied and small, with every part of a lesson, and its links resolve."""
+    assert not [*rules.problems(path), *rules.anatomy(path)], "run `make notebooks`"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.name)
+def test_some_outputs_are_compared(path):
+    """The gate compares three outputs or more of each lesson, so that a lesson that says something else is noticed."""
+    cells = rules.code_cells(nbformat.read(path, as_version=4))
+    assert sum("nbval-check-output" in rules.tags(cell) and bool(cell.outputs) for cell in cells) >= 3
+
+
+def test_executed_notebook_is_tidied(make_notebook, tmp_path):
+    """Running saves outputs without stderr, widgets, timestamps or stale counts, and keeps figures, text and tags."""
+    source = 'import sys\nprint("kept")\nprint("dropped", file=sys.stderr)'
+    slider = "import ipywidgets\ndisplay(ipywidgets.IntSlider())"
+    figure = f'display({{"image/png": "iVBORw0KGgo=", "{rules.WIDGET_VIEW}": {{"model_id": "1"}}}}, raw=True)'
+    check = "import sims_kit as sk\n_ = sk.lessons.check(..., 1)"
+    quiz = 'sk.lessons.quiz("?", {"yes": "", "no": ""}, "yes")'
+    path = make_notebook(tmp_path / "tiny.ipynb", source, slider, figure, check, quiz)
+    run_notebooks.execute(path)
+    assert rules.problems(path) == []
+    saved = json.loads(path.read_text())
+    assert "kept" in path.read_text() and "dropped\\n" not in json.dumps(saved["cells"][2]["outputs"])
+    assert saved["cells"][3]["outputs"] == [] and set(saved["metadata"]) == {"kernelspec", "language_info"}
+    assert [list(output["data"]) for output in saved["cells"][4]["outputs"]] == [["image/png"]]
+    tags = [cell["metadata"].get("tags", []) for cell in saved["cells"]]
+    assert tags == [["colab"], ["parameters"], [], [], [], ["nbval-check-output"], ["nbval-check-output"]]
+    assert saved["cells"][6]["metadata"]["jupyter"] == {"source_hidden": True}
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda nb: [cell.update(outputs=[], execution_count=None) for cell in nb.cells], "was not run"),
+        (lambda nb: [cell.update(outputs=[]) for cell in nb.cells], "has no outputs"),
+        (lambda nb: nb.cells[2].update(execution_count=7), "was not run"),
+        (lambda nb: nb.metadata.update(widgets={}), "metadata.widgets"),
+        (lambda nb: nb.metadata.update(papermill={}), "metadata.papermill"),
+        (lambda nb: nb.metadata.kernelspec.update(name="sims"), "another kernel"),
+        (lambda nb: nb.cells[1].metadata.update(tags=[]), "'parameters'"),
+        (lambda nb: nb.cells[2].update(source="%pip install x"), "a shell command or a magic"),
+        (lambda nb: nb.cells[2].update(source="if True:\n    files = !ls"), "a shell command or a magic"),
+        (lambda nb: nb.cells[2].update(source="%%bash\nfalse"), "a shell command or a magic"),
+        (lambda nb: nb.cells[2].update(source="%no_such_magic"), "a shell command or a magic"),
+        (lambda nb: nb.cells[2].update(source="exit()"), "ends its kernel"),
+        (lambda nb: nb.cells[2].update(source="# NBVAL_SKIP\n1"), "by a comment"),
+        (lambda nb: nb.cells[2].update(source="1;", metadata={"tags": ["nbval-check-output"]}), "a semicolon"),
+        (lambda nb: nb.cells[2].metadata.update(tags=["raises-exception"]), "the tag 'raises-exception'"),
+        (lambda nb: nb.cells[2].outputs[0].update(text="in /home/someone/cells.h5ad"), "/home/someone"),
+        (lambda nb: nb.cells[2].outputs[0].update(text="in C:\\Users\\someone"), "path of this machine"),
+        (lambda nb: nb.cells[2].outputs[0].update(name="stderr"), "stderr"),
+        (lambda nb: nb.cells[2].outputs.append(nbformat.v4.new_output("error", ename="KeyError")), "raised KeyError"),
+        (lambda nb: nb.cells[2].outputs[0].update(text="x" * 1_000_000), "bytes"),
+    ],
+)
+def test_unfit_notebook_is_refused(make_notebook, tmp_path, damage, complaint):
+    """Each thing that a committed notebook must not have is found and named; without it nothing is."""
+    harmless = "T/B cells, CD4+/CD45RA+/CD25- T, https://a.b/c/d, results/demo, 50 %"
+    path = make_notebook(tmp_path / "tiny.ipynb", f"print({harmless!r})")
+    notebook = nbformat.read(path, as_version=4)
+    for count, cell in enumerate(notebook.cells, 1):
+        cell.execution_count = count
+    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text=f"{harmless}\n")]
+    nbformat.write(notebook, path)
+    assert rules.problems(path) == []
+    damage(notebook)
+    nbformat.write(notebook, path)
+    assert any(complaint in problem for problem in rules.problems(path))
+
+
+@pytest.fixture
+def lesson(tmp_path):
+    """A copy of a lesson as a notebook, and its path in a folder where its links lead to empty files."""
+    path = tmp_path / "notebooks" / LESSON.name
+    for target in [LESSON.name, *rules.links(rules.prose(LESSON))]:
+        (path.parent / target).parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / target).touch()
+    return nbformat.read(LESSON, as_version=4), path
+
+
+def cell_of(notebook, words):
+    """The first cell whose source contains the words."""
+    return next(cell for cell in notebook.cells if words in cell.source)
+
+
+def replace(words, by):
+    """Damage: other words in the first cell that has them."""
+
+    def damage(notebook):
+        cell = cell_of(notebook, words)
+        cell.source = cell.source.replace(words, by)
+
+    return damage
+
+
+def answer_badly(notebook):
+    """Damage: the outputs of the first solution."""
+    solution = next(cell for cell in rules.code_cells(notebook) if "solution" in rules.tags(cell))
+    solution.outputs[0].text = "Not yet: 3 is too large.\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (replace("mybinder.org", "example.org"), "no badge of mybinder.org"),
+        (replace("02_learning_a_classifier.ipynb)", "01.ipynb)"), "no badge of"),
+        (replace("| memory |", "| |"), "'memory'"),
+        (replace("You need", "Needed"), "'You need'"),
+        (replace("](01_preprocessing_background.ipynb)", "](01_other.ipynb)"), "links to 01_other.ipynb"),
+        (replace("](01_preprocessing_background.ipynb)", "](../../elsewhere.md)"), "links to ../../elsewhere.md"),
+        (replace("FAST = False", "FAST = True"), "'FAST = False'"),
+        (replace("@v0.1.0", ""), "installs something else"),
+        (replace('-q "sims_kit', '-q torch "sims_kit'), "installs something else"),
+        (replace(" -c present.txt", ""), "lets pip replace"),
+        (replace('if "google.colab" in sys.modules:', "if True:"), "outside Colab"),
+        (replace("### Exercise 1", "### First"), None),
+        (lambda nb: [replace(f"### Exercise {i}", "### Task")(nb) for i in (1, 2)], "has 2 sections"),
+        (lambda nb: cell_of(nb, "assert sk.lessons").metadata.update(tags=[]), "0 cells tagged 'solution'"),
+        (lambda nb: cell_of(nb, "assert sk.lessons").metadata.pop("jupyter"), "not folded"),
+        (replace("assert sk.lessons", "sk.lessons"), "no solution asserts"),
+        (
+            replace("np.random.default_rng(SEED)\nhas =", "print(solution)\nrng = 1\nhas ="),
+            "uses 'solution' of a solution",
+        ),
+        (answer_badly, "solution does not pass"),
+        (replace("answer = ...", "answer = 1"), "no stub"),
+        (lambda nb: cell_of(nb, "sk.lessons.quiz(").metadata.update(tags=[]), "a quiz without"),
+        (lambda nb: [c.update(outputs=[]) for c in nb.cells if "sk.lessons.quiz(" in c.source], "a quiz without"),
+        (lambda nb: cell_of(nb, "sk.lessons.quiz(").metadata.pop("jupyter"), "tells the answer"),
+        (lambda nb: [c.update(source="1") for c in nb.cells if "lessons.quiz(" in c.source], "has no quiz"),
+        (lambda nb: [c.update(outputs=[]) for c in nb.cells if "plt.subplots(" in c.source], "widget without a figure"),
+        (lambda nb: [c.update(source="1") for c in nb.cells if "interact(" in c.source], "has no widget"),
+        (replace("In this notebook we", "We"), "'In this notebook we'"),
+        (lambda nb: nb.cells.pop(), "prints versions"),
+    ],
+)
+def test_incomplete_lesson_is_refused(lesson, damage, complaint):
+    """Each part that a lesson lacks is named; a fourth exercise is not asked for."""
+    notebook, path = lesson
+    nbformat.write(notebook, path)
+    assert rules.anatomy(path, path.parents[1]) == []
+    damage(notebook)
+    nbformat.write(notebook, path)
+    problems = rules.anatomy(path, path.parents[1])
+    assert not problems if complaint is None else any(complaint in problem for problem in problems)
+
+
+def test_stub_that_passes_is_refused(lesson):
+    """A check that praises an empty stub is found."""
+    notebook, path = lesson
+    check = next(cell for cell in rules.code_cells(notebook) if rules.is_answered_alike(cell))
+    check.outputs[0].text = "Right.\n"
+    nbformat.write(notebook, path)
+    assert "Exercise 1: the empty stub does not come out as not attempted" in rules.anatomy(path, path.parents[1])
+
+
+def test_template_needs_no_exercises():
+    """The notebook to copy is a report on one's own cells: no exercises, quiz or slider, every other part."""
+    path = ROOT / "notebooks" / next(iter(rules.TEMPLATES))
+    assert not rules.exercises(nbformat.read(path, as_version=4)) and rules.anatomy(path) == []
+
+
+def test_gate_fails_on_mutated_notebooks(make_notebook, clean_environment, tmp_path):
+    """nbval, as `make test` calls it, passes what is right and fails a raising cell, slider, and a changed output."""
+    slider = "import ipywidgets\nipywidgets.interact(lambda x: 1 / x, x=(0, 1));"
+    sources = {"right": "print(6 * 7)", "changed": "print(6 * 9)", "raising": "1 / 0", "slider": slider}
+    for name, source in sources.items():
+        path = make_notebook(tmp_path / f"{name}.ipynb", source)
+        notebook = nbformat.read(path, as_version=4)
+        if name in ("right", "changed"):
+            output = nbformat.v4.new_output("stream", text="42\n")
+            metadata = {"tags": ["nbval-check-output"]}
+            notebook.cells[2].update(outputs=[output], metadata=metadata, execution_count=3)
+            nbformat.write(notebook, path)
+    flags = re.search(r"-m pytest (--nbval[\w -]*) notebooks", (ROOT / "Makefile").read_text())[1].split()
+    command = [sys.executable, "-m", "pytest", "-q", *flags, "-p", "no:cacheprovider", str(tmp_path)]
+    options = dict(cwd=tmp_path, capture_output=True, text=True, timeout=240, env=clean_environment)
+    result = subprocess.run(command, **options)
+    assert result.returncode == 1, result.stdout
+    assert set(re.findall(r"FAILED (\w+)\.ipynb::Cell (\d)", result.stdout)) == {
+        ("changed", "2"),
+        ("raising", "2"),
+        ("slider", "2"),
+    }
+    assert "3 failed, 9 passed" in result.stdout and "ZeroDivisionError" in result.stdout

@@ -1,0 +1,144 @@
+"""Widgets: sliders that redraw, pictures that stay, and curves that grow while a model trains."""
+
+from base64 import b64decode
+from io import BytesIO
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from PIL import Image
+from scipy import sparse
+
+import sims_kit as sk
+from sims_kit import widgets
+
+
+def bar(height, colour="red"):
+    """A bar of that height."""
+    _, ax = plt.subplots(figsize=(2, 2))
+    ax.bar([0], [height], color=colour)
+    ax.set_ylim(0, 1)
+    return ax
+
+
+def redness(picture: bytes) -> float:
+    """The share of red pixels."""
+    red, green, _ = np.asarray(Image.open(BytesIO(picture)).convert("RGB"), dtype=int).transpose(2, 0, 1)
+    return ((red > 200) & (green < 50)).mean()
+
+
+def test_slider_redraws_the_figure():
+    """A higher bar is more red; the saved picture is that of the start, and no figure stays open."""
+    figure = widgets.slider_figure(bar, height=(0.0, 1.0, 0.1), colour=["red", "blue"])
+    start = redness(figure.picture.value)
+    figure.controls["height"].value = 1.0
+    assert redness(figure.picture.value) > 1.5 * start > 0
+    figure.controls["colour"].value = "blue"
+    assert redness(figure.picture.value) == 0
+    shown = figure._repr_mimebundle_()
+    assert set(shown) == {"text/plain", "image/png", widgets.WIDGET_VIEW}
+    assert redness(b64decode(shown["image/png"])) == start and not plt.get_fignums()
+
+
+def test_controls_may_be_made_by_hand():
+    """A control of one's own is used as it is, under its own words."""
+    control = ipywidgets.FloatSlider(0.3, min=0, max=1, description="how high")
+    figure = widgets.slider_figure(bar, height=control)
+    assert figure.controls == {"height": control} and control.description == "how high"
+
+
+@pytest.mark.parametrize("drawn", [lambda x: None, lambda x: plt.gcf(), lambda x: plt.gcf().subplots(1, 2)])
+def test_draw_may_return_what_it_likes(drawn):
+    """Nothing, a Figure or several Axes are drawn; nothing at all is an empty picture."""
+    assert Image.open(BytesIO(widgets.slider_figure(drawn, x=(0, 1)).picture.value)).width > 100
+
+
+def test_trouble_is_told_under_the_figure():
+    """At the start an error is raised; later it is written under the figure, and goes when it is over."""
+
+    def draw(x):
+        plt.plot([0, 1 / x])
+
+    with pytest.raises(ZeroDivisionError):
+        widgets.slider_figure(draw, x=ipywidgets.IntSlider(0))
+    figure = widgets.slider_figure(draw, x=ipywidgets.IntSlider(1))
+    figure.controls["x"].value = 0
+    assert "ZeroDivisionError: division by zero" in figure.trouble.value
+    figure.controls["x"].value = 2
+    assert figure.trouble.value == ""
+
+
+@pytest.mark.parametrize(
+    ("sliders", "words"),
+    [({}, "needs a slider"), ({"height": object()}, "height=<object"), ({"height": (1, 0)}, r"height=\(1, 0\)")],
+)
+def test_sliders_that_cannot_be_made_are_refused(sliders, words):
+    """No slider, nothing that a control can be made of, a range that ends before it begins."""
+    with pytest.raises(sk.errors.SettingError, match=words):
+        widgets.slider_figure(bar, **sliders)
+
+
+@pytest.fixture
+def explanation():
+    """Two cells, three genes, two steps; the second cell comes first in the order of labels."""
+    masks = sparse.csr_matrix([[0.0, 0.75, 0.25], [1.0, 0.0, 0.0]])
+    added = sparse.csr_matrix([[0.0, 2.0, -1.0], [0.5, 0.0, 0.0]])
+    return sk.Explanation(
+        cells=masks,
+        contributions=added,
+        classes=pd.DataFrame(),
+        class_contributions=pd.DataFrame(),
+        genes=pd.DataFrame(),
+        cell_names=pd.Index(["first", "second"]),
+        gene_names=pd.Index(["A", "B", "C"]),
+        labels=np.array(["T", "B"]),
+        predicted=np.array(["T", "B"]),
+        steps=(masks, masks),
+    )
+
+
+def test_mask_explorer_goes_through_the_cells(explanation, monkeypatch):
+    """Cells come label by label; the genes looked at most stand first, with the masks of each step, to one scale."""
+    drawn = []
+    cell_masks = sk.plotting.cell_masks
+    monkeypatch.setattr(sk.plotting, "cell_masks", lambda *a, **o: drawn.append((a[0], o)) or cell_masks(*a, **o))
+    figure = widgets.mask_explorer(explanation, n_genes=2)
+    figure.controls["cell"].value = 1
+    (of_second, scales), (of_first, same_scales) = drawn
+    assert of_second.index[0] == "A" and list(of_first.index) == ["B", "C"]
+    assert of_first.to_dict("list") == {"step 1": [0.75, 0.25], "step 2": [0.75, 0.25], "contribution": [2.0, -1.0]}
+    assert scales == same_scales == {"largest": 1.0, "furthest": 2.0}
+    for settings in ({"n_genes": 0}, {"cell": 2}):
+        with pytest.raises(sk.errors.SettingError, match="a cell from 0 to 1"):
+            widgets.mask_explorer(explanation, **settings)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What is displayed: a list, in which what is drawn anew replaces what was there."""
+    shown = []
+
+    class Handle:
+        def update(self, picture):
+            shown.append(picture)
+
+    monkeypatch.setattr(widgets, "display", lambda *a, **o: shown.append(*a) or Handle())
+    return shown
+
+
+@pytest.mark.parametrize("notebook", [True, False])
+def test_live_training(make_cells, shown, monkeypatch, tmp_path, notebook):
+    """In a notebook the curves take their place, then grow with the epochs; elsewhere nothing is shown."""
+    monkeypatch.setattr(widgets, "in_notebook", lambda: notebook)
+    lengths = []
+    curves = sk.plotting.training_curves
+    monkeypatch.setattr(sk.plotting, "training_curves", lambda h, **o: lengths.append(len(h)) or curves(h, **o))
+    quiet = dict(enable_progress_bar=False, logger=False, verbose=False, default_root_dir=tmp_path)
+    monkeypatch.setattr(widgets, "DRAWING", 1e9)  # however long it takes
+    live = widgets.LiveTraining(metrics=["loss"], seconds=0)
+    model = sk.fit(make_cells(), "cell_type", max_epochs=3, callbacks=live, **quiet)
+    assert len(model.history) == 3
+    assert lengths == ([1, 2, 3] if notebook else [])
+    assert [type(picture).__name__ for picture in shown] == (["HTML"] + ["Image"] * 3 if notebook else [])
