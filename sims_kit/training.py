@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from sims_kit.cells.datamodule import DataModule
@@ -66,7 +67,8 @@ def generate_trainer(
         Of the split, the initial weights and the order of the cells. The global random state is left alone.
     **settings
         Any argument of `DataModule` (`orientation`, `keep`, `genes`, `batch_size`, `validation`, `test`, ...) and any
-        of `pytorch_lightning.Trainer` (`max_epochs`, `accelerator`, `devices`, `callbacks`, ...).
+        of `pytorch_lightning.Trainer` (`max_epochs`, `accelerator`, `devices`, `callbacks`, ...). With several devices
+        a `batch_size` is that of each; the recipe's own is shared out among them, so that training is the same.
 
     Returns
     -------
@@ -100,7 +102,9 @@ def generate_trainer(
             recipe=recipe,
             **model_params,
         )
+    epochs_given = "max_epochs" in settings
     settings.setdefault("max_epochs", epochs)
+    settings.setdefault("use_distributed_sampler", False)  # the data module deals the cells out, each once
     settings.setdefault("gradient_clip_val", model.recipe.gradient_clip_val)
     settings.setdefault("enable_model_summary", False)
     settings.setdefault("log_every_n_steps", 1)  # only epochs are logged; larger values make Lightning warn
@@ -109,6 +113,10 @@ def generate_trainer(
     callbacks += _callbacks(model.recipe, seed, logger, settings, has_validation=len(module.split.validation) > 0)
     with _quiet_lightning():
         trainer = pl.Trainer(callbacks=callbacks, logger=logger, **settings)
+    if trainer.world_size > 1:
+        epochs = _share_out(module, recipe, data_settings.get("batch_size"), trainer.world_size)
+        if not epochs_given:
+            trainer.fit_loop.max_epochs = epochs
     return trainer, model, module
 
 
@@ -225,11 +233,18 @@ class TrainingProgress(ProgressBar):
         self._bar.close()
 
 
+def _share_out(module: DataModule, recipe: Recipe, batch_size: int | None, n_devices: int) -> int:
+    """Set the batch of each device, so that all together train as one does; returns the number of epochs."""
+    together, epochs = recipe.schedule(len(module.split.train), batch_size and batch_size * n_devices)
+    module.batch_size = batch_size or max(2, round(together / n_devices))
+    return epochs
+
+
 def _callbacks(
     recipe: Recipe, seed: int, logger: Logger | bool, settings: Mapping[str, Any], has_validation: bool
 ) -> list[Callback]:
     callbacks: list[Callback] = [Reproducible(seed), History()]
-    if settings.get("enable_progress_bar", True):
+    if settings.get("enable_progress_bar", True) and not rank_zero_only.rank:
         callbacks.append(TrainingProgress())
     if has_validation and settings.get("enable_checkpointing", True) and not settings.get("fast_dev_run"):
         best = BestWeights(put_back=recipe.best_epoch, monitor=recipe.monitor, mode=recipe.monitor_mode, save_last=True)

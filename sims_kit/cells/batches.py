@@ -1,7 +1,7 @@
 """Mini-batches of cells: sparse rows from one or several sources, normalised on the way."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from typing import NamedTuple, Protocol
 
@@ -9,12 +9,13 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from sims_kit.cells.disk import BLOCK_SIZE, BUFFER_SIZE, BlockSampler, CellStream, DiskCells
+from sims_kit.cells.disk import CellStream, DiskCells
 from sims_kit.cells.genes import GeneAlignment, GeneCoverage, align_genes
 from sims_kit.cells.matrix import UNKNOWN, layer_names, matrix_state, streamed_matrix
 from sims_kit.cells.normalise import normalise
+from sims_kit.cells.samplers import BLOCK_SIZE, BUFFER_SIZE, BlockSampler, CellBatchSampler, Shard, ShuffleSampler
 from sims_kit.datasets import StoredMatrix
 from sims_kit.errors import SettingError
 
@@ -120,58 +121,14 @@ class CellDataset(Dataset):
         return owner, positions - self._starts[owner]
 
 
-class ShuffleSampler(RandomSampler):
-    """Every position once, in an order that follows from seed and epoch alone.
-
-    Lightning calls `set_epoch` before each epoch, so a resumed run sees the orders of an
-    uninterrupted one. It is a RandomSampler so that Lightning, on several devices, puts a
-    shuffling distributed sampler in its place.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int = 0):
-        super().__init__(dataset, generator=torch.Generator())
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]
-        self.generator.manual_seed(int(mixed))
-        yield from super().__iter__()
-
-
-class CellBatchSampler(BatchSampler):
-    """Batches of positions; a last batch of one cell joins the one before it.
-
-    Batch normalisation needs two cells. The arguments are those of torch's BatchSampler, so that
-    Lightning can put in another sampler, for prediction or for several devices.
-    """
-
-    def __init__(self, sampler: Sampler[int] | Sequence[int], batch_size: int, drop_last: bool = False):
-        super().__init__(sampler, batch_size, drop_last)
-
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.sampler), self.batch_size)
-        joined = self.drop_last or (rest == 1 and full > 0)
-        return full + (rest > 0 and not joined)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        previous = None
-        for batch in super().__iter__():
-            if previous and len(batch) == 1 < self.batch_size:
-                previous = previous + batch
-                continue
-            if previous:
-                yield previous
-            previous = batch
-        if previous:
-            yield previous
-
-
 def cell_loader(
-    dataset: Dataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, num_workers: int = 0
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    num_workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
 ) -> DataLoader:
     """A DataLoader that gives one `CellBatch` after another.
 
@@ -185,8 +142,12 @@ def cell_loader(
         A new order every epoch, the same for the same seed; in order otherwise.
     num_workers
         Processes that prepare batches; 0 prepares them in this one.
+    shard
+        Which process this is, and of how many that share the cells out (`sims_kit.cells.samplers.Shard`).
     """
     order = ShuffleSampler(dataset, seed) if shuffle else range(len(dataset))
+    if shard[1] > 1:
+        order = Shard(order, batch_size, *shard)
     return DataLoader(
         dataset,
         batch_sampler=CellBatchSampler(order, batch_size),
@@ -206,6 +167,7 @@ def cell_stream(
     seed: int = 0,
     block_size: int = BLOCK_SIZE,
     buffer_size: int = BUFFER_SIZE,
+    shard: tuple[int, int] = (0, 1),
 ) -> CellStream:
     """Batches of cells on disk; `sims_kit.cells.batches.cell_loader` for those in memory.
 
@@ -222,11 +184,15 @@ def cell_stream(
     block_size, buffer_size
         Cells that are read from one place, and cells that are held at once. Larger blocks read faster, a larger buffer
         mixes better and takes more memory.
+    shard
+        Which process this is, and of how many that share the cells out (`sims_kit.cells.samplers.Shard`).
     """
     positions, at_once = np.asarray(positions), max(1, buffer_size // batch_size)
     order = positions
     if shuffle:
         order = BlockSampler(dataset, positions, seed, block_size=block_size, buffer_size=at_once * batch_size)
+    if shard[1] > 1:
+        order = Shard(order, at_once * batch_size, *shard)
     return CellStream(dataset, CellBatchSampler(order, batch_size), at_once)
 
 

@@ -15,17 +15,16 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Subset
 
 from sims_kit.cells.batches import CellDataset, MemoryCells, cell_loader, cell_stream
-from sims_kit.cells.disk import BLOCK_SIZE, BUFFER_SIZE, CellStream, DiskCells
+from sims_kit.cells.disk import CellStream, DiskCells
 from sims_kit.cells.genes import GeneAlignment, id_kind, shared_genes
 from sims_kit.cells.matrix import LabelledCells, labelled_cells
+from sims_kit.cells.samplers import BLOCK_SIZE, BUFFER_SIZE
 from sims_kit.cells.settings import check_settings
 from sims_kit.cells.splits import Split, stratified_split
 from sims_kit.datasets import StoredMatrix, open_stored, read
 from sims_kit.datasets.delimited import sniff
-from sims_kit.datasets.stored import free_memory, stored_names, stored_size
-from sims_kit.errors import LabelError
-
-MEMORY_SHARE = 0.3  # of the free memory, for all matrices together: while they are read, each is there thrice
+from sims_kit.datasets.stored import left_on_disk, stored_names
+from sims_kit.errors import LabelError, SettingError
 
 
 class DataModule(LightningDataModule):
@@ -126,7 +125,11 @@ class DataModule(LightningDataModule):
         """Read everything, once; called by Lightning, and by every property that needs it."""
         if self._dataset is not None:
             return
-        files = [self._read(i, backed) for i, backed in enumerate(self._stay_on_disk())]
+        paths = [
+            item if isinstance(item, Path) and turn == "cells_by_genes" else None
+            for item, turn in zip(self.datafiles, self.orientations, strict=True)
+        ]
+        files = [self._read(i, backed) for i, backed in enumerate(left_on_disk(paths, self.layer, self.backed))]
         self._encode_labels(files)
         self._split = stratified_split(self._labels, self.validation, self.test, self.seed)
         for part, share in (("validation", self.validation), ("test", self.test)):
@@ -260,16 +263,6 @@ class DataModule(LightningDataModule):
             found.cell_names = partial(stored_names, item, found.rows)
         return found
 
-    def _stay_on_disk(self) -> list[bool]:
-        """Which files are left on disk: none or, of those that can be, all."""
-        if self.backed != "auto":
-            return [bool(self.backed) and isinstance(item, Path) for item in self.datafiles]
-        sizes = [
-            stored_size(item, self.layer) if isinstance(item, Path) and turn == "cells_by_genes" else 0
-            for item, turn in zip(self.datafiles, self.orientations, strict=True)
-        ]
-        return [size > 0 and sum(sizes) > MEMORY_SHARE * free_memory() for size in sizes]
-
     def _encode_labels(self, files: list[LabelledCells]) -> None:
         unlabelled = sum(file.n_unlabelled for file in files)
         labels = pd.Categorical(np.concatenate([file.labels for file in files]))
@@ -303,10 +296,21 @@ class DataModule(LightningDataModule):
 
     def _loader(self, part: str, shuffle: bool = False) -> DataLoader | CellStream:
         dataset, positions = self._ready("_dataset"), getattr(self.split, part)
-        options = dict(batch_size=self.batch_size, shuffle=shuffle, seed=self.seed)
+        shard = self._shard(part, len(positions))
+        options = dict(batch_size=self.batch_size, shuffle=shuffle, seed=self.seed, shard=shard)
         if self.is_backed:
             return cell_stream(dataset, positions, block_size=self.block_size, buffer_size=self.buffer_size, **options)
         return cell_loader(Subset(dataset, positions.tolist()), num_workers=self.num_workers, **options)
+
+    def _shard(self, part: str, n_cells: int) -> tuple[int, int]:
+        """Rank of this process, and how many there are."""
+        rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if n_cells < 2 * n_ranks and n_ranks > 1:
+            raise SettingError(
+                f"The {part} part has {n_cells} cells for {n_ranks} processes; each needs two. Use fewer devices, or "
+                f"{'a larger share' if part != 'train' else 'more cells'}."
+            )
+        return rank, n_ranks
 
     def _ready(self, name: str):
         self.setup()

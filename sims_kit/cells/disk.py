@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import BatchSampler
 
 from sims_kit.cells.genes import GeneAlignment
 from sims_kit.cells.matrix import UNKNOWN
 from sims_kit.cells.normalise import check_state
+from sims_kit.cells.samplers import BLOCK_SIZE
 from sims_kit.datasets import StoredMatrix
 
 if TYPE_CHECKING:
     from sims_kit.cells.batches import CellBatch, CellDataset
 
-BLOCK_SIZE = 64  # cells: of 2,000 values each, four chunks of a packed file; a type of 1 % fills a block per stretch
-BUFFER_SIZE = 4096  # cells held at once, twice while the next are read: 130 MB at 2,000 values per cell
 THREADS = min(4, os.cpu_count() or 1)  # that unpack; training is slower than four of them
 
 
@@ -86,68 +85,6 @@ class DiskCells:
         if len(rows) < block.shape[0]:
             block = block[rows - rows[0]]
         return self.alignment.apply(block) if self.alignment else block
-
-
-class BlockSampler(Sampler[int]):
-    """Every position once, in an order that follows from seed and epoch and that files can be read in.
-
-    The cells come in blocks of neighbours. The blocks of each file and cell type are spread evenly over the epoch, in
-    random order; then each stretch of `buffer_size` positions is shuffled. A stretch is thus like the whole in files
-    and types, also where a file is sorted by type, and lies in few places of the files.
-
-    Parameters
-    ----------
-    dataset
-        What the positions are of.
-    positions
-        The cells to draw, rising.
-    seed
-        Same seed, same orders.
-    block_size, buffer_size
-        Cells in a block and in a stretch.
-    """
-
-    def __init__(
-        self,
-        dataset: "CellDataset",
-        positions: np.ndarray,
-        seed: int = 0,
-        *,
-        block_size: int = BLOCK_SIZE,
-        buffer_size: int = BUFFER_SIZE,
-    ):
-        self.positions, self.buffer_size, self.seed, self.epoch = np.asarray(positions), buffer_size, seed, 0
-        source, within = dataset.locate(self.positions)
-        starts_anew = (np.diff(source) > 0) | (np.diff(within // block_size) != 0)
-        self._edges = np.concatenate([[0], np.flatnonzero(starts_anew) + 1, [len(self.positions)]])
-        middle = (self._edges[:-1] + self._edges[1:]) // 2
-        groups = np.column_stack([source[middle], dataset.labels[self.positions[middle]]])
-        _, self._group, self._group_sizes = np.unique(groups, axis=0, return_inverse=True, return_counts=True)
-        self._group = self._group.ravel()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __iter__(self) -> Iterator[int]:
-        random = np.random.default_rng([self.seed, self.epoch])
-        blocks = self._dealt(random)
-        lengths = np.diff(self._edges)[blocks]
-        steps = np.arange(len(self.positions)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        order = self.positions[np.repeat(self._edges[blocks], lengths) + steps]
-        for start in range(0, len(order), self.buffer_size):
-            yield from random.permutation(order[start : start + self.buffer_size]).tolist()
-
-    def _dealt(self, random: np.random.Generator) -> np.ndarray:
-        """All blocks; the k-th of n of a group comes somewhere between k / n and (k + 1) / n of the epoch."""
-        order = random.permutation(len(self._group))
-        order = order[np.argsort(self._group[order], kind="stable")]
-        sizes = self._group_sizes
-        rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return order[np.argsort((rank + random.random(len(order))) / np.repeat(sizes, sizes), kind="stable")]
 
 
 class CellStream:

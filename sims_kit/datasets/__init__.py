@@ -4,7 +4,7 @@ from sims_kit.datasets.catalogue import catalogue
 from sims_kit.datasets.convert import convert
 from sims_kit.datasets.fetch import cache_folder
 from sims_kit.datasets.labels import attach_labels, check_orientation, chosen_cells, select_cells
-from sims_kit.datasets.load import load, prepare
+from sims_kit.datasets.load import load, load_or_open, prepare
 from sims_kit.datasets.readers import read
 from sims_kit.datasets.simulate import simulate, simulated
 from sims_kit.datasets.stored import StoredMatrix, open_stored
@@ -18,6 +18,7 @@ __all__ = [
     "chosen_cells",
     "convert",
     "load",
+    "load_or_open",
     "open_stored",
     "prepare",
     "read",

@@ -22,6 +22,7 @@ from sims_kit.errors import DataError, SettingError, UnknownNameError
 
 SHUFFLE, FLETCHER32 = h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32
 DEFLATE = h5py.h5z.FILTER_DEFLATE  # gzip
+MEMORY_SHARE = 0.3  # of the free memory, for all matrices together: while they are read, each is there thrice
 SAMPLE_BLOCKS, SAMPLE_CELLS = 16, 256  # of each block: enough to tell what a matrix holds
 
 Element = h5py.Group | h5py.Dataset | zarr.Group | zarr.Array
@@ -152,6 +153,21 @@ def stored_size(path: str | os.PathLike, layer: str | None = None) -> int:
         return 8 * (int(np.prod(element.shape)) if is_dense else int(element["data"].shape[0]))
     except Exception:  # whoever reads the file says what is wrong with it
         return 0
+
+
+def left_on_disk(paths: Sequence[Path | None], layer: str | None, backed: bool | str) -> list[bool]:
+    """Which files to leave on disk; None stands for what must be read.
+
+    Parameters
+    ----------
+    backed
+        True or False for all, or ``"auto"``: those that can be, when together they would take more than three tenths
+        of the free memory.
+    """
+    if backed != "auto":
+        return [bool(backed) and path is not None for path in paths]
+    sizes = [0 if path is None else stored_size(path, layer) for path in paths]
+    return [size > 0 and sum(sizes) > MEMORY_SHARE * free_memory() for size in sizes]
 
 
 def open_stored(path: str | os.PathLike, layer: str | None = None) -> AnnData:

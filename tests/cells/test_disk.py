@@ -7,10 +7,11 @@ import scipy.sparse as sp
 import torch
 
 import sims_kit as sk
-from sims_kit.cells.batches import CellBatchSampler, CellDataset, MemoryCells, cell_loader, cell_stream, query_batches
+from sims_kit.cells.batches import CellDataset, MemoryCells, cell_loader, cell_stream, query_batches
 from sims_kit.cells.datamodule import DataModule
-from sims_kit.cells.disk import BlockSampler, CellStream, DiskCells
+from sims_kit.cells.disk import CellStream, DiskCells
 from sims_kit.cells.genes import GeneAlignment
+from sims_kit.cells.samplers import BlockSampler, CellBatchSampler
 from sims_kit.datasets import StoredMatrix, open_stored
 from sims_kit.errors import DataError, SettingError
 
@@ -155,7 +156,7 @@ def test_filters_and_label_files(make_cells, tmp_path):
 def test_auto_streams_what_is_large(two_files, monkeypatch):
     """Files that would take more than three tenths of the free memory stay on disk, smaller ones do not."""
     assert not module_of(two_files).is_backed
-    monkeypatch.setattr("sims_kit.cells.datamodule.free_memory", lambda: 30_000)
+    monkeypatch.setattr("sims_kit.datasets.stored.free_memory", lambda: 30_000)
     assert module_of(two_files).is_backed
     assert not module_of(two_files, backed=False).is_backed
 
