@@ -25,15 +25,18 @@ class Watch(pl.Callback):
         self.seen, self.steps = {}, {}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        """Note the cells, or die."""
         if trainer.current_epoch == self.die_in_epoch and trainer.global_rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         self._note(f"train {trainer.current_epoch}", batch)
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        """Note the cells."""
         if not trainer.sanity_checking:
             self._note(f"validation {trainer.current_epoch}", batch)
 
-    def teardown(self, trainer, pl_module, stage):  # the module's own on_fit_end comes after the callbacks'
+    def teardown(self, trainer, pl_module, stage):
+        """Write it down; the module's own `on_fit_end` comes after the callbacks'."""
         path = self.folder / f"rank {trainer.global_rank}.pt"
         state = {name: value.clone() for name, value in pl_module.state_dict().items()}
         torch.save({"seen": self.seen, "steps": self.steps, "state": state, "history": pl_module.history}, path)
@@ -104,7 +107,8 @@ def test_a_killed_process_ends_the_run_which_can_go_on(make_cells, tmp_path, mon
         (tmp_path / folder).mkdir(exist_ok=True)
         trainer, model, module = sk.generate_trainer(
             cells,
-            **dict(class_label="cell_type", recipe="thesis", max_epochs=3, default_root_dir=tmp_path / folder),
+            **dict(class_label="cell_type", max_epochs=3, default_root_dir=tmp_path / folder),
+            **dict(recipe="thesis", model_params={"best_epoch": False}),
             **dict(callbacks=Watch(tmp_path / folder, cells, die_in_epoch), **TWO, **QUIET),
         )
         trainer.fit(model, datamodule=module, ckpt_path=checkpoint)
