@@ -6,6 +6,7 @@ from sims_kit.datasets.fetch import cache_folder
 from sims_kit.datasets.labels import attach_labels, check_orientation, chosen_cells, select_cells
 from sims_kit.datasets.load import load, load_or_open, prepare
 from sims_kit.datasets.readers import read
+from sims_kit.datasets.shuffling import shuffle
 from sims_kit.datasets.simulate import simulate, simulated
 from sims_kit.datasets.stored import StoredMatrix, open_stored
 
@@ -23,6 +24,7 @@ __all__ = [
     "prepare",
     "read",
     "select_cells",
+    "shuffle",
     "simulate",
     "simulated",
 ]
