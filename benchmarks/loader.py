@@ -26,6 +26,7 @@ from explain_memory import random_cells
 import sims_kit as sk
 from sims_kit.cells.batches import CellDataset, MemoryCells, cell_loader, cell_stream
 from sims_kit.cells.disk import DiskCells
+from sims_kit.cells.matrix import cell_matrix
 from sims_kit.datasets import StoredMatrix, open_stored
 
 BATCH = 256
@@ -123,7 +124,7 @@ def slices(path: Path) -> Iterator[int]:
 
 def in_memory(path: Path) -> Iterator[int]:
     """`cell_loader`: gathered, normalised and made tensors."""
-    cells = CellDataset([MemoryCells(ad.read_h5ad(path).X, "counts")])
+    cells = CellDataset([MemoryCells(cell_matrix(ad.read_h5ad(path))[0], "counts")])
     return (len(batch.labels) for batch in cell_loader(cells, BATCH, shuffle=True))
 
 

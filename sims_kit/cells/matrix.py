@@ -195,6 +195,8 @@ def _as_csr(matrix) -> sp.csr_matrix:
             f"The matrix ({type(matrix).__name__}, {getattr(matrix, 'dtype', None)}) does not hold real "
             "numbers. Expression values must be int or float: convert them with .astype('float32')."
         ) from error
+    if csr.indices.dtype != csr.indptr.dtype:  # as some files have it: scipy would cast all of them for every batch
+        csr = sp.csr_matrix((csr.data, csr.indices, csr.indptr), csr.shape)
     if not csr.has_canonical_format:
         csr = csr.copy()
         csr.sum_duplicates()
