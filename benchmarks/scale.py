@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py [--cells 10000 50000 200000 1000000] [--genes 1000 4000 16000] [--folder DIR]
 
-Cells are simulated cortex (2,000 genes unless genes vary; then 4,000 cells), written chunk by chunk, so that a file of any
-size takes little memory. Every row is a process of its own: one epoch of the default recipe, with validation, then
+Cells are simulated cortex (2,000 genes unless genes vary; then 4,000 cells), written chunk by chunk, so that a file of
+any size takes little memory. Every row is a process of its own: one epoch of the default recipe, with validation, then
 `annotate` on the same file. Memory is the process's highest, libraries included. Rows are kept in
 benchmarks/measured_scale.csv and not measured again; files in `--folder` are used again.
 """
@@ -98,7 +98,7 @@ def simulate(path: Path, cells: int, genes: int) -> dict:
             if "X" in file:
                 sparse_dataset(file["X"]).append(chunk)
             else:
-                write_elem(file, "X", chunk, dataset_kwargs=dict(compression="lzf", indptr_dtype=np.int64))
+                write_elem(file, "X", chunk, dataset_kwargs=dict(indptr_dtype=np.int64))
     unfinished.rename(path)
     return {"peak, MB": peak()}
 

@@ -15,11 +15,12 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Subset
 
 from sims_kit.cells.batches import CellDataset, MemoryCells, cell_loader, cell_stream
+from sims_kit.cells.device import DeviceBatches, on_device
 from sims_kit.cells.disk import CellStream, DiskCells
 from sims_kit.cells.genes import GeneAlignment, id_kind, shared_genes
 from sims_kit.cells.matrix import LabelledCells, labelled_cells
 from sims_kit.cells.samplers import BLOCK_SIZE, BUFFER_SIZE
-from sims_kit.cells.settings import check_settings
+from sims_kit.cells.settings import check_settings, listed, unique_names
 from sims_kit.cells.splits import Split, stratified_split
 from sims_kit.datasets import StoredMatrix, open_stored, read
 from sims_kit.datasets.delimited import sniff
@@ -109,9 +110,9 @@ class DataModule(LightningDataModule):
         verbose: bool = True,
     ):
         super().__init__()
-        self.datafiles = _listed(datafiles)
+        self.datafiles = listed(datafiles)
         n_files = len(self.datafiles)
-        self.labelfiles = [None] * n_files if labelfiles is None else _listed(labelfiles)
+        self.labelfiles = [None] * n_files if labelfiles is None else listed(labelfiles)
         self.orientations = [orientation] * n_files if isinstance(orientation, str) else list(orientation)
         self.class_label, self.keep, self.drop, self.layer, self.how = class_label, keep, drop, layer, genes
         self.batch_size, self.validation, self.test = batch_size, validation, test
@@ -185,7 +186,7 @@ class DataModule(LightningDataModule):
     def cell_names(self) -> list[str]:
         """Name of every cell; with ``-0``, ``-1``, ... for its file when files share names."""
         if self._cell_names is None:
-            self._cell_names = _unique_names([names() for names in self._ready("_names_of_files")])
+            self._cell_names = unique_names([names() for names in self._ready("_names_of_files")])
         return self._cell_names
 
     @property
@@ -217,19 +218,19 @@ class DataModule(LightningDataModule):
         files = [dict(file) for file in self._files]
         return {"files": files, "class_label": self.class_label, "seed": self.seed, "cells": parts}
 
-    def train_dataloader(self) -> DataLoader | CellStream:
+    def train_dataloader(self) -> DataLoader | CellStream | DeviceBatches:
         """Training cells, in a new order every epoch."""
         return self._loader("train", shuffle=True)
 
-    def val_dataloader(self) -> DataLoader | CellStream | list:
+    def val_dataloader(self) -> DataLoader | CellStream | DeviceBatches | list:
         """Validation cells in order; an empty list when `validation` is 0."""
         return self._loader("validation") if self.validation else []
 
-    def test_dataloader(self) -> DataLoader | CellStream | list:
+    def test_dataloader(self) -> DataLoader | CellStream | DeviceBatches | list:
         """Test cells in order; an empty list when `test` is 0."""
         return self._loader("test") if self.test else []
 
-    def predict_dataloader(self) -> DataLoader | CellStream | list:
+    def predict_dataloader(self) -> DataLoader | CellStream | DeviceBatches | list:
         """Test cells in order: ``cell_names[i] for i in split.test``."""
         return self.test_dataloader()
 
@@ -294,13 +295,14 @@ class DataModule(LightningDataModule):
             start += len(labels)
         return CellDataset(sources)
 
-    def _loader(self, part: str, shuffle: bool = False) -> DataLoader | CellStream:
+    def _loader(self, part: str, shuffle: bool = False) -> DataLoader | CellStream | DeviceBatches:
         dataset, positions = self._ready("_dataset"), getattr(self.split, part)
         shard = self._shard(part, len(positions))
         options = dict(batch_size=self.batch_size, shuffle=shuffle, seed=self.seed, shard=shard)
         if self.is_backed:
             return cell_stream(dataset, positions, block_size=self.block_size, buffer_size=self.buffer_size, **options)
-        return cell_loader(Subset(dataset, positions.tolist()), num_workers=self.num_workers, **options)
+        loader = cell_loader(Subset(dataset, positions.tolist()), num_workers=self.num_workers, **options)
+        return on_device(loader, self.trainer)
 
     def _shard(self, part: str, n_cells: int) -> tuple[int, int]:
         """Rank of this process, and how many there are."""
@@ -334,17 +336,3 @@ class DataModule(LightningDataModule):
     def _say(self, text: str) -> None:
         if self.verbose:
             print(text)
-
-
-def _listed(value) -> list:
-    """One entry or several as a list, ``~`` in paths written out."""
-    items = value if isinstance(value, list | tuple) else [value]
-    return [Path(os.path.expanduser(item)) if isinstance(item, str | os.PathLike) else item for item in items]
-
-
-def _unique_names(names: list[list[str]]) -> list[str]:
-    """Names of all files' cells, told apart by the file's number where files share names."""
-    joined = [name for of_file in names for name in of_file]
-    if len(names) == 1 or not pd.Index(joined).has_duplicates:
-        return joined
-    return [f"{name}-{i}" for i, of_file in enumerate(names) for name in of_file]

@@ -1,4 +1,4 @@
-"""What a DataModule may be asked for."""
+"""What a DataModule may be asked for, and how it names cells."""
 
 import os
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from anndata import AnnData
 
 from sims_kit.cells.splits import check_shares
@@ -78,3 +79,17 @@ def check_settings(module: "DataModule") -> None:
 
 def _whole(value, least: int) -> bool:
     return isinstance(value, Integral) and value >= least
+
+
+def listed(value) -> list:
+    """One entry or several as a list, ``~`` in paths written out."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return [Path(os.path.expanduser(item)) if isinstance(item, str | os.PathLike) else item for item in items]
+
+
+def unique_names(names: list[list[str]]) -> list[str]:
+    """Names of all files' cells, told apart by the file's number where files share names."""
+    joined = [name for of_file in names for name in of_file]
+    if len(names) == 1 or not pd.Index(joined).has_duplicates:
+        return joined
+    return [f"{name}-{i}" for i, of_file in enumerate(names) for name in of_file]
