@@ -20,11 +20,15 @@ OUT = results/demo
 NOTEBOOK = notebooks/10_annotate_your_data.ipynb
 export REFERENCE LABEL QUERY LABELFILE ORIENTATION LAYER OUT NOTEBOOK
 
+# what `make fuzz` and `make zoo` take
+INPUTS = 100000
+FOLDER =
+
 # the kernel of every notebook is this environment's Python, whatever kernels the user has elsewhere
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test peers lab notebooks exercises book browser figure catalogue lint format address constraints clean check-demo check-python
+.PHONY: help demo test peers lab notebooks exercises book browser measure figure catalogue lint format fuzz zoo address constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -59,7 +63,7 @@ test: $(STAMP)  ## unit tests, then every notebook
 peers: $(PEERS)  ## install the benchmark's other methods too (CellTypist, scANVI, LightGBM), so that their tests run
 
 lab: $(STAMP)  ## JupyterLab on the lessons
-	@"$(VENV)/bin/python" -m jupyterlab --notebook-dir notebooks
+	@$(RUN) -m jupyterlab --notebook-dir notebooks
 
 notebooks: $(STAMP)  ## run every notebook and save its outputs in place, tidied
 	@$(RUN) tools/run_notebooks.py notebooks/*.ipynb
@@ -73,6 +77,9 @@ book: $(BOOK)  ## the lessons as a static site: dist/book
 browser: $(BROWSER) $(BOOK)  ## tests in a real browser; needs Chromium
 	@$(RUN) -m pytest tests/test_browser.py
 
+measure: $(STAMP)  ## CPU time and memory of every lesson: docs/notebooks.md
+	@$(RUN) tools/measure_notebooks.py
+
 figure: $(STAMP)  ## draw the picture of README.md anew: the demo's summary
 	@$(MAKE) --no-print-directory demo OUT=build/figure
 	@mkdir -p docs && cp build/figure/summary.png docs/demo.png
@@ -85,6 +92,12 @@ lint: $(STAMP)  ## ruff: rules and format
 
 format: $(STAMP)  ## ruff: mend what can be mended
 	@$(RUN) -m ruff check --fix . ; $(RUN) -m ruff format .
+
+fuzz: $(STAMP)  ## throw spoiled files at the readers: 100,000 each, or INPUTS=5000
+	@$(RUN) tools/fuzz.py --inputs $(INPUTS)
+
+zoo: $(STAMP)  ## train the small models of the lessons and write their cards: into the cache, or FOLDER=zoo
+	@$(RUN) tools/build_zoo.py $(FOLDER)
 
 address: $(STAMP)  ## write the address and version of pyproject.toml into badges, README, citation and notebooks
 	@$(RUN) tools/set_address.py

@@ -12,13 +12,13 @@ from importlib.metadata import version
 # soon as another program needs a core. Read when torch is first imported, hence before it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from sims_kit import calibration, datasets, evidence, lessons, metrics, plotting, studies, widgets
+from sims_kit import calibration, datasets, evidence, lessons, metrics, plotting, studies, widgets, zoo
 from sims_kit.annotation import annotate, calibrate, gene_coverage
 from sims_kit.cells.datamodule import DataModule
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load, read
 from sims_kit.explanation import CellExplanation, Explanation, explain, explain_cell
-from sims_kit.model import RECIPES, Recipe, SIMSClassifier, load_model, save_model
+from sims_kit.model import RECIPES, Recipe, SIMSClassifier, load_model, save_model, where_to_resume
 from sims_kit.training import fit, generate_trainer
 
 __version__ = version("sims_kit")
@@ -49,5 +49,7 @@ __all__ = [
     "save_model",
     "stratified_split",
     "studies",
+    "where_to_resume",
     "widgets",
+    "zoo",
 ]

@@ -2,12 +2,14 @@
 
 import inspect
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ from pytorch_lightning.utilities.seed import isolate_rng
 
 from sims_kit.cells.datamodule import DataModule
 from sims_kit.errors import SettingError, UnknownNameError
+from sims_kit.model.checkpoints import keep_resume_point, where_to_resume
 from sims_kit.model.classifier import NETWORK_SETTINGS, SIMSClassifier
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.progress import progress_bar
 
+LARGEST_SEED = 2**62  # torch takes 64 bits, and epochs are seeded by sums
 _DATA_SETTINGS = set(inspect.signature(DataModule).parameters) - {"datafiles", "labelfiles", "class_label", "seed"}
 _TRAINER_SETTINGS = set(inspect.signature(pl.Trainer).parameters)
 _MODEL_SETTINGS = {"network", "optimizer", "optimizer_params", "scheduler", "scheduler_params", "class_weights"}
@@ -44,6 +48,7 @@ def generate_trainer(
     recipe: str | Recipe = "default",
     model_params: Mapping[str, Any] | None = None,
     logger: str | Logger | bool = "csv",
+    checkpoints: str | os.PathLike | None = None,
     seed: int = 0,
     **settings,
 ) -> tuple[pl.Trainer, SIMSClassifier, DataModule]:
@@ -63,6 +68,10 @@ def generate_trainer(
     logger
         ``"csv"``, ``"tensorboard"``, ``"wandb"``, a Lightning logger, or False: then checkpoints, too, lie in a
         folder that goes when the run is over.
+    checkpoints
+        A folder of this training's own. A checkpoint of every epoch is kept there; if training is killed, the same call
+        of `fit` goes on from it and ends with the same weights. With the two lines:
+        ``trainer.fit(model, datamodule=module, **sims_kit.where_to_resume(trainer))``.
     seed
         Of the split, the initial weights and the order of the cells. The global random state is left alone.
     **settings
@@ -84,6 +93,7 @@ def generate_trainer(
     DataError, GeneError, LabelError
         As `DataModule` and `SIMSClassifier` raise them.
     """
+    _check_values(settings, model_params, seed)
     model_params = dict(model_params or {})
     _check_names(settings, model_params)
     changes = {name: model_params.pop(name) for name in _RECIPE_SETTINGS & set(model_params)}
@@ -117,6 +127,8 @@ def generate_trainer(
         epochs = _share_out(module, recipe, data_settings.get("batch_size"), trainer.world_size)
         if not epochs_given:
             trainer.fit_loop.max_epochs = epochs
+    if checkpoints is not None:
+        keep_resume_point(trainer, model, module, checkpoints)
     return trainer, model, module
 
 
@@ -138,7 +150,7 @@ def fit(
     label
         The `obs` column, or the column of the label files, that holds the labels.
     labelfiles, recipe, seed, **settings
-        As in `generate_trainer`; `model_params` and `logger` too.
+        As in `generate_trainer`; `model_params`, `logger` and `checkpoints` too.
 
     Returns
     -------
@@ -153,7 +165,7 @@ def fit(
     """
     trainer, model, module = generate_trainer(data, labelfiles, label, recipe=recipe, seed=seed, **settings)
     with _quiet_lightning():
-        trainer.fit(model, datamodule=module)
+        trainer.fit(model, datamodule=module, **where_to_resume(trainer))
         if len(module.split.test):
             (metrics,) = trainer.test(model, datamodule=module, verbose=False)
             model.test_metrics = pd.Series({name.removeprefix("test_"): value for name, value in metrics.items()})
@@ -247,7 +259,13 @@ def _callbacks(
     if settings.get("enable_progress_bar", True) and not rank_zero_only.rank:
         callbacks.append(TrainingProgress())
     if has_validation and settings.get("enable_checkpointing", True) and not settings.get("fast_dev_run"):
-        best = BestWeights(put_back=recipe.best_epoch, monitor=recipe.monitor, mode=recipe.monitor_mode, save_last=True)
+        best = BestWeights(
+            put_back=recipe.best_epoch,
+            monitor=recipe.monitor,
+            mode=recipe.monitor_mode,
+            save_last=True,
+            enable_version_counter=False,  # an epoch that is run again after a kill replaces its own file
+        )
         if logger is False:  # no folder of the run's own, and runs side by side must not share one
             best.folder = tempfile.TemporaryDirectory(prefix="sims_kit_")  # goes with the callback
             best.dirpath = best.folder.name
@@ -255,6 +273,17 @@ def _callbacks(
     if has_validation and recipe.patience is not None:
         callbacks.append(EarlyStopping(recipe.monitor, mode=recipe.monitor_mode, patience=recipe.patience))
     return callbacks
+
+
+def _check_values(settings: Mapping[str, Any], model_params: Mapping[str, Any] | None, seed: int) -> None:
+    """Refuse, before any file is read, values that would stop training later, or let it do nothing."""
+    if not isinstance(model_params or {}, Mapping):
+        raise SettingError(f"model_params={model_params!r}: give names and values, such as {{'label_smoothing': 0.1}}.")
+    epochs = settings.get("max_epochs")
+    if epochs is not None and (not isinstance(epochs, Integral) or (epochs < 1 and epochs != -1)):
+        raise SettingError(f"max_epochs={epochs!r}: give a whole number of epochs, 1 or more.")
+    if isinstance(seed, Integral) and seed > LARGEST_SEED:
+        raise SettingError(f"seed={seed}: give a whole number from 0 to {LARGEST_SEED:,}.")
 
 
 def _check_names(settings: Mapping[str, Any], model_params: Mapping[str, Any]) -> None:

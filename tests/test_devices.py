@@ -12,6 +12,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 import sims_kit as sk
 from sims_kit.cells.samplers import CellBatchSampler, Shard, ShuffleSampler
 from sims_kit.errors import SettingError
+from sims_kit.model.checkpoints import where_to_resume
 
 TWO = dict(devices=2, accelerator="cpu", strategy="ddp_fork")  # forked: no time is lost on starting Python anew
 QUIET = dict(enable_progress_bar=False, verbose=False)
@@ -103,24 +104,24 @@ def test_a_killed_process_ends_the_run_which_can_go_on(make_cells, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     cells = make_cells(n_cells=150)
 
-    def run(folder, die_in_epoch=None, checkpoint=None):
+    def run(folder, die_in_epoch=None):
         (tmp_path / folder).mkdir(exist_ok=True)
         trainer, model, module = sk.generate_trainer(
             cells,
-            **dict(class_label="cell_type", max_epochs=3, default_root_dir=tmp_path / folder),
-            **dict(recipe="thesis", model_params={"best_epoch": False}),
+            **dict(class_label="cell_type", recipe="thesis", max_epochs=3, checkpoints=tmp_path / folder, logger=False),
             **dict(callbacks=Watch(tmp_path / folder, cells, die_in_epoch), **TWO, **QUIET),
         )
-        trainer.fit(model, datamodule=module, ckpt_path=checkpoint)
+        trainer.fit(model, datamodule=module, **where_to_resume(trainer))
         return ranks(tmp_path / folder)[0]
 
     whole = run("whole")
     with pytest.raises((ProcessExitedException, ProcessRaisedException)):
         run("killed", die_in_epoch=2)
-    (last,) = (tmp_path / "killed").rglob("last.ckpt")
-    rest = run("killed", checkpoint=last)
+    assert not (tmp_path / "killed/rank 0.pt").exists()
+    rest = run("killed")
     torch.testing.assert_close(whole["state"], rest["state"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(whole["history"]["val_loss"].iloc[-1], rest["history"]["val_loss"].iloc[-1], rtol=1e-5)
+    assert "train 0" not in rest["seen"] and rest["seen"]["train 2"] == whole["seen"]["train 2"]
+    np.testing.assert_allclose(whole["history"]["val_loss"], rest["history"]["val_loss"], rtol=1e-5)
 
 
 def test_too_few_cells_for_the_processes(make_cells, tmp_path, monkeypatch):

@@ -216,7 +216,8 @@ class DataModule(LightningDataModule):
         """Where the cells come from, as plain values that any file format can hold."""
         parts = {part: len(positions) for part, positions in self.split._asdict().items()}
         files = [dict(file) for file in self._files]
-        return {"files": files, "class_label": self.class_label, "seed": self.seed, "cells": parts}
+        told = {"class_label": self.class_label, "gene_kind": self.gene_kind, "seed": self.seed}
+        return {"files": files, **told, "cells": parts}
 
     def train_dataloader(self) -> DataLoader | CellStream | DeviceBatches:
         """Training cells, in a new order every epoch."""
@@ -257,9 +258,8 @@ class DataModule(LightningDataModule):
         cells = self._open(i, backed)
         layer = None if is_path and backed else self.layer  # open_stored has made it X
         name = Path(item).name if is_path else f"AnnData {i + 1}"
-        found = labelled_cells(
-            cells, name, self.class_label, self.labelfiles[i], self.keep, self.drop, layer, self.backed is not False
-        )
+        chosen = (self.class_label, self.labelfiles[i], self.keep, self.drop, layer)
+        found = labelled_cells(cells, name, *chosen, file=item, backed=self.backed is not False)
         if is_path and backed:
             found.cell_names = partial(stored_names, item, found.rows)
         return found

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse as sp
 import torch
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from sims_kit.cells.batches import CellBatch, CellDataset, MemoryCells
 
@@ -21,18 +20,18 @@ class DeviceBatches:
 
     Parameters
     ----------
-    cells
-        CSR (cells, genes), normalised; copied to the device, 8 bytes per value.
-    labels
-        int64 class of every cell.
+    dataset
+        Cells of a `CellDataset`; normalised and copied to the device, 8 bytes per value.
     batch_sampler
         Gives the rows of each batch.
     device
         Where to.
     """
 
-    def __init__(self, cells: sp.csr_matrix, labels: np.ndarray, batch_sampler: BatchSampler, device: torch.device):
-        self.batch_sampler, self.n_genes = batch_sampler, cells.shape[1]
+    def __init__(self, dataset: Subset, batch_sampler: BatchSampler, device: torch.device):
+        positions = np.asarray(dataset.indices)
+        cells, labels = dataset.dataset.rows(positions), dataset.dataset.labels[positions]
+        self.dataset, self.batch_sampler, self.n_genes = dataset, batch_sampler, cells.shape[1]
         self.starts = torch.from_numpy(cells.indptr.astype(np.int64)).to(device)
         self.genes = torch.from_numpy(cells.indices.astype(np.int32)).to(device)
         self.values, self.labels = torch.from_numpy(cells.data).to(device), torch.from_numpy(labels).to(device)
@@ -72,5 +71,4 @@ def on_device(loader: DataLoader, trainer: "Trainer | None") -> DataLoader | Dev
     free, _ = torch.cuda.mem_get_info(device)
     if 8 * sum(source.matrix.nnz for source in dataset.sources) > DEVICE_SHARE * free:
         return loader
-    positions = np.asarray(loader.dataset.indices)
-    return DeviceBatches(dataset.rows(positions), dataset.labels[positions], loader.batch_sampler, device)
+    return DeviceBatches(loader.dataset, loader.batch_sampler, device)

@@ -2,8 +2,9 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from anndata import AnnData
 
 from sims_kit.cells.normalise import detect_state
 from sims_kit.datasets import StoredMatrix, attach_labels, check_orientation, chosen_cells
+from sims_kit.datasets.checksums import file_hash
 from sims_kit.datasets.stored import stored_element
 from sims_kit.errors import DataError, LabelError, UnknownNameError
 
@@ -84,11 +86,12 @@ class LabelledCells:
     labels: np.ndarray
     cell_names: Callable[[], list[str]]  # asked for when needed: names of many cells take more memory than labels
     n_unlabelled: int  # cells left out
+    sha256: list[str] = field(default_factory=list)  # of the files that the cells come from, as far as known
 
-    def described(self) -> dict[str, str | int]:
+    def described(self) -> dict[str, str | int | list[str]]:
         """What a summary and a model's provenance say of it."""
         sizes = {"cells": len(self.labels), "genes": len(self.genes)}
-        return {"file": self.name, "dataset": self.dataset, "state": self.state, **sizes}
+        return {"file": self.name, "dataset": self.dataset, "state": self.state, **sizes, "sha256": self.sha256}
 
 
 def labelled_cells(
@@ -99,12 +102,15 @@ def labelled_cells(
     keep: Mapping[str, Sequence] | None = None,
     drop: Mapping[str, Sequence] | None = None,
     layer: str | None = None,
+    *,
+    file: object = None,
     backed: bool = True,
 ) -> LabelledCells:
     """Matrix and labels of the cells that have a label, without changing `adata`.
 
-    Parameters are those of `sims_kit.cells.datamodule.DataModule`; `name` is what messages call the file. A matrix that
-    is still in a file stays there, unless `backed` is False.
+    Parameters are those of `sims_kit.cells.datamodule.DataModule`; `name` is what messages call the file, and `file`
+    where the cells were read from, to take its hash, if that is a path. A matrix that is still in a file stays there,
+    unless `backed` is False.
 
     Raises
     ------
@@ -131,10 +137,11 @@ def labelled_cells(
         )
     rows = np.flatnonzero(chosen)[labelled]
     origin = adata.uns.get("sims_kit")  # the provenance of a dataset, unless someone else's entry
+    origin = origin if isinstance(origin, Mapping) else {}
     all_of_it = len(rows) == len(obs) or isinstance(matrix, StoredMatrix)
     return LabelledCells(
         name=name,
-        dataset=str(origin.get("dataset", "")) if isinstance(origin, Mapping) else "",
+        dataset=str(origin.get("dataset", "")),
         state=state,
         matrix=matrix if all_of_it else matrix[rows],
         rows=rows,
@@ -142,7 +149,13 @@ def labelled_cells(
         labels=labels[labelled].to_numpy(),
         cell_names=adata.obs_names[rows].astype(str).tolist,
         n_unlabelled=int((~labelled).sum()),
+        sha256=_hashes(file, labelfile) or [str(found) for found in origin.get("sha256", ())],
     )
+
+
+def _hashes(*paths: object) -> list[str]:
+    """Of those that are files; a folder has none."""
+    return [file_hash(Path(path)) for path in paths if isinstance(path, str | PathLike) and Path(path).is_file()]
 
 
 def label_text(labels: pd.Series) -> pd.Series:
@@ -184,6 +197,8 @@ def _as_csr(matrix) -> sp.csr_matrix:
     if hasattr(matrix, "to_memory"):  # anndata's handle on a sparse matrix in a file
         matrix = matrix.to_memory()
     try:
+        if np.issubdtype(getattr(matrix, "dtype", np.float32), np.complexfloating):
+            raise TypeError("complex numbers")
         if sp.issparse(matrix):
             csr = sp.csr_matrix(matrix)
         else:  # array, or a dense dataset in a file

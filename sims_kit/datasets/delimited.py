@@ -24,6 +24,7 @@ from anndata import AnnData
 
 from sims_kit.errors import DataError
 
+LONGEST_LINE = 2**28  # bytes: ten million values; without an end of line, a small packed file would fill the memory
 BLOCK_BYTES = 2**25  # of text at once: 32 MB are 16 million values at most, under 1 GB while they are made sparse
 VALUES_PER_CHUNK = 100_000  # of a block at once: their text and positions stay in the processor's cache
 CHUNKS_PER_PARSE = 16  # for pandas, which needs 40 bytes per value and half a millisecond to start
@@ -77,7 +78,7 @@ def sniff(path: Path | zipfile.Path, delimiters: str = "\t,; ") -> Layout:
         The file holds no line.
     """
     with open_text(path) as text:
-        lines = list(islice((line for line in text if line.strip()), 2))
+        lines = list(islice((line for line in _lines(text, path) if line.strip()), 2))
     if not lines:
         raise DataError(f"{path} is empty: it holds no line of text. Export or download it again.")
     cut = {delimiter: [next(csv.reader([line], delimiter=delimiter)) for line in lines] for delimiter in delimiters}
@@ -89,6 +90,18 @@ def sniff(path: Path | zipfile.Path, delimiters: str = "\t,; ") -> Layout:
     delimiter = max(delimiters, key=merit)
     first, second = ([*cut[delimiter], []])[:2]
     return Layout(delimiter, first, second)
+
+
+def _lines(text: io.TextIOBase, path: Path | zipfile.Path) -> Iterator[str]:
+    """Lines, none of them endless."""
+    while line := text.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise _no_lines(path)
+        yield line
+
+
+def _no_lines(path: Path | zipfile.Path) -> DataError:
+    return DataError(f"{path} has a line of {LONGEST_LINE:,} letters or more, so it is no table. Download it again.")
 
 
 def sniff_matrix(path: Path | zipfile.Path) -> Layout:
@@ -171,7 +184,10 @@ def _texts(path: Path | zipfile.Path, start: int) -> Iterator[tuple[bytes, int, 
             while not file.readline().strip(b"\xef\xbb\xbf \t\r\n"):  # empty lines above the header
                 pass
         while text := file.read(BLOCK_BYTES):
-            text += file.readline()
+            rest = file.readline(LONGEST_LINE)
+            if len(rest) == LONGEST_LINE:
+                raise _no_lines(path)
+            text += rest
             yield text, file.tell(), raw.tell()
 
 

@@ -236,7 +236,12 @@ def _by_name(table: pd.DataFrame, column: str, cells: pd.Index, labelfile: Label
 
 def _typed(column: pd.Series, names: Collection[str]) -> pd.Series:
     """Numbers as numbers, but labels and other names always as text."""
-    return pd.to_numeric(column) if column.name not in names and _is_number(column) else column
+    if column.name in names or not _is_number(column):
+        return column
+    try:
+        return pd.to_numeric(column)
+    except ValueError:  # whole numbers of more digits than any type holds: they name something
+        return column
 
 
 def _is_number(column: pd.Series) -> bool:

@@ -21,6 +21,8 @@ from sims_kit.datasets.simulate import simulated
 from sims_kit.datasets.stored import left_on_disk, open_stored
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
+LARGE = 2**30  # bytes of an archive's member: below, it does no harm
+MOST_PACKED = 300  # to one; deflate reaches a thousand on nothing but zeros
 SIGNED = (  # keys of an entry that travel with the data
     *("version", "title", "label", "other_labels", "sample", "region", "state", "species", "tissue", "protocol"),
     *("preprocessing", "notes", "licence", "citation", "doi"),
@@ -71,7 +73,7 @@ def load(name_or_path: str | Path, *, size: str | None = None) -> AnnData:
     if is_name:
         return _load_dataset(name_or_path, registry[name_or_path], size or "fast")
     path = Path(name_or_path).expanduser()
-    if isinstance(name_or_path, str) and not path.exists() and len(path.parts) == 1 and not path.suffix:
+    if isinstance(name_or_path, str) and not os.path.exists(path) and len(path.parts) == 1 and not path.suffix:
         raise UnknownNameError("dataset", name_or_path, registry.datasets)
     return read(path)
 
@@ -200,9 +202,21 @@ def _member(name: str, archive: Path, member: str) -> zipfile.Path:
         path = zipfile.Path(archive, member)
     except zipfile.BadZipFile as error:
         raise DataError(f"{name}: {archive} is no zip archive ({error}). Download it again.") from error
-    if not path.is_file():
+    if path.is_file():
+        _refuse_bomb(name, path)
+    else:
         raise DataError(f"{name}: {archive} has no member {member!r}. The entry in data_registry.yaml is wrong.")
     return path
+
+
+def _refuse_bomb(name: str, member: zipfile.Path) -> None:
+    """Refuse a member that fills memory and disk out of little: text of counts packs thirty to one."""
+    info = member.root.getinfo(member.at)
+    if info.file_size > LARGE and info.file_size > MOST_PACKED * info.compress_size:
+        raise DataError(
+            f"{name}: {member} unpacks from {info.compress_size:,} to {info.file_size:,} bytes; no matrix is packed "
+            "like that. Download the archive again."
+        )
 
 
 def _attach_genes(shell: AnnData, table: zipfile.Path) -> None:

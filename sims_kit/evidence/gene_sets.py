@@ -141,7 +141,7 @@ def check_gene_set(
     if groupby is not None and groupby not in cells.obs:
         raise UnknownNameError("obs column", groupby, cells.obs.columns)
     labels = explanation.labels if groupby is None else cells.obs[groupby].astype(str).to_numpy()
-    members, missing = _members(list(dict.fromkeys(map(str, genes))), explanation.gene_names)
+    members, missing = find_members(genes, explanation.gene_names)
     classes, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     bins = _expression_bins(_mean_expression(cells, explanation.gene_names, layer), n_bins)
     n_permutations = max(n_permutations, ceil(len(TESTS) * len(classes) / alpha))
@@ -285,8 +285,15 @@ def _p_value(p: float) -> str:
     return f"= {p:.{2 if p >= 0.0995 else 3}f}".replace("0.", ".", 1)
 
 
-def _members(genes: list[str], gene_names: pd.Index) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Sorted positions of the genes that the model knows, and the names of the others."""
+def find_members(genes: Sequence[str], gene_names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Sorted positions of the genes of a set that a model knows, and the names of the others.
+
+    Raises
+    ------
+    GeneError
+        If it knows none.
+    """
+    genes, gene_names = list(dict.fromkeys(map(str, genes))), pd.Index(gene_names)
     places = gene_names.get_indexer(genes)
     if (places >= 0).any():
         return np.sort(places[places >= 0]), tuple(g for g, place in zip(genes, places, strict=True) if place < 0)

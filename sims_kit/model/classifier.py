@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -13,13 +14,15 @@ from torch import Tensor
 from sims_kit.calibration import CalibrationCells, calibration_cells, fit_temperature
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.metrics import metric_collection
+from sims_kit.model.about import summary
 from sims_kit.model.devices import gathered
+from sims_kit.model.divergence import divergence
 from sims_kit.model.ensemble import make_network, mean_logits
+from sims_kit.model.network_settings import DEFAULTS, plain_settings, wrong_setting
 from sims_kit.model.profiles import ClassProfiles
 from sims_kit.model.recipes import Recipe, get_recipe
-from sims_kit.model.tabnet import TabNet
 
-NETWORK_SETTINGS = ["n_models", *list(inspect.signature(TabNet).parameters)[2:]]  # n_genes and n_classes: the data's
+NETWORK_SETTINGS = list(DEFAULTS)
 
 
 class SIMSClassifier(pl.LightningModule):
@@ -56,6 +59,8 @@ class SIMSClassifier(pl.LightningModule):
         Series of the metrics on held-out test cells once they were measured, else None.
     provenance
         What the model was trained on; JSON-like, saved with the model.
+    about
+        What the file it was loaded from says beside: date, versions, recipe, kind of genes, licence, notes; else empty.
     temperature
         What `forward`'s logits are divided by before the softmax: 1 until training ends, then fitted on the validation
         cells (`sims_kit.calibration.fit_temperature`).
@@ -90,14 +95,16 @@ class SIMSClassifier(pl.LightningModule):
         **recipe_settings,
     ):
         super().__init__()
+        for name, size in (("input_dim", input_dim), ("output_dim", output_dim)):
+            if not isinstance(size, Integral):
+                raise SettingError(f"{name} is {size!r}; give a whole number, such as that of a DataModule.")
         if output_dim < 2:
             raise SettingError(f"output_dim is {output_dim}; a classifier needs at least two classes.")
         self.recipe = _change(get_recipe(recipe), recipe_settings)
         self.input_dim, self.output_dim = input_dim, output_dim
         self.genes, self.classes = genes and list(genes), classes and list(classes)
         self._check_names()
-        self.network_params = {**self.recipe.network, **(network or {})}
-        _check_network_settings(self.network_params)
+        self.network_params = _network_settings(self.recipe, network)
         self.network = make_network(input_dim, output_dim, **self.network_params)
         self.optimizer_choice = _choice(optimizer, optimizer_params, "optimizer", self.recipe)
         self.scheduler_choice = (
@@ -109,12 +116,11 @@ class SIMSClassifier(pl.LightningModule):
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
-        self.metrics = torch.nn.ModuleDict(
-            {stage: metric_collection(output_dim, prefix=stage) for stage in ("train_", "val_", "test_")}
-        )
+        self.metrics = torch.nn.ModuleDict()  # made when they are needed: they grow with the square of the classes
         self.history = pd.DataFrame()
         self.test_metrics: pd.Series | None = None
         self.provenance: dict[str, Any] = {}
+        self.about: dict[str, Any] = {}
         self.calibration_cells: CalibrationCells | None = None
 
     @property
@@ -135,8 +141,15 @@ class SIMSClassifier(pl.LightningModule):
         """Logits of `forward` at the model's temperature."""
         return logits / self.temperature
 
+    def __repr__(self) -> str:
+        return summary(self)
+
     def setup(self, stage: str) -> None:
         """Take genes, classes and class weights from the data module, where they were not given."""
+        if not self.metrics:
+            self.metrics.update(
+                {part: metric_collection(self.output_dim, part) for part in ("train_", "val_", "test_")}
+            )
         module = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or module is None:
             return
@@ -148,6 +161,7 @@ class SIMSClassifier(pl.LightningModule):
             )
         self.genes, self.classes = self.genes or module.genes, self.classes or module.classes
         self.provenance.update(module.provenance)
+        self.about = {}  # of a file, whose weights are about to change
         if self.recipe.weight_classes and not self._weights_given:
             self._set_class_weights(module.class_weights ** float(self.recipe.weight_classes))
 
@@ -159,17 +173,17 @@ class SIMSClassifier(pl.LightningModule):
 
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""
-        outputs = self.network.outputs(batch.cells)
-        losses = [
-            self._loss(output.logits, batch.labels) + self.recipe.lambda_sparse * output.mask_entropy
-            for output in outputs
-        ]
-        loss = sum(losses)  # each network's gradients are its own
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The training loss is {loss.item()} in batch {batch_index} of epoch {self.current_epoch}: training "
-                "has diverged. Lower the learning rate (optimizer_params), or look for extreme values in the input."
-            )
+        try:
+            outputs = self.network.outputs(batch.cells)
+            losses = [
+                self._loss(output.logits, batch.labels) + self.recipe.lambda_sparse * output.mask_entropy
+                for output in outputs
+            ]
+            loss = sum(losses)  # each network's gradients are its own
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"The training loss is {loss.item()}: training has diverged.")
+        except FloatingPointError as error:
+            raise divergence(self, batch.cells, batch_index, error) from error
         logits = mean_logits([output.logits for output in outputs])
         self._track("train_", logits, batch.labels, loss / len(losses))
         return loss
@@ -261,7 +275,10 @@ class SIMSClassifier(pl.LightningModule):
         return [torch.cat(gathered(part, self.device)) for part in found]
 
     def _set_class_weights(self, weights: Tensor) -> None:
-        weights = torch.as_tensor(weights, dtype=self.class_weights.dtype)
+        try:
+            weights = torch.as_tensor(weights, dtype=self.class_weights.dtype)
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"class_weights={weights!r}: give {self.output_dim} positive numbers.") from error
         if weights.shape != self.class_weights.shape or not (weights > 0).all():
             raise SettingError(
                 f"class_weights has shape {tuple(weights.shape)} and smallest value {weights.min():.3g}; expected "
@@ -280,8 +297,14 @@ def _choice(given, given_params, kind: str, recipe: Recipe):
     make = given or getattr(recipe, kind)
     if make is None:
         return None
+    if not callable(make):
+        raise SettingError(f"{kind}={make!r}: give a class of torch.optim, such as torch.optim.AdamW.")
     own = getattr(recipe, f"{kind}_params") if make is getattr(recipe, kind) else {}
-    return make, {**own, **(given_params or {})}
+    params, options = {**own, **(given_params or {})}, inspect.signature(make).parameters
+    takes_any = any(option.kind is inspect.Parameter.VAR_KEYWORD for option in options.values())
+    for name in () if takes_any else params.keys() - options.keys():
+        raise UnknownNameError(f"argument of {make.__name__}", name, list(options)[1:])
+    return make, params
 
 
 def _change(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
@@ -295,7 +318,14 @@ def _change(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     return dataclasses.replace(recipe, **settings)
 
 
-def _check_network_settings(settings: Mapping[str, Any]) -> None:
+def _network_settings(recipe: Recipe, network: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The recipe's, with those given."""
+    if not isinstance(network or {}, Mapping):
+        raise SettingError(f"network={network!r}: give names and values, such as {{'n_steps': 3}}.")
+    settings = plain_settings({**recipe.network, **(network or {})})
     for name in settings:
         if name not in NETWORK_SETTINGS:
             raise UnknownNameError("network setting", name, NETWORK_SETTINGS)
+    if wrong := wrong_setting(settings):
+        raise SettingError(f"In the network's settings, {wrong}")
+    return settings

@@ -4,6 +4,7 @@ Each function draws on the Axes that it is given, or on a new figure that is lar
 the Axes for whatever comes next: a title, ``ax.figure.savefig``. Nothing here knows of models or AnnData.
 """
 
+from sims_kit.plotting.ablation import ablation, ablation_scores, convergence
 from sims_kit.plotting.comparisons import method_scores, recall_by_size
 from sims_kit.plotting.evidence import cell_genes, cell_masks, faithfulness_curves, marker_recovery
 from sims_kit.plotting.figures import (
@@ -15,6 +16,8 @@ from sims_kit.plotting.figures import (
     top_genes,
     training_curves,
 )
+from sims_kit.plotting.generalization import generalization, transfer_matrix
+from sims_kit.plotting.inference import composition, confidence_shift, stress_curves
 from sims_kit.plotting.stability import consensus_size, gene_set_weight, stability
 from sims_kit.plotting.trust import (
     rejection_curves,
@@ -26,15 +29,21 @@ from sims_kit.plotting.trust import (
 )
 
 __all__ = [
+    "ablation",
+    "ablation_scores",
     "cell_genes",
     "cell_masks",
     "class_genes",
+    "composition",
     "confidence",
+    "confidence_shift",
     "confusion_matrix",
     "consensus_size",
+    "convergence",
     "explain_matrix",
     "faithfulness_curves",
     "gene_set_weight",
+    "generalization",
     "label_distribution",
     "marker_recovery",
     "method_scores",
@@ -43,8 +52,10 @@ __all__ = [
     "reliability_diagram",
     "set_coverage",
     "stability",
+    "stress_curves",
     "top_genes",
     "training_curves",
+    "transfer_matrix",
     "unseen_roc",
     "unseen_scores",
     "unseen_types",

@@ -114,6 +114,14 @@ def recall_by_size(
     return draw.tidy(ax)
 
 
+def checked_methods(table: pd.DataFrame) -> list[str]:
+    """The methods of a table, in its order, if there are colours for them."""
+    methods = list(table["method"].unique())
+    if len(methods) > len(COLOURS):
+        raise SettingError(f"{len(methods)} methods are too many to tell apart; draw {len(COLOURS)} or fewer.")
+    return methods
+
+
 def _scores_of_task(ax: Axes, table: pd.DataFrame, score: str, highlight: str | None) -> None:
     """One panel: a row for each method of the table's index."""
     rows = np.arange(len(table))

@@ -44,7 +44,7 @@ def reliability_diagram(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.scatter([], [], s=30, label=name, **options)  # one size in the legend
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     if "group" in table:
-        ax.legend(frameon=False, fontsize=draw.FONT, loc="upper left")
+        draw.legend_beside(ax)
     return draw.tidy(ax)
 
 
@@ -221,7 +221,11 @@ def unseen_types(table: pd.DataFrame, *, axes: np.ndarray | None = None) -> np.n
         ax.axvline(0.5, color=draw.GREY, linestyle=":", zorder=0)
         ax.hlines(np.arange(len(wide) - 1) + 0.5, 0, 1, color=draw.GREY, linewidth=0.3, zorder=0)
         draw.name_rows(ax, wide.index)
-        ax.set(title=task, xlabel="AUROC, left-out type against the others", xlim=(min(0.45, wide.min().min()), 1.02))
+        ax.set(
+            title=task,
+            xlabel="AUROC",
+            xlim=(min(0.45, wide.min().min() - 0.03), 1.02),
+        )
         draw.tidy(ax)
     draw.legend_beside(axes[-1])
     return axes

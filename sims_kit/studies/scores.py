@@ -11,6 +11,7 @@ from sims_kit.errors import DataError
 from sims_kit.studies.adaptor import UNKNOWN
 
 SCORES = ("accuracy", "macro_f1", "median_f1", "unlabelled_percent", "calibration_error")
+LEVEL = 0.95  # of every interval
 INTERVAL = (2.5, 97.5)  # percentiles: the middle 95 %
 
 

@@ -26,6 +26,7 @@ def sweep(
     n_jobs: int = 1,
     part: tuple[int, int] = (0, 1),
     desc: str = "runs",
+    text: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Call `run` with each of `runs` and join the tables that it returns.
 
@@ -49,6 +50,8 @@ def sweep(
         by now is in the result, too.
     desc
         What the progress bar calls the sweep.
+    text
+        Columns that hold text, also where it looks like numbers: a donor "01" stays so when a table is read.
 
     Returns
     -------
@@ -69,9 +72,9 @@ def sweep(
     if len(set(keys)) < len(keys):
         raise SettingError("Two runs of the sweep have the same arguments; give each once.")
     folder = None if folder is None else Path(folder)
-    tables = {key: table for key in keys if (table := _read(folder, key)) is not None}
+    tables = {key: table for key in keys if (table := _read(folder, key, text)) is not None}
     todo = [(key, runs[j]) for j, key in enumerate(keys) if j % n == i and key not in tables]
-    jobs = (delayed(_run)(key, arguments, run, folder) for key, arguments in todo)
+    jobs = (delayed(_run)(key, arguments, run, folder, text) for key, arguments in todo)
     bar = progress_bar(total=len(keys), initial=len(tables), desc=desc, unit="run", leave=True)
     with bar:
         for key, table in Parallel(n_jobs, return_as="generator_unordered")(jobs):
@@ -80,7 +83,9 @@ def sweep(
     return pd.concat([tables[key] for key in keys if key in tables], ignore_index=True)
 
 
-def _run(key: str, arguments: Mapping, run: Callable, folder: Path | None) -> tuple[str, pd.DataFrame]:
+def _run(
+    key: str, arguments: Mapping, run: Callable, folder: Path | None, text: Sequence[str]
+) -> tuple[str, pd.DataFrame]:
     table = run(**arguments)
     table = pd.concat([pd.DataFrame(dict(arguments), index=table.index), table], axis=1)
     if folder is not None:
@@ -88,14 +93,14 @@ def _run(key: str, arguments: Mapping, run: Callable, folder: Path | None) -> tu
         part = folder / f".{key}.{os.getpid()}"
         table.to_csv(part, index=False)
         os.replace(part, folder / f"{key}.csv")
-        table = _read(folder, key)  # the same types as a later call will see
+        table = _read(folder, key, text)  # the same types as a later call will see
     return key, table
 
 
-def _read(folder: Path | None, key: str) -> pd.DataFrame | None:
+def _read(folder: Path | None, key: str, text: Sequence[str]) -> pd.DataFrame | None:
     if folder is None or not (folder / f"{key}.csv").exists():
         return None
-    return pd.read_csv(folder / f"{key}.csv", keep_default_na=False, na_values=[""])
+    return pd.read_csv(folder / f"{key}.csv", keep_default_na=False, na_values=[""], dtype=dict.fromkeys(text, str))
 
 
 def _key(arguments: Mapping, fingerprint: str) -> str:

@@ -222,10 +222,15 @@ def as_task(task: "str | AnnData | Task", label: str | None = None) -> Task:
     return Task(task, (task,), label)
 
 
+def registered(cells: AnnData, role: str) -> str | None:
+    """The `obs` column that the registry knows for a role, ``"label"`` or ``"sample"``, if it knows the cells."""
+    origin = cells.uns.get("sims_kit")
+    return origin.get(role) if isinstance(origin, Mapping) else None
+
+
 def _column(cells: AnnData, task: Task, role: str) -> str | None:
     """The column for a role: the task's own, or the one that the registry knows."""
-    origin = cells.uns.get("sims_kit")
-    return getattr(task, role) or (origin.get(role) if isinstance(origin, Mapping) else None)
+    return getattr(task, role) or registered(cells, role)
 
 
 def _plain(cells: AnnData, task: Task, name: str) -> AnnData:

@@ -54,6 +54,14 @@ def test_another_fingerprint_is_another_run(tmp_path):
         sweep(RUNS, refuse, tmp_path, fingerprint="new")
 
 
+def test_text_stays_text(tmp_path):
+    """A donor "01" is not read as the number 1 where its column is named."""
+    table = pd.DataFrame({"donor": ["01", "NA"]})
+    for _ in range(2):
+        found = sweep([{"group": "02"}], lambda group: table, tmp_path, text=["group", "donor"])
+        assert found.to_dict("list") == {"group": ["02", "02"], "donor": ["01", "NA"]}
+
+
 def test_jobs_of_an_array_share_a_folder(tmp_path):
     """Each runs its part; the last to come has them all."""
     assert len(sweep(RUNS, square, tmp_path, part=(0, 2))) == 4
