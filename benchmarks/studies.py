@@ -185,7 +185,7 @@ def ablation_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
         parts += [f"### {titles[task]}; {n_seeds} seed{'s' if n_seeds > 1 else ''}"]
         parts += [picture("ablation", task)]
         parts += [
-            "Validation cells are a tenth of the training cells, so that at 1 % the curves are of four or five of them; "
+            "Validation cells are a tenth of the training cells, so that at 1 % curves are of four or five of them; "
             "with all cells, the final ten epochs are the whole training, or nearly. The fixed test cells in (a) have "
             "neither fault."
         ]

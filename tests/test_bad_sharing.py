@@ -6,6 +6,7 @@ The same kind of table as in `test_bad_input.py`: a title, what is called, the e
 import gzip
 import os
 import sys
+import time
 import zipfile
 from itertools import pairwise
 from pathlib import Path
@@ -279,6 +280,15 @@ def test_line_without_an_end(folder, monkeypatch, name, content):
     Path(name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     with pytest.raises(DataError, match=r"a\.csv.*line of 1,048,576 letters"):
         sk.read(name)
+
+
+def test_number_of_a_million_digits(folder):
+    """A field that is a number almost to its end is refused as soon as any other: digits are looked at once."""
+    Path("a.csv").write_bytes(b"cell,A,B\nc1,1,2\nc2,3," + b"0" * 10**6 + b"x\n")
+    start = time.process_time()
+    with pytest.raises(DataError, match="is not a number in row 'c2', column 'B'") as error:
+        sk.read("a.csv")
+    assert time.process_time() - start < 5 and len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize("member", ["../x.csv", "a/../../x.csv", "/etc/passwd", "a/.."])

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import re
+import reprlib
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ BLOCK_BYTES = 2**25  # of text at once: 32 MB are 16 million values at most, und
 VALUES_PER_CHUNK = 100_000  # of a block at once: their text and positions stay in the processor's cache
 CHUNKS_PER_PARSE = 16  # for pandas, which needs 40 bytes per value and half a millisecond to start
 QUOTED = re.compile(rb'"((?:[^"]|"")*)"')
-NUMBER = re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *", re.ASCII)
+NUMBER = re.compile(r" *[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)? *", re.ASCII)  # one way to match: else time is squared
 LETTERS_OF_NUMBERS = b"0123456789+-.eE "  # pandas takes TRUE, inf and a few others for numbers, too
 csv.field_size_limit(
     2**31 - 1
@@ -294,7 +295,7 @@ def _wrong_value(
     if column is None:  # as 1e999
         return DataError(f"{path}: the row {name!r} holds numbers that are too large. Export the file again.")
     value = values[column]
-    found = f"the value {value!r} is not a number" if value.strip() else "the value is missing"
+    found = f"the value {reprlib.repr(value)} is not a number" if value.strip() else "the value is missing"
     return DataError(
         f"{path}: {found} in row {name!r}, column {columns[column]!r}. Expected numbers "
         "everywhere but in the first line and the first column. Put labels into a label file of their own."

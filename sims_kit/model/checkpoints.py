@@ -51,7 +51,7 @@ class ResumePoint(Callback):
         if not trainer.current_epoch:
             return
         with written_whole(self.path) if trainer.is_global_zero else nullcontext(self.path) as part:
-            trainer.save_checkpoint(part)  # called in every process, written by the first
+            trainer.save_checkpoint(part)  # of all processes together, written by the first
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in the checkpoint."""

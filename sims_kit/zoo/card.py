@@ -150,8 +150,8 @@ def _limits(model: SIMSClassifier, exam: Exam | None) -> str:
         f"- It knows {model.output_dim} classes. A cell of another type gets the nearest of them, unless you ask for "
         "`reject=` or `alpha=`.",
         f"- A query needs at least {USABLE:.0%} of its genes, in the same kind of ids and of the same species.",
-        "- The numbers above are of cells like those it was trained on. Other tissues, protocols and laboratories are "
-        "harder: measure it on some cells of your own.",
+        "- Tissues, protocols and laboratories that it was not trained on are harder: measure it on some cells of your "
+        "own before you rely on it.",
     ]
     if model.calibration_cells is None:
         told.append("- Its confidences were not calibrated on held-out cells.")
