@@ -24,8 +24,8 @@ from sims_kit.calibration import (
 from sims_kit.calibration.answers import check_hierarchy, check_no_unknown
 from sims_kit.cells.batches import query_batches
 from sims_kit.cells.genes import GeneCoverage, align_genes
-from sims_kit.cells.matrix import cell_matrix, label_text
-from sims_kit.datasets import load
+from sims_kit.cells.matrix import label_text, streamed_matrix
+from sims_kit.datasets import load_or_open
 from sims_kit.datasets.write import new_file, write_h5ad
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.model.classifier import SIMSClassifier
@@ -48,6 +48,7 @@ def annotate(
     hierarchy: Mapping[str, str] | None = None,
     alpha: float | None = None,
     vote_by: str | None = None,
+    backed: bool | str = "auto",
     copy: bool = False,
     out: str | os.PathLike | None = None,
 ) -> ad.AnnData | None:
@@ -80,6 +81,10 @@ def annotate(
         class that has enough validation cells (9 for 0.1, 19 for 0.05; `sims_kit.calibration.conformal_quantiles`).
     vote_by
         An `obs` column with clusters, such as ``"leiden"``: adds the most frequent label of each cell's cluster.
+    backed
+        Of a path: leave the matrix of an `.h5ad` or `.zarr` on disk and read blocks of cells as they are needed. True,
+        False, or ``"auto"``, when it would take more than three tenths of the free memory. The answer has `X` still
+        in the file, and of the file's other parts `obs` and `var`.
     copy
         Return an annotated copy and leave `query` alone.
     out
@@ -129,7 +134,7 @@ def annotate(
     rules = _rules(model, reject, hierarchy, alpha)
     out = out if out is None else new_file(out, query)
     if not isinstance(query, ad.AnnData):
-        query, copy = load(query), True
+        (query, layer), copy = load_or_open(query, layer, backed), True
     elif copy:
         query = query.copy()
     if vote_by is not None and vote_by not in query.obs:
@@ -185,8 +190,9 @@ def gene_coverage(
         As `annotate` raises them.
     """
     model = fitted_model(model)
-    query = query if isinstance(query, ad.AnnData) else load(query)
-    _, var = cell_matrix(query, layer)
+    if not isinstance(query, ad.AnnData):
+        query, layer = load_or_open(query, layer)
+    _, var = streamed_matrix(query, layer)
     with warnings.catch_warnings():  # the report says it
         warnings.filterwarnings("ignore", "Only .* genes found")
         return align_genes(var, model.genes, query.obs_names).coverage

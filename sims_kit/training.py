@@ -70,7 +70,8 @@ def generate_trainer(
         Of the split, the initial weights and the order of the cells. The global random state is left alone.
     **settings
         Any argument of `DataModule` (`orientation`, `keep`, `genes`, `batch_size`, `validation`, `test`, ...) and any
-        of `pytorch_lightning.Trainer` (`max_epochs`, `accelerator`, `devices`, `callbacks`, ...).
+        of `pytorch_lightning.Trainer` (`max_epochs`, `accelerator`, `devices`, `callbacks`, ...). With several devices
+        a `batch_size` is that of each; the recipe's own is shared out among them, so that training is the same.
 
     Returns
     -------
@@ -108,9 +109,14 @@ def generate_trainer(
         )
     if pretrained is not None:
         _start(model, pretrained)
+    epochs_given = "max_epochs" in settings
     settings.setdefault("max_epochs", epochs)
     has_validation = len(module.split.validation) > 0
     trainer = make_trainer(recipe, settings, seed=seed, logger=logger, has_validation=has_validation)
+    if trainer.world_size > 1:
+        epochs = _share_out(module, recipe, data_settings.get("batch_size"), trainer.world_size)
+        if not epochs_given:
+            trainer.fit_loop.max_epochs = epochs
     if checkpoints is not None:
         keep_resume_point(trainer, model, module, checkpoints)
     return trainer, model, module
@@ -154,6 +160,13 @@ def fit(
             (metrics,) = trainer.test(model, datamodule=module, verbose=False)
             model.test_metrics = pd.Series({name.removeprefix("test_"): value for name, value in metrics.items()})
     return model.eval()
+
+
+def _share_out(module: DataModule, recipe: Recipe, batch_size: int | None, n_devices: int) -> int:
+    """Set the batch of each device, so that all together train as one does; returns the number of epochs."""
+    together, epochs = recipe.schedule(len(module.split.train), batch_size and batch_size * n_devices)
+    module.batch_size = batch_size or max(2, round(together / n_devices))
+    return epochs
 
 
 def _start(model: SIMSClassifier, pretrained: MaskedPretraining | str | os.PathLike) -> None:

@@ -18,6 +18,7 @@ from sims_kit.datasets.labels import attach_labels, check_orientation, select_ce
 from sims_kit.datasets.readers import DELIMITED, read
 from sims_kit.datasets.registry import ArchiveSource, Dataset, FilesSource, SimulatedSource, read_registry
 from sims_kit.datasets.simulate import simulated
+from sims_kit.datasets.stored import left_on_disk, open_stored
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
 LARGE = 2**30  # bytes of an archive's member: below, it does no harm
@@ -75,6 +76,41 @@ def load(name_or_path: str | Path, *, size: str | None = None) -> AnnData:
     if isinstance(name_or_path, str) and not os.path.exists(path) and len(path.parts) == 1 and not path.suffix:
         raise UnknownNameError("dataset", name_or_path, registry.datasets)
     return read(path)
+
+
+def load_or_open(
+    name_or_path: str | Path, layer: str | None = None, backed: bool | str = "auto"
+) -> tuple[AnnData, str | None]:
+    """As `load`, but the matrix of an `.h5ad` or `.zarr` may stay in its file.
+
+    Parameters
+    ----------
+    name_or_path
+        As in `load`.
+    layer
+        Where the matrix is that will be needed: None for `X`, ``"raw"``, or the name of a layer.
+    backed
+        True, False, or ``"auto"``: when the matrix would take more than three tenths of the free memory.
+
+    Returns
+    -------
+    tuple
+        The AnnData, and in which of its layers the matrix is: None when it stays in its file, whatever it is there.
+
+    Raises
+    ------
+    SettingError
+        `backed` is none of the three, or True for a file that must be read.
+    UnknownNameError, FetchError, DataError
+        As `load` and `sims_kit.datasets.stored.open_stored` raise them.
+    """
+    if backed not in (True, False, "auto"):
+        raise SettingError(f'backed={backed!r}: choose True (cells stay on disk), False (in memory) or "auto".')
+    path = Path(name_or_path).expanduser() if isinstance(name_or_path, str | os.PathLike) else None
+    is_file = path is not None and path.exists() and name_or_path not in read_registry().datasets
+    if is_file and left_on_disk([path], layer, backed)[0]:
+        return open_stored(path, layer), None
+    return load(name_or_path), layer
 
 
 def prepare(name: str) -> list[Path]:

@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
+import h5py
 from anndata import AnnData
 
+from sims_kit.datasets.stored import stored_element
 from sims_kit.errors import SettingError
 from sims_kit.files import make_folder, written_whole
 
@@ -30,6 +32,16 @@ def new_file(out: str | os.PathLike, source: AnnData | str | os.PathLike) -> Pat
 
 
 def write_h5ad(adata: AnnData, path: Path) -> None:
-    """Write an AnnData; the file appears whole or not at all."""
+    """Write an AnnData; the file appears whole or not at all.
+
+    A matrix that `open_stored` left in an HDF5 file is copied from there, packed as it is.
+    """
+    element = None if adata.isbacked else stored_element(adata.X)
     with written_whole(path) as part:
-        adata.write_h5ad(part)
+        if not isinstance(element, h5py.Group | h5py.Dataset):
+            adata.write_h5ad(part)
+            return
+        AnnData(obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), uns=adata.uns).write_h5ad(part)
+        with h5py.File(part, "a") as file:
+            file.pop("X", None)
+            file.copy(element, file, "X")

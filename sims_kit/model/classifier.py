@@ -15,6 +15,7 @@ from sims_kit.calibration import CalibrationCells, calibration_cells, fit_temper
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.metrics import metric_collection
 from sims_kit.model.about import summary
+from sims_kit.model.devices import gathered
 from sims_kit.model.divergence import divergence
 from sims_kit.model.ensemble import make_network, mean_logits
 from sims_kit.model.network_settings import DEFAULTS, plain_settings, wrong_setting
@@ -241,7 +242,7 @@ class SIMSClassifier(pl.LightningModule):
 
     def _track(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         self.metrics[stage].update(logits.detach().softmax(dim=1), labels)
-        options = dict(on_step=False, on_epoch=True, batch_size=len(labels))
+        options = dict(on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
         self.log(f"{stage}loss", loss.detach(), **options)
         if stage != "train_" or self.trainer.is_last_batch:  # Lightning keeps the metrics until the epoch's end
             self.log_dict(self.metrics[stage], **options)
@@ -258,9 +259,7 @@ class SIMSClassifier(pl.LightningModule):
         if not parts:
             return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64), torch.empty(0)]
         found = [torch.cat(part) for part in zip(*parts, strict=True)]
-        if self.trainer.world_size > 1:
-            found = [part.flatten(0, 1) for part in self.all_gather(found)]
-        return found
+        return [torch.cat(gathered(part, self.device)) for part in found]
 
     def _set_class_weights(self, weights: Tensor) -> None:
         try:

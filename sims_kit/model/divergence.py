@@ -75,7 +75,8 @@ def _names(trainer: pl.Trainer | None, batch_index: int, n_cells: int) -> list[s
     try:
         loader = trainer.train_dataloader
         positions = next(islice(iter(loader.batch_sampler), batch_index, None))
-        positions = [loader.dataset.indices[position] for position in positions]
+        if hasattr(loader.dataset, "indices"):  # cells in memory; those on disk are numbered as in the data module
+            positions = [loader.dataset.indices[position] for position in positions]
         names = [repr(trainer.datamodule.cell_names[position]) for position in positions]
     except (AttributeError, TypeError, IndexError, StopIteration):  # a loader of one's own
         names = []

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import SettingError
+from sims_kit.model.devices import share_statistics
 from sims_kit.model.tabnet import TabNet, TabNetOutput
 
 
@@ -72,9 +75,12 @@ class Ensemble(nn.Module):
             member.encoder.initial_bn.load_state_dict(first.encoder.initial_bn.state_dict())
 
     def refresh_statistics(self, batches: Iterable) -> None:
-        """As `TabNet.refresh_statistics`, one member after the other."""
-        for member in self.members:
-            member.refresh_statistics(batches)
+        """As `TabNet.refresh_statistics`; one pass for all members."""
+        with ExitStack() as stack:
+            for member in self.members:
+                stack.enter_context(member.whole_cells())
+            update_bn(batches, self, device=self.members[0].final_mapping.weight.device)
+        share_statistics(self)
 
 
 def make_network(n_genes: int, n_classes: int, **settings) -> "TabNet | Ensemble":

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from sims_kit.errors import SettingError, UnknownNameError
@@ -48,6 +49,7 @@ def make_trainer(
     """
     settings = {
         "gradient_clip_val": recipe.gradient_clip_val,
+        "use_distributed_sampler": False,  # the data module deals the cells out, each once
         "enable_model_summary": False,
         "log_every_n_steps": 1,  # only epochs are logged; larger values make Lightning warn
         **settings,
@@ -209,7 +211,7 @@ def _callbacks(
     recipe: Recipe, seed: int, logger: Logger | bool, settings: Mapping[str, Any], has_validation: bool
 ) -> list[Callback]:
     callbacks: list[Callback] = [Reproducible(seed), History()]
-    if settings.get("enable_progress_bar", True):
+    if settings.get("enable_progress_bar", True) and not rank_zero_only.rank:
         callbacks.append(TrainingProgress())
     if has_validation and settings.get("enable_checkpointing", True) and not settings.get("fast_dev_run"):
         best = BestWeights(
