@@ -26,7 +26,7 @@ def pretrain(
     data,
     *,
     recipe: str | Recipe = "default",
-    mask_share: float = 0.5,
+    mask_share: float = 0.2,
     unexpressed: float = 3.0,
     seed: int = 0,
     model_params: Mapping[str, Any] | None = None,

@@ -17,7 +17,7 @@ from sims_kit.metrics import metric_collection
 from sims_kit.model.about import summary
 from sims_kit.model.devices import gathered
 from sims_kit.model.divergence import divergence
-from sims_kit.model.ensemble import make_network, mean_logits
+from sims_kit.model.ensemble import encoder_parameters, make_network, mean_logits
 from sims_kit.model.network_settings import DEFAULTS, plain_settings, wrong_setting
 from sims_kit.model.profiles import ClassProfiles
 from sims_kit.model.recipes import Recipe, get_recipe
@@ -117,6 +117,7 @@ class SIMSClassifier(pl.LightningModule):
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
+        self.encoder_rate = 1.0  # share of the learning rate; lower where the encoder is pretrained
         self.metrics = torch.nn.ModuleDict()  # made when they are needed: they grow with the square of the classes
         self.history = pd.DataFrame()
         self.test_metrics: pd.Series | None = None
@@ -229,7 +230,8 @@ class SIMSClassifier(pl.LightningModule):
 
     def configure_optimizers(self):
         """The recipe's optimiser and scheduler, or the ones given."""
-        return optimisation(self, self.optimizer_choice, self.scheduler_choice)
+        slower = [] if self.encoder_rate == 1 else encoder_parameters(self.network)
+        return optimisation(self, self.optimizer_choice, self.scheduler_choice, slower=slower, rate=self.encoder_rate)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(

@@ -5,7 +5,6 @@ transcriptome width: what is asked for are pairs of cell and gene, as many as a 
 expresses, so that nothing here is as large as cells times genes.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from sims_kit.errors import SettingError
 from sims_kit.model.ensemble import make_network
+from sims_kit.model.network_settings import DEFAULTS
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.model.scale import FixedScale
 from sims_kit.model.tabnet import TabNet
@@ -25,6 +25,7 @@ from sims_kit.model.trainer import optimisation
 
 SETTINGS = ("n_models", "n_d", "n_a", "n_steps", "gamma", "n_independent", "n_shared", "mask_temperature")
 SETTINGS += ("rescale_masked", "fixed_scale")  # what the encoder's weights have a meaning for
+RATE = 0.3  # of a pretrained encoder: at 1 few labels wash it out, at 0.1 it stays with what it was pretrained for
 
 
 class MaskedCells(NamedTuple):
@@ -61,7 +62,7 @@ class MaskedPretraining(pl.LightningModule):
     recipe, network
         As in `SIMSClassifier`: the encoder, how many there are (``n_models``), optimiser and scheduler.
     mask_share
-        Share of each cell's expressed genes that is hidden, drawn anew for every batch and every network.
+        Share of each cell's genes that is hidden, drawn anew for every batch and every network.
     unexpressed
         How many unexpressed genes are drawn, per hidden expressed one: more make the loss less noisy.
 
@@ -86,7 +87,7 @@ class MaskedPretraining(pl.LightningModule):
         genes: Sequence[str] | None = None,
         recipe: str | Recipe = "default",
         network: Mapping[str, Any] | None = None,
-        mask_share: float = 0.5,
+        mask_share: float = 0.2,
         unexpressed: float = 3.0,
     ):
         super().__init__()
@@ -253,7 +254,7 @@ def _rounded(mean: float, size: int, device: torch.device, generator: torch.Gene
 
 @torch.no_grad()
 def start_encoder(model: pl.LightningModule, pretrained: MaskedPretraining, places: Tensor) -> None:
-    """Give a classifier's encoder the weights of a pretrained one.
+    """Give a classifier's encoder the weights of a pretrained one, and let it learn more slowly from there.
 
     Parameters
     ----------
@@ -270,6 +271,7 @@ def start_encoder(model: pl.LightningModule, pretrained: MaskedPretraining, plac
         If the two networks differ in a setting that the weights depend on; all of them are named.
     """
     _check_settings(model, pretrained)
+    model.encoder_rate = RATE
     theirs = dict(pretrained.network.named_parameters()) | dict(pretrained.network.named_buffers())
     here = (places >= 0).nonzero().squeeze(1)
     for name, own in [*model.network.named_parameters(), *model.network.named_buffers()]:
@@ -290,8 +292,7 @@ def _gene_axis(name: str) -> int | None:
 
 
 def _check_settings(model: pl.LightningModule, pretrained: MaskedPretraining) -> None:
-    defaults = {name: parameter.default for name, parameter in inspect.signature(TabNet).parameters.items()}
-    own, theirs = ({**defaults, "n_models": None, **made.network_params} for made in (model, pretrained))
+    own, theirs = ({**DEFAULTS, **made.network_params} for made in (model, pretrained))
     differing = [f"{name} {own[name]} (pretrained: {theirs[name]})" for name in SETTINGS if own[name] != theirs[name]]
     if differing:
         raise SettingError(

@@ -181,7 +181,7 @@ def test_unfitted_model_is_not_saved(tmp_path):
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a whole safetensors"),
         (lambda path: path.write_bytes(b""), "not a whole safetensors"),
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "not a whole safetensors"),
-        (lambda path: save_file({"a": torch.ones(1)}, path), "its format is None"),
+        (lambda path: save_file({"a": torch.ones(1)}, path), "not one of sims_kit's"),
         (lambda path: _rewritten(path, format_version=99), "newer sims_kit"),
         (lambda path: _rewritten(path, calibration={}), "temperature None"),
         (lambda path: _rewritten(path, calibration={"temperature": -1.0}), "temperature -1.0"),
