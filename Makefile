@@ -20,11 +20,15 @@ OUT = results/demo
 NOTEBOOK = notebooks/10_annotate_your_data.ipynb
 export REFERENCE LABEL QUERY LABELFILE ORIENTATION LAYER OUT NOTEBOOK
 
+# what `make fuzz` and `make zoo` take
+INPUTS = 100000
+FOLDER =
+
 # the kernel of every notebook is this environment's Python, whatever kernels the user has elsewhere
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test peers lab notebooks exercises book browser measure figure catalogue lint format address constraints clean check-demo check-python
+.PHONY: help demo test peers lab notebooks exercises book browser measure figure catalogue lint format fuzz zoo address constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -88,6 +92,12 @@ lint: $(STAMP)  ## ruff: rules and format
 
 format: $(STAMP)  ## ruff: mend what can be mended
 	@$(RUN) -m ruff check --fix . ; $(RUN) -m ruff format .
+
+fuzz: $(STAMP)  ## throw spoiled files at the readers: 100,000 each, or INPUTS=5000
+	@$(RUN) tools/fuzz.py --inputs $(INPUTS)
+
+zoo: $(STAMP)  ## train the small models of the lessons and write their cards: into the cache, or FOLDER=zoo
+	@$(RUN) tools/build_zoo.py $(FOLDER)
 
 address: $(STAMP)  ## write the address and version of pyproject.toml into badges, README, citation and notebooks
 	@$(RUN) tools/set_address.py

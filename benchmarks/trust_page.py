@@ -103,7 +103,8 @@ def sets_section(summary: pd.DataFrame, tables: dict) -> list[str]:
         "## Prediction sets",
         f"Coverage promised: {1 - ALPHA:.0%}. Columns without *divisions* are of the model's own validation cells and "
         "the query: with few such cells, chance moves coverage far (± is its standard deviation over divisions). "
-        "The means over divisions say what to expect.",
+        "The means over divisions say what to expect. Across regions, plates and protocols the query is not like the "
+        "validation cells, and the promise need not hold.",
     ]
     rows, scores = {}, []
     for row in summary.to_dict("records"):
@@ -142,7 +143,8 @@ def unseen_section() -> list[str]:
         "One type is left out of the reference and one network of the default recipe trained on the others. Area under "
         "the ROC curve of its cells (of reference and query) against the query's other cells. Scores are higher where "
         "a cell is less like any class; of peers it is one minus the largest probability. The unseen score, "
-        "`sims_unseen`, was chosen on the types VIP, L4 IT, B, NK and CD14+; the others had no part in that.",
+        "`sims_unseen`, was chosen on the types VIP, L4 IT, B, NK and CD14+; the others had no part in that. "
+        "It is not the best on every task: it is the one that fails on none.",
         "Mean over types:",
         table(means),
         table(wide),

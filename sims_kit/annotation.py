@@ -24,11 +24,13 @@ from sims_kit.calibration import (
 from sims_kit.calibration.answers import check_hierarchy, check_no_unknown
 from sims_kit.cells.batches import query_batches
 from sims_kit.cells.genes import GeneCoverage, align_genes
-from sims_kit.cells.matrix import cell_matrix, label_text
-from sims_kit.datasets import load
+from sims_kit.cells.matrix import label_text, streamed_matrix
+from sims_kit.datasets import load_or_open
+from sims_kit.datasets.write import new_file, write_h5ad
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
+from sims_kit.model.halving import predict_in_parts
 from sims_kit.progress import progress_bar
 
 ERROR_RATE = 0.05  # accepted among answered cells where a hierarchy is given and no rate
@@ -46,7 +48,9 @@ def annotate(
     hierarchy: Mapping[str, str] | None = None,
     alpha: float | None = None,
     vote_by: str | None = None,
+    backed: bool | str = "auto",
     copy: bool = False,
+    out: str | os.PathLike | None = None,
 ) -> ad.AnnData | None:
     """Label every cell of a query.
 
@@ -65,7 +69,7 @@ def annotate(
     layer
         Where the matrix is: None for `X`, ``"raw"``, or the name of a layer.
     batch_size
-        Cells predicted at once.
+        Cells predicted at once; halved, with a warning, where a GPU's memory is too small.
     reject
         Share of errors that you accept among labelled cells, such as 0.05: cells whose confidence is too low for that
         are labelled ``"Unknown"`` (`sims_kit.calibration.rejection_threshold`). None labels every cell.
@@ -77,8 +81,14 @@ def annotate(
         class that has enough validation cells (9 for 0.1, 19 for 0.05; `sims_kit.calibration.conformal_quantiles`).
     vote_by
         An `obs` column with clusters, such as ``"leiden"``: adds the most frequent label of each cell's cluster.
+    backed
+        Of a path: leave the matrix of an `.h5ad` or `.zarr` on disk and read blocks of cells as they are needed. True,
+        False, or ``"auto"``, when it would take more than three tenths of the free memory. The answer has `X` still
+        in the file, and of the file's other parts `obs` and `var`.
     copy
         Return an annotated copy and leave `query` alone.
+    out
+        An ``.h5ad`` file to write the annotated cells to. A file that `query` was read from is never touched.
 
     Returns
     -------
@@ -116,14 +126,15 @@ def annotate(
         If there is no such layer or `obs` column, or the hierarchy has a name that is no class.
     SettingError
         If the model was not fitted or has no validation cells to decide by, these are too few for `alpha` or `reject`,
-        the hierarchy runs in a circle, or a number is out of range.
+        the hierarchy runs in a circle, a number is out of range, or `out` is the query's own file.
     LabelError
         If a class is called ``"Unknown"`` and cells may have to be.
     """
     model = fitted_model(model)
     rules = _rules(model, reject, hierarchy, alpha)
+    out = out if out is None else new_file(out, query)
     if not isinstance(query, ad.AnnData):
-        query, copy = load(query), True
+        (query, layer), copy = load_or_open(query, layer, backed), True
     elif copy:
         query = query.copy()
     if vote_by is not None and vote_by not in query.obs:
@@ -158,6 +169,8 @@ def annotate(
             **({"threshold": rules.threshold} if rules.threshold is not None else {}),
         },
     }
+    if out is not None:
+        write_h5ad(query, out)
     return query if copy else None
 
 
@@ -177,8 +190,9 @@ def gene_coverage(
         As `annotate` raises them.
     """
     model = fitted_model(model)
-    query = query if isinstance(query, ad.AnnData) else load(query)
-    _, var = cell_matrix(query, layer)
+    if not isinstance(query, ad.AnnData):
+        query, layer = load_or_open(query, layer)
+    _, var = streamed_matrix(query, layer)
     with warnings.catch_warnings():  # the report says it
         warnings.filterwarnings("ignore", "Only .* genes found")
         return align_genes(var, model.genes, query.obs_names).coverage
@@ -236,11 +250,13 @@ def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
 def predict_logits(model: SIMSClassifier, batches) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of batches of cells at the model's temperature, (cells, classes), and unseen scores, (cells,); float32."""
     model.eval()
-    parts = []
-    for batch in progress_bar(batches, desc="annotating", unit="batch"):
-        cells = batch.cells.to(model.device)
+
+    def predict(cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = model.calibrated(model(cells))
-        parts.append((logits.cpu(), model.profiles.unseen(logits, model.profiles.distance(cells)).cpu()))
+        return logits.cpu(), model.profiles.unseen(logits, model.profiles.distance(cells)).cpu()
+
+    batches = (batch.cells for batch in progress_bar(batches, desc="annotating", unit="batch"))
+    parts = predict_in_parts(predict, batches, model.device)
     return tuple(torch.cat(found) for found in zip(*parts, strict=True))
 
 

@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 
 from sims_kit.cells.batches import query_batches
-from sims_kit.datasets import load
+from sims_kit.datasets import load_or_open
 from sims_kit.errors import DataError, UnknownNameError
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.contributions import explain_batch
@@ -159,6 +159,7 @@ def explain(
     layer: str | None = None,
     batch_size: int = 512,
     steps: bool = False,
+    backed: bool | str = "auto",
 ) -> Explanation:
     """Which genes the model looks at and what they add, for each cell, each class and overall.
 
@@ -181,6 +182,9 @@ def explain(
         Cells explained at once.
     steps
         Keep the mask of each decision step as well.
+    backed
+        Of a path: leave the matrix of an `.h5ad` or `.zarr` on disk and read blocks of cells as they are needed. True,
+        False, or ``"auto"``, when it would take more than three tenths of the free memory.
 
     Raises
     ------
@@ -188,7 +192,8 @@ def explain(
         As `annotate` raises them, and if there is no column `groupby`.
     """
     model = fitted_model(model)
-    cells = cells if isinstance(cells, ad.AnnData) else load(cells)
+    if not isinstance(cells, ad.AnnData):
+        cells, layer = load_or_open(cells, layer, backed)
     if groupby is not None and groupby not in cells.obs:
         raise UnknownNameError("obs column", groupby, cells.obs.columns)
     batches, _, _ = query_batches(cells, model.genes, layer=layer, batch_size=batch_size)

@@ -3,6 +3,7 @@
 import warnings
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -65,6 +66,30 @@ def test_copy(model, make_cells):
     query = make_cells()
     annotated = sk.annotate(query, model, copy=True)
     assert "sims_label" in annotated.obs and "sims_label" not in query.obs and not query.uns
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_a_path_may_stay_on_disk(model, make_cells, tmp_path, suffix, monkeypatch):
+    """With `backed` the answer is that of memory, its matrix still in the file; it can be written again."""
+    query = make_cells(n_cells=150)
+    query.layers["counts"], query.X = query.X.copy(), query.X * 0.5
+    path = tmp_path / f"query{suffix}"
+    getattr(query, {".h5ad": "write_h5ad", ".zarr": "write_zarr"}[suffix])(path)
+    expected = sk.annotate(path, model, layer="counts", backed=False)
+    found = sk.annotate(path, model, layer="counts", backed=True)
+    assert found.obs.equals(expected.obs)
+    np.testing.assert_allclose(found.obsm["sims_probabilities"], expected.obsm["sims_probabilities"], atol=1e-6)
+    assert hasattr(found.X, "group") and found.X.group.name == "/layers/counts"
+    assert sk.gene_coverage(path, model, layer="counts").fraction == 1
+    out = tmp_path / "annotated.h5ad"
+    if suffix == ".h5ad":  # the matrix is copied from file to file
+        monkeypatch.setattr(h5py.Dataset, "__array__", lambda *_, **__: pytest.fail("read into memory"))
+    sk.annotate(path, model, layer="counts", backed=True, out=out)
+    monkeypatch.undo()
+    written = ad.read_h5ad(out)
+    assert (query.layers["counts"] != written.X).nnz == 0 and written.obs["sims_label"].notna().all()
+    with pytest.raises(SettingError, match="backed='yes'"):
+        sk.annotate(path, model, backed="yes")
 
 
 def test_paths_in_and_h5ad_out(model, make_cells, tmp_path):

@@ -121,6 +121,14 @@ def test_steps_on_request(model, cells, explanation):
     np.testing.assert_allclose(only.toarray(), explanation.cells[:20].toarray(), atol=1e-5)
 
 
+def test_cells_may_stay_on_disk(model, cells, explanation, tmp_path):
+    """A file that is left on disk gives the explanation of memory."""
+    cells.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")
+    found = sk.explain(model, tmp_path / "cells.h5ad", batch_size=64, backed=True)
+    np.testing.assert_allclose(found.cells.toarray(), explanation.cells.toarray(), atol=1e-6)
+    assert found.genes.index.equals(explanation.genes.index) and found.cell_names.equals(explanation.cell_names)
+
+
 def test_written_for_scanpy(cells, explanation, tmp_path):
     """Layers, class tables and a ranking that scanpy's own functions read, after a round trip through a file."""
     adata = cells[:, ::-1].copy()  # genes in another order

@@ -1,7 +1,7 @@
 """Mini-batches of cells: sparse rows from one or several sources, normalised on the way."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from typing import NamedTuple, Protocol
 
@@ -9,14 +9,15 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from sims_kit.cells.disk import CellStream, DiskCells
 from sims_kit.cells.genes import GeneAlignment, GeneCoverage, align_genes
-from sims_kit.cells.matrix import cell_matrix, layer_names
-from sims_kit.cells.normalise import detect_state, normalise
+from sims_kit.cells.matrix import UNKNOWN, layer_names, matrix_state, streamed_matrix
+from sims_kit.cells.normalise import normalise
+from sims_kit.cells.samplers import BLOCK_SIZE, BUFFER_SIZE, BlockSampler, CellBatchSampler, Shard, ShuffleSampler
+from sims_kit.datasets import StoredMatrix
 from sims_kit.errors import SettingError
-
-UNKNOWN = -1  # label of a cell whose class is not known
 
 with warnings.catch_warnings():  # torch says once per process that CSR is in beta: let it say so here, unheard
     warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
@@ -31,7 +32,7 @@ class CellBatch(NamedTuple):
 
 
 class CellSource(Protocol):
-    """What a dataset draws cells from: a matrix in memory or, one day, on disk.
+    """What a dataset draws cells from: a matrix in memory (`MemoryCells`) or on disk (`sims_kit.cells.disk.DiskCells`).
 
     `state` tells what the values are (see `sims_kit.cells.normalise.detect_state`), `labels` is
     int64 with one class per cell, -1 where unknown.
@@ -96,69 +97,38 @@ class CellDataset(Dataset):
 
     def __getitems__(self, positions: Sequence[int]) -> CellBatch:
         positions = np.asarray(positions, dtype=np.int64)
-        owner = np.searchsorted(self._starts, positions, side="right") - 1
+        return self.batch(self.rows(positions), positions)
+
+    def rows(self, positions: np.ndarray) -> sp.csr_matrix:
+        """Model input of these cells in this order, (len(positions), vocabulary)."""
+        owner, within = self.locate(positions)
         parts = []
         for i in np.unique(owner):
             source = self.sources[i]
-            parts.append(normalise(source.rows(positions[owner == i] - self._starts[i]), source.state))
-        cells = parts[0]
-        if len(parts) > 1:  # back from source by source to the order asked for
-            cells = sp.vstack(parts, format="csr")[np.argsort(np.argsort(owner, kind="stable"))]
-        return CellBatch(_tensor(cells), torch.from_numpy(self.labels[positions]))
+            parts.append(normalise(source.rows(within[owner == i]), source.state))
+        if len(parts) == 1:
+            return parts[0]
+        # back from source by source to the order asked for
+        return sp.vstack(parts, format="csr")[np.argsort(np.argsort(owner, kind="stable"))]
 
+    def batch(self, rows: sp.csr_matrix, positions: Sequence[int]) -> CellBatch:
+        """These rows, which belong to these positions, with their labels."""
+        return CellBatch(_tensor(rows), torch.from_numpy(self.labels[np.asarray(positions)]))
 
-class ShuffleSampler(RandomSampler):
-    """Every position once, in an order that follows from seed and epoch alone.
-
-    Lightning calls `set_epoch` before each epoch, so a resumed run sees the orders of an
-    uninterrupted one. It is a RandomSampler so that Lightning, on several devices, puts a
-    shuffling distributed sampler in its place.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int = 0):
-        super().__init__(dataset, generator=torch.Generator())
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]
-        self.generator.manual_seed(int(mixed))
-        yield from super().__iter__()
-
-
-class CellBatchSampler(BatchSampler):
-    """Batches of positions; a last batch of one cell joins the one before it.
-
-    Batch normalisation needs two cells. The arguments are those of torch's BatchSampler, so that
-    Lightning can put in another sampler, for prediction or for several devices.
-    """
-
-    def __init__(self, sampler: Sampler[int] | Sequence[int], batch_size: int, drop_last: bool = False):
-        super().__init__(sampler, batch_size, drop_last)
-
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.sampler), self.batch_size)
-        joined = self.drop_last or (rest == 1 and full > 0)
-        return full + (rest > 0 and not joined)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        previous = None
-        for batch in super().__iter__():
-            if previous and len(batch) == 1 < self.batch_size:
-                previous = previous + batch
-                continue
-            if previous:
-                yield previous
-            previous = batch
-        if previous:
-            yield previous
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each position, and the position within that source."""
+        owner = np.searchsorted(self._starts, positions, side="right") - 1
+        return owner, positions - self._starts[owner]
 
 
 def cell_loader(
-    dataset: Dataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, num_workers: int = 0
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    num_workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
 ) -> DataLoader:
     """A DataLoader that gives one `CellBatch` after another.
 
@@ -172,8 +142,12 @@ def cell_loader(
         A new order every epoch, the same for the same seed; in order otherwise.
     num_workers
         Processes that prepare batches; 0 prepares them in this one.
+    shard
+        Which process this is, and of how many that share the cells out (`sims_kit.cells.samplers.Shard`).
     """
     order = ShuffleSampler(dataset, seed) if shuffle else range(len(dataset))
+    if shard[1] > 1:
+        order = Shard(order, batch_size, *shard)
     return DataLoader(
         dataset,
         batch_sampler=CellBatchSampler(order, batch_size),
@@ -184,12 +158,51 @@ def cell_loader(
     )
 
 
+def cell_stream(
+    dataset: CellDataset,
+    positions: Sequence[int],
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    block_size: int = BLOCK_SIZE,
+    buffer_size: int = BUFFER_SIZE,
+    shard: tuple[int, int] = (0, 1),
+) -> CellStream:
+    """Batches of cells on disk; `sims_kit.cells.batches.cell_loader` for those in memory.
+
+    Parameters
+    ----------
+    dataset
+        Of `DiskCells`, `MemoryCells` or both.
+    positions
+        Which of its cells, rising.
+    batch_size
+        Cells per batch; the last may hold one more, or fewer.
+    shuffle, seed
+        A new order every epoch (`BlockSampler`), the same for the same seed; in order otherwise.
+    block_size, buffer_size
+        Cells that are read from one place, and cells that are held at once. Larger blocks read faster, a larger buffer
+        mixes better and takes more memory.
+    shard
+        Which process this is, and of how many that share the cells out (`sims_kit.cells.samplers.Shard`).
+    """
+    positions, at_once = np.asarray(positions), max(1, buffer_size // batch_size)
+    order = positions
+    if shuffle:
+        order = BlockSampler(dataset, positions, seed, block_size=block_size, buffer_size=at_once * batch_size)
+    if shard[1] > 1:
+        order = Shard(order, at_once * batch_size, *shard)
+    return CellStream(dataset, CellBatchSampler(order, batch_size), at_once)
+
+
 def query_batches(
     adata: AnnData, vocabulary: Sequence[str], *, layer: str | None = None, batch_size: int = 1024
-) -> tuple[DataLoader, GeneCoverage, str]:
+) -> tuple[DataLoader | CellStream, GeneCoverage, str]:
     """The cells of a query in order, as a model with this vocabulary takes them.
 
-    Genes are aligned and values normalised batch by batch; `adata` is not changed. The library size
+    Genes are aligned and values normalised batch by batch; `adata` is not changed. A matrix that is still in a file
+    stays there, and its state is told from a sample of the cells. The library size
     is the sum over the model's genes, so extra genes never change a prediction.
 
     Parameters
@@ -221,9 +234,13 @@ def query_batches(
     """
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise SettingError(f"batch_size={batch_size!r}: give a whole number of cells, 1 or more.")
-    matrix, var = cell_matrix(adata, layer)
-    state = detect_state(matrix, name="The query's matrix", layers=layer_names(adata))
+    matrix, var = streamed_matrix(adata, layer)
+    name = "The query's matrix"
+    state = matrix_state(matrix, name, layer_names(adata))
     alignment = align_genes(var, vocabulary, adata.obs_names)
+    if isinstance(matrix, StoredMatrix):
+        cells = DiskCells(matrix, state, alignment=alignment, name=name)
+        return cell_stream(CellDataset([cells]), range(len(cells)), batch_size), alignment.coverage, state
     cells = MemoryCells(matrix, state, alignment=alignment)
     return cell_loader(CellDataset([cells]), batch_size), alignment.coverage, state
 

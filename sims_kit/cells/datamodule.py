@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,18 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Subset
 
-from sims_kit.cells.batches import CellDataset, MemoryCells, cell_loader
+from sims_kit.cells.batches import CellDataset, MemoryCells, cell_loader, cell_stream
+from sims_kit.cells.device import DeviceBatches, on_device
+from sims_kit.cells.disk import CellStream, DiskCells
 from sims_kit.cells.genes import GeneAlignment, id_kind, shared_genes
 from sims_kit.cells.matrix import LabelledCells, labelled_cells
-from sims_kit.cells.splits import Split, check_shares, stratified_split
-from sims_kit.datasets import read
+from sims_kit.cells.samplers import BLOCK_SIZE, BUFFER_SIZE
+from sims_kit.cells.settings import check_settings, listed, unique_names
+from sims_kit.cells.splits import Split, stratified_split
+from sims_kit.datasets import StoredMatrix, open_stored, read
 from sims_kit.datasets.delimited import sniff
+from sims_kit.datasets.stored import left_on_disk, stored_names
 from sims_kit.errors import LabelError, SettingError
-
-HOW = ("intersection", "union")
-ORIENTATIONS = ("cells_by_genes", "genes_by_cells")
 
 
 class DataModule(LightningDataModule):
@@ -59,7 +61,14 @@ class DataModule(LightningDataModule):
     seed
         Of the split and of the order of training batches.
     num_workers
-        Processes that prepare batches; 0 prepares them in the training process.
+        Processes that prepare batches; 0 prepares them in the training process. Not for cells on disk, which are read
+        ahead by threads.
+    backed
+        Leave the matrices of `.h5ad` and `.zarr` files on disk and read blocks of cells as they are needed: True,
+        False, or ``"auto"``, which does so when they would take more than three tenths of the free memory. An AnnData
+        that was opened backed stays on disk unless False.
+    block_size, buffer_size
+        For cells on disk: how many are read from one place, and how many are held at once, to be mixed.
     verbose
         Print what was found.
 
@@ -95,24 +104,34 @@ class DataModule(LightningDataModule):
         test: float = 0.1,
         seed: int = 0,
         num_workers: int = 0,
+        backed: bool | str = "auto",
+        block_size: int = BLOCK_SIZE,
+        buffer_size: int = BUFFER_SIZE,
         verbose: bool = True,
     ):
         super().__init__()
-        self.datafiles = _listed(datafiles)
+        self.datafiles = listed(datafiles)
         n_files = len(self.datafiles)
-        self.labelfiles = [None] * n_files if labelfiles is None else _listed(labelfiles)
+        self.labelfiles = [None] * n_files if labelfiles is None else listed(labelfiles)
         self.orientations = [orientation] * n_files if isinstance(orientation, str) else list(orientation)
         self.class_label, self.keep, self.drop, self.layer, self.how = class_label, keep, drop, layer, genes
         self.batch_size, self.validation, self.test = batch_size, validation, test
         self.seed, self.num_workers, self.verbose = seed, num_workers, verbose
+        self.backed, self.block_size, self.buffer_size = backed, block_size, buffer_size
         self._dataset: CellDataset | None = None
-        self._check_arguments()
+        self._cell_names: list[str] | None = None
+        check_settings(self)
+        self._check_labels()
 
     def setup(self, stage: str | None = None) -> None:
         """Read everything, once; called by Lightning, and by every property that needs it."""
         if self._dataset is not None:
             return
-        files = [self._read(i) for i in range(len(self.datafiles))]
+        paths = [
+            item if isinstance(item, Path) and turn == "cells_by_genes" else None
+            for item, turn in zip(self.datafiles, self.orientations, strict=True)
+        ]
+        files = [self._read(i, backed) for i, backed in enumerate(left_on_disk(paths, self.layer, self.backed))]
         self._encode_labels(files)
         self._split = stratified_split(self._labels, self.validation, self.test, self.seed)
         for part, share in (("validation", self.validation), ("test", self.test)):
@@ -122,7 +141,7 @@ class DataModule(LightningDataModule):
                     f"{self.class_label!r} is the column of the labels, merge classes, or set {part}=0."
                 )
         self._genes = shared_genes([file.genes for file in files], self.how, [file.name for file in files])
-        self._cell_names = _unique_names([file.cell_names for file in files])
+        self._names_of_files = [file.cell_names for file in files]
         self._files = [file.described() for file in files]
         if len(set(self._column("state"))) > 1:
             warnings.warn(
@@ -167,7 +186,9 @@ class DataModule(LightningDataModule):
     @property
     def cell_names(self) -> list[str]:
         """Name of every cell; with ``-0``, ``-1``, ... for its file when files share names."""
-        return self._ready("_cell_names")
+        if self._cell_names is None:
+            self._cell_names = unique_names([names() for names in self._ready("_names_of_files")])
+        return self._cell_names
 
     @property
     def split(self) -> Split:
@@ -187,25 +208,31 @@ class DataModule(LightningDataModule):
         return self._column("state")
 
     @property
+    def is_backed(self) -> bool:
+        """Whether cells stay on disk."""
+        return any(isinstance(source, DiskCells) for source in self._ready("_dataset").sources)
+
+    @property
     def provenance(self) -> dict:
         """Where the cells come from, as plain values that any file format can hold."""
         parts = {part: len(positions) for part, positions in self.split._asdict().items()}
         files = [dict(file) for file in self._files]
-        return {"files": files, "class_label": self.class_label, "seed": self.seed, "cells": parts}
+        told = {"class_label": self.class_label, "gene_kind": self.gene_kind, "seed": self.seed}
+        return {"files": files, **told, "cells": parts}
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader | CellStream | DeviceBatches:
         """Training cells, in a new order every epoch."""
         return self._loader("train", shuffle=True)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> DataLoader | CellStream | DeviceBatches | list:
         """Validation cells in order; an empty list when `validation` is 0."""
         return self._loader("validation") if self.validation else []
 
-    def test_dataloader(self) -> DataLoader | list:
+    def test_dataloader(self) -> DataLoader | CellStream | DeviceBatches | list:
         """Test cells in order; an empty list when `test` is 0."""
         return self._loader("test") if self.test else []
 
-    def predict_dataloader(self) -> DataLoader | list:
+    def predict_dataloader(self) -> DataLoader | CellStream | DeviceBatches | list:
         """Test cells in order: ``cell_names[i] for i in split.test``."""
         return self.test_dataloader()
 
@@ -214,63 +241,33 @@ class DataModule(LightningDataModule):
             self._summary() if self._dataset is not None else f"DataModule of {len(self.datafiles)} files, not read yet"
         )
 
-    def _check_arguments(self) -> None:
-        n_files = len(self.datafiles)
-        wrong_types = [
-            type(item).__name__ for item in self.datafiles if not isinstance(item, str | os.PathLike | AnnData)
-        ]
-        no_mappings = [columns for columns in (self.keep, self.drop) if not isinstance(columns or {}, Mapping)]
-        check_shares(self.validation, self.test)
-        for wrong, message in (
-            (not n_files, "datafiles is empty: give at least one path or AnnData."),
-            (wrong_types, f"datafiles holds {wrong_types}: each entry must be a path or an AnnData."),
-            (
-                not _whole(self.batch_size, 2),
-                f"batch_size={self.batch_size!r}: give a whole number, 2 or more.",
-            ),
-            (not _whole(self.seed, 0), f"seed={self.seed!r}: give a whole number, 0 or more."),
-            (not _whole(self.num_workers, 0), f"num_workers={self.num_workers!r}: give 0 or more processes."),
-            (no_mappings, f"keep={self.keep}, drop={self.drop}: give columns and values, {{'cell_number': [1]}}."),
-            (
-                not isinstance(self.class_label, str | None),
-                f"class_label={self.class_label!r}: give the name of one column, as text.",
-            ),
-            (self.how not in HOW, f"genes={self.how!r}: choose one of {HOW}."),
-            (
-                len(self.orientations) != n_files or not set(self.orientations) <= set(ORIENTATIONS),
-                f"orientation={self.orientations}: choose one of {ORIENTATIONS}, or one for each datafile.",
-            ),
-        ):
-            if wrong:
-                raise SettingError(message)
-        if len(self.labelfiles) != n_files:
-            raise LabelError(
-                f"There are {len(self.labelfiles)} labelfiles for {n_files} datafiles. Give one for each, "
-                "None where the labels are in obs."
-            )
-        paths = [path for path in [*self.datafiles, *self.labelfiles] if isinstance(path, str | os.PathLike)]
-        missing = [os.fspath(path) for path in paths if not Path(path).exists()]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(paths)} files do not exist: {', '.join(missing)}. Check the paths; "
-                "a dataset of the registry is given as sims_kit.load(name)."
-            )
+    def _check_labels(self) -> None:
         if self.class_label is None:
             raise LabelError(f"class_label is missing: name the labels' column, one of {self._label_columns()}.")
 
     def _label_columns(self) -> list[str]:
+        """Columns of the first file in which labels may be."""
         if self.labelfiles[0] is not None:
             return sniff(Path(self.labelfiles[0]), delimiters="\t,;").first
         return list(self._open(0).obs.columns)
 
-    def _open(self, i: int) -> AnnData:
+    def _open(self, i: int, backed: bool = False) -> AnnData:
         item = self.datafiles[i]
-        return item if isinstance(item, AnnData) else read(item, orientation=self.orientations[i])
+        if isinstance(item, AnnData):
+            return item
+        return open_stored(item, self.layer) if backed else read(item, orientation=self.orientations[i])
 
-    def _read(self, i: int) -> LabelledCells:
-        item, cells = self.datafiles[i], self._open(i)
-        name = f"AnnData {i + 1}" if isinstance(item, AnnData) else Path(item).name
-        return labelled_cells(cells, name, self.class_label, self.labelfiles[i], self.keep, self.drop, self.layer)
+    def _read(self, i: int, backed: bool) -> LabelledCells:
+        item = self.datafiles[i]
+        is_path = not isinstance(item, AnnData)
+        cells = self._open(i, backed)
+        layer = None if is_path and backed else self.layer  # open_stored has made it X
+        name = Path(item).name if is_path else f"AnnData {i + 1}"
+        chosen = (self.class_label, self.labelfiles[i], self.keep, self.drop, layer)
+        found = labelled_cells(cells, name, *chosen, file=item, backed=self.backed is not False)
+        if is_path and backed:
+            found.cell_names = partial(stored_names, item, found.rows)
+        return found
 
     def _encode_labels(self, files: list[LabelledCells]) -> None:
         unlabelled = sum(file.n_unlabelled for file in files)
@@ -289,18 +286,38 @@ class DataModule(LightningDataModule):
             )
 
     def _gathered(self, files: list[LabelledCells]) -> CellDataset:
-        """All cells on the common genes; each file's own matrix is let go as soon as it is aligned."""
+        """All cells on the common genes; a matrix in memory is let go as soon as it is aligned."""
         sources, start = [], 0
         for file in files:
-            stop = start + len(file.labels)
-            matrix, file.matrix = GeneAlignment(file.genes, self._genes).apply(file.matrix), None
-            sources.append(MemoryCells(matrix, file.state, self._labels[start:stop]))
-            start = stop
+            labels = self._labels[start : start + len(file.labels)]
+            alignment = GeneAlignment(file.genes, self._genes)
+            if isinstance(file.matrix, StoredMatrix):
+                name = f"The matrix of {file.name}"
+                sources.append(DiskCells(file.matrix, file.state, labels, alignment, file.rows, name))
+            else:
+                matrix, file.matrix = alignment.apply(file.matrix), None
+                sources.append(MemoryCells(matrix, file.state, labels))
+            start += len(labels)
         return CellDataset(sources)
 
-    def _loader(self, part: str, shuffle: bool = False) -> DataLoader:
-        cells = Subset(self._ready("_dataset"), getattr(self.split, part).tolist())
-        return cell_loader(cells, self.batch_size, shuffle=shuffle, seed=self.seed, num_workers=self.num_workers)
+    def _loader(self, part: str, shuffle: bool = False) -> DataLoader | CellStream | DeviceBatches:
+        dataset, positions = self._ready("_dataset"), getattr(self.split, part)
+        shard = self._shard(part, len(positions))
+        options = dict(batch_size=self.batch_size, shuffle=shuffle, seed=self.seed, shard=shard)
+        if self.is_backed:
+            return cell_stream(dataset, positions, block_size=self.block_size, buffer_size=self.buffer_size, **options)
+        loader = cell_loader(Subset(dataset, positions.tolist()), num_workers=self.num_workers, **options)
+        return on_device(loader, self.trainer)
+
+    def _shard(self, part: str, n_cells: int) -> tuple[int, int]:
+        """Rank of this process, and how many there are."""
+        rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if n_cells < 2 * n_ranks and n_ranks > 1:
+            raise SettingError(
+                f"The {part} part has {n_cells} cells for {n_ranks} processes; each needs two. Use fewer devices, or "
+                f"{'a larger share' if part != 'train' else 'more cells'}."
+            )
+        return rank, n_ranks
 
     def _ready(self, name: str):
         self.setup()
@@ -317,28 +334,11 @@ class DataModule(LightningDataModule):
             for file in self._files
         ]
         parts = ", ".join(f"{len(positions):,} {part}" for part, positions in self._split._asdict().items())
-        lines.append(f"{len(self._classes)} classes, {len(self._genes):,} genes ({self.how}), cells: {parts}")
+        classes = f"{len(self._classes)} classes" if self._classes else "no labels asked for"
+        lines.append(f"{classes}, {len(self._genes):,} genes ({self.how}), cells: {parts}")
         return "\n".join(lines)
 
     @rank_zero_only
     def _say(self, text: str) -> None:
         if self.verbose:
             print(text)
-
-
-def _whole(value, least: int) -> bool:
-    return isinstance(value, Integral) and value >= least
-
-
-def _listed(value) -> list:
-    """One entry or several as a list, ``~`` in paths written out."""
-    items = value if isinstance(value, list | tuple) else [value]
-    return [Path(os.path.expanduser(item)) if isinstance(item, str | os.PathLike) else item for item in items]
-
-
-def _unique_names(names: list[list[str]]) -> list[str]:
-    """Names of all files' cells, told apart by the file's number where files share names."""
-    joined = [name for of_file in names for name in of_file]
-    if len(names) == 1 or not pd.Index(joined).has_duplicates:
-        return joined
-    return [f"{name}-{i}" for i, of_file in enumerate(names) for name in of_file]

@@ -63,6 +63,33 @@ def detect_state(X: sp.spmatrix | np.ndarray, *, name: str = "The matrix", layer
     return "log-normalised"
 
 
+def check_state(values: np.ndarray, state: str, name: str = "The matrix") -> None:
+    """Raise `DataError` when further values of a matrix are not what `detect_state` took it for.
+
+    Parameters
+    ----------
+    values
+        Nonzeros of some cells.
+    state
+        What was found in others.
+    name
+        What to call the matrix in messages.
+    """
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    if low < 0 or not np.isfinite([low, high]).all():
+        found = f"values from {low:.3g} to {high:.3g}"
+    elif state == "counts" and not _whole(values):
+        found = "values that are not whole"
+    elif state == "log-normalised" and high > LOG_CEILING:
+        found = f"values up to {high:.3g}"
+    else:
+        return
+    raise DataError(
+        f"{name} was taken for {state} by a sample of its cells, but others hold {found}. Expected one kind of "
+        "values throughout, none negative or missing: write the file anew, or pass another layer."
+    )
+
+
 def normalise(cells: sp.csr_matrix, state: str, target_sum: float = 1e4) -> sp.csr_matrix:
     """Model input: every cell scaled to `target_sum`, then ``log1p``; log-normalised input as it is.
 

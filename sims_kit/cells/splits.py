@@ -1,7 +1,7 @@
 """Seeded, stratified splits that survive rare classes."""
 
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
@@ -37,11 +37,15 @@ def stratified_split(labels: Sequence, validation: float = 0.1, test: float = 0.
     Raises
     ------
     SettingError
-        Shares out of range.
+        Shares or seed out of range.
     LabelError
-        No labelled cell.
+        No labelled cell, or labels that are no list.
     """
     check_shares(validation, test)
+    if not isinstance(seed, Integral) or seed < 0:
+        raise SettingError(f"seed={seed!r}: give a whole number, 0 or more.")
+    if isinstance(labels, str) or np.ndim(labels) != 1:
+        raise LabelError(f"labels has shape {np.shape(labels)}; give a list or column with one label per cell.")
     codes, classes = pd.factorize(pd.Series(labels), sort=True)
     if not len(classes):
         raise LabelError(f"None of the {len(codes):,} cells has a label; nothing can be split.")

@@ -1,11 +1,14 @@
 """The datasets from the command line: list them, fetch them ahead of a workshop, verify what is in the cache.
 
+And `shuffle`, a copy of any `.h5ad` with its cells in random order, of any size in bounded memory.
+
 ::
 
     python -m sims_kit.datasets list
     python -m sims_kit.datasets fetch mouse-immune worm-neurons
     python -m sims_kit.datasets fetch --tier small
     python -m sims_kit.datasets verify
+    python -m sims_kit.datasets shuffle cells.h5ad shuffled.h5ad
 """
 
 import argparse
@@ -20,7 +23,8 @@ from sims_kit.datasets.catalogue import megabytes
 from sims_kit.datasets.fetch import cache_folder, known_hash, problem
 from sims_kit.datasets.load import converted_path, prepare
 from sims_kit.datasets.registry import Dataset, read_registry
-from sims_kit.errors import DataError, FetchError, UnknownNameError
+from sims_kit.datasets.shuffling import shuffle
+from sims_kit.errors import DataError, FetchError, SettingError, UnknownNameError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,10 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verify_ = commands.add_parser("verify", help="check the hashes of what is in the cache")
     fetch_.add_argument("names", nargs="*", metavar="NAME")
     verify_.add_argument("names", nargs="*", metavar="NAME", help="by default all datasets")
+    shuffle_ = commands.add_parser("shuffle", help="copy an .h5ad with its cells in random order")
+    shuffle_.add_argument("source", metavar="IN.h5ad")
+    shuffle_.add_argument("target", metavar="OUT.h5ad")
+    shuffle_.add_argument("--seed", type=int, default=0, help="same seed, same order")
     for command in (list_, fetch_):
         command.add_argument("--tier", choices=["bundled", "simulated", "small", "full"], help="all of this tier")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "shuffle":
+            return _shuffle(options.source, options.target, options.seed)
         if options.command == "list":
             return _list(_chosen([], options.tier) if options.tier else read_registry().datasets)
         if options.command == "verify":
@@ -106,6 +116,15 @@ def _verify(datasets: dict[str, Dataset]) -> int:
         else:
             print(f"{path}: right{'' if file.sha256 else ' (as when it was pinned)'}")
     return status
+
+
+def _shuffle(source: str, target: str, seed: int) -> int:
+    try:
+        print(f"{shuffle(source, target, seed=seed)}: ready")
+    except (DataError, SettingError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 def _paths(name: str, entry: Dataset) -> list[Path]:

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import re
+import reprlib
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +25,12 @@ from anndata import AnnData
 
 from sims_kit.errors import DataError
 
+LONGEST_LINE = 2**28  # bytes: ten million values; without an end of line, a small packed file would fill the memory
 BLOCK_BYTES = 2**25  # of text at once: 32 MB are 16 million values at most, under 1 GB while they are made sparse
 VALUES_PER_CHUNK = 100_000  # of a block at once: their text and positions stay in the processor's cache
 CHUNKS_PER_PARSE = 16  # for pandas, which needs 40 bytes per value and half a millisecond to start
 QUOTED = re.compile(rb'"((?:[^"]|"")*)"')
-NUMBER = re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *", re.ASCII)
+NUMBER = re.compile(r" *[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)? *", re.ASCII)  # one way to match: else time is squared
 LETTERS_OF_NUMBERS = b"0123456789+-.eE "  # pandas takes TRUE, inf and a few others for numbers, too
 csv.field_size_limit(
     2**31 - 1
@@ -77,7 +79,7 @@ def sniff(path: Path | zipfile.Path, delimiters: str = "\t,; ") -> Layout:
         The file holds no line.
     """
     with open_text(path) as text:
-        lines = list(islice((line for line in text if line.strip()), 2))
+        lines = list(islice((line for line in _lines(text, path) if line.strip()), 2))
     if not lines:
         raise DataError(f"{path} is empty: it holds no line of text. Export or download it again.")
     cut = {delimiter: [next(csv.reader([line], delimiter=delimiter)) for line in lines] for delimiter in delimiters}
@@ -89,6 +91,18 @@ def sniff(path: Path | zipfile.Path, delimiters: str = "\t,; ") -> Layout:
     delimiter = max(delimiters, key=merit)
     first, second = ([*cut[delimiter], []])[:2]
     return Layout(delimiter, first, second)
+
+
+def _lines(text: io.TextIOBase, path: Path | zipfile.Path) -> Iterator[str]:
+    """Lines, none of them endless."""
+    while line := text.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise _no_lines(path)
+        yield line
+
+
+def _no_lines(path: Path | zipfile.Path) -> DataError:
+    return DataError(f"{path} has a line of {LONGEST_LINE:,} letters or more, so it is no table. Download it again.")
 
 
 def sniff_matrix(path: Path | zipfile.Path) -> Layout:
@@ -171,7 +185,10 @@ def _texts(path: Path | zipfile.Path, start: int) -> Iterator[tuple[bytes, int, 
             while not file.readline().strip(b"\xef\xbb\xbf \t\r\n"):  # empty lines above the header
                 pass
         while text := file.read(BLOCK_BYTES):
-            text += file.readline()
+            rest = file.readline(LONGEST_LINE)
+            if len(rest) == LONGEST_LINE:
+                raise _no_lines(path)
+            text += rest
             yield text, file.tell(), raw.tell()
 
 
@@ -278,7 +295,7 @@ def _wrong_value(
     if column is None:  # as 1e999
         return DataError(f"{path}: the row {name!r} holds numbers that are too large. Export the file again.")
     value = values[column]
-    found = f"the value {value!r} is not a number" if value.strip() else "the value is missing"
+    found = f"the value {reprlib.repr(value)} is not a number" if value.strip() else "the value is missing"
     return DataError(
         f"{path}: {found} in row {name!r}, column {columns[column]!r}. Expected numbers "
         "everywhere but in the first line and the first column. Put labels into a label file of their own."

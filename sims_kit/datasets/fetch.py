@@ -11,11 +11,13 @@ import pooch
 import requests
 from filelock import Timeout
 from tqdm import tqdm
+from urllib3.exceptions import HTTPError as BrokenBody
 
 from sims_kit.datasets.checksums import LOCK_FILE, file_hash, lock_of, pin, pinned_hash
-from sims_kit.datasets.download import Downloader, plain_problem
+from sims_kit.datasets.download import TIMEOUT, Downloader, plain_problem
 from sims_kit.datasets.registry import DataFile
 from sims_kit.errors import FetchError
+from sims_kit.files import written_whole
 from sims_kit.progress import is_switched_on
 
 RETRIES = 2  # after the first attempt, per address; pooch waits 1 s, then 2 s
@@ -76,6 +78,49 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: Sequence[s
         _check(dataset, folder, file, path)
     if known_hash(folder, file) is None:
         _pin(dataset, folder, file, path)
+    return path
+
+
+def fetch_fresh(url: str, folder: str, name: str, *, most: int) -> Path:
+    """Path of a small file that may change at its address: downloaded each time, else the copy of the last time.
+
+    Parameters
+    ----------
+    url
+        Its address.
+    folder, name
+        Where the copy lies in the cache.
+    most
+        Bytes; a longer answer is refused.
+
+    Raises
+    ------
+    FetchError
+        The file cannot be had and there is no copy, or the answer is too long.
+
+    Warns
+    -----
+    UserWarning
+        The address cannot be reached; the copy is used.
+    """
+    path = cache_folder() / folder / name
+    if is_offline() and path.exists():
+        return path
+    if is_offline():
+        raise FetchError(f"{url} is not in the cache ({path}), and SIMS_KIT_OFFLINE forbids the network.")
+    try:
+        with requests.get(url, stream=True, timeout=TIMEOUT) as response:
+            response.raise_for_status()
+            content = response.raw.read(most + 1, decode_content=True)
+    except (requests.RequestException, BrokenBody) as error:
+        if not path.exists():
+            raise FetchError(f"{url} could not be downloaded: {error}. Check the address and the network.") from error
+        warnings.warn(f"{url} cannot be reached ({type(error).__name__}); using the copy {path}.", stacklevel=3)
+        return path
+    if len(content) > most:
+        raise FetchError(f"{url} answers with more than {most:,} bytes: it is not the file that was expected.")
+    with written_whole(path) as part:
+        part.write_bytes(content)
     return path
 
 

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -90,18 +91,23 @@ def select_cells(
     DataError
         No cell is left.
     """
-    chosen = pd.Series(True, index=range(adata.n_obs))
+    return adata[chosen_cells(adata.obs, keep, drop)].copy()
+
+
+def chosen_cells(
+    obs: pd.DataFrame, keep: Mapping[str, Iterable] | None = None, drop: Mapping[str, Iterable] | None = None
+) -> np.ndarray:
+    """Which rows of `obs` `select_cells` chooses, as bool; raises what it raises."""
+    chosen = pd.Series(True, index=range(len(obs)))
     for columns, wanted in ((keep, True), (drop, False)):
         for column, values in (columns or {}).items():
-            if column not in adata.obs:
-                raise UnknownNameError("obs column", column, adata.obs.columns)
+            if column not in obs:
+                raise UnknownNameError("obs column", column, obs.columns)
             values = [values] if isinstance(values, str | int | float) else values
-            chosen &= adata.obs[column].map(_text).isin({_text(v) for v in values}).to_numpy() == wanted
+            chosen &= obs[column].map(_text).isin({_text(v) for v in values}).to_numpy() == wanted
     if not chosen.any():
-        raise DataError(
-            f"No cell is left of {adata.n_obs:,} with keep={keep} and drop={drop}. Check the values in obs."
-        )
-    return adata[chosen.to_numpy()].copy()
+        raise DataError(f"No cell is left of {len(obs):,} with keep={keep} and drop={drop}. Check the values in obs.")
+    return chosen.to_numpy()
 
 
 def check_orientation(adata: AnnData, class_label: str | None = None, name: str = "The matrix") -> None:
@@ -230,7 +236,12 @@ def _by_name(table: pd.DataFrame, column: str, cells: pd.Index, labelfile: Label
 
 def _typed(column: pd.Series, names: Collection[str]) -> pd.Series:
     """Numbers as numbers, but labels and other names always as text."""
-    return pd.to_numeric(column) if column.name not in names and _is_number(column) else column
+    if column.name in names or not _is_number(column):
+        return column
+    try:
+        return pd.to_numeric(column)
+    except ValueError:  # whole numbers of more digits than any type holds: they name something
+        return column
 
 
 def _is_number(column: pd.Series) -> bool:

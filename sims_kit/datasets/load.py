@@ -18,8 +18,11 @@ from sims_kit.datasets.labels import attach_labels, check_orientation, select_ce
 from sims_kit.datasets.readers import DELIMITED, read
 from sims_kit.datasets.registry import ArchiveSource, Dataset, FilesSource, SimulatedSource, read_registry
 from sims_kit.datasets.simulate import simulated
+from sims_kit.datasets.stored import left_on_disk, open_stored
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
+LARGE = 2**30  # bytes of an archive's member: below, it does no harm
+MOST_PACKED = 300  # to one; deflate reaches a thousand on nothing but zeros
 SIGNED = (  # keys of an entry that travel with the data
     *("version", "title", "label", "other_labels", "sample", "region", "state", "species", "tissue", "protocol"),
     *("preprocessing", "notes", "licence", "citation", "doi"),
@@ -70,9 +73,44 @@ def load(name_or_path: str | Path, *, size: str | None = None) -> AnnData:
     if is_name:
         return _load_dataset(name_or_path, registry[name_or_path], size or "fast")
     path = Path(name_or_path).expanduser()
-    if isinstance(name_or_path, str) and not path.exists() and len(path.parts) == 1 and not path.suffix:
+    if isinstance(name_or_path, str) and not os.path.exists(path) and len(path.parts) == 1 and not path.suffix:
         raise UnknownNameError("dataset", name_or_path, registry.datasets)
     return read(path)
+
+
+def load_or_open(
+    name_or_path: str | Path, layer: str | None = None, backed: bool | str = "auto"
+) -> tuple[AnnData, str | None]:
+    """As `load`, but the matrix of an `.h5ad` or `.zarr` may stay in its file.
+
+    Parameters
+    ----------
+    name_or_path
+        As in `load`.
+    layer
+        Where the matrix is that will be needed: None for `X`, ``"raw"``, or the name of a layer.
+    backed
+        True, False, or ``"auto"``: when the matrix would take more than three tenths of the free memory.
+
+    Returns
+    -------
+    tuple
+        The AnnData, and in which of its layers the matrix is: None when it stays in its file, whatever it is there.
+
+    Raises
+    ------
+    SettingError
+        `backed` is none of the three, or True for a file that must be read.
+    UnknownNameError, FetchError, DataError
+        As `load` and `sims_kit.datasets.stored.open_stored` raise them.
+    """
+    if backed not in (True, False, "auto"):
+        raise SettingError(f'backed={backed!r}: choose True (cells stay on disk), False (in memory) or "auto".')
+    path = Path(name_or_path).expanduser() if isinstance(name_or_path, str | os.PathLike) else None
+    is_file = path is not None and path.exists() and name_or_path not in read_registry().datasets
+    if is_file and left_on_disk([path], layer, backed)[0]:
+        return open_stored(path, layer), None
+    return load(name_or_path), layer
 
 
 def prepare(name: str) -> list[Path]:
@@ -164,9 +202,21 @@ def _member(name: str, archive: Path, member: str) -> zipfile.Path:
         path = zipfile.Path(archive, member)
     except zipfile.BadZipFile as error:
         raise DataError(f"{name}: {archive} is no zip archive ({error}). Download it again.") from error
-    if not path.is_file():
+    if path.is_file():
+        _refuse_bomb(name, path)
+    else:
         raise DataError(f"{name}: {archive} has no member {member!r}. The entry in data_registry.yaml is wrong.")
     return path
+
+
+def _refuse_bomb(name: str, member: zipfile.Path) -> None:
+    """Refuse a member that fills memory and disk out of little: text of counts packs thirty to one."""
+    info = member.root.getinfo(member.at)
+    if info.file_size > LARGE and info.file_size > MOST_PACKED * info.compress_size:
+        raise DataError(
+            f"{name}: {member} unpacks from {info.compress_size:,} to {info.file_size:,} bytes; no matrix is packed "
+            "like that. Download the archive again."
+        )
 
 
 def _attach_genes(shell: AnnData, table: zipfile.Path) -> None:

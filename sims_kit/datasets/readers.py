@@ -80,7 +80,7 @@ def read(path: str | Path, *, orientation: str = "cells_by_genes") -> AnnData:
 
 def _reader_of(path: Path) -> Callable[[Path], AnnData]:
     """The function that reads this path, by its name and, for folders, by what lies in it."""
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's, it takes names that are too long
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = nearest(path.name, siblings) if siblings else f"The folder {path.parent} does not exist or is empty."
         raise FileNotFoundError(f"There is no file {path}. {hint}")

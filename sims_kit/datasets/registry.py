@@ -1,6 +1,7 @@
 """`data_registry.yaml`: one entry per dataset, checked against a schema before anything is fetched."""
 
 import re
+import reprlib
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,10 +11,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 
 from sims_kit.errors import RegistryError, UnknownNameError, nearest
 
+
+def _inside(member: str) -> str:
+    """A path that does not lead out of the archive."""
+    if ".." in member.split("/"):
+        raise ValueError(f"{member!r} leads out of the archive.")
+    return member
+
+
 Text = Annotated[str, Field(min_length=1)]
 Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
 FileName = Annotated[str, Field(pattern=r"^[\w][\w .+-]*$")]  # no slash: a file stays inside the cache folder
-Member = Annotated[str, Field(pattern=r"^[\w][\w .+/-]*$")]  # a path inside an archive, read and never unpacked
+Member = Annotated[str, Field(pattern=r"^[\w][\w .+/-]*$"), AfterValidator(_inside)]  # in an archive; never unpacked
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Doi = Annotated[str, Field(pattern=r"^10\.\d{4,9}/\S+$")]
@@ -28,7 +37,8 @@ class _Strict(BaseModel):
     @classmethod
     def _known_keys(cls, values: object) -> object:
         for key in set(values) - set(cls.model_fields) if isinstance(values, dict) else ():
-            raise ValueError(f"unknown key {key!r} with value {values[key]!r}. {nearest(key, cls.model_fields)}")
+            found = f"{reprlib.repr(key)} with value {reprlib.repr(values[key])}"  # either may be endless
+            raise ValueError(f"unknown key {found}. {nearest(key, cls.model_fields)}")
         return values
 
 
@@ -198,7 +208,7 @@ def read_registry(path: Path | None = None) -> Registry:
     path = registry_path() if path is None else Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # no UTF-8, a date that is none, too deep
         raise RegistryError(f"{path} cannot be read as YAML: {error}") from error
     try:
         return Registry.model_validate(content)

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -13,12 +14,16 @@ from torch import Tensor
 from sims_kit.calibration import CalibrationCells, calibration_cells, fit_temperature
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.metrics import metric_collection
-from sims_kit.model.ensemble import make_network, mean_logits
+from sims_kit.model.about import summary
+from sims_kit.model.devices import gathered
+from sims_kit.model.divergence import divergence
+from sims_kit.model.ensemble import encoder_parameters, make_network, mean_logits
+from sims_kit.model.network_settings import DEFAULTS, plain_settings, wrong_setting
 from sims_kit.model.profiles import ClassProfiles
 from sims_kit.model.recipes import Recipe, get_recipe
-from sims_kit.model.tabnet import TabNet
+from sims_kit.model.trainer import optimisation
 
-NETWORK_SETTINGS = ["n_models", *list(inspect.signature(TabNet).parameters)[2:]]  # n_genes and n_classes: the data's
+NETWORK_SETTINGS = list(DEFAULTS)
 
 
 class SIMSClassifier(pl.LightningModule):
@@ -55,6 +60,8 @@ class SIMSClassifier(pl.LightningModule):
         Series of the metrics on held-out test cells once they were measured, else None.
     provenance
         What the model was trained on; JSON-like, saved with the model.
+    about
+        What the file it was loaded from says beside: date, versions, recipe, kind of genes, licence, notes; else empty.
     temperature
         What `forward`'s logits are divided by before the softmax: 1 until training ends, then fitted on the validation
         cells (`sims_kit.calibration.fit_temperature`).
@@ -89,14 +96,16 @@ class SIMSClassifier(pl.LightningModule):
         **recipe_settings,
     ):
         super().__init__()
+        for name, size in (("input_dim", input_dim), ("output_dim", output_dim)):
+            if not isinstance(size, Integral):
+                raise SettingError(f"{name} is {size!r}; give a whole number, such as that of a DataModule.")
         if output_dim < 2:
             raise SettingError(f"output_dim is {output_dim}; a classifier needs at least two classes.")
         self.recipe = _change(get_recipe(recipe), recipe_settings)
         self.input_dim, self.output_dim = input_dim, output_dim
         self.genes, self.classes = genes and list(genes), classes and list(classes)
         self._check_names()
-        self.network_params = {**self.recipe.network, **(network or {})}
-        _check_network_settings(self.network_params)
+        self.network_params = _network_settings(self.recipe, network)
         self.network = make_network(input_dim, output_dim, **self.network_params)
         self.optimizer_choice = _choice(optimizer, optimizer_params, "optimizer", self.recipe)
         self.scheduler_choice = (
@@ -108,12 +117,12 @@ class SIMSClassifier(pl.LightningModule):
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
-        self.metrics = torch.nn.ModuleDict(
-            {stage: metric_collection(output_dim, prefix=stage) for stage in ("train_", "val_", "test_")}
-        )
+        self.encoder_rate = 1.0  # share of the learning rate; lower where the encoder is pretrained
+        self.metrics = torch.nn.ModuleDict()  # made when they are needed: they grow with the square of the classes
         self.history = pd.DataFrame()
         self.test_metrics: pd.Series | None = None
         self.provenance: dict[str, Any] = {}
+        self.about: dict[str, Any] = {}
         self.calibration_cells: CalibrationCells | None = None
 
     @property
@@ -134,8 +143,15 @@ class SIMSClassifier(pl.LightningModule):
         """Logits of `forward` at the model's temperature."""
         return logits / self.temperature
 
+    def __repr__(self) -> str:
+        return summary(self)
+
     def setup(self, stage: str) -> None:
         """Take genes, classes and class weights from the data module, where they were not given."""
+        if not self.metrics:
+            self.metrics.update(
+                {part: metric_collection(self.output_dim, part) for part in ("train_", "val_", "test_")}
+            )
         module = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or module is None:
             return
@@ -147,6 +163,7 @@ class SIMSClassifier(pl.LightningModule):
             )
         self.genes, self.classes = self.genes or module.genes, self.classes or module.classes
         self.provenance.update(module.provenance)
+        self.about = {}  # of a file, whose weights are about to change
         if self.recipe.weight_classes and not self._weights_given:
             self._set_class_weights(module.class_weights ** float(self.recipe.weight_classes))
 
@@ -158,17 +175,17 @@ class SIMSClassifier(pl.LightningModule):
 
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""
-        outputs = self.network.outputs(batch.cells)
-        losses = [
-            self._loss(output.logits, batch.labels) + self.recipe.lambda_sparse * output.mask_entropy
-            for output in outputs
-        ]
-        loss = sum(losses)  # each network's gradients are its own
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The training loss is {loss.item()} in batch {batch_index} of epoch {self.current_epoch}: training "
-                "has diverged. Lower the learning rate (optimizer_params), or look for extreme values in the input."
-            )
+        try:
+            outputs = self.network.outputs(batch.cells)
+            losses = [
+                self._loss(output.logits, batch.labels) + self.recipe.lambda_sparse * output.mask_entropy
+                for output in outputs
+            ]
+            loss = sum(losses)  # each network's gradients are its own
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"The training loss is {loss.item()}: training has diverged.")
+        except FloatingPointError as error:
+            raise divergence(self, batch.cells, batch_index, error) from error
         logits = mean_logits([output.logits for output in outputs])
         self._track("train_", logits, batch.labels, loss / len(losses))
         return loss
@@ -213,21 +230,8 @@ class SIMSClassifier(pl.LightningModule):
 
     def configure_optimizers(self):
         """The recipe's optimiser and scheduler, or the ones given."""
-        make, params = self.optimizer_choice
-        if "fused" in inspect.signature(make).parameters and self.device.type in ("cpu", "cuda"):
-            half = self._trainer is not None and self.trainer.precision == "16-mixed"  # cannot be clipped when fused
-            params = {"fused": not half, **params}  # four times as fast on a CPU
-        optimizer = make(self.parameters(), **params)
-        if self.scheduler_choice is None:
-            return optimizer
-        make, params = self.scheduler_choice
-        length = {"total_steps", "T_max"} & set(inspect.signature(make).parameters)
-        for name in length - set(params):
-            params = {**params, name: int(self.trainer.estimated_stepping_batches)}
-        scheduler = {"scheduler": make(optimizer, **params), "interval": "step" if length else "epoch"}
-        if isinstance(scheduler["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau):
-            scheduler["monitor"] = "val_loss"
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        slower = [] if self.encoder_rate == 1 else encoder_parameters(self.network)
+        return optimisation(self, self.optimizer_choice, self.scheduler_choice, slower=slower, rate=self.encoder_rate)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(
@@ -240,7 +244,7 @@ class SIMSClassifier(pl.LightningModule):
 
     def _track(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         self.metrics[stage].update(logits.detach().softmax(dim=1), labels)
-        options = dict(on_step=False, on_epoch=True, batch_size=len(labels))
+        options = dict(on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
         self.log(f"{stage}loss", loss.detach(), **options)
         if stage != "train_" or self.trainer.is_last_batch:  # Lightning keeps the metrics until the epoch's end
             self.log_dict(self.metrics[stage], **options)
@@ -257,12 +261,13 @@ class SIMSClassifier(pl.LightningModule):
         if not parts:
             return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64), torch.empty(0)]
         found = [torch.cat(part) for part in zip(*parts, strict=True)]
-        if self.trainer.world_size > 1:
-            found = [part.flatten(0, 1) for part in self.all_gather(found)]
-        return found
+        return [torch.cat(gathered(part, self.device)) for part in found]
 
     def _set_class_weights(self, weights: Tensor) -> None:
-        weights = torch.as_tensor(weights, dtype=self.class_weights.dtype)
+        try:
+            weights = torch.as_tensor(weights, dtype=self.class_weights.dtype)
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"class_weights={weights!r}: give {self.output_dim} positive numbers.") from error
         if weights.shape != self.class_weights.shape or not (weights > 0).all():
             raise SettingError(
                 f"class_weights has shape {tuple(weights.shape)} and smallest value {weights.min():.3g}; expected "
@@ -281,8 +286,14 @@ def _choice(given, given_params, kind: str, recipe: Recipe):
     make = given or getattr(recipe, kind)
     if make is None:
         return None
+    if not callable(make):
+        raise SettingError(f"{kind}={make!r}: give a class of torch.optim, such as torch.optim.AdamW.")
     own = getattr(recipe, f"{kind}_params") if make is getattr(recipe, kind) else {}
-    return make, {**own, **(given_params or {})}
+    params, options = {**own, **(given_params or {})}, inspect.signature(make).parameters
+    takes_any = any(option.kind is inspect.Parameter.VAR_KEYWORD for option in options.values())
+    for name in () if takes_any else params.keys() - options.keys():
+        raise UnknownNameError(f"argument of {make.__name__}", name, list(options)[1:])
+    return make, params
 
 
 def _change(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
@@ -296,7 +307,14 @@ def _change(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     return dataclasses.replace(recipe, **settings)
 
 
-def _check_network_settings(settings: Mapping[str, Any]) -> None:
+def _network_settings(recipe: Recipe, network: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The recipe's, with those given."""
+    if not isinstance(network or {}, Mapping):
+        raise SettingError(f"network={network!r}: give names and values, such as {{'n_steps': 3}}.")
+    settings = plain_settings({**recipe.network, **(network or {})})
     for name in settings:
         if name not in NETWORK_SETTINGS:
             raise UnknownNameError("network setting", name, NETWORK_SETTINGS)
+    if wrong := wrong_setting(settings):
+        raise SettingError(f"In the network's settings, {wrong}")
+    return settings

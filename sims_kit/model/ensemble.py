@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import SettingError
+from sims_kit.model.devices import share_statistics
 from sims_kit.model.tabnet import TabNet, TabNetOutput
 
 
@@ -72,14 +75,22 @@ class Ensemble(nn.Module):
             member.encoder.initial_bn.load_state_dict(first.encoder.initial_bn.state_dict())
 
     def refresh_statistics(self, batches: Iterable) -> None:
-        """As `TabNet.refresh_statistics`, one member after the other."""
-        for member in self.members:
-            member.refresh_statistics(batches)
+        """As `TabNet.refresh_statistics`; one pass for all members."""
+        with ExitStack() as stack:
+            for member in self.members:
+                stack.enter_context(member.whole_cells())
+            update_bn(batches, self, device=self.members[0].final_mapping.weight.device)
+        share_statistics(self)
 
 
 def make_network(n_genes: int, n_classes: int, **settings) -> "TabNet | Ensemble":
     """An `Ensemble` where the settings give ``n_models``, else a `TabNet`."""
     return (Ensemble if "n_models" in settings else TabNet)(n_genes, n_classes, **settings)
+
+
+def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """All of a network, or of every member of an ensemble, but what makes logits of decisions and genes."""
+    return [parameter for name, parameter in network.named_parameters() if "encoder." in name]
 
 
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:

@@ -2,8 +2,8 @@
 
 import json
 import os
+from collections.abc import Collection, Iterable
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,15 @@ from safetensors.torch import save_file
 
 from sims_kit.calibration import CalibrationCells
 from sims_kit.errors import ModelFileError, SettingError
+from sims_kit.files import written_whole
+from sims_kit.model.about import present_versions, recipe_settings
 from sims_kit.model.classifier import SIMSClassifier
+from sims_kit.model.file_check import PROFILES, check_plain, check_tensors, named_tensors, read_index
 from sims_kit.model.recipes import Recipe
 
-FORMAT, FORMAT_VERSION = "sims_kit", 2
-READABLE = (1, 2)  # version 1 had no calibration
+FORMAT, FORMAT_VERSION = "sims_kit", 3
+READABLE = (1, 2, 3)  # version 1 had no temperature, version 2 neither recipe, kind of genes, licence nor notes
+_ABOUT = ("saved", "versions", "recipe", "gene_kind", "licence", "notes")  # of the header, kept in `model.about`
 _REQUIRED = {"format_version", "genes", "classes", "network", "provenance", "test_metrics"}
 _CELLS = {  # tensors that say what the validation cells were like; not in every file
     "calibration.labels": torch.int64,
@@ -29,8 +33,13 @@ _CELLS = {  # tensors that say what the validation cells were like; not in every
 }
 
 
-def save_model(model: SIMSClassifier, path: str | os.PathLike) -> Path:
-    """Write weights, genes, classes, network settings, provenance and test metrics into one file.
+def save_model(
+    model: SIMSClassifier, path: str | os.PathLike, *, licence: str | None = None, notes: str | None = None
+) -> Path:
+    """Write a model into one file, with all that is known of it.
+
+    Weights, genes and classes; network, recipe, temperature and calibration cells; what it was trained on (names and
+    hashes of the data, seed), test metrics, versions of the packages, date, licence and notes.
 
     The file appears whole or not at all: it is written beside its place and then moved there, so that a full disk
     or an interruption leaves an older file of that name as it was.
@@ -41,6 +50,10 @@ def save_model(model: SIMSClassifier, path: str | os.PathLike) -> Path:
         A fitted classifier.
     path
         Where to; by convention ``*.safetensors``. Missing folders are made.
+    licence
+        Under which the model may be used, such as ``"CC-BY-4.0"``; that of the file it was loaded from when left out.
+    notes
+        Anything a user should know, as free text; likewise.
 
     Returns
     -------
@@ -50,10 +63,13 @@ def save_model(model: SIMSClassifier, path: str | os.PathLike) -> Path:
     Raises
     ------
     SettingError
-        If the model was never fitted, or `path` is a folder.
+        If the model was never fitted, `path` is a folder or no path, or licence or notes are no text.
     """
     model = fitted_model(model)
-    path = Path(path).expanduser()
+    path = _path(path)
+    for name, text in (("licence", licence), ("notes", notes)):
+        if not isinstance(text, str | None):
+            raise SettingError(f"{name}={text!r}: give it as text.")
     if path.is_dir():
         raise SettingError(f"{str(path)!r} is a folder. Name a file, such as {str(path / 'model.safetensors')!r}.")
     header = {
@@ -65,58 +81,62 @@ def save_model(model: SIMSClassifier, path: str | os.PathLike) -> Path:
         "provenance": model.provenance,
         "test_metrics": None if model.test_metrics is None else model.test_metrics.to_dict(),
         "saved": date.today().isoformat(),
-        "versions": {package: version(package) for package in ("sims_kit", "torch", "pytorch-tabnet")},
+        "versions": present_versions(),
+        "recipe": model.about.get("recipe") or recipe_settings(model),
+        "gene_kind": model.provenance.get("gene_kind", model.about.get("gene_kind")),
+        "licence": model.about.get("licence") if licence is None else licence,
+        "notes": model.about.get("notes", "") if notes is None else notes,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        metadata = {"format": FORMAT, "header": json.dumps(header, allow_nan=True)}
+    check_plain(header, path)
+    metadata = {"format": FORMAT, "header": json.dumps(header, allow_nan=True)}
+    with written_whole(path) as part:
         save_file(_tensors(model), part, metadata=metadata)
         part.chmod(0o644)  # safetensors writes for the owner alone; a model is there to be shared
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
 def load_model(path: str | os.PathLike) -> SIMSClassifier:
     """Read a model that `save_model` wrote, on the CPU and ready to predict.
 
+    What the file says of its tensors is compared with what its genes, classes and network need before anything is
+    built, so that memory grows with the file and not with its claims. No code of the file is run, nothing unpickled.
+
     Raises
     ------
     FileNotFoundError
         If there is no such file.
+    SettingError
+        If `path` is no path, or an address on the web.
     ModelFileError
         If the file is damaged, was written by something else or by a newer version, or contradicts itself.
     """
-    path = Path(path).expanduser()
+    if isinstance(path, str) and path.startswith(("http://", "https://")):
+        raise SettingError(f"{path!r} is an address. Download the file, or load it from a zoo: sims_kit.zoo.load.")
+    path = _path(path)
     if path.is_dir():
         raise ModelFileError(f"{str(path)!r} is a folder. Expected a file that `save_model(model, path)` wrote.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no model file {str(path)!r}. `save_model(model, path)` writes one.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = _header(file.metadata(), path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise ModelFileError(
-            f"{str(path)!r} is not a whole safetensors file ({error}). Copy or download it again. Only what "
-            "`save_model` wrote can be opened, no pickle and no checkpoint."
-        ) from error
-    try:
-        model = SIMSClassifier(
-            len(header["genes"]),
-            len(header["classes"]),
-            genes=header["genes"],
-            classes=header["classes"],
-            recipe=Recipe(network=header["network"]),
-        )
-    except (TypeError, ValueError, KeyError) as error:
-        raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {error}") from error
-    model.calibration_cells = _calibration_cells(tensors, len(model.classes), path)
-    _fill(model, tensors, path)
-    model.temperature.fill_(_temperature(header, path))
+    entries, texts = read_index(path)
+    header = _header(texts, path)
+    temperature = _temperature(header, path)
+    check_tensors(header, entries, _CELLS.keys(), path)
+    tensors = read_tensors(path, entries, not_checked=_CELLS)
+    cells = _calibration_cells(tensors, len(header["classes"]), path)
+    model = SIMSClassifier(
+        len(header["genes"]),
+        len(header["classes"]),
+        genes=header["genes"],
+        classes=header["classes"],
+        recipe=Recipe(network=header["network"]),
+    )
+    own = named_tensors(model.network, model.profiles)
+    for name, tensor in tensors.items():
+        own[name].data.copy_(tensor)
+    model.temperature.fill_(temperature)
+    model.calibration_cells = cells
     model.provenance = header["provenance"]
+    model.about = {key: header[key] for key in _ABOUT if key in header}
     if header["test_metrics"] is not None:
         model.test_metrics = pd.Series(header["test_metrics"], name="test")
     return model.eval()
@@ -144,26 +164,34 @@ def fitted_model(model: SIMSClassifier | str | os.PathLike) -> SIMSClassifier:
     return model
 
 
+def _path(path: str | os.PathLike) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise SettingError(
+            f"In the path's place is an object of type {type(path).__name__}. Expected a text or a Path."
+        )
+    return Path(path).expanduser()
+
+
 def _tensors(model: SIMSClassifier) -> dict[str, torch.Tensor]:
     """The network's parameters and running statistics, layers that steps share once; profiles; calibration cells."""
-    named = {**dict(model.network.named_parameters()), **dict(model.network.named_buffers())}
+    named = named_tensors(model.network, model.profiles)
+    if not model.profiles.is_measured:
+        named = {name: tensor for name, tensor in named.items() if not name.startswith(PROFILES)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     cells = model.calibration_cells or ()
-    if model.profiles.is_measured:
-        tensors |= {f"profiles.{name}": tensor.cpu() for name, tensor in model.profiles.state_dict().items()}
     return tensors | {name: torch.from_numpy(values) for name, values in zip(_CELLS, cells, strict=False)}
 
 
-def _header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
-    if (metadata or {}).get("format") != FORMAT:
+def _header(texts: dict[str, str], path: Path) -> dict[str, Any]:
+    if not isinstance(texts, dict) or texts.get("format") != FORMAT:
         raise ModelFileError(f"{str(path)!r} is a safetensors file, but not one of sims_kit's.")
     try:
-        header = json.loads(metadata["header"])
-        missing = _REQUIRED - set(header)
-    except (KeyError, TypeError, ValueError) as error:
+        header = json.loads(texts["header"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelFileError(f"The header of {str(path)!r} cannot be read: {error!r}") from error
-    if missing:
-        raise ModelFileError(f"The header of {str(path)!r} lacks {', '.join(sorted(missing))}.")
+    if not isinstance(header, dict) or (missing := _REQUIRED - header.keys()):
+        lacking = ", ".join(sorted(missing)) if isinstance(header, dict) else "everything: it is no mapping"
+        raise ModelFileError(f"The header of {str(path)!r} lacks {lacking}.")
     if header["format_version"] not in READABLE:
         raise ModelFileError(
             f"{str(path)!r} has format version {header['format_version']!r}; this sims_kit reads versions "
@@ -175,7 +203,23 @@ def _header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
             raise ModelFileError(f"The header of {str(path)!r} does not list its {names} as texts.")
         if len(set(listed)) != len(listed):
             raise ModelFileError(f"The header of {str(path)!r} names some of its {names} twice.")
+    if len(header["classes"]) < 2:
+        raise ModelFileError(f"The header of {str(path)!r} names {len(header['classes'])} classes, not two or more.")
+    check_plain(header, path)
     return header
+
+
+def read_tensors(path: Path, names: Iterable[str], *, not_checked: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """Tensors of a file, finite ones but for those that are not checked."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ModelFileError(f"{str(path)!r} is not a whole safetensors file ({error}). Download it again.") from error
+    for name, tensor in tensors.items():
+        if name not in not_checked and not torch.isfinite(tensor).all():
+            raise ModelFileError(f"Tensor {name!r} of {str(path)!r} holds NaN or infinite values.")
+    return tensors
 
 
 def _temperature(header: dict[str, Any], path: Path) -> float:
@@ -205,22 +249,3 @@ def _calibration_cells(tensors: dict[str, torch.Tensor], n_classes: int, path: P
     if not len(in_range) or not (in_range & np.isfinite(cells.strangeness)).all():
         raise ModelFileError(f"The calibration cells of {str(path)!r} hold classes or numbers out of range.")
     return cells
-
-
-def _fill(model: SIMSClassifier, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    own = {**dict(model.network.named_parameters()), **dict(model.network.named_buffers())}
-    profiles = {f"profiles.{name}": tensor for name, tensor in model.profiles.named_buffers()}
-    if profiles.keys() & tensors.keys():  # files of earlier versions have none
-        own |= profiles
-    if own.keys() != tensors.keys():
-        differing = sorted(own.keys() ^ tensors.keys())
-        raise ModelFileError(f"{str(path)!r} does not hold the tensors of its network; differing: {differing[:3]}.")
-    for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype:
-            raise ModelFileError(
-                f"Tensor {name!r} of {str(path)!r} is {tuple(tensor.shape)} {tensor.dtype}; its network needs "
-                f"{tuple(own[name].shape)} {own[name].dtype}."
-            )
-        if not torch.isfinite(tensor).all():
-            raise ModelFileError(f"Tensor {name!r} of {str(path)!r} holds NaN or infinite values.")
-        own[name].data.copy_(tensor)

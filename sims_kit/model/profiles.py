@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from sims_kit.model.devices import total
+
 ROBUST = 1.4826  # median absolute deviations of a normal distribution make one standard deviation
 LEAST_SPREAD = 1e-3  # of scores that hardly differ
 
@@ -42,6 +44,7 @@ class ClassProfiles(nn.Module):
             sums.index_add_(0, labels[rows] * n_genes + genes, values)
             squares.index_add_(0, genes, values.square())
             sizes += labels.bincount(minlength=n_classes)
+        sums, squares, sizes = (total(part, self.means.device) for part in (sums, squares, sizes))
         means = sums.view(n_classes, n_genes) / sizes.clamp(min=1)[:, None]
         within = squares - (sizes[:, None] * means.square()).sum(0)
         variance = (within / (sizes.sum() - n_classes).clamp(min=1)).clamp(min=0)

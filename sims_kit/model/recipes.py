@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from sims_kit.errors import UnknownNameError
+from sims_kit.errors import SettingError, UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Recipe:
     monitor_mode: str = "min"
     best_epoch: bool = True  # end with the weights of the best epoch, else with those of the last
     gradient_clip_val: float = 0.5  # largest norm of the gradient
+
+    def __post_init__(self):
+        if not isinstance(self.label_smoothing, Real) or not 0 <= self.label_smoothing < 1:
+            raise SettingError(f"label_smoothing={self.label_smoothing!r}: it is a share, at least 0 and below 1.")
 
     def schedule(self, n_training_cells: int, batch_size: int | None = None) -> tuple[int, int]:
         """Cells per batch and number of epochs for a training set of that size.

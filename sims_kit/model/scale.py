@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from sims_kit.model.devices import total
+
 
 class FixedScale(nn.Module):
     """Subtracts each gene's mean and divides all genes by one number, both measured once, on training cells.
@@ -22,7 +24,7 @@ class FixedScale(nn.Module):
     def measure(self, batches: Iterable) -> None:
         """Take means and variances from these batches: tensors (B, genes), dense or CSR, or tuples that start with one.
 
-        Cells without any variation leave scale and shift as they are.
+        Cells without any variation leave scale and shift as they are. Processes that train together measure all cells.
         """
         n_cells, sums = 0, torch.zeros(len(self.scale), dtype=torch.float64)
         squares = sums.clone()
@@ -33,6 +35,8 @@ class FixedScale(nn.Module):
             n_cells += len(cells)
             sums.index_add_(0, genes, values)
             squares.index_add_(0, genes, values.square())
+        counted = torch.tensor(n_cells, dtype=torch.float64)
+        n_cells, sums, squares = (total(part, self.scale.device) for part in (counted, sums, squares))
         mean = sums / n_cells
         variance = (squares / n_cells - mean.square()).clamp_(min=0)
         varies = variance > 0

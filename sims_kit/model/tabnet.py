@@ -6,7 +6,8 @@ genes x genes matrix, this encoder never makes one, and its sparsemax does not s
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import SettingError
+from sims_kit.model.devices import share_statistics
 from sims_kit.model.first_layer import first_layer, masked_first_layer, moments, unpacked
 from sims_kit.model.masks import Mask, expressed, expressed_mask, narrow_mask, update_statistics
 from sims_kit.model.scale import FixedScale
@@ -249,9 +251,16 @@ class TabNet(nn.Module):
         batches
             Of training cells: tensors as for `forward`, or tuples that start with one.
         """
+        with self.whole_cells():
+            update_bn(batches, self, device=self.final_mapping.weight.device)
+        share_statistics(self)
+
+    @contextmanager
+    def whole_cells(self) -> Iterator[None]:
+        """Without gene dropout for a while."""
         gene_dropout, self.gene_dropout = self.gene_dropout, 0.0
         try:
-            update_bn(batches, self, device=self.final_mapping.weight.device)
+            yield
         finally:
             self.gene_dropout = gene_dropout
 

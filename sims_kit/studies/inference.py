@@ -15,6 +15,7 @@ from anndata import AnnData
 from scipy.stats import ttest_ind
 
 from sims_kit.annotation import annotate
+from sims_kit.calibration.reliability import share_interval
 from sims_kit.cells.matrix import label_text
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load
@@ -25,7 +26,7 @@ from sims_kit.metrics import score
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.studies.adaptor import UNKNOWN, vocabulary
-from sims_kit.studies.scores import LEVEL, wilson
+from sims_kit.studies.scores import LEVEL
 from sims_kit.studies.tasks import registered
 from sims_kit.training import fit
 
@@ -264,7 +265,7 @@ def _welch(first: pd.Series, second: pd.Series) -> tuple[float, float]:
 
 def _percent(count: int, total: int, name: str = "percent") -> dict[str, float]:
     """A percentage with its interval, as columns: ``name``, ``name_low``, ``name_high``."""
-    low, high = wilson(count, total)
+    low, high = share_interval(int(count), int(total))
     share = count / total if total else np.nan
     return {name: 100 * share, f"{name}_low": 100 * low, f"{name}_high": 100 * high}
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from sims_kit import metrics
 from sims_kit.calibration import expected_calibration_error
@@ -130,14 +129,6 @@ def recall_by_class(cells: pd.DataFrame) -> pd.DataFrame:
     table = table[table["support"] > 0].reset_index()
     table = table.rename(columns={"support": "n_cells"})[["class", "n_cells", "recall"]]
     return table.sort_values("n_cells", kind="stable", ignore_index=True)
-
-
-def wilson(count: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, 0 to 1; it holds where counts are small, too. NaN of no cells."""
-    if not total:
-        return np.nan, np.nan
-    interval = binomtest(int(count), int(total)).proportion_ci(LEVEL, "wilson")
-    return float(interval.low), float(interval.high)
 
 
 def _codes(cells: pd.DataFrame) -> tuple[np.ndarray, ...]:

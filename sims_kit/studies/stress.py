@@ -16,12 +16,13 @@ import pandas as pd
 from anndata import AnnData
 from scipy import stats
 
+from sims_kit.calibration.reliability import share_interval
 from sims_kit.datasets.simulate import PRESETS, SimulationSettings, simulate
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.explanation import explain
 from sims_kit.studies.adaptor import UNKNOWN, Peer, Prediction
 from sims_kit.studies.peers import Sims, make_peer, versions_of
-from sims_kit.studies.scores import LEVEL, score_cells, wilson
+from sims_kit.studies.scores import LEVEL, score_cells
 from sims_kit.studies.sweep import sweep
 
 METHODS = ("SIMS, default", "linear SVM", "logistic regression", "CellTypist", "marker voting by cluster")
@@ -183,7 +184,7 @@ def _labelled(peer: Peer, organoid: AnnData) -> dict[str, float]:
     row["stress_counts_percent"] = float(100 * organoid.X[:, is_stress].sum() / organoid.X.sum())
     scores = score_cells(calls)
     n_labelled = int((calls["predicted"] != UNKNOWN).sum())
-    low, high = wilson((calls["predicted"] == calls["truth"]).sum(), n_labelled)
+    low, high = share_interval(int((calls["predicted"] == calls["truth"]).sum()), n_labelled)
     row |= {"n_cells": len(calls), "accuracy": scores.pop("accuracy"), "accuracy_low": low, "accuracy_high": high}
     row |= dict(scores) | {"mean_confidence": calls["confidence"].mean()}
     return row | _stress_shares(peer, query, organoid.var_names[is_stress])

@@ -21,6 +21,7 @@ from sims_kit.cells.batches import (
     cell_loader,
     query_batches,
 )
+from sims_kit.cells.matrix import cell_matrix
 from sims_kit.cells.normalise import normalise
 from sims_kit.errors import DataError, GeneError, UnknownNameError
 
@@ -190,6 +191,16 @@ def test_a_matrix_with_repeated_entries_is_summed_elsewhere(make_cells):
     batch = next(iter(query_batches(adata, adata.var_names)[0]))
     np.testing.assert_allclose(batch.cells.to_dense(), normalise(X, "counts").toarray(), rtol=1e-6)
     assert adata.X.nnz == 2 * X.nnz
+
+
+def test_indices_have_one_type(make_cells):
+    """Files may hold row starts in 64 bits and columns in 32: scipy would cast the whole matrix for every batch."""
+    adata = make_cells()
+    starts = adata.X.indptr.astype(np.int64)
+    adata.X.indptr = starts
+    matrix, _ = cell_matrix(adata)
+    assert matrix.indices.dtype == matrix.indptr.dtype == np.int32 and np.shares_memory(matrix.data, adata.X.data)
+    assert adata.X.indptr is starts
 
 
 def test_bad_queries(make_cells):

@@ -1,7 +1,11 @@
 """Model files: they come back the same, and never run code."""
 
+import errno
 import json
+import os
 import pickle
+from datetime import date
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from sims_kit.errors import ModelFileError, SettingError
 from sims_kit.model import SIMSClassifier, load_model, save_model
+from sims_kit.model.file import READABLE
+
+FILES = Path(__file__).with_name("files")
 
 
 def _fitted(recipe):
@@ -58,11 +65,38 @@ def test_round_trip(tmp_path, recipe):
     assert path.stat().st_mode & 0o777 == 0o644  # others may read it
 
 
-def test_version_1_had_no_temperature(model, tmp_path):
-    """A file of the first version still loads; its probabilities are the bare softmax, as they were then."""
-    path = _rewritten(save_model(model, tmp_path / "model.safetensors"), format_version=1)
-    cells = torch.rand(5, 4)
-    torch.testing.assert_close(load_model(path).probabilities(cells), model(cells).softmax(1))
+@pytest.mark.parametrize("version", READABLE)
+def test_older_versions(version):
+    """A file of every version, written by the sims_kit of its time, gives the probabilities that it gave then."""
+    path = FILES / f"version_{version}.safetensors"
+    answers = json.loads(path.with_suffix(".json").read_text())
+    model = load_model(path)
+    with torch.no_grad():
+        found = model.probabilities(torch.tensor(answers["cells"]))
+    torch.testing.assert_close(found, torch.tensor(answers["probabilities"]))
+    assert model.test_metrics["accuracy_micro"] == 0.75 and model.provenance["class_label"] == "cell_type"
+
+
+def test_what_a_file_says_of_itself(model, tmp_path):
+    """Recipe, kind of genes, versions, date, licence and notes come back, outlive a second save, and are shown."""
+    model.provenance |= {"gene_kind": "symbol", "cells": {"train": 80, "test": 10}}
+    path = save_model(model, tmp_path / "a.safetensors", licence="CC-BY-4.0", notes="Of adult cortex only.")
+    again = load_model(save_model(load_model(path), tmp_path / "b.safetensors"))
+    assert again.about["recipe"] | {"optimizer": "Adam", "lambda_sparse": 1e-3} == again.about["recipe"]
+    assert again.about["recipe"]["optimizer_params"] == {"lr": 0.01, "weight_decay": 1e-3}
+    assert again.about["versions"]["torch"] == torch.__version__
+    assert date.fromisoformat(again.about["saved"])
+    for part in (
+        "4 genes (symbol) to 2 classes",
+        "B cell, T cell",
+        "cells.h5ad",
+        "80 train",
+        "seed 0",
+        "accuracy 0.900",
+    ):
+        assert part in repr(again)
+    assert "licence CC-BY-4.0" in repr(again) and "Of adult cortex only." in repr(again)
+    assert "not fitted" in repr(SIMSClassifier(4, 2))
 
 
 @pytest.fixture
@@ -116,6 +150,21 @@ def test_failed_save_keeps_the_old_file(model, tmp_path):
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_full_disk_keeps_the_old_file(model, tmp_path, monkeypatch, step):
+    """When the disk is full, or the move fails, the old file is whole and nothing half-written is left."""
+
+    def full(*paths):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = save_model(model, tmp_path / "model.safetensors")
+    before = path.read_bytes()
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(model, path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
 def test_unfitted_model_is_not_saved(tmp_path):
     """Without names of genes and classes, or without training, a model cannot label anything."""
     untrained = SIMSClassifier(4, 2, genes=list("abcd"), classes=["B cell", "T cell"])
@@ -140,7 +189,12 @@ def test_unfitted_model_is_not_saved(tmp_path):
         (lambda path: _rewritten(path, genes=[1, 2, 3, 4]), "as texts"),
         (lambda path: _rewritten(path, genes=list("abcde")), "needs"),
         (lambda path: _rewritten(path, network={"n_steps": 2}), "tensors of its network"),
-        (lambda path: _rewritten(path, network={"n_moons": 2}), "cannot be built"),
+        (lambda path: _rewritten(path, network={"n_moons": 2}), "no setting 'n_moons'"),
+        (lambda path: _rewritten(path, network={"n_d": "8"}), "n_d is '8'"),
+        (lambda path: _rewritten(path, classes=["B cell"]), "1 classes"),
+        (lambda path: _rewritten(path, test_metrics={"accuracy": "high"}), "metric 'accuracy'"),
+        (lambda path: _rewritten(path, provenance=["cells.h5ad"]), "provenance as"),
+        (lambda path: _rewritten(path, notes=3), "notes as 3"),
         (lambda path: _rewritten(path, {"final_mapping.weight": torch.full((2, 8), torch.nan)}), "NaN"),
     ],
 )

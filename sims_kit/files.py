@@ -1,0 +1,48 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sims_kit.errors import SettingError
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises
+    ------
+    SettingError
+        If a file is in the way.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        way = next(place for place in (folder, *folder.parents) if place.exists())
+        raise SettingError(
+            f"{str(way)!r} is a file, so that {str(folder)!r} cannot be a folder. Name another."
+        ) from error
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, moved to `path` when the block ends without an error.
+
+    A full disk, an error or a kill leaves an older file of that name as it was. What was written is on the disk before
+    it is moved, so that a power failure leaves either file whole.
+
+    Parameters
+    ----------
+    path
+        Where the file shall be; missing folders are made.
+    """
+    make_folder(path.parent)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

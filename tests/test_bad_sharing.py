@@ -1,0 +1,299 @@
+"""Bad and odd input to what is saved and shared: models, checkpoints, zoos, registries, archives, results, settings.
+
+The same kind of table as in `test_bad_input.py`: a title, what is called, the error, and parts of its message.
+"""
+
+import gzip
+import os
+import sys
+import time
+import zipfile
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+from pydantic import ValidationError
+
+import sims_kit as sk
+from sims_kit.datasets import delimited
+from sims_kit.datasets.registry import ArchiveSource, read_registry
+from sims_kit.errors import (
+    DataError,
+    FetchError,
+    LabelError,
+    ModelFileError,
+    RegistryError,
+    SettingError,
+    UnknownNameError,
+)
+
+QUIET = dict(enable_progress_bar=False, verbose=False, logger=False)
+SMALL = {"network": {"n_models": 1, "n_d": 2, "n_a": 2}}
+
+
+def fit(**settings):
+    """`sk.fit` of a small network for one epoch."""
+    return lambda cells, model: sk.fit(
+        cells, "cell_type", **{**QUIET, "max_epochs": 1, "model_params": SMALL, **settings}
+    )
+
+
+def network(**settings):
+    """`sk.fit` with other settings of the network."""
+    return fit(model_params={"network": settings})
+
+
+def annotate(query=None, **options):
+    """`sk.annotate` of the cells, or of another query."""
+    return lambda cells, model: sk.annotate(cells if query is None else query, model, **options)
+
+
+def split(labels, **options):
+    """`sk.stratified_split`."""
+    return lambda cells, model: sk.stratified_split(labels, **options)
+
+
+def registry(content):
+    """`read_registry` of a file with this content."""
+
+    def read(cells, model):
+        Path("registry.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+        read_registry.__wrapped__(Path("registry.yaml"))
+
+    return read
+
+
+def on(function, *arguments, **options):
+    """A function that takes neither cells nor model."""
+    return lambda cells, model: function(*arguments, **options)
+
+
+def with_model(function, *arguments, **options):
+    """A function whose first argument is the model."""
+    return lambda cells, model: function(model, *arguments, **options)
+
+
+ARCHIVE = dict(name="a.zip", urls=["https://a.org/a.zip"], sha256=None, size=None)
+LAUGHS = "a: &a [x, x]\n" + "".join(  # two to the power of thirty-odd entries, if they were written out
+    f"{after}: &{after} [{', '.join([f'*{name}'] * 9)}]\n" for name, after in pairwise("abcdefghij")
+)
+# fmt: off
+CASES = [
+    # --- Saving and loading models
+    ("notes that are no text", with_model(sk.save_model, "m", notes=3), SettingError, ["notes=3", "as text"]),
+    ("licence that is no text", with_model(sk.save_model, "m", licence=["MIT"]), SettingError, ["licence=['MIT']"]),
+    ("number for a path to save to", with_model(sk.save_model, 3), SettingError, ["type int", "Path"]),
+    ("file for a folder", with_model(sk.save_model, "file/m"), SettingError, ["'file' is a file", "another"]),
+    ("number for a path to load", on(sk.load_model, 3), SettingError, ["type int"]),
+    ("address to load", on(sk.load_model, "https://a.org/m.st"), SettingError, ["address", "sims_kit.zoo.load"]),
+    ("model that is None", lambda cells, model: sk.annotate(cells, None), SettingError, ["NoneType", "annotate(query"]),
+    ("model file that is text", on(sk.load_model, "file"), ModelFileError, ["'file' is not a whole", "save_model"]),
+
+    # --- Results
+    ("results as csv", annotate(out="a.csv"), SettingError, ["'a.csv'", ".h5ad"]),
+    ("results in the query's place", annotate("q.h5ad", out="q.h5ad"), SettingError, ["q.h5ad", "stays as it is"]),
+    ("results through another path", annotate("q.h5ad", out="./x/../q.h5ad"), SettingError, ["stays as it is"]),
+    ("results through a link", annotate("q.h5ad", out="link.h5ad"), SettingError, ["stays as it is"]),
+    ("results to a folder", annotate(out="x"), SettingError, ["out='x'", ".h5ad"]),
+    ("results under a file", annotate(out="file/a.h5ad"), SettingError, ["'file' is a file"]),
+
+    # --- Checkpoints
+    ("checkpoints in a file", fit(checkpoints="file"), SettingError, ["file' is a file"]),
+
+    # --- Zoos
+    ("no zoo", on(sk.zoo.list, "x"), FetchError, ["no zoo in 'x'", "SIMS_KIT_ZOO", "publish"]),
+    ("number for a model's name", on(sk.zoo.load, 3), SettingError, ["type int"]),
+    ("unfitted model to publish", lambda c, m: sk.zoo.publish(sk.SIMSClassifier(4, 2), "zoo", name="a"),
+     SettingError, ["not fitted"]),
+    ("path for a name", with_model(sk.zoo.publish, "zoo", name="../a"), SettingError, ["'../a'", "small letters"]),
+    ("zoo in a file", with_model(sk.zoo.publish, "file", name="a"), SettingError, ["'file' is a file"]),
+    ("zoo that cannot be reached", on(sk.zoo.list, "http://127.0.0.1:9"), FetchError, ["127.0.0.1:9/zoo.json"]),
+
+    # --- Splits
+    ("negative seed of a split", split(["a", "b"], seed=-1), SettingError, ["seed=-1", "0 or more"]),
+    ("text for a seed of a split", split(["a", "b"], seed="x"), SettingError, ["seed='x'"]),
+    ("share that is NaN", split(["a", "b"], test=float("nan")), SettingError, ["test=nan", "shares"]),
+    ("labels in a table", split(np.array([["a"], ["b"]])), LabelError, ["(2, 1)", "one label per cell"]),
+    ("labels as one text", split("abc"), LabelError, ["one label per cell"]),
+    ("no labels to split", split([]), LabelError, ["None of the 0 cells"]),
+
+    # --- Settings of training
+    ("no epochs", fit(max_epochs=0), SettingError, ["max_epochs=0", "1 or more"]),
+    ("negative epochs", fit(max_epochs=-3), SettingError, ["max_epochs=-3"]),
+    ("text for epochs", fit(max_epochs="3"), SettingError, ["max_epochs='3'"]),
+    ("half an epoch", fit(max_epochs=1.5), SettingError, ["max_epochs=1.5"]),
+    ("seed beyond 64 bits", fit(seed=2**70), SettingError, ["seed=1180591620717411303424"]),
+    ("number for model_params", fit(model_params=3), SettingError, ["model_params=3", "names and values"]),
+    ("number for the network", fit(model_params={"network": 3}), SettingError, ["network=3", "names and values"]),
+    ("number for a recipe", fit(recipe=3), UnknownNameError, ["recipe 3", "'thesis'"]),
+    ("label smoothing of 2", fit(model_params={"label_smoothing": 2}), SettingError, ["label_smoothing=2", "below 1"]),
+    ("name of an optimiser", fit(model_params={"optimizer": "adam"}), SettingError, ["'adam'", "torch.optim.AdamW"]),
+    ("argument that the optimiser lacks", fit(model_params={"optimizer_params": {"learning_rate": 1}}),
+     UnknownNameError, ["argument of Adam", "'learning_rate'"]),
+    ("text for class weights", fit(model_params={"class_weights": "balanced"}), SettingError, ["'balanced'", "3 pos"]),
+    ("two class weights for three", fit(model_params={"class_weights": np.ones(2)}), SettingError, ["(2,)", "3 pos"]),
+
+    # --- Settings of the network
+    ("width of zero", network(n_d=0), SettingError, ["n_d is 0"]),
+    ("text for a width", network(n_d="8"), SettingError, ["n_d is '8'", "a whole number"]),
+    ("half a width", network(n_d=1.5), SettingError, ["n_d is 1.5", "a whole number"]),
+    ("no networks", network(n_models=0), SettingError, ["n_models is 0"]),
+    ("no steps", network(n_steps=0), SettingError, ["n_steps is 0"]),
+    ("fewer than no layers", network(n_independent=-1), SettingError, ["n_independent is -1", "at least 0"]),
+    ("empty ghost batches", network(virtual_batch_size=0), SettingError, ["virtual_batch_size is 0", "at least 1"]),
+    ("gamma below 1", network(gamma=0.5), SettingError, ["gamma is 0.5"]),
+    ("gamma that is NaN", network(gamma=float("nan")), SettingError, ["gamma is nan"]),
+    ("number for a switch", network(additive=1), SettingError, ["additive is 1", "True or False"]),
+    ("all genes dropped", network(gene_dropout=1), SettingError, ["gene_dropout is 1"]),
+    ("text for the number of genes", on(sk.SIMSClassifier, "60", 3), SettingError, ["input_dim is '60'"]),
+    ("no genes for a model", on(sk.SIMSClassifier, 0, 3), SettingError, ["n_genes is 0"]),
+    ("names for other genes", on(sk.SIMSClassifier, 3, 2, genes=["a"]), SettingError, ["1 genes were named"]),
+
+    # --- Matrices
+    ("complex numbers", lambda cells, model: sk.annotate(AnnData(cells.X.toarray() * 1j, var=cells.var), model),
+     DataError, ["complex", "real numbers"]),
+    ("texts", lambda cells, model: sk.annotate(AnnData(np.full(cells.shape, "a", object), var=cells.var), model),
+     DataError, ["object", "real numbers"]),
+    ("numbers beyond 32 bits", lambda c, m: sk.annotate(AnnData(c.X.toarray() * 1e300, var=c.var), m),
+     DataError, ["infinite values"]),
+    ("name of 5,000 letters", on(sk.read, "x" * 5000 + ".csv"), FileNotFoundError, ["There is no file"]),
+    ("name with a zero byte", on(sk.read, "a\0.csv"), FileNotFoundError, ["There is no file"]),
+    ("None to read", on(sk.read, None), SettingError, ["type NoneType"]),
+
+    # --- Labels and scores
+    ("cell that does not exist", lambda c, m: sk.explain_cell(m, c, "nobody"),
+     UnknownNameError, ["cell 'nobody'"]),
+    ("labels of lists", lambda c, m: sk.fit(AnnData(c.X, c.obs.assign(x=[[1]] * 120), c.var), "x", **QUIET),
+     LabelError, ["one class only, '[1]'"]),
+    ("scores of other lengths", on(sk.metrics.score, ["a"], ["a", "b"]), LabelError, ["1 labels", "y_pred 2"]),
+    ("scores of no cells", on(sk.metrics.score, [], []), LabelError, ["empty"]),
+    ("calibration by a column that does not exist", lambda c, m: sk.calibrate(m, c, "celltype"),
+     UnknownNameError, ["'celltype'", "'cell_type'"]),
+
+    # --- Registries
+    ("empty registry", registry(""), RegistryError, ["registry.yaml", "dictionary"]),
+    ("registry that is a list", registry("- a"), RegistryError, ["dictionary"]),
+    ("registry that is no text", registry(b"\xff\xfe\x00"), RegistryError, ["cannot be read", "utf-8"]),
+    ("registry with tabs", registry("a:\n\t- b"), RegistryError, ["cannot be read", "line 2"]),
+    ("registry with a date that is none", registry("version: 2021-13-45"), RegistryError, ["month"]),
+    ("registry nested deep", registry("[" * 5000), RegistryError, ["recursion"]),
+    ("registry that runs code", registry("!!python/object/apply:os.mkdir ['was_here']"), RegistryError, ["tag"]),
+    ("registry that grows out of itself", registry(LAUGHS), RegistryError, ["unknown key '"]),
+]
+# fmt: on
+
+
+@pytest.fixture(scope="module")
+def model(make_cells, tmp_path_factory):
+    """A small model."""
+    folder = tmp_path_factory.mktemp("fit")
+    return sk.fit(make_cells(), "cell_type", max_epochs=1, model_params=SMALL, default_root_dir=folder, **QUIET)
+
+
+@pytest.fixture
+def folder(make_cells, tmp_path, monkeypatch):
+    """A working folder with a query, a link to it, a text file and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    make_cells(n_cells=20).write_h5ad("q.h5ad")
+    os.symlink("q.h5ad", "link.h5ad")
+    Path("file").write_text("text")
+    Path("x").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(("title", "call", "error", "says"), CASES, ids=[case[0] for case in CASES])
+def test_bad_sharing(folder, make_cells, model, monkeypatch, title, call, error, says):
+    """The named error comes before any training, and files stay as they were."""
+    if "reached" in title:
+        monkeypatch.delenv("SIMS_KIT_OFFLINE")
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda *args, **options: pytest.fail("training began"))
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    with pytest.raises(error) as caught:
+        call(make_cells(), model)
+    assert type(caught.value) is error
+    assert [part for part in says if part not in str(caught.value)] == []
+    assert {path: path.read_bytes() for path in before} == before and not Path("was_here").exists()
+
+
+def test_numbers_of_numpy_can_be_saved(folder, make_cells, model):
+    """Settings that come from numpy, as from a sweep, do not make a model unsavable."""
+    settings = {"network": {"n_models": np.int64(1), "n_d": np.int32(2), "n_a": 2, "gamma": np.float32(1.5)}}
+    fitted = sk.fit(make_cells(), "cell_type", max_epochs=1, model_params=settings, **QUIET)
+    assert sk.load_model(sk.save_model(fitted, "m")).network_params["n_d"] == 2
+
+
+def test_annotate_writes_a_new_file(folder, make_cells, model):
+    """`out` has what is returned, in a folder made for it; the file read is as it was, and nothing else is left."""
+    before = Path("q.h5ad").read_bytes()
+    annotated = sk.annotate("q.h5ad", model, out="new/folder/a.h5ad")
+    written = sk.read("new/folder/a.h5ad")
+    assert list(written.obs["sims_label"]) == list(annotated.obs["sims_label"])
+    np.testing.assert_array_equal(written.obsm["sims_probabilities"], annotated.obsm["sims_probabilities"])
+    assert Path("q.h5ad").read_bytes() == before
+    assert [path.name for path in Path("new/folder").iterdir()] == ["a.h5ad"]
+    cells = make_cells()
+    assert sk.annotate(cells, model, out="b.h5ad") is None and "sims_label" in cells.obs
+    assert sk.read("b.h5ad").n_obs == cells.n_obs
+
+
+def test_gpu_without_memory(folder, make_cells, model, monkeypatch):
+    """Cells that do not fit at once are predicted in halves, which is said; a cell that does not fit is an error."""
+    expected, query = make_cells(), make_cells()
+    sk.annotate(expected, model)
+    whole, limit = type(model).forward, 30
+
+    def forward(self, cells):
+        if len(cells) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return whole(self, cells)
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    with pytest.warns(UserWarning, match=r"no memory for 120 cells at once; going on with 60.*batch_size=60"):
+        sk.annotate(query, model)
+    np.testing.assert_allclose(query.obsm["sims_probabilities"], expected.obsm["sims_probabilities"], atol=1e-6)
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="going on with 1"):
+        sk.annotate(query, model)
+
+
+def test_zip_bomb(folder, monkeypatch):
+    """A member of an archive that unpacks to a thousand times its size is refused before it is unpacked."""
+    with zipfile.ZipFile("a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.csv", b"0," * 2**20)
+        archive.writestr("good.csv", b"cell,A\nc1,1\n")
+    load_module = sys.modules["sims_kit.datasets.load"]  # behind the function of that name
+    monkeypatch.setattr(load_module, "LARGE", 2**20)
+    with pytest.raises(DataError, match=r"bomb\.csv unpacks from .* to 2,097,152 bytes"):
+        load_module._member("toy", Path("a.zip"), "bomb.csv")
+    assert load_module._member("toy", Path("a.zip"), "good.csv").read_text().startswith("cell")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+@pytest.mark.parametrize("content", [b"0" * 2**21, b"cell,A\n" + b"0" * 2**21, b"cell,A\nc1,1\n" + b"0" * 2**21])
+def test_line_without_an_end(folder, monkeypatch, name, content):
+    """A line that does not end, packed into a small file, is refused before it fills the memory."""
+    monkeypatch.setattr(delimited, "LONGEST_LINE", 2**20)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 16)
+    Path(name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(DataError, match=r"a\.csv.*line of 1,048,576 letters"):
+        sk.read(name)
+
+
+def test_number_of_a_million_digits(folder):
+    """A field that is a number almost to its end is refused as soon as any other: digits are looked at once."""
+    Path("a.csv").write_bytes(b"cell,A,B\nc1,1,2\nc2,3," + b"0" * 10**6 + b"x\n")
+    start = time.process_time()
+    with pytest.raises(DataError, match="is not a number in row 'c2', column 'B'") as error:
+        sk.read("a.csv")
+    assert time.process_time() - start < 5 and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("member", ["../x.csv", "a/../../x.csv", "/etc/passwd", "a/.."])
+def test_members_stay_inside_an_archive(member):
+    """A registry cannot name a path that leads out of an archive."""
+    content = ArchiveSource(kind="archive", folder="toy", archive=ARCHIVE, matrix=["a/b.csv"]).model_dump()
+    with pytest.raises(ValidationError, match=r"leads out|should match pattern"):
+        ArchiveSource.model_validate(content | {"matrix": [member]})

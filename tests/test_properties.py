@@ -1,0 +1,230 @@
+"""Properties of any input, against dense references: alignment, normalisation, splits, metrics, batches, tables."""
+
+import csv
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn import metrics as sklearn_metrics
+
+from sims_kit import metrics
+from sims_kit.cells.batches import CellBatchSampler, CellDataset, MemoryCells
+from sims_kit.cells.genes import GeneAlignment
+from sims_kit.cells.normalise import detect_state, normalise
+from sims_kit.cells.splits import stratified_split
+from sims_kit.datasets import read
+from sims_kit.errors import DataError
+from sims_kit.model import TabNet
+from sims_kit.model.halving import predict_in_parts
+
+settings.register_profile("sims_kit", max_examples=60, deadline=None, derandomize=True)
+settings.load_profile("sims_kit")
+
+GENES = st.sampled_from(
+    ["ACTB", "actb", "GAPDH", "ENSG00000000001", "ENSG00000000001.5", "ENSG00000000002.1", "7157", ""]
+)
+LABELS = st.sampled_from(["B", "T", "NK", "1", "1.0", "é", " T"])
+
+
+@st.composite
+def counts(draw, max_cells=8, max_genes=8):
+    """A small matrix of counts, many of them zero; CSR float32."""
+    shape = draw(st.tuples(st.integers(1, max_cells), st.integers(1, max_genes)))
+    values = st.integers(0, 2**20) if draw(st.booleans()) else st.sampled_from([0, 0, 0, 1, 2, 1000])
+    return sp.csr_matrix(draw(arrays(np.float32, shape, elements=values.map(np.float32))))
+
+
+@given(counts(), st.data())
+def test_alignment(cells, data):
+    """Columns of one gene are summed, others dropped, absent ones zero, Ensembl versions set aside; order is free."""
+    n_genes = cells.shape[1]
+    query = data.draw(st.lists(GENES, min_size=n_genes, max_size=n_genes))
+    vocabulary = data.draw(st.lists(GENES, min_size=1, unique=True))
+    expected = np.zeros((cells.shape[0], len(vocabulary)), np.float64)
+    plain = [gene.split(".")[0] if gene.startswith("ENSG") else gene for gene in vocabulary]
+    for column, gene in enumerate(query):
+        bare = gene.split(".")[0] if gene.startswith("ENSG") else gene
+        place = vocabulary.index(gene) if gene in vocabulary else plain.index(bare) if bare in plain else None
+        if place is not None:
+            expected[:, place] += cells[:, [column]].toarray()[:, 0]
+    before, alignment = cells.copy(), GeneAlignment(query, vocabulary)
+    np.testing.assert_allclose(alignment.apply(cells).toarray(), expected, rtol=1e-6)
+    assert (cells != before).nnz == 0
+    assert alignment.coverage.n_matched + len(alignment.coverage.missing) == len(vocabulary)
+    order = data.draw(st.permutations(range(n_genes)))
+    turned = GeneAlignment([query[i] for i in order], vocabulary).apply(cells[:, order])
+    np.testing.assert_allclose(turned.toarray(), expected, rtol=1e-6)
+
+
+@given(counts(), st.floats(1, 1e6))
+def test_normalisation(cells, target):
+    """Counts become log1p of their share of the target; empty cells stay empty; log-normalised values stay."""
+    before = cells.copy()
+    dense = cells.toarray().astype(np.float64)
+    sums = dense.sum(axis=1, keepdims=True)
+    expected = np.log1p(np.divide(dense * target, sums, out=np.zeros_like(dense), where=sums > 0))
+    found = normalise(cells, "counts", target)
+    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-5)
+    assert found.dtype == np.float32 and (cells != before).nnz == 0
+    np.testing.assert_array_equal(normalise(found, "log-normalised").toarray(), found.toarray())
+
+
+@given(counts())
+def test_state_of_counts(cells):
+    """Whole numbers are counts, however few; nothing but zeros is refused; one negative value means scaled."""
+    if not cells.nnz:
+        with pytest.raises(DataError, match="all zero"):
+            detect_state(cells)
+        return
+    assert detect_state(cells) == detect_state(cells.toarray()) == "counts"
+    cells.data[0] *= -1
+    with pytest.raises(DataError, match="negative"):
+        detect_state(cells)
+
+
+@given(
+    st.lists(st.none() | LABELS, min_size=1, max_size=60),
+    st.sampled_from([0, 0.1, 0.25, 0.4]),
+    st.sampled_from([0, 0.1, 0.33, 0.5]),
+    st.integers(0, 2**32 - 1),
+)
+def test_splits(labels, validation, test, seed):
+    """Every labelled cell is in one part; each class trains, and has its share, rounded, in parts that it fills."""
+    assume(any(label is not None for label in labels))
+    split = stratified_split(labels, validation, test, seed)
+    everywhere = np.concatenate(split)
+    assert sorted(everywhere) == [i for i, label in enumerate(labels) if label is not None]
+    assert all((np.diff(part) > 0).all() for part in split)
+    again = stratified_split(labels, validation, test, seed)
+    assert all((one == two).all() for one, two in zip(split, again, strict=True))
+    array = np.array(labels, dtype=object)
+    for label in set(labels) - {None}:
+        n_cells = (array == label).sum()
+        in_train, in_validation, in_test = ((array[part] == label).sum() for part in split)
+        assert in_train >= 1
+        wanted = [max(1, int(n_cells * share + 0.5)) if share else 0 for share in (validation, test)]
+        if sum(wanted) < n_cells:
+            assert [in_validation, in_test] == wanted
+        if n_cells >= 3:
+            assert (in_validation > 0) == (validation > 0) and (in_test > 0) == (test > 0)
+
+
+@given(st.lists(st.tuples(LABELS, LABELS | st.just("Unknown")), min_size=1, max_size=40))
+@example([("B", "T")])
+def test_metrics(pairs):
+    """Scores and scores of each class are scikit-learn's, whatever labels occur where."""
+    truth, found = map(list, zip(*pairs, strict=True))
+    scores, classes = metrics.score(truth, found), metrics.per_class(truth, found)
+    options = dict(zero_division=0)
+    expected = {
+        "accuracy_micro": sklearn_metrics.accuracy_score(truth, found),
+        "f1_macro": sklearn_metrics.f1_score(truth, found, average="macro", **options),
+        "f1_weighted": sklearn_metrics.f1_score(truth, found, average="weighted", **options),
+        "precision_macro": sklearn_metrics.precision_score(truth, found, average="macro", **options),
+        "recall_macro": sklearn_metrics.recall_score(
+            truth, found, labels=sorted(set(truth)), average="macro", **options
+        ),
+    }
+    for name, value in expected.items():
+        assert scores[name] == pytest.approx(value, abs=1e-6), name
+    names = sorted({*truth, *found})
+    precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
+        truth, found, labels=names, **options
+    )
+    np.testing.assert_allclose(classes[["precision", "recall", "f1"]], np.array([precision, recall, f1]).T, atol=1e-6)
+    assert list(classes.index) == names and list(classes["support"]) == list(support)
+    assert not scores.isna().any()
+
+
+@given(st.lists(counts(max_cells=5), min_size=1, max_size=3), st.data())
+def test_sparse_batches(matrices, data):
+    """Any positions over any sources give the rows of the dense, normalised matrices, in the order asked for."""
+    n_genes = max(matrix.shape[1] for matrix in matrices)
+    for matrix in matrices:
+        matrix.resize(matrix.shape[0], n_genes)
+    states = data.draw(st.lists(st.sampled_from(["counts", "log-normalised"]), min_size=3, max_size=3))
+    sources = [
+        MemoryCells(matrix, state, np.arange(matrix.shape[0])) for matrix, state in zip(matrices, states, strict=False)
+    ]
+    whole = np.concatenate([normalise(source.matrix, source.state).toarray() for source in sources])
+    labels = np.concatenate([source.labels for source in sources])
+    positions = data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=12))
+    batch = CellDataset(sources).__getitems__(positions)
+    np.testing.assert_array_equal(batch.cells.to_dense().numpy(), whole[positions])
+    assert batch.labels.tolist() == labels[positions].tolist()
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.booleans())
+def test_batch_sizes(n_cells, batch_size, drop_last):
+    """Positions come once and in order; only a last batch may be of another size; the announced length is right."""
+    sampler = CellBatchSampler(range(n_cells), batch_size, drop_last)
+    batches = list(sampler)
+    flat = [position for batch in batches for position in batch]
+    assert flat == list(range(len(flat))) and len(batches) == len(sampler)
+    assert len(flat) == n_cells or (drop_last and n_cells - len(flat) < batch_size)
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+
+
+@given(counts(max_cells=6, max_genes=6), st.integers(0, 5))
+@settings(max_examples=25)
+def test_network_takes_sparse_as_dense(cells, seed):
+    """Logits and masks of CSR batches are those of dense ones."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = TabNet(cells.shape[1], 3, n_d=4, n_a=4, additive=True, mask_temperature=3.0).double().eval()
+    dense = torch.from_numpy(normalise(cells, "counts").toarray().astype(np.float64))
+    with torch.no_grad():
+        torch.testing.assert_close(network(dense.to_sparse_csr()).logits, network(dense).logits)
+    for sparse, full in zip(network.explain(dense.to_sparse_csr()), network.explain(dense), strict=True):
+        torch.testing.assert_close(sparse.to_dense(), full.to_dense())
+
+
+@given(st.lists(counts(max_cells=9, max_genes=4), min_size=1, max_size=4), st.integers(1, 9), st.booleans())
+@pytest.mark.filterwarnings("ignore:The GPU has no memory")
+def test_halved_batches(matrices, fits, is_sparse):
+    """However few cells fit at once, each is predicted once, in order, and no more are tried than once fitted not."""
+    tried = []
+
+    def predict(cells):
+        tried.append(len(cells))
+        if len(cells) > fits:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return cells.to_dense().sum(1)
+
+    dense = [torch.from_numpy(matrix.toarray()) for matrix in matrices]
+    batches = [cells.to_sparse_csr() for cells in dense] if is_sparse else dense
+    found = torch.cat(list(predict_in_parts(predict, batches, torch.device("cpu"))))
+    torch.testing.assert_close(found, torch.cat([cells.sum(1) for cells in dense]))
+    failed = [n for n in tried if n > fits]
+    assert failed == sorted(failed, reverse=True) and len(failed) <= 4  # 9, 4, 2, 1
+
+
+NAMES = st.text(
+    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters='",\t;\ufeff'), min_size=1, max_size=8
+)
+NUMBERS = st.sampled_from(["0", "0.0", "1", "12", "3.25", "1e3", "-2", ".5", "1E-2", "007"])
+
+
+@given(st.data(), st.sampled_from([",", "\t", ";"]), st.booleans(), st.sampled_from(["\n", "\r\n"]))
+def test_tables(tmp_path_factory, data, delimiter, is_r_style, end):
+    """Any table of numbers is read as float32 of what Python reads, with its names; any delimiter, R's header too."""
+    names = NAMES.map(str.strip).filter(bool)
+    columns = data.draw(st.lists(names, min_size=2, max_size=5))
+    rows = data.draw(st.lists(names, min_size=1, max_size=5))
+    values = [[data.draw(NUMBERS) for _ in columns] for _ in rows]
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter, lineterminator=end)
+    writer.writerow(columns if is_r_style else ["cell", *columns])
+    writer.writerows([name, *row] for name, row in zip(rows, values, strict=True))
+    path = tmp_path_factory.mktemp("table") / "cells.csv"
+    path.write_bytes(text.getvalue().encode())
+    cells = read(path)
+    expected = pd.DataFrame(values).astype(float).to_numpy(np.float32)
+    np.testing.assert_array_equal(cells.X.toarray(), expected)
+    assert list(cells.var_names) == columns and list(cells.obs_names) == rows
