@@ -302,15 +302,6 @@ def test_unknown_names_are_refused():
         simulated("sim-cortex", "ful")
 
 
-def test_settings_of_a_preset_can_be_changed():
-    """The organoid under more stress has the same cells; a misspelt setting is named."""
-    usual, stressed = (simulated("sim-organoid", n_cells=40, **more) for more in ({}, {"stress_strength": 4.0}))
-    assert list(usual.obs["cell_type"]) == list(stressed.obs["cell_type"])
-    np.testing.assert_allclose(stressed.obs["stress"], 4 * usual.obs["stress"])
-    with pytest.raises(UnknownNameError, match="stress_strength"):
-        simulated("sim-organoid", stress=4.0)
-
-
 def test_presets_are_as_promised():
     """19 types in eight regions, 42 types, and an organoid with the cortex's identities under stress and shift."""
     for size in ("fast", "full"):
