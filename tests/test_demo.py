@@ -74,7 +74,7 @@ def test_demo_on_files(files, capsys):
     query, annotated = ad.read_h5ad("query.h5ad"), ad.read_h5ad("out/annotated.h5ad")
     assert (annotated.X != query.X).nnz == 0 and list(annotated.var_names) == list(query.var_names)
     assert list(annotated.obs_names[:3]) == ["twice", "twice-1", query.obs_names[2]]
-    assert set(annotated.obs) == {"sims_label", "sims_confidence", "sims_second_label"}
+    assert set(annotated.obs) == {"sims_label", "sims_confidence", "sims_second_label", "sims_unseen"}
     truth = ad.read_h5ad("labelled.h5ad").obs["type"].astype(str).replace("class_9", "class_2")
     assert (annotated.obs["sims_label"].to_numpy() == truth.to_numpy()).mean() > 0.8
 
