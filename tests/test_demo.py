@@ -157,7 +157,9 @@ def test_readme_lines_run(real_data, tmp_path, monkeypatch):
     exec(promises, variables)
     assert {"sims_set", "sims_vote", "sims_unseen"} <= set(query.obs)
     named = re.search(r"\[(.*?)\]", comparison)[1]
-    quick = comparison.replace(named, '"linear SVM", "kNN on PCs"').replace(XX)
+    quick = comparison.replace(named, '"linear SVM", "kNN on PCs"').replace(
+        ")\n", ", folder='rows', n_folds=2, n_bootstrap=20)\n", 1
+    )
     assert set(re.findall(r'"(.*?)"', named)) <= set(sk.studies.PEERS)
     variables["cells"] = variables["reference"].copy()
     variables["cells"].obs["cell_type"] = variables["cells"].obs["cell_line_demuxlet"]
