@@ -24,6 +24,7 @@ from sims_kit.datasets import StoredMatrix
 if TYPE_CHECKING:
     from sims_kit.cells.batches import CellBatch, CellDataset
 
+RUN = 8 * BLOCK_SIZE  # cells at most that one thread reads at once, where neighbouring blocks are wanted
 THREADS = min(4, os.cpu_count() or 1)  # that unpack; training is slower than four of them
 
 
@@ -74,7 +75,8 @@ class DiskCells:
         rows = positions if self._rows is None else self._rows[positions]
         order = np.argsort(rows, kind="stable")
         in_order = rows[order]
-        runs = np.split(in_order, np.flatnonzero(np.diff(in_order // BLOCK_SIZE)) + 1)
+        apart = (np.diff(in_order) > BLOCK_SIZE) | (np.diff(in_order // RUN) != 0)
+        runs = np.split(in_order, np.flatnonzero(apart) + 1)
         with ThreadPoolExecutor(THREADS) as pool:
             cells = sp.vstack(list(pool.map(self._read, runs)), format="csr")
         return cells if (np.diff(order) > 0).all() else cells[np.argsort(order)]

@@ -332,7 +332,7 @@ def _keys(layer: str | None) -> tuple[str, str]:
 
 def _where(element: Element) -> str:
     if isinstance(element, h5py.Group | h5py.Dataset):
-        return element.file.filename
+        return os.path.abspath(element.file.filename)
     return str(element.store)
 
 

@@ -49,6 +49,8 @@ class SIMSClassifier(pl.LightningModule):
     class_weights
         Weights of the classes in the loss, shape (output_dim,). When left out and the recipe weights classes,
         the data module's inverse label frequencies to that power, which come from training cells only.
+    encoder_rate
+        Share of the learning rate at which the encoder learns; below 1, a pretrained one stays closer to its start.
     **recipe_settings
         Any other field of `Recipe` to change, such as ``label_smoothing=0.1``.
 
@@ -93,6 +95,7 @@ class SIMSClassifier(pl.LightningModule):
         scheduler: Callable | bool | None = None,
         scheduler_params: Mapping[str, Any] | None = None,
         class_weights: Tensor | None = None,
+        encoder_rate: float = 1.0,
         **recipe_settings,
     ):
         super().__init__()
@@ -117,7 +120,9 @@ class SIMSClassifier(pl.LightningModule):
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
-        self.encoder_rate = 1.0  # share of the learning rate; lower where the encoder is pretrained
+        if not encoder_rate > 0:
+            raise SettingError(f"encoder_rate is {encoder_rate}; give a share of the learning rate, above 0.")
+        self.encoder_rate = encoder_rate
         self.metrics = torch.nn.ModuleDict()  # made when they are needed: they grow with the square of the classes
         self.history = pd.DataFrame()
         self.test_metrics: pd.Series | None = None

@@ -25,7 +25,6 @@ from sims_kit.model.trainer import optimisation
 
 SETTINGS = ("n_models", "n_d", "n_a", "n_steps", "gamma", "n_independent", "n_shared", "mask_temperature")
 SETTINGS += ("rescale_masked", "fixed_scale")  # what the encoder's weights have a meaning for
-RATE = 0.3  # of a pretrained encoder: at 1 few labels wash it out, at 0.1 it stays with what it was pretrained for
 
 
 class MaskedCells(NamedTuple):
@@ -254,7 +253,7 @@ def _rounded(mean: float, size: int, device: torch.device, generator: torch.Gene
 
 @torch.no_grad()
 def start_encoder(model: pl.LightningModule, pretrained: MaskedPretraining, places: Tensor) -> None:
-    """Give a classifier's encoder the weights of a pretrained one, and let it learn more slowly from there.
+    """Give a classifier's encoder the weights of a pretrained one.
 
     Parameters
     ----------
@@ -271,7 +270,6 @@ def start_encoder(model: pl.LightningModule, pretrained: MaskedPretraining, plac
         If the two networks differ in a setting that the weights depend on; all of them are named.
     """
     _check_settings(model, pretrained)
-    model.encoder_rate = RATE
     theirs = dict(pretrained.network.named_parameters()) | dict(pretrained.network.named_buffers())
     here = (places >= 0).nonzero().squeeze(1)
     for name, own in [*model.network.named_parameters(), *model.network.named_buffers()]:

@@ -156,7 +156,7 @@ def test_classifier_starts_from_it_gene_by_gene(make_cells, pretrained):
     """Each gene takes its own weights wherever it stands; genes that are new start as without pretraining."""
     cells = make_cells(n_cells=60)[:, ::-1].copy()
     cells.var_names = ["NEW1", "NEW2", *cells.var_names[2:]]
-    options = dict(class_label="cell_type", model_params={"network": SMALL}, **QUIET)
+    options = dict(class_label="cell_type", model_params={"network": SMALL, "encoder_rate": 0.3}, **QUIET)
     (_, model, _), (_, usual, _) = (sk.generate_trainer(cells, pretrained=one, **options) for one in (pretrained, None))
     theirs = dict(pretrained.network.named_parameters())
     for (name, own), (_, plain) in zip(model.network.named_parameters(), usual.network.named_parameters(), strict=True):
@@ -205,6 +205,8 @@ def test_what_does_not_fit_is_refused(make_cells, pretrained):
         sk.fit(cells, "cell_type", pretrained=pretrained, model_params={"network": {**SMALL, "n_d": 16}}, **QUIET)
     with pytest.raises(SettingError, match="type SIMSClassifier"):
         sk.fit(cells, "cell_type", pretrained=sk.SIMSClassifier(4, 2), **QUIET)
+    with pytest.raises(SettingError, match="encoder_rate is 0"):
+        sk.fit(cells, "cell_type", model_params={"encoder_rate": 0}, **QUIET)
     with pytest.raises(SettingError, match="not pretrained yet"):
         sk.fit(cells, "cell_type", pretrained=MaskedPretraining(4, genes=list("abcd")), **QUIET)
     other = cells.copy()
