@@ -27,7 +27,7 @@ DEFAULT = sk.RECIPES["default"]
 RECIPE = replace(DEFAULT, network={**DEFAULT.network, "n_models": 1}, training_steps=500)
 PRETRAINING = dict(batch_size=64, model_params={"training_steps": 800})
 STUDIES = {  # what is varied in each
-    "labels": dict(proportions=(0.01, 0.03, 0.1, 0.3, 1.0), encoder_rates=(1.0, 0.3)),
+    "labels": dict(proportions=(0.01, 0.03, 0.1, 0.3, 1.0)),
     "lengths": dict(proportions=(0.1,), lengths=(0.05, 0.2, 1.0)),
     "pbmc68k": dict(proportions=(0.03, 0.1, 0.3, 1.0)),
     "transfer": dict(proportions=(0.01, 0.1)),

@@ -27,7 +27,6 @@ LARGEST_SEED = 2**62  # torch takes 64 bits, and epochs are seeded by sums
 _DATA_SETTINGS = set(inspect.signature(DataModule).parameters) - {"datafiles", "labelfiles", "class_label", "seed"}
 _TRAINER_SETTINGS = set(inspect.signature(pl.Trainer).parameters)
 _MODEL_SETTINGS = {"network", "optimizer", "optimizer_params", "scheduler", "scheduler_params", "class_weights"}
-_MODEL_SETTINGS |= {"encoder_rate"}
 _RECIPE_SETTINGS = {field.name for field in fields(Recipe)} - _MODEL_SETTINGS
 
 
@@ -59,7 +58,7 @@ def generate_trainer(
         ``{"network": {"n_steps": 3}, "label_smoothing": 0.1}``.
     pretrained
         What `pretrain` gave, or its file: the encoder starts from it, not from random weights. Genes that it lacks
-        start as usual. With very few labels, ``model_params={"encoder_rate": 0.3}`` keeps more of it.
+        start as usual.
     logger
         ``"csv"``, ``"tensorboard"``, ``"wandb"``, a Lightning logger, or False: then checkpoints, too, lie in a
         folder that goes when the run is over.

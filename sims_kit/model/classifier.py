@@ -17,7 +17,7 @@ from sims_kit.metrics import metric_collection
 from sims_kit.model.about import summary
 from sims_kit.model.devices import gathered
 from sims_kit.model.divergence import divergence
-from sims_kit.model.ensemble import encoder_parameters, make_network, mean_logits
+from sims_kit.model.ensemble import make_network, mean_logits
 from sims_kit.model.network_settings import DEFAULTS, plain_settings, wrong_setting
 from sims_kit.model.profiles import ClassProfiles
 from sims_kit.model.recipes import Recipe, get_recipe
@@ -49,8 +49,6 @@ class SIMSClassifier(pl.LightningModule):
     class_weights
         Weights of the classes in the loss, shape (output_dim,). When left out and the recipe weights classes,
         the data module's inverse label frequencies to that power, which come from training cells only.
-    encoder_rate
-        Share of the learning rate at which the encoder learns; below 1, a pretrained one stays closer to its start.
     **recipe_settings
         Any other field of `Recipe` to change, such as ``label_smoothing=0.1``.
 
@@ -95,7 +93,6 @@ class SIMSClassifier(pl.LightningModule):
         scheduler: Callable | bool | None = None,
         scheduler_params: Mapping[str, Any] | None = None,
         class_weights: Tensor | None = None,
-        encoder_rate: float = 1.0,
         **recipe_settings,
     ):
         super().__init__()
@@ -120,9 +117,6 @@ class SIMSClassifier(pl.LightningModule):
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
-        if not encoder_rate > 0:
-            raise SettingError(f"encoder_rate is {encoder_rate}; give a share of the learning rate, above 0.")
-        self.encoder_rate = encoder_rate
         self.metrics = torch.nn.ModuleDict()  # made when they are needed: they grow with the square of the classes
         self.history = pd.DataFrame()
         self.test_metrics: pd.Series | None = None
@@ -235,8 +229,7 @@ class SIMSClassifier(pl.LightningModule):
 
     def configure_optimizers(self):
         """The recipe's optimiser and scheduler, or the ones given."""
-        slower = [] if self.encoder_rate == 1 else encoder_parameters(self.network)
-        return optimisation(self, self.optimizer_choice, self.scheduler_choice, slower=slower, rate=self.encoder_rate)
+        return optimisation(self, self.optimizer_choice, self.scheduler_choice)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(

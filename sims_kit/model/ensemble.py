@@ -88,11 +88,6 @@ def make_network(n_genes: int, n_classes: int, **settings) -> "TabNet | Ensemble
     return (Ensemble if "n_models" in settings else TabNet)(n_genes, n_classes, **settings)
 
 
-def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """All of a network, or of every member of an ensemble, but what makes logits of decisions and genes."""
-    return [parameter for name, parameter in network.named_parameters() if "encoder." in name]
-
-
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
     """Logarithms of the mean of the softmax probabilities."""
     stacked = torch.stack([part.log_softmax(1) for part in logits])

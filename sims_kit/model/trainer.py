@@ -4,7 +4,7 @@ import inspect
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -88,35 +88,21 @@ def make_logger(logger: str | Logger | bool, settings: Mapping[str, Any]) -> Log
 
 
 def optimisation(
-    model: pl.LightningModule,
-    optimizer: tuple[type, Mapping[str, Any]],
-    scheduler: tuple[Callable, Mapping] | None,
-    *,
-    slower: Sequence[torch.nn.Parameter] = (),
-    rate: float = 1.0,
+    model: pl.LightningModule, optimizer: tuple[type, Mapping[str, Any]], scheduler: tuple[Callable, Mapping] | None
 ):
     """What `configure_optimizers` of a LightningModule gives: classes with their arguments, made for this training.
 
-    The parameters `slower` learn at the share `rate` of the learning rate. A scheduler that takes
-    `total_steps` or `T_max` is told the length of the training and moves each step, every other one moves once an
-    epoch, on the validation loss if it needs a metric.
+    A scheduler that takes `total_steps` or `T_max` is told the length of the training and moves each step, every other
+    one moves once an epoch, on the validation loss if it needs a metric.
     """
     make, params = optimizer
     if "fused" in inspect.signature(make).parameters and model.device.type in ("cpu", "cuda"):
         half = model._trainer is not None and model.trainer.precision == "16-mixed"  # cannot be clipped when fused
         params = {"fused": not half, **params}  # four times as fast on a CPU
-    groups = model.parameters()
-    if slower:
-        learning_rate = params.get("lr", inspect.signature(make).parameters["lr"].default)
-        ids = {id(parameter) for parameter in slower}
-        others = [parameter for parameter in groups if id(parameter) not in ids]
-        groups = [{"params": others}, {"params": list(slower), "lr": rate * learning_rate}]
-    optimizer = make(groups, **params)
+    optimizer = make(model.parameters(), **params)
     if scheduler is None:
         return optimizer
     make, params = scheduler
-    if slower and "max_lr" in params:
-        params = {**params, "max_lr": [params["max_lr"], rate * params["max_lr"]]}
     length = {"total_steps", "T_max"} & set(inspect.signature(make).parameters)
     for name in length - set(params):
         params = {**params, name: int(model.trainer.estimated_stepping_batches)}

@@ -36,7 +36,6 @@ from sims_kit.training import fit
 RANDOM, OWN, SOURCE, BOTH = "random weights", "own cells", "source", "source and own cells"
 SCORES = {"accuracy": "accuracy_micro", "macro_f1": "f1_macro", "median_f1": "median_f1"}
 RUN = ["start", "proportion", "length", "seed"]
-RATE = ", encoder at "  # behind the name of a start, if it is not 1
 N_MEASURED = 20  # times in a training that the test cells are asked
 TOLERANCE = 0.02  # points of accuracy: as close as the thesis asks for in section 0.3.5
 
@@ -79,7 +78,6 @@ def pretraining(
     lengths: Sequence[float] = (1.0,),
     seeds: Sequence[int] = (0, 1, 2),
     recipe: str | Recipe = "default",
-    encoder_rates: Sequence[float] = (1.0,),
     pretrain_settings: Mapping[str, Any] | None = None,
     test: float = 0.2,
     folder: str | os.PathLike | None = None,
@@ -110,9 +108,6 @@ def pretraining(
         Each decides which cells keep labels, the weights, and what is hidden.
     recipe
         Of both trainings.
-    encoder_rates
-        Shares of the learning rate at which pretrained encoders learn on; each but 1 makes starts of its own, such as
-        ``"own cells, encoder at 0.3"``.
     pretrain_settings
         Further arguments of `pretrain`, such as ``{"mask_share": 0.3}``.
     test
@@ -136,7 +131,7 @@ def pretraining(
     LabelError
         If there are fewer than two classes.
     """
-    for name, values in (("proportions", proportions), ("lengths", lengths), ("encoder_rates", encoder_rates)):
+    for name, values in (("proportions", proportions), ("lengths", lengths)):
         if not len(values) or not all(0 < value <= 1 for value in values):
             raise SettingError(f"{name}={list(values)}: give one or more numbers above 0, up to 1.")
     check_shares(0, test)
@@ -145,8 +140,7 @@ def pretraining(
         raise LabelError(f"Column {label!r} has one class; a classifier needs two or more. Check the label column.")
     split = stratified_split(cells.obs["label"], validation=0, test=test, seed=0)
     study = _Study(cells, split, source, recipe, dict(pretrain_settings or {}))
-    pretrained = (OWN,) if source is None else (SOURCE, BOTH)
-    starts = [RANDOM, *(_named(start, rate) for rate in encoder_rates for start in pretrained)]
+    starts = (RANDOM, OWN) if source is None else (RANDOM, SOURCE, BOTH)
     runs = [
         dict(zip(RUN, (start, float(proportion), float(length), seed), strict=True))
         for seed in seeds
@@ -239,7 +233,6 @@ def _run(
     start: str, proportion: float, length: float, seed: int, *, study: _Study, encoders: Path, key: str
 ) -> pd.DataFrame:
     """One row for each time that the test cells are asked."""
-    start, _, rate = start.partition(RATE)
     pretrained = None if start == RANDOM else _encoder(start, seed, study, encoders, key)
     labelled = study.few_labels(proportion, seed)
     _, epochs = study.recipe.schedule(labelled.n_obs)
@@ -251,7 +244,6 @@ def _run(
         recipe=study.recipe,
         seed=seed,
         pretrained=pretrained,
-        model_params={"encoder_rate": float(rate or 1)},
         validation=0,
         test=0,
         max_epochs=max(1, round(length * epochs)),
@@ -278,10 +270,6 @@ def _encoder(start: str, seed: int, study: _Study, folder: Path, key: str) -> Ma
 
 
 _QUIET = dict(verbose=False, logger=False, enable_progress_bar=False)
-
-
-def _named(start: str, rate: float) -> str:
-    return start if rate == 1 else f"{start}{RATE}{rate:g}"
 
 
 def _plain(source: AnnData | str | os.PathLike) -> AnnData:
