@@ -25,7 +25,8 @@ INPUTS = 100000
 FOLDER =
 
 # the kernel of every notebook is this environment's Python, whatever kernels the user has elsewhere
-RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 "$(VENV)/bin/python"
+# and threads that wait for each other sleep: spinning ones take minutes where other work runs beside the notebooks
+RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 OMP_WAIT_POLICY=PASSIVE "$(VENV)/bin/python"
 
 .NOTPARALLEL:
 .PHONY: help demo test peers lab notebooks exercises book browser measure figure catalogue lint format fuzz zoo address constraints clean check-demo check-python
