@@ -35,7 +35,7 @@ STUDIES = {  # what is varied in each
 }
 TITLES = {
     "labels": "simulated cortex, one region",
-    "lengths": "the same, 10 % of labels",
+    "lengths": "simulated cortex, 10 % of labels",
     "pbmc68k": "pbmc68k",
     "transfer": "simulated organoid, from cortex",
     "regions": "simulated cortex, eight regions",
@@ -90,7 +90,9 @@ def draw(studies: dict[str, PretrainingStudy]) -> plt.Figure:
         lengths = studies["lengths"]
         sk.plotting.label_efficiency(lengths.scores, against="steps", ax=panels[1, 0]).set_title(TITLES["lengths"])
         whole = lengths.curves[lengths.curves["length"] == 1]
-        sk.plotting.learning_speed(whole, ax=panels[1, 1]).set_title(f"{TITLES['lengths']}, as it trains")
+        sk.plotting.learning_speed(whole, ax=panels[1, 1]).set_title("the same, as it trains")
+    if "regions" in studies:
+        sk.plotting.label_efficiency(studies["regions"].scores, ax=panels[1, 2]).set_title(TITLES["regions"])
     for ax in panels.ravel():
         if not ax.has_data():
             ax.set_axis_off()

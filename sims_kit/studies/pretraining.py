@@ -60,7 +60,8 @@ class PretrainingStudy:
         ``steps_to_random`` (of that of random weights; NaN if never), ``cpu_seconds`` of its training; ``n_pretrained``
         cells and ``explained``, the share of the variance of hidden genes that the encoder explains.
     curves
-        One row per run and moment: ``step``, accuracy and F1 of the test cells. They are measured and decide nothing.
+        One row per run and moment: ``step``, accuracy and F1 of the test cells, which are measured and decide nothing;
+        and what is known of the run. `summarised` makes the other tables of these rows.
     """
 
     scores: pd.DataFrame
@@ -157,20 +158,17 @@ def pretraining(
 
 def summarised(rows: pd.DataFrame) -> PretrainingStudy:
     """All tables, from the rows of all runs, or of as many as there are."""
-    curves = rows[[*RUN, "n_labelled", "step", *SCORES]]
     runs = rows.groupby(RUN, sort=False).last().reset_index().rename(columns={"step": "steps"})
-    runs["steps_to_end"] = [_reached(curves, run, run["accuracy"]) for _, run in runs.iterrows()]
+    runs["steps_to_end"] = [_reached(rows, run, run["accuracy"]) for _, run in runs.iterrows()]
     own = runs[runs["start"] == RANDOM].set_index(RUN[1:])["accuracy"]
     goals = own.reindex(pd.MultiIndex.from_frame(runs[RUN[1:]]))
-    runs["steps_to_random"] = [
-        _reached(curves, run, goal) for (_, run), goal in zip(runs.iterrows(), goals, strict=True)
-    ]
+    runs["steps_to_random"] = [_reached(rows, run, goal) for (_, run), goal in zip(runs.iterrows(), goals, strict=True)]
     groups = runs.groupby(RUN[:-1], sort=False)
     scores = groups.agg(n_labelled=("n_labelled", "first"), n_seeds=("seed", "size"), steps=("steps", "first"))
     for score in SCORES:
         spread = groups[score].apply(_mean_interval).unstack()
         scores[[score, f"{score}_low", f"{score}_high"]] = spread[["mean", "low", "high"]]
-    return PretrainingStudy(scores.reset_index(), _gains(runs), runs, curves)
+    return PretrainingStudy(scores.reset_index(), _gains(runs), runs, rows)
 
 
 @dataclass(frozen=True)
