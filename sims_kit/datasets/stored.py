@@ -219,7 +219,7 @@ def open_stored(path: str | os.PathLike, layer: str | None = None) -> AnnData:
     return adata
 
 
-def stored_names(path: str | os.PathLike, rows: np.ndarray) -> list[str]:
+def stored_names(path: str | os.PathLike, rows: np.ndarray | slice) -> list[str]:
     """Names of these cells of an AnnData file, which nobody holds in memory meanwhile."""
     return open_stored(path).obs_names[rows].tolist()
 
