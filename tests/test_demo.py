@@ -136,7 +136,9 @@ def test_demo_stops_with_one_message(files, capsys):
 def test_readme_lines_run(real_data, tmp_path, monkeypatch):
     """README's lines of Python run as they stand and do what their comments say."""
     monkeypatch.chdir(tmp_path)
-    lines, reasons, promises, comparison = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines, reasons, promises, comparison = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
     fit = sk.fit
     monkeypatch.setattr(sk, "fit", lambda *data, **options: fit(*data, max_epochs=8, **options))  # the lines, sooner
     variables = {}

@@ -251,7 +251,10 @@ class DataModule(LightningDataModule):
         item = self.datafiles[i]
         if isinstance(item, AnnData):
             return item
-        return open_stored(item, self.layer) if backed else read(item, orientation=self.orientations[i])
+        if not backed:
+            return read(item, orientation=self.orientations[i])
+        columns = [self.class_label, *(self.keep or ()), *(self.drop or ())] if self.labelfiles[i] is None else None
+        return open_stored(item, self.layer, columns)
 
     def _read(self, i: int, backed: bool) -> LabelledCells:
         item = self.datafiles[i]
