@@ -1,8 +1,9 @@
 """sims_kit: label single cells with SIMS, an interpretable neural network, and learn how it works.
 
 The public face. `load` or `read` cells, `fit` a model (or `generate_trainer`, as in the thesis), `annotate` a query,
-`explain` which genes were used, `calibrate` a model anew, `save_model` and `load_model`; `calibration`, `datasets`,
-`evidence`, `lessons`, `metrics`, `plotting`, `studies` and `widgets` beside them.
+`pretrain` it without labels first, `explain` which genes were used, `calibrate` a model anew, `save_model` and
+`load_model`; `calibration`, `datasets`, `evidence`, `lessons`, `metrics`, `plotting`, `studies` and `widgets` beside
+them.
 """
 
 import os
@@ -18,7 +19,17 @@ from sims_kit.cells.datamodule import DataModule
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load, read
 from sims_kit.explanation import CellExplanation, Explanation, explain, explain_cell
-from sims_kit.model import RECIPES, Recipe, SIMSClassifier, load_model, save_model, where_to_resume
+from sims_kit.model import (
+    RECIPES,
+    Recipe,
+    SIMSClassifier,
+    load_model,
+    load_pretrained,
+    save_model,
+    save_pretrained,
+    where_to_resume,
+)
+from sims_kit.pretraining import pretrain
 from sims_kit.training import fit, generate_trainer
 
 __version__ = version("sims_kit")
@@ -43,10 +54,13 @@ __all__ = [
     "lessons",
     "load",
     "load_model",
+    "load_pretrained",
     "metrics",
     "plotting",
+    "pretrain",
     "read",
     "save_model",
+    "save_pretrained",
     "stratified_split",
     "studies",
     "where_to_resume",

@@ -1,55 +1,20 @@
 """Several processes: every cell once, one model in all of them, the metrics of all cells, and a clean end."""
 
-import os
-import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
-import torch
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-import sims_kit as sk
 from sims_kit.cells.samplers import CellBatchSampler, Shard, ShuffleSampler
-from sims_kit.errors import SettingError
-from sims_kit.model.checkpoints import where_to_resume
 
-TWO = dict(devices=2, accelerator="cpu", strategy="ddp_fork")  # forked: no time is lost on starting Python anew
-QUIET = dict(enable_progress_bar=False, verbose=False)
-
-
-class Watch(pl.Callback):
-    """Writes what each process saw: training cells by epoch, validation cells, and the model at the end."""
-
-    def __init__(self, folder, cells, die_in_epoch=None):
-        self.folder, self.sums, self.die_in_epoch = folder, cells.X.sum(axis=1).A1, die_in_epoch
-        self.seen, self.steps = {}, {}
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        """Note the cells, or die."""
-        if trainer.current_epoch == self.die_in_epoch and trainer.global_rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._note(f"train {trainer.current_epoch}", batch)
-
-    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        """Note the cells."""
-        if not trainer.sanity_checking:
-            self._note(f"validation {trainer.current_epoch}", batch)
-
-    def teardown(self, trainer, pl_module, stage):
-        """Write it down; the module's own `on_fit_end` comes after the callbacks'."""
-        path = self.folder / f"rank {trainer.global_rank}.pt"
-        state = {name: value.clone() for name, value in pl_module.state_dict().items()}
-        torch.save({"seen": self.seen, "steps": self.steps, "state": state, "history": pl_module.history}, path)
-
-    def _note(self, what, batch):
-        self.seen.setdefault(what, []).extend(batch.cells.to_dense().sum(1).tolist())
-        self.steps[what] = self.steps.get(what, 0) + 1
-
-
-def ranks(folder):
-    """What the two processes wrote."""
-    return [torch.load(folder / f"rank {rank}.pt", weights_only=False) for rank in range(2)]
+RUNS = [
+    "test_two_processes_train_one_model[False]",
+    "test_two_processes_train_one_model[True]",
+    "test_a_killed_process_ends_the_run_which_can_go_on",
+    "test_too_few_cells_for_the_processes",
+]
 
 
 @pytest.mark.parametrize("n_ranks", [2, 3, 5])
@@ -69,66 +34,10 @@ def test_shards_are_disjoint_complete_and_equal(n_ranks, n_cells, window):
     assert [len(CellBatchSampler(shard, 8)) for shard in shards] == [len(of_rank) for of_rank in batches]
 
 
-@pytest.mark.parametrize("backed", [False, True])
-def test_two_processes_train_one_model(make_cells, tmp_path, monkeypatch, backed):
-    """Each cell once an epoch, the same model in both, its history that of all cells, as good as from one process."""
-    monkeypatch.chdir(tmp_path)
-    cells = make_cells(n_cells=301)
-    cells.write_h5ad("cells.h5ad")
-    options = dict(backed=backed, block_size=8, buffer_size=64, max_epochs=8, **QUIET)
-    trainer, model, module = sk.generate_trainer(
-        "cells.h5ad", None, "cell_type", callbacks=Watch(tmp_path, cells), logger=False, **TWO, **options
-    )
-    assert module.batch_size == 16 and len(module.split.train) == 241
-    trainer.fit(model, datamodule=module)
-    one, other = ranks(tmp_path)
-    for part in ("train 0", "train 7", "validation 7"):
-        every = module._dataset.rows(module.split[part.startswith("validation")]).sum(axis=1).A1
-        np.testing.assert_allclose(np.sort(one["seen"][part] + other["seen"][part]), np.sort(every), rtol=1e-5)
-        assert one["steps"][part] == other["steps"][part]
-    assert one["seen"]["train 0"] != one["seen"]["train 7"]
-    torch.testing.assert_close(one["state"], other["state"], rtol=0, atol=0)
-    torch.testing.assert_close(one["state"], dict(model.state_dict()), rtol=0, atol=0)  # and came back
-
-    alone = sk.fit("cells.h5ad", "cell_type", logger=False, **options)
-    scale = "network.members.0.encoder.initial_bn.scale"
-    torch.testing.assert_close(one["state"][scale], alone.state_dict()[scale])
-    torch.testing.assert_close(one["state"]["profiles.means"], alone.state_dict()["profiles.means"])
-    assert one["history"].equals(other["history"])
-    gap = one["history"]["val_accuracy_micro"].iloc[-1] - alone.history["val_accuracy_micro"].iloc[-1]
-    assert abs(gap) < 0.15 and alone.history["val_accuracy_micro"].iloc[-1] > 0.8
-
-
-def test_a_killed_process_ends_the_run_which_can_go_on(make_cells, tmp_path, monkeypatch):
-    """When one process is killed the call raises; from its last checkpoint it ends as if nothing had been."""
-    monkeypatch.chdir(tmp_path)
-    cells = make_cells(n_cells=150)
-
-    def run(folder, die_in_epoch=None):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        trainer, model, module = sk.generate_trainer(
-            cells,
-            **dict(class_label="cell_type", recipe="thesis", max_epochs=3, checkpoints=tmp_path / folder, logger=False),
-            **dict(callbacks=Watch(tmp_path / folder, cells, die_in_epoch), **TWO, **QUIET),
-        )
-        trainer.fit(model, datamodule=module, **where_to_resume(trainer))
-        return ranks(tmp_path / folder)[0]
-
-    whole = run("whole")
-    with pytest.raises((ProcessExitedException, ProcessRaisedException)):
-        run("killed", die_in_epoch=2)
-    assert not (tmp_path / "killed/rank 0.pt").exists()
-    rest = run("killed")
-    torch.testing.assert_close(whole["state"], rest["state"], rtol=1e-5, atol=1e-6)
-    assert "train 0" not in rest["seen"] and rest["seen"]["train 2"] == whole["seen"]["train 2"]
-    np.testing.assert_allclose(whole["history"]["val_loss"], rest["history"]["val_loss"], rtol=1e-5)
-
-
-def test_too_few_cells_for_the_processes(make_cells, tmp_path, monkeypatch):
-    """A part with fewer than two cells for each process is refused by name."""
-    monkeypatch.chdir(tmp_path)
-    trainer, model, module = sk.generate_trainer(
-        make_cells(n_cells=21), None, "cell_type", validation=0.1, logger=False, **TWO, **QUIET
-    )
-    with pytest.raises((SettingError, ProcessRaisedException), match="validation part has 3 cells for 2 processes"):
-        trainer.fit(model, datamodule=module)
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_of_several_processes(name):
+    """The tests of `devices.py`."""
+    test = f"{Path(__file__).with_name('devices.py')}::{name}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr

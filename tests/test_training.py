@@ -11,7 +11,7 @@ import torch
 
 import sims_kit as sk
 from sims_kit.calibration import fit_temperature
-from sims_kit.training import BestWeights
+from sims_kit.model.trainer import BestWeights
 
 QUIET = dict(enable_progress_bar=False, verbose=False)
 

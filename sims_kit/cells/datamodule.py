@@ -122,6 +122,7 @@ class DataModule(LightningDataModule):
         self._dataset: CellDataset | None = None
         self._cell_names: list[str] | None = None
         check_settings(self)
+        self._check_labels()
 
     def setup(self, stage: str | None = None) -> None:
         """Read everything, once; called by Lightning, and by every property that needs it."""
@@ -241,7 +242,11 @@ class DataModule(LightningDataModule):
             self._summary() if self._dataset is not None else f"DataModule of {len(self.datafiles)} files, not read yet"
         )
 
-    def label_columns(self) -> list[str]:
+    def _check_labels(self) -> None:
+        if self.class_label is None:
+            raise LabelError(f"class_label is missing: name the labels' column, one of {self._label_columns()}.")
+
+    def _label_columns(self) -> list[str]:
         """Columns of the first file in which labels may be."""
         if self.labelfiles[0] is not None:
             return sniff(Path(self.labelfiles[0]), delimiters="\t,;").first
@@ -335,7 +340,8 @@ class DataModule(LightningDataModule):
             for file in self._files
         ]
         parts = ", ".join(f"{len(positions):,} {part}" for part, positions in self._split._asdict().items())
-        lines.append(f"{len(self._classes)} classes, {len(self._genes):,} genes ({self.how}), cells: {parts}")
+        classes = f"{len(self._classes)} classes" if self._classes else "no labels asked for"
+        lines.append(f"{classes}, {len(self._genes):,} genes ({self.how}), cells: {parts}")
         return "\n".join(lines)
 
     @rank_zero_only

@@ -152,6 +152,13 @@ class GeneAlignment:
             column=column,
         )
 
+    def places(self) -> np.ndarray:
+        """(vocabulary,) int64: the first of the query's genes that stands for each, -1 where none does."""
+        pairs = self._selector.tocoo()
+        places = np.full(len(self.vocabulary), -1)
+        places[pairs.col[::-1]] = pairs.row[::-1]
+        return places
+
     def apply(self, cells: sp.csr_matrix) -> sp.csr_matrix:
         """Cells (n, query genes) as (n, vocabulary): duplicates summed, missing genes zero, extra ones gone.
 

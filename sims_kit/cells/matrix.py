@@ -97,7 +97,7 @@ class LabelledCells:
 def labelled_cells(
     adata: AnnData,
     name: str,
-    class_label: str,
+    class_label: str | None,
     labelfile: str | PathLike | None = None,
     keep: Mapping[str, Sequence] | None = None,
     drop: Mapping[str, Sequence] | None = None,
@@ -110,7 +110,7 @@ def labelled_cells(
 
     Parameters are those of `sims_kit.cells.datamodule.DataModule`; `name` is what messages call the file, and `file`
     where the cells were read from, to take its hash, if that is a path. A matrix that is still in a file stays there,
-    unless `backed` is False.
+    unless `backed` is False. Without a `class_label` all cells are taken, and their label is empty.
 
     Raises
     ------
@@ -126,9 +126,12 @@ def labelled_cells(
     check_orientation(adata, class_label if labelfile is None else None, f"The matrix of {name}")
     obs = adata.obs if labelfile is None else _obs_with_labels(adata, labelfile, class_label)
     chosen = chosen_cells(obs, keep, drop) if keep or drop else np.ones(len(obs), bool)
-    if class_label not in obs:
+    if class_label is None:
+        labels = pd.Series("", index=obs.index[chosen])
+    elif class_label in obs:
+        labels = label_text(obs[class_label][chosen])
+    else:
         raise UnknownNameError(f"obs column of {name} called", class_label, obs.columns)
-    labels = label_text(obs[class_label][chosen])
     labelled = labels.notna().to_numpy()
     if not labelled.any():
         raise LabelError(

@@ -73,8 +73,6 @@ def check_settings(module: "DataModule") -> None:
             f"{len(missing)} of {len(paths)} files do not exist: {', '.join(missing)}. Check the paths; "
             "a dataset of the registry is given as sims_kit.load(name)."
         )
-    if module.class_label is None:
-        raise LabelError(f"class_label is missing: name the labels' column, one of {module.label_columns()}.")
 
 
 def _whole(value, least: int) -> bool:

@@ -165,21 +165,20 @@ def simulate(settings: SimulationSettings | None = None, **changes) -> AnnData:
     known = [setting.name for setting in fields(SimulationSettings)]
     if unknown := [name for name in changes if name not in known]:
         raise UnknownNameError("setting", unknown[0], known)
-    settings = SimulationSettings(**changes) if settings is None else replace(settings, **changes)
-    simulation = Simulation(settings)
+    simulation = Simulation(replace(settings or SimulationSettings(), **changes))
     counts = sp.vstack(list(simulation.chunks()), format="csr")
     return AnnData(counts, obs=simulation.obs, var=simulation.var, varm=simulation.varm, uns=simulation.uns)
 
 
-def simulated(name: str, size: str = "fast", seed: int = 0) -> AnnData:
+def simulated(name: str, size: str = "fast", seed: int = 0, **changes) -> AnnData:
     """A tissue of `PRESETS`: ``"sim-cortex"``, ``"sim-mouse"`` or ``"sim-organoid"``.
 
     Parameters
     ----------
     size
         ``"fast"`` (2,000 genes, seconds) or ``"full"`` (20,000 cells x 20,000 genes, about a minute).
-    seed
-        Equal settings and seed give equal counts, on any machine with the same numpy.
+    seed, **changes
+        Equal ones give equal counts, on any machine with the same numpy. Changes are single settings, as in `simulate`.
 
     Raises
     ------
@@ -189,7 +188,7 @@ def simulated(name: str, size: str = "fast", seed: int = 0) -> AnnData:
     for kind, value, options in (("simulated tissue", name, PRESETS), ("size", size, PRESETS["sim-cortex"])):
         if value not in options:
             raise UnknownNameError(kind, value, options)
-    return simulate(PRESETS[name][size], seed=seed)
+    return simulate(PRESETS[name][size], seed=seed, **changes)
 
 
 def true_factors(adata: AnnData) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scipy import sparse
 
@@ -148,7 +149,9 @@ def _wilcoxon(values: sparse.csr_matrix, labels: np.ndarray) -> np.ndarray:
     kept = np.flatnonzero(values.getnnz(axis=0))  # the test is undefined for genes without values
     cells = AnnData(values[:, kept], obs=pd.DataFrame({"label": pd.Categorical(labels)}, map(str, range(len(labels)))))
     cells.var_names = kept.astype(str)
+    threads = torch.get_num_threads()
     scanpy.tl.rank_genes_groups(cells, "label", method="wilcoxon")
+    torch.set_num_threads(threads)  # numba in scanpy sets OpenMP's for all: training crawls where cores are shared
     scores = np.zeros((len(classes), values.shape[1]))
     for row, label in enumerate(classes):
         found = scanpy.get.rank_genes_groups_df(cells, label)

@@ -27,8 +27,8 @@ class ResumePoint(Callback):
     """Keeps all that a training needs to go on, in one file that is replaced whole at the end of every epoch.
 
     Weights, temperature, optimiser, learning rate, counts of epochs and batches, best epoch and history. The order of
-    the cells and the random numbers of an epoch follow from seed and epoch (`sims_kit.training.Reproducible`), class
-    weights from the training cells, so that they need not be kept.
+    the cells and the random numbers of an epoch follow from seed and epoch (`sims_kit.model.trainer.Reproducible`),
+    class weights from the training cells, so that they need not be kept.
 
     Parameters
     ----------

@@ -21,6 +21,7 @@ from sims_kit.model.ensemble import make_network, mean_logits
 from sims_kit.model.network_settings import DEFAULTS, plain_settings, wrong_setting
 from sims_kit.model.profiles import ClassProfiles
 from sims_kit.model.recipes import Recipe, get_recipe
+from sims_kit.model.trainer import optimisation
 
 NETWORK_SETTINGS = list(DEFAULTS)
 
@@ -228,21 +229,7 @@ class SIMSClassifier(pl.LightningModule):
 
     def configure_optimizers(self):
         """The recipe's optimiser and scheduler, or the ones given."""
-        make, params = self.optimizer_choice
-        if "fused" in inspect.signature(make).parameters and self.device.type in ("cpu", "cuda"):
-            half = self._trainer is not None and self.trainer.precision == "16-mixed"  # cannot be clipped when fused
-            params = {"fused": not half, **params}  # four times as fast on a CPU
-        optimizer = make(self.parameters(), **params)
-        if self.scheduler_choice is None:
-            return optimizer
-        make, params = self.scheduler_choice
-        length = {"total_steps", "T_max"} & set(inspect.signature(make).parameters)
-        for name in length - set(params):
-            params = {**params, name: int(self.trainer.estimated_stepping_batches)}
-        scheduler = {"scheduler": make(optimizer, **params), "interval": "step" if length else "epoch"}
-        if isinstance(scheduler["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau):
-            scheduler["monitor"] = "val_loss"
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        return optimisation(self, self.optimizer_choice, self.scheduler_choice)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(

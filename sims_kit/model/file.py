@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
     header = _header(texts, path)
     temperature = _temperature(header, path)
     check_tensors(header, entries, _CELLS.keys(), path)
-    tensors = _read_tensors(path, entries)
+    tensors = read_tensors(path, entries, not_checked=_CELLS)
     cells = _calibration_cells(tensors, len(header["classes"]), path)
     model = SIMSClassifier(
         len(header["genes"]),
@@ -209,14 +209,15 @@ def _header(texts: dict[str, str], path: Path) -> dict[str, Any]:
     return header
 
 
-def _read_tensors(path: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, names: Iterable[str], *, not_checked: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """Tensors of a file, finite ones but for those that are not checked."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ModelFileError(f"{str(path)!r} is not a whole safetensors file ({error}). Download it again.") from error
     for name, tensor in tensors.items():
-        if name not in _CELLS and not torch.isfinite(tensor).all():
+        if name not in not_checked and not torch.isfinite(tensor).all():
             raise ModelFileError(f"Tensor {name!r} of {str(path)!r} holds NaN or infinite values.")
     return tensors
 

@@ -6,6 +6,7 @@ index has a text of our own, the header, which names genes, classes and network;
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +102,7 @@ def check_tensors(header: dict[str, Any], entries: dict[str, Entry], extra: set[
         The message names the first tensor that differs.
     """
     network = header["network"]
-    _check_settings(network, len(entries), path)
+    check_settings(network, len(entries), path)
     try:
         with torch.device("meta"):  # shapes without memory
             sizes = len(header["genes"]), len(header["classes"])
@@ -112,8 +113,13 @@ def check_tensors(header: dict[str, Any], entries: dict[str, Entry], extra: set[
         needed = {name: tensor for name, tensor in needed.items() if not name.startswith(PROFILES)}
         if 4 * math.prod(sizes) > LARGEST_PROFILES * path.stat().st_size:
             raise ModelFileError(f"{str(path)!r} is too small for {sizes[0]:,} genes and {sizes[1]:,} classes.")
-    if needed.keys() != entries.keys() - extra:
-        differing = sorted(needed.keys() ^ (entries.keys() - extra))
+    check_entries(needed, {name: entry for name, entry in entries.items() if name not in extra}, path)
+
+
+def check_entries(needed: Mapping[str, torch.Tensor], entries: Mapping[str, Entry], path: Path) -> None:
+    """Refuse a file whose tensors have other names, shapes or types than those needed."""
+    if needed.keys() != entries.keys():
+        differing = sorted(needed.keys() ^ entries.keys())
         raise ModelFileError(f"{str(path)!r} does not hold the tensors of its network; differing: {differing[:3]}.")
     for name, tensor in needed.items():
         if entries[name] != Entry(tensor.dtype, tuple(tensor.shape)):
@@ -129,7 +135,7 @@ def named_tensors(network: nn.Module, profiles: nn.Module) -> dict[str, torch.Te
     return named | {f"{PROFILES}{name}": tensor for name, tensor in profiles.named_buffers()}
 
 
-def _check_settings(network: dict[str, Any], n_tensors: int, path: Path) -> None:
+def check_settings(network: dict[str, Any], n_tensors: int, path: Path) -> None:
     """Each setting of the kind that `TabNet` takes, and no more layers than the file has tensors."""
     unknown = [name for name in network if name not in DEFAULTS]
     wrong = f"there is no setting {_short(unknown[0])}." if unknown else wrong_setting(network)

@@ -18,6 +18,7 @@ from sims_kit.plotting.figures import (
 )
 from sims_kit.plotting.generalization import generalization, transfer_matrix
 from sims_kit.plotting.inference import composition, confidence_shift, stress_curves
+from sims_kit.plotting.pretraining import label_efficiency, learning_speed
 from sims_kit.plotting.stability import consensus_size, gene_set_weight, stability
 from sims_kit.plotting.trust import (
     rejection_curves,
@@ -45,6 +46,8 @@ __all__ = [
     "gene_set_weight",
     "generalization",
     "label_distribution",
+    "label_efficiency",
+    "learning_speed",
     "marker_recovery",
     "method_scores",
     "recall_by_size",

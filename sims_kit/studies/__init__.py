@@ -4,7 +4,8 @@
 what it knows by name, `Task` and `Peer` what it takes beside these. `generalization` trains on one group of cells and
 tests on the others; `ablation` trains on fewer and fewer cells, of which `smallest_within` and `convergence` tell when
 they are enough. `inference` labels a tissue culture by a model of primary tissue; `stress_test` and `stress_losses`
-measure what cell stress does to labels.
+measure what cell stress does to labels. `pretraining` compares training from random weights with training from
+encoders that learned without labels.
 """
 
 from sims_kit.studies.ablation import Ablation, ablation
@@ -13,6 +14,7 @@ from sims_kit.studies.benchmark import Benchmark, benchmark, read_benchmark
 from sims_kit.studies.generalization import Generalization, generalization
 from sims_kit.studies.inference import Inference, inference
 from sims_kit.studies.peers import PEERS, make_peer
+from sims_kit.studies.pretraining import PretrainingStudy, pretraining
 from sims_kit.studies.stress import stress_losses, stress_test
 from sims_kit.studies.tasks import TASKS, Folds, Task
 from sims_kit.studies.training_size import convergence, smallest_within
@@ -27,6 +29,7 @@ __all__ = [
     "Inference",
     "Peer",
     "Prediction",
+    "PretrainingStudy",
     "Task",
     "ablation",
     "benchmark",
@@ -34,6 +37,7 @@ __all__ = [
     "generalization",
     "inference",
     "make_peer",
+    "pretraining",
     "read_benchmark",
     "smallest_within",
     "stress_losses",

@@ -1,5 +1,6 @@
 """DataModule: any number of files in, right batches out, nothing learned from test cells, inputs left alone."""
 
+import hashlib
 from contextlib import nullcontext
 
 import anndata as ad
@@ -189,16 +190,29 @@ def test_states_are_told_and_mixed_ones_warned_about(make_cells, capsys):
 
 
 def test_provenance_is_plain_and_complete(make_cells):
-    """Files, registry names, states, seed and sizes, in plain values only."""
+    """Files, registry names, states, hashes, kind of genes, seed and sizes, in plain values only."""
     adata = make_cells()
-    adata.uns["sims_kit"] = {"dataset": "made-up"}
+    adata.uns["sims_kit"] = {"dataset": "made-up", "sha256": np.array(["ab"])}
     provenance = module_of(adata, seed=5).provenance
+    sizes = {"cells": 120, "genes": 60}
     assert provenance == {
-        "files": [{"file": "AnnData 1", "dataset": "made-up", "state": "counts", "cells": 120, "genes": 60}],
+        "files": [{"file": "AnnData 1", "dataset": "made-up", "state": "counts", **sizes, "sha256": ["ab"]}],
         "class_label": "cell_type",
+        "gene_kind": "symbol",
         "seed": 5,
         "cells": {"train": 96, "validation": 12, "test": 12},
     }
+
+
+def test_files_are_known_by_their_hash(make_cells, tmp_path):
+    """Of a file and its label file, the SHA-256 that hashlib finds."""
+    cells = make_cells()
+    paths = [tmp_path / "cells.csv", tmp_path / "labels.csv"]
+    cells.to_df().to_csv(paths[0])
+    cells.obs.to_csv(paths[1])
+    module = module_of(paths[0], labelfiles=paths[1])
+    module.setup()
+    assert module.provenance["files"][0]["sha256"] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
 
 
 class _Recorder(pl.LightningModule):

@@ -316,6 +316,15 @@ def test_presets_are_as_promised():
     assert (cortex.obs["cell_type"].astype(str).to_numpy() != organoid.obs["cell_type"].astype(str).to_numpy()).any()
 
 
+def test_settings_of_a_preset_can_be_changed():
+    """A preset with other cell numbers and regions keeps its genes, and refuses a setting that there is not."""
+    few = simulated("sim-cortex", n_cells=60, regions=("MTG", "V1C"))
+    assert few.n_obs == 60 and set(few.obs["region"]) == {"MTG", "V1C"}
+    np.testing.assert_array_equal(few.var["base_mean"], Simulation(PRESETS["sim-cortex"]["fast"]).var["base_mean"])
+    with pytest.raises(UnknownNameError, match="n_cells"):
+        simulated("sim-cortex", ncells=60)
+
+
 def test_types_of_the_cortex_are_neither_easy_nor_hopeless():
     """A linear SVM on log-normalised counts tells between 90 % and 97 % of test cells of `sim-cortex` rightly."""
     cells = simulated("sim-cortex")

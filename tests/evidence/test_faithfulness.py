@@ -61,7 +61,7 @@ def test_top_genes_are_set_to_zero(model, cells, truth):
     np.put_along_axis(taken, top, 0, axis=1)
     np.put_along_axis(left, top, np.take_along_axis(values, top, axis=1), axis=1)
     with torch.no_grad():
-        whole, *others = (model.eval()(torch.from_numpy(part)).softmax(dim=1) for part in (values, taken, left))
+        whole, *others = (model.eval().probabilities(torch.from_numpy(part)) for part in (values, taken, left))
     own = whole.argmax(dim=1)
     found = faithfulness(model, cells, {"truth": truth["truth"]}, numbers=[5]).query("n_genes == 5")
     for row, part in zip(found.itertuples(), others, strict=True):

@@ -1,5 +1,6 @@
 """Rankings of genes: each method's numbers against the library or function that they come from."""
 
+import os
 import sys
 
 import numpy as np
@@ -67,6 +68,17 @@ def test_peers_are_those_of_their_libraries(rankings, cells, values):
     for label, scores in rankings["Wilcoxon"].iterrows():
         expected = sc.get.rank_genes_groups_df(values, label).set_index("names")["scores"]
         np.testing.assert_allclose(scores[expected.index], expected, rtol=0.01, atol=0.02)  # rounding unties cells
+
+
+def test_wilcoxon_leaves_the_number_of_threads(model, cells):
+    """Torch computes on as many threads after scanpy's test as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() + 1)  # what nobody else would choose
+    try:
+        rank_genes(model, cells, "cell_type", "Wilcoxon")
+        assert torch.get_num_threads() == os.cpu_count() + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_markers_come_first(rankings, cells):

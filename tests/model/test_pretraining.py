@@ -1,0 +1,271 @@
+"""Masked pretraining: what is hidden and asked for, the decoder, the start of a classifier, and its file."""
+
+import json
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import scipy.sparse as sp
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import sims_kit as sk
+from sims_kit.cells.batches import CellDataset, MemoryCells
+from sims_kit.errors import GeneError, ModelFileError, SettingError, UnknownNameError
+from sims_kit.model.pretraining import MaskedPretraining, mask_genes, reconstruct
+from sims_kit.model.pretraining_file import load_pretrained, save_pretrained
+
+QUIET = dict(enable_progress_bar=False, verbose=False, logger=False)
+SMALL = {"n_models": 1, "n_d": 8, "n_a": 8}
+
+
+@pytest.fixture
+def batch():
+    """Forty cells x thirty genes, CSR, a third of them expressed; the first cell has none, the second all."""
+    values = sp.random(40, 30, density=0.3, format="lil", random_state=0, dtype=np.float32)
+    values[0], values[1] = 0, 1
+    return CellDataset([MemoryCells(values.tocsr(), "log-normalised")])[range(40)].cells
+
+
+@pytest.fixture(scope="module")
+def pretrained(make_cells):
+    """An encoder pretrained on a few cells, whose labels are gone."""
+    cells = make_cells(n_cells=200)
+    del cells.obs["cell_type"]
+    return sk.pretrain(cells, model_params={"network": SMALL}, max_epochs=30, **QUIET)
+
+
+def test_what_is_hidden_and_asked_for(batch):
+    """Hidden genes are zero in the input and keep their value in the question; the others asked for are zeros."""
+    torch.manual_seed(0)
+    before, masked = batch.to_dense(), mask_genes(batch, 0.5)
+    after = masked.cells.to_dense()
+    asked, zeros = masked.values > 0, masked.values == 0
+    torch.testing.assert_close(masked.values, before[masked.rows, masked.genes])
+    assert not after[masked.rows, masked.genes].any()
+    torch.testing.assert_close(after.index_put((masked.rows[asked], masked.genes[asked]), masked.values[asked]), before)
+    of_cells = [torch.bincount(masked.rows[some], minlength=40) for some in (asked, zeros)]
+    torch.testing.assert_close(of_cells[0][2:], of_cells[1][2:])  # as many of either
+    assert of_cells[0][1] > 0 and of_cells[1][1] == 0  # a cell that expresses all genes has no other
+    assert 0.4 < asked.sum() / (before > 0).sum() < 0.6
+    of_zeros = torch.zeros(40).index_add_(0, masked.rows[zeros], masked.weights[zeros])
+    drawn = of_cells[1] > 0
+    torch.testing.assert_close(of_zeros[drawn], 0.5 * (before == 0).sum(1)[drawn].float())  # they stand for all zeros
+    assert (masked.weights[asked] == 1).all()
+    torch.testing.assert_close(batch.to_dense(), before)  # the cells are not changed
+
+
+def test_unexpressed_genes_are_drawn_evenly(batch):
+    """Every gene that a cell does not express is as likely as any other, and as many are drawn as was said."""
+    torch.manual_seed(0)
+    draws = [mask_genes(batch, 0.9, 2.5) for _ in range(300)]
+    hidden = sum(int(((one.rows == 5) & (one.values > 0)).sum()) for one in draws)
+    genes = torch.cat([one.genes[(one.rows == 5) & (one.values == 0)] for one in draws])
+    counts = torch.bincount(genes, minlength=30)
+    absent = batch.to_dense()[5] == 0
+    assert len(genes) == pytest.approx(2.5 * hidden, rel=0.05)
+    assert not counts[~absent].any()
+    expected = len(genes) / absent.sum()
+    assert ((counts[absent] - expected).square() / expected).sum() < 2 * absent.sum()  # chi square
+
+
+@pytest.mark.parametrize("recipe", ["default", "thesis"])
+def test_decoder_is_that_of_pytorch_tabnet(batch, recipe):
+    """At the pairs asked for, the answer is that of pytorch-tabnet's decoder for all genes."""
+    torch.manual_seed(0)
+    model = MaskedPretraining(30, recipe=recipe, network={"n_models": 1, "n_steps": 2}).eval()
+    (member,), (decoder,) = model.network.members, model.decoders
+    torch.nn.init.normal_(decoder.reconstruction_layer.weight)
+    masked = mask_genes(batch, 0.3)
+    steps = [step.decision for step in member.steps(masked.cells)]
+    torch.testing.assert_close(reconstruct(member, decoder, masked), decoder(steps)[masked.rows, masked.genes])
+
+
+def test_hidden_genes_are_found(pretrained):
+    """After some epochs, hidden genes are told better than by the mean of their gene, on cells held back."""
+    assert pretrained.history["val_loss"].iloc[-1] < 0.9 * pretrained.history["val_loss"].iloc[0]
+    assert pretrained.history["val_explained"].iloc[-1] > 0.05
+    assert pretrained.provenance["cells"] == {"train": 180, "validation": 20, "test": 0}
+    assert pretrained.is_fitted and not pretrained.training
+
+
+def test_loss_is_that_of_hiding_all_genes_alike(batch):
+    """Over many draws, the weighted loss is that of the dense task: each gene of each cell hidden with one chance."""
+    torch.manual_seed(0)
+    answer = torch.rand(30)  # of a network that says the same of every cell
+    dense = batch.to_dense()[2:]  # a cell without expressed genes is never asked for one
+    some = torch.sparse_csr_tensor(*_csr(dense), dense.shape)
+    errors, weights = 0.0, 0.0
+    for _ in range(500):
+        masked = mask_genes(some, 0.5)
+        errors += (masked.weights * (answer[masked.genes] - masked.values).square()).sum()
+        weights += masked.weights.sum()
+    assert errors / weights == pytest.approx((answer - dense).square().mean().item(), rel=0.02)
+
+
+def _csr(dense):
+    sparse = dense.to_sparse_csr()
+    return sparse.crow_indices(), sparse.col_indices(), sparse.values()
+
+
+def test_explained_variance_is_that_of_its_definition(batch):
+    """`val_explained` compares the errors with those of each gene's mean over the training cells."""
+    torch.manual_seed(0)
+    model = MaskedPretraining(30, network=SMALL).eval()
+    torch.nn.init.normal_(model.decoders[0].reconstruction_layer.weight)
+    model.scale.measure([batch])
+    logged = {}
+    model.log = lambda name, value: logged.update({name: value.item()})
+    model.on_validation_epoch_start()
+    model.validation_step(type("Batch", (), {"cells": batch}), 0)
+    model.on_validation_epoch_end()
+    masked = mask_genes(batch, 0.2, 3.0, torch.Generator().manual_seed(0))
+    said, means = model(masked)[0].detach().numpy(), batch.to_dense().numpy().mean(0)
+    values, weights = masked.values.numpy() - means[masked.genes], masked.weights.numpy()
+    scale = batch.to_dense().var(0, correction=0).mean().rsqrt().item()  # every gene varies
+    error = np.average((said - scale * values) ** 2, weights=weights)
+    assert logged["val_loss"] == pytest.approx(error, rel=1e-4)
+    assert logged["val_explained"] == pytest.approx(
+        1 - error / np.average((scale * values) ** 2, weights=weights), rel=1e-4
+    )
+
+
+def test_files_whose_genes_differ(make_cells):
+    """Several files of raw counts are brought onto their common genes; some cells with labels, some without."""
+    first, second = make_cells(n_cells=60), make_cells(n_cells=80, seed=1)[:, 10:].copy()
+    first.obs["cell_type"] = None
+    model = sk.pretrain([first, second], model_params={"network": SMALL}, max_epochs=1, **QUIET)
+    assert model.genes == list(first.var_names[10:]) and sum(model.provenance["cells"].values()) == 140
+    assert model.network.encoder.initial_bn.shift.any()  # measured on the cells
+
+
+def test_same_seed_same_encoder(make_cells):
+    """The seed decides everything, and the caller's random state is left alone."""
+    state = torch.get_rng_state()
+    first, again, other = (
+        sk.pretrain(make_cells(), seed=seed, model_params={"network": SMALL}, max_epochs=1, **QUIET).state_dict()
+        for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_classifier_starts_from_it_gene_by_gene(make_cells, pretrained):
+    """Each gene takes its own weights wherever it stands; genes that are new start as without pretraining."""
+    cells = make_cells(n_cells=60)[:, ::-1].copy()
+    cells.var_names = ["NEW1", "NEW2", *cells.var_names[2:]]
+    options = dict(class_label="cell_type", model_params={"network": SMALL}, **QUIET)
+    (_, model, _), (_, usual, _) = (sk.generate_trainer(cells, pretrained=one, **options) for one in (pretrained, None))
+    theirs = dict(pretrained.network.named_parameters())
+    for (name, own), (_, plain) in zip(model.network.named_parameters(), usual.network.named_parameters(), strict=True):
+        if ".fc.weight" in name and ".att_" in name:
+            torch.testing.assert_close(own[2:], theirs[name].flip(0)[2:])
+            torch.testing.assert_close(own[:2], plain[:2])
+        elif ".shared_layers.0." in name:
+            torch.testing.assert_close(own[:, 2:], theirs[name].flip(1)[:, 2:])
+            torch.testing.assert_close(own[:, :2], plain[:, :2])
+        elif "encoder." not in name:
+            torch.testing.assert_close(own, plain)
+    assert not model.is_fitted
+    before = theirs["members.0.encoder.att_transformers.0.fc.weight"].clone()
+    sk.fit(cells, "cell_type", pretrained=pretrained, model_params={"network": SMALL}, max_epochs=1, **QUIET)
+    torch.testing.assert_close(theirs["members.0.encoder.att_transformers.0.fc.weight"], before)  # a copy was trained
+
+
+def test_without_pretraining_nothing_changes(make_cells):
+    """`fit` gives the weights of a training that is put together by hand from Lightning's and the kit's parts."""
+    model = sk.fit(make_cells(), "cell_type", seed=3, max_epochs=2, pretrained=None, **QUIET)
+    module = sk.DataModule(make_cells(), class_label="cell_type", seed=3, batch_size=32, verbose=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        by_hand = sk.SIMSClassifier(module.input_dim, module.output_dim)
+
+        class Seeded(pl.Callback):
+            def on_train_epoch_start(self, trainer, pl_module):
+                torch.manual_seed(3 + 1_000_003 * trainer.current_epoch)
+
+        off = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+        trainer = pl.Trainer(max_epochs=2, gradient_clip_val=0.5, callbacks=[Seeded()], log_every_n_steps=1, **off)
+        trainer.fit(by_hand, datamodule=module)
+    for name, tensor in by_hand.network.state_dict().items():
+        assert torch.equal(tensor, model.network.state_dict()[name]), name
+
+
+def test_what_does_not_fit_is_refused(make_cells, pretrained):
+    """Other settings of the network, other genes, other objects: said before training, with both values."""
+    cells = make_cells(n_cells=60)
+    with pytest.raises(SettingError, match=r"n_d 16 \(pretrained: 8\).*"):
+        sk.fit(cells, "cell_type", pretrained=pretrained, model_params={"network": {**SMALL, "n_d": 16}}, **QUIET)
+    with pytest.raises(SettingError, match="type SIMSClassifier"):
+        sk.fit(cells, "cell_type", pretrained=sk.SIMSClassifier(4, 2), **QUIET)
+    with pytest.raises(SettingError, match="not pretrained yet"):
+        sk.fit(cells, "cell_type", pretrained=MaskedPretraining(4, genes=list("abcd")), **QUIET)
+    other = cells.copy()
+    other.var_names = [f"OTHER{i}" if i > 20 else gene for i, gene in enumerate(other.var_names)]
+    with pytest.warns(UserWarning, match=r"21 of the 60 genes of these cells \(35%\)"):
+        sk.generate_trainer(
+            other, class_label="cell_type", pretrained=pretrained, model_params={"network": SMALL}, **QUIET
+        )
+    other.var_names = [f"OTHER{i}" if i > 2 else gene for i, gene in enumerate(other.var_names)]
+    with pytest.raises(GeneError, match=r"3 of the 60 genes of these cells \(5%\).*OTHER"):
+        sk.fit(other[:, ::-1].copy(), "cell_type", pretrained=pretrained, model_params={"network": SMALL}, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"mask_share": 0}, SettingError, "mask_share is 0"),
+        ({"unexpressed": 0}, SettingError, "unexpressed is 0"),
+        ({"mask_shar": 0.1}, UnknownNameError, "mask_shar"),
+        ({"model_params": {"n_d": 4}}, UnknownNameError, "n_d"),
+        ({"class_label": "cell_type"}, UnknownNameError, "class_label"),
+    ],
+)
+def test_settings_out_of_range(make_cells, settings, error, words):
+    """A setting that does not exist or is out of range is named."""
+    with pytest.raises(error, match=words):
+        sk.pretrain(make_cells(), **settings, **QUIET)
+
+
+def test_round_trip(tmp_path, pretrained, batch):
+    """Answers, genes and provenance come back from the file; a classifier starts from the file as from the object."""
+    path = save_pretrained(pretrained, tmp_path / "new" / "encoder.safetensors")
+    loaded = load_pretrained(path)
+    cells = torch.rand(20, 60).to_sparse_csr()
+    masked = mask_genes(cells, 0.5)
+    torch.testing.assert_close(loaded(masked)[0], pretrained(masked)[0], rtol=0, atol=0)
+    assert (loaded.genes, loaded.provenance, loaded.mask_share) == (pretrained.genes, pretrained.provenance, 0.2)
+    assert path.stat().st_mode & 0o777 == 0o644 and [file.name for file in path.parent.iterdir()] == [path.name]
+    with pytest.raises(ModelFileError, match="not one of sims_kit's"):
+        sk.load_model(path)
+
+
+def _rewritten(path, tensors=None, **header):
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    metadata["header"] = json.dumps({**json.loads(metadata["header"]), **header})
+    save_file({**load_file(path), **(tensors or {})}, path, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a whole safetensors"),
+        (lambda path: save_file({"a": torch.ones(1)}, path), "no pretrained encoder"),
+        (lambda path: _rewritten(path, format_version=99), "newer sims_kit"),
+        (lambda path: _rewritten(path, genes=["a", "a"]), "twice"),
+        (lambda path: _rewritten(path, genes=["a", "b"]), "needs"),
+        (lambda path: _rewritten(path, network={"n_moons": 2}), "cannot be built"),
+        (lambda path: _rewritten(path, {"scale.scale": torch.full((60,), torch.nan)}), "NaN"),
+        (lambda path: path.unlink() or path.mkdir(), "is a folder"),
+    ],
+)
+def test_damaged_files(tmp_path, pretrained, damage, message):
+    """A damaged, foreign or contradictory file gives one clear error that names it."""
+    path = save_pretrained(pretrained, tmp_path / "encoder.safetensors")
+    damage(path)
+    with pytest.raises(ModelFileError, match=message) as error:
+        load_pretrained(path)
+    assert "encoder.safetensors" in str(error.value)
