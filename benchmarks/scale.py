@@ -66,9 +66,9 @@ def measured(path: Path, cells: int, genes: int, place: str) -> dict:
     """One row, from processes of their own; the file is made first if it is not there."""
     if not path.exists():
         started = time.perf_counter()
-        _started(what="simulate", path=str(path), cells=cells, genes=genes)
-        size = path.stat().st_size / 1e9
-        print(f"{cells:,} x {genes:,} simulated in {time.perf_counter() - started:.0f} s, {size:.2f} GB", flush=True)
+        cost = _started(what="simulate", path=str(path), cells=cells, genes=genes)
+        size, seconds = path.stat().st_size / 1e9, time.perf_counter() - started
+        print(f"{cells:,} x {genes:,} simulated in {seconds:.0f} s ({cost}), {size:.2f} GB", flush=True)
     return dict(cells=cells, genes=genes) | {"from": place} | _started(what="measure", path=str(path), place=place)
 
 
@@ -76,7 +76,7 @@ def _started(**settings) -> dict:
     command = [sys.executable, __file__, "--run", json.dumps(settings)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise RuntimeError(result.stderr)
+        raise RuntimeError(f"exit status {result.returncode}\n{result.stderr}")
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
@@ -100,7 +100,7 @@ def simulate(path: Path, cells: int, genes: int) -> dict:
             else:
                 write_elem(file, "X", chunk, dataset_kwargs=dict(indptr_dtype=np.int64))
     unfinished.rename(path)
-    return {"peak, MB": peak()}
+    return {"peak, MB": peak(), "CPU, s": round(time.process_time())}
 
 
 class Stopwatch(pl.Callback):
@@ -123,14 +123,15 @@ def measure(path: Path, place: str) -> dict:
     options = dict(backed=place == "disk", max_epochs=1, batch_size=256, test=0, callbacks=watch)
     options["model_params"] = {"network": {"n_models": 1}}
     model = sk.fit(path, "cell_type", **options, **quiet)
-    fitted = time.perf_counter()
+    fitted, while_training = time.perf_counter(), peak()
     sk.annotate(path, model, backed=place == "disk")
     return {
         "epoch, s": round(watch.seconds, 2),
         "fit, s": round(fitted - started, 2),
         "annotate, s": round(time.perf_counter() - fitted, 2),
         "CPU, s": round(time.process_time(), 2),
-        "peak, MB": peak(),
+        "fit, MB": while_training,
+        "annotate, MB": peak(),
     }
 
 
@@ -153,15 +154,16 @@ def draw(rows: pd.DataFrame) -> None:
             part = found[found["from"] == place]
             for quantity, colour, name in (("epoch, s", BLUE, "training epoch"), ("annotate, s", ORANGE, "annotate")):
                 column[0].loglog(part[axis], part[quantity], color=colour, label=f"{name}, from {place}", **style)
-            column[1].semilogx(part[axis], part["peak, MB"], color=BLUE, label=f"from {place}", **style)
+            for quantity, colour, name in (("fit, MB", BLUE, "training"), ("annotate, MB", ORANGE, "annotate")):
+                column[1].semilogx(part[axis], part[quantity], color=colour, label=f"{name}, from {place}", **style)
         on_disk = found[found["from"] == "disk"]
         powers = [_power(on_disk[axis], on_disk[quantity]) for quantity in ("epoch, s", "annotate, s")]
         column[0].set_title(
             f"Time grows as {axis} to the power of {powers[0]:.2f} (training), {powers[1]:.2f} (annotate)"
         )
-        change = on_disk["peak, MB"].iloc[-1] / on_disk["peak, MB"].iloc[0]
+        change = on_disk["fit, MB"].iloc[-1] / on_disk["fit, MB"].iloc[0]
         times = on_disk[axis].iloc[-1] / on_disk[axis].iloc[0]
-        column[1].set_title(f"{times:.0f} times the {axis}: {change:.2f} times the memory, from disk")
+        column[1].set_title(f"{times:.0f} times the {axis}: {change:.2f} times the memory to train, from disk")
         column[0].set_ylabel("seconds")
         column[1].set(ylim=(0, None), ylabel="highest memory, MB")
         for ax in column:

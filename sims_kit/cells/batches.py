@@ -86,7 +86,8 @@ class CellDataset(Dataset):
 
     def __init__(self, sources: Sequence[CellSource]):
         self.sources = list(sources)
-        self.labels = np.concatenate([source.labels for source in self.sources])
+        labels = [source.labels for source in self.sources]
+        self.labels = np.concatenate(labels) if len(labels) > 1 else labels[0]  # not a second time
         self._starts = np.cumsum([0, *(len(source) for source in self.sources)])[:-1]
 
     def __len__(self) -> int:

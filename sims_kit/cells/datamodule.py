@@ -1,5 +1,6 @@
 """Any number of files or AnnData objects as training, validation and test batches."""
 
+import gc
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -255,7 +256,10 @@ class DataModule(LightningDataModule):
         item = self.datafiles[i]
         if isinstance(item, AnnData):
             return item
-        return open_stored(item, self.layer) if backed else read(item, orientation=self.orientations[i])
+        if not backed:
+            return read(item, orientation=self.orientations[i])
+        columns = [self.class_label, *(self.keep or ()), *(self.drop or ())] if self.labelfiles[i] is None else None
+        return open_stored(item, self.layer, columns)
 
     def _read(self, i: int, backed: bool) -> LabelledCells:
         item = self.datafiles[i]
@@ -266,7 +270,9 @@ class DataModule(LightningDataModule):
         chosen = (self.class_label, self.labelfiles[i], self.keep, self.drop, layer)
         found = labelled_cells(cells, name, *chosen, file=item, backed=self.backed is not False)
         if is_path and backed:
-            found.cell_names = partial(stored_names, item, found.rows)
+            found.cell_names = partial(stored_names, item, found.rows if len(found.rows) < cells.n_obs else slice(None))
+            del cells
+            gc.collect()  # an AnnData refers to itself: a million names would stay for a while
         return found
 
     def _encode_labels(self, files: list[LabelledCells]) -> None:

@@ -1,28 +1,28 @@
 """A matrix that stays in its file: an `.h5ad` or `.zarr`, read in blocks of neighbouring cells.
 
 HDF5 lets one thread in at a time, unpacking included. Where a file is packed as anndata packs it (not at all, or with
-gzip), its chunks are therefore read and unpacked here, by as many threads as ask; otherwise by HDF5 or zarr.
+gzip), `sims_kit.datasets.hdf5` reads and unpacks its chunks, by as many threads as ask; otherwise HDF5 or zarr does.
 """
 
 import os
 import weakref
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import zarr
 from anndata import AnnData
 from anndata.abc import CSRDataset
 from anndata.io import read_elem, sparse_dataset
 
+from sims_kit.datasets.hdf5 import HDF5Array
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
-SHUFFLE, FLETCHER32 = h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32
-DEFLATE = h5py.h5z.FILTER_DEFLATE  # gzip
 MEMORY_SHARE = 0.3  # of the free memory, for all matrices together: while they are read, each is there thrice
+NAMED = 100_000  # cells; a matrix with more rows is not turned, so that nobody needs to look at their names
 SAMPLE_BLOCKS, SAMPLE_CELLS = 16, 256  # of each block: enough to tell what a matrix holds
 
 Element = h5py.Group | h5py.Dataset | zarr.Group | zarr.Array
@@ -67,7 +67,7 @@ class StoredMatrix:
             self.shape = sparse_dataset(element).shape
             self._indptr = element["indptr"][:].astype(np.int64)
             self.nbytes = 8 * int(self._indptr[-1])
-            self._parts = [_HDF5Array.of(element[name]) for name in ("data", "indices")] if not self._zarr else [None]
+            self._parts = [HDF5Array.of(element[name]) for name in ("data", "indices")] if not self._zarr else [None]
         self._handles: dict[int, Element | int] = {}
 
     def __getstate__(self) -> dict:
@@ -170,7 +170,7 @@ def left_on_disk(paths: Sequence[Path | None], layer: str | None, backed: bool |
     return [size > 0 and sum(sizes) > MEMORY_SHARE * free_memory() for size in sizes]
 
 
-def open_stored(path: str | os.PathLike, layer: str | None = None) -> AnnData:
+def open_stored(path: str | os.PathLike, layer: str | None = None, columns: Iterable[str] | None = None) -> AnnData:
     """An AnnData file with its tables in memory and the matrix of one layer, as `X`, still in the file.
 
     Parameters
@@ -179,6 +179,9 @@ def open_stored(path: str | os.PathLike, layer: str | None = None) -> AnnData:
         An `.h5ad` or `.zarr`.
     layer
         None for `X`, ``"raw"`` (which has its own genes), or a layer's name.
+    columns
+        The columns of `obs` that will be needed, if that is known: of more than 100,000 cells no others are read, and
+        the cells are numbered in place of their names, which take more memory than all else that is kept of a cell.
 
     Raises
     ------
@@ -205,7 +208,9 @@ def open_stored(path: str | os.PathLike, layer: str | None = None) -> AnnData:
         element = root[key]
         matrix = sparse_dataset(element) if isinstance(element, h5py.Group | zarr.Group) else element
         uns = read_elem(root["uns/sims_kit"]) if "uns/sims_kit" in root else {}
-        adata = AnnData(matrix, obs=read_elem(root["obs"]), var=read_elem(root[var]), uns={"sims_kit": uns})
+        adata = AnnData(
+            matrix, obs=_table_of_cells(root["obs"], columns), var=read_elem(root[var]), uns={"sims_kit": uns}
+        )
     except (DataError, UnknownNameError):
         raise
     except Exception as error:  # whatever the format's library raises: the file is at fault, so say which
@@ -219,7 +224,15 @@ def open_stored(path: str | os.PathLike, layer: str | None = None) -> AnnData:
     return adata
 
 
-def stored_names(path: str | os.PathLike, rows: np.ndarray) -> list[str]:
+def _table_of_cells(group: h5py.Group | zarr.Group, columns: Iterable[str] | None) -> pd.DataFrame:
+    columns = list(dict.fromkeys(columns or ()))
+    n_cells = group[group.attrs["_index"]].shape[0]
+    if n_cells <= NAMED or not columns or not all(column in group for column in columns):
+        return read_elem(group)
+    return pd.DataFrame({column: read_elem(group[column]) for column in columns}, pd.RangeIndex(n_cells).astype(str))
+
+
+def stored_names(path: str | os.PathLike, rows: np.ndarray | slice) -> list[str]:
     """Names of these cells of an AnnData file, which nobody holds in memory meanwhile."""
     return open_stored(path).obs_names[rows].tolist()
 
@@ -234,91 +247,6 @@ def free_memory() -> int:
     if limit and used and limit[0].isdecimal():
         available = min(available, int(limit[0]) - int(used[0]))
     return available
-
-
-class _HDF5Array:
-    """A one-dimensional HDF5 dataset: where its chunks lie in the file, and how they are packed."""
-
-    def __init__(self, dataset: h5py.Dataset):
-        self.dtype = dataset.dtype
-        plan = dataset.id.get_create_plist()
-        self.filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
-        self.length = dataset.chunks[0] if dataset.chunks else len(dataset)
-        if dataset.chunks:
-            found = []
-            dataset.id.chunk_iter(lambda chunk: found.append((chunk[0][0], chunk[2], chunk[3], chunk[1])))
-            self.table = np.array(sorted(found), dtype=np.int64).reshape(-1, 4)[:, 1:]  # place, bytes, filters left out
-        else:
-            self.table = np.array([[dataset.id.get_offset(), len(dataset) * self.dtype.itemsize, 0]])
-        self.is_whole = len(self.table) * self.length >= len(dataset)  # chunks never written are not in the file
-
-    @classmethod
-    def of(cls, dataset: h5py.Dataset) -> "_HDF5Array | None":
-        """None where only HDF5 knows how to read it."""
-        layout = dataset.id.get_create_plist().get_layout()
-        placed = layout == h5py.h5d.CHUNKED or (layout == h5py.h5d.CONTIGUOUS and dataset.id.get_offset() is not None)
-        if not placed or dataset.dtype.kind not in "iuf" or dataset.file.userblock_size or dataset.external:
-            return None
-        found = cls(dataset)
-        checked = DEFLATE in found.filters or FLETCHER32 not in found.filters  # gzip has a checksum of its own
-        known = set(found.filters) <= {SHUFFLE, FLETCHER32, DEFLATE}
-        return found if known and checked and found.is_whole else None
-
-    def read(self, file: int, start: int, stop: int, path: str) -> np.ndarray:
-        """The values from `start` to `stop`."""
-        if not self.filters or start == stop:
-            return self._plain(file, start, stop)
-        chunks = range(start // self.length, -(-stop // self.length))
-        parts = [self._unpacked(file, chunk, path) for chunk in chunks]
-        values = np.concatenate(parts) if len(parts) != 1 else parts[0]
-        return values[start - chunks.start * self.length :][: stop - start]
-
-    def _plain(self, file: int, start: int, stop: int) -> np.ndarray:
-        """Without packing, no more is read than is asked for."""
-        parts = []
-        while start < stop:
-            chunk, within = divmod(start, self.length)
-            n = min(stop - start, self.length - within)
-            place = int(self.table[chunk, 0]) + within * self.dtype.itemsize
-            parts.append(np.frombuffer(_bytes(file, place, n * self.dtype.itemsize), self.dtype))
-            start += n
-        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
-
-    def _unpacked(self, file: int, chunk: int, path: str) -> np.ndarray:
-        place, size, left_out = self.table[chunk].tolist()
-        packed = _bytes(file, place, size)
-        for number, code in reversed(list(enumerate(self.filters))):
-            if left_out >> number & 1:
-                continue
-            if code == FLETCHER32:
-                packed = packed[:-4]
-            elif code == DEFLATE:
-                try:
-                    packed = zlib.decompress(packed, bufsize=self.length * self.dtype.itemsize)
-                except zlib.error as error:
-                    raise DataError(f"{path} is damaged ({error}). Download or write it again.") from error
-            else:
-                packed = _unshuffled(packed, self.dtype.itemsize)
-        return np.frombuffer(packed, self.dtype)
-
-
-def _unshuffled(packed: bytes, itemsize: int) -> np.ndarray:
-    """Bytes that lie first by their place in the value, then by value, the other way round."""
-    planes = np.frombuffer(packed, np.uint8).reshape(itemsize, -1)
-    values = np.empty((planes.shape[1], itemsize), np.uint8)
-    for i, plane in enumerate(planes):
-        values[:, i] = plane
-    return values.ravel()
-
-
-def _bytes(file: int, place: int, size: int) -> bytes:
-    found = os.pread(file, size, place)
-    while len(found) < size:  # the system gives at most 2 GB at once
-        more = os.pread(file, size - len(found), place + len(found))
-        if not more:
-            raise DataError(f"The file ends {size - len(found):,} bytes too early: it was cut short. Write it again.")
-        found += more
-    return found
 
 
 def _opened(path: str | os.PathLike) -> h5py.File | zarr.Group:

@@ -13,7 +13,7 @@ from sims_kit.cells.disk import CellStream, DiskCells
 from sims_kit.cells.genes import GeneAlignment
 from sims_kit.cells.samplers import BlockSampler, CellBatchSampler
 from sims_kit.datasets import StoredMatrix, open_stored
-from sims_kit.errors import DataError, SettingError
+from sims_kit.errors import DataError, SettingError, UnknownNameError
 
 
 @pytest.fixture
@@ -151,6 +151,18 @@ def test_filters_and_label_files(make_cells, tmp_path):
         modules = [DataModule(tmp_path / "cells.h5ad", backed=backed, **options) for backed in (False, True)]
         assert modules[0].cell_names == modules[1].cell_names and len(modules[1].labels) == 82
     assert_same(modules[0].val_dataloader(), modules[1].val_dataloader())
+
+
+def test_many_cells_are_not_held_by_name(two_files, monkeypatch):
+    """Of files with many cells only the columns needed are read; names are there when asked for, and mistakes told."""
+    expected = module_of(two_files, backed=True, keep={"cell_type": ["class_0", "class_2"]})
+    names = expected.cell_names
+    monkeypatch.setattr("sims_kit.datasets.stored.NAMED", 100)
+    assert list(open_stored(two_files[0], None, ["cell_type"]).obs_names[:2]) == ["0", "1"]
+    module = module_of(two_files, backed=True, keep={"cell_type": ["class_0", "class_2"]})
+    assert np.array_equal(module.labels, expected.labels) and module.cell_names == names
+    with pytest.raises(UnknownNameError, match="Did you mean 'cell_type'"):
+        DataModule(two_files, None, "celltype", backed=True).setup()
 
 
 def test_auto_streams_what_is_large(two_files, monkeypatch):
