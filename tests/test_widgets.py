@@ -31,6 +31,7 @@ def redness(picture: bytes) -> float:
 
 def test_slider_redraws_the_figure():
     """A higher bar is more red; the saved picture is that of the start, and no figure stays open."""
+    plt.close("all")  # of other tests
     figure = widgets.slider_figure(bar, height=(0.0, 1.0, 0.1), colour=["red", "blue"])
     start = redness(figure.picture.value)
     figure.controls["height"].value = 1.0
