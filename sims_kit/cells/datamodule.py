@@ -258,8 +258,10 @@ class DataModule(LightningDataModule):
             return item
         if not backed:
             return read(item, orientation=self.orientations[i])
-        columns = [self.class_label, *(self.keep or ()), *(self.drop or ())] if self.labelfiles[i] is None else None
-        return open_stored(item, self.layer, columns)
+        columns = [
+            column for column in (self.class_label, *(self.keep or ()), *(self.drop or ())) if column is not None
+        ]
+        return open_stored(item, self.layer, columns if self.labelfiles[i] is None else None)
 
     def _read(self, i: int, backed: bool) -> LabelledCells:
         item = self.datafiles[i]

@@ -225,9 +225,8 @@ def open_stored(path: str | os.PathLike, layer: str | None = None, columns: Iter
 
 
 def _table_of_cells(group: h5py.Group | zarr.Group, columns: Iterable[str] | None) -> pd.DataFrame:
-    columns = list(dict.fromkeys(columns or ()))
     n_cells = group[group.attrs["_index"]].shape[0]
-    if n_cells <= NAMED or not columns or not all(column in group for column in columns):
+    if n_cells <= NAMED or columns is None or not all(column in group for column in columns):
         return read_elem(group)
     return pd.DataFrame({column: read_elem(group[column]) for column in columns}, pd.RangeIndex(n_cells).astype(str))
 
