@@ -28,13 +28,16 @@ RECIPE = replace(DEFAULT, network={**DEFAULT.network, "n_models": 1}, training_s
 PRETRAINING = dict(batch_size=64, model_params={"training_steps": 800})
 STUDIES = {  # what is varied in each
     "labels": dict(proportions=(0.01, 0.03, 0.1, 0.3, 1.0)),
+    "few labels": dict(proportions=(0.01, 0.03)),  # with more seeds: which cells have labels matters most here
     "lengths": dict(proportions=(0.1,), lengths=(0.05, 0.2, 1.0)),
     "pbmc68k": dict(proportions=(0.03, 0.1, 0.3, 1.0)),
     "transfer": dict(proportions=(0.01, 0.1)),
     "regions": dict(proportions=(0.01, 0.1)),
 }
+MORE_SEEDS = 2
 TITLES = {
     "labels": "simulated cortex, one region",
+    "few labels": "the same, few labels, more seeds",
     "lengths": "simulated cortex, 10 % of labels",
     "pbmc68k": "pbmc68k",
     "transfer": "simulated organoid, from cortex",
@@ -55,23 +58,26 @@ def main() -> None:
         started = time.perf_counter()
         study = run(name, arguments.seeds, Path(arguments.runs))
         ROWS.mkdir(parents=True, exist_ok=True)
-        study.curves.to_csv(ROWS / f"{name}.csv", index=False, float_format="%.5g")
+        study.curves.to_csv(_file(name), index=False, float_format="%.5g")
         print(f"{name}: {time.perf_counter() - started:.0f} s")
-    studies = {
-        name: summarised(pd.read_csv(ROWS / f"{name}.csv")) for name in STUDIES if (ROWS / f"{name}.csv").exists()
-    }
+    studies = {name: summarised(pd.read_csv(_file(name))) for name in STUDIES if _file(name).exists()}
     draw(studies).savefig(ROOT / "docs/pretraining.png", dpi=150)
     (ROOT / "benchmarks/STUDIES_PRETRAINING.md").write_text(page(studies))
 
 
+def _file(name: str) -> Path:
+    return ROWS / f"{name.replace(' ', '_')}.csv"
+
+
 def run(name: str, n_seeds: int, folder: Path) -> PretrainingStudy:
     """One study."""
-    options = dict(recipe=RECIPE, seeds=range(n_seeds), folder=folder, pretrain_settings=PRETRAINING, **STUDIES[name])
+    seeds = range(n_seeds + MORE_SEEDS * (name == "few labels"))
+    options = dict(recipe=RECIPE, seeds=seeds, folder=folder, pretrain_settings=PRETRAINING, **STUDIES[name])
     if name == "pbmc68k":
         cells = sk.load(name)
         return sk.studies.pretraining(cells, cells.uns["sims_kit"]["label"], **options)
     cortex = PRESETS["sim-cortex"]["fast"]
-    if name in ("labels", "lengths"):  # types are what varies most
+    if name in ("labels", "few labels", "lengths"):  # types are what varies most
         return sk.studies.pretraining(simulate(cortex, regions=("MTG",)), "cell_type", **options)
     if name == "regions":  # here regions do, by the genes that they shift
         return sk.studies.pretraining(simulate(cortex), "cell_type", **options)
