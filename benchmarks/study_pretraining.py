@@ -34,7 +34,7 @@ STUDIES = {  # what is varied in each
     "transfer": dict(proportions=(0.01, 0.1)),
     "regions": dict(proportions=(0.01, 0.1)),
 }
-MORE_SEEDS = 3
+MORE_SEEDS = 2
 TITLES = {
     "labels": "simulated cortex, one region",
     "few labels": "the same, few labels, more seeds",
