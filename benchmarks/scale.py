@@ -148,7 +148,9 @@ def draw(rows: pd.DataFrame) -> None:
         axes.T, (("cells", "genes", FEW_GENES), ("genes", "cells", FEW_CELLS)), strict=True
     ):
         found = rows[rows[other] == fixed].sort_values(axis)
-        if found.empty:
+        if found.empty:  # not measured
+            for ax in column:
+                ax.remove()
             continue
         for place, style in (("disk", dict(ls="-", marker="o")), ("memory", dict(ls="--", marker="s", mfc="none"))):
             part = found[found["from"] == place]
