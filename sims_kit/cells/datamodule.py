@@ -238,16 +238,15 @@ class DataModule(LightningDataModule):
         return self.test_dataloader()
 
     def __str__(self) -> str:
-        return (
-            self._summary() if self._dataset is not None else f"DataModule of {len(self.datafiles)} files, not read yet"
-        )
+        if self._dataset is None:
+            return f"DataModule of {len(self.datafiles)} files, not read yet"
+        return self._summary()
 
     def _check_labels(self) -> None:
         if self.class_label is None:
             raise LabelError(f"class_label is missing: name the labels' column, one of {self._label_columns()}.")
 
     def _label_columns(self) -> list[str]:
-        """Columns of the first file in which labels may be."""
         if self.labelfiles[0] is not None:
             return sniff(Path(self.labelfiles[0]), delimiters="\t,;").first
         return list(self._open(0).obs.columns)
@@ -258,9 +257,7 @@ class DataModule(LightningDataModule):
             return item
         if not backed:
             return read(item, orientation=self.orientations[i])
-        columns = [
-            column for column in (self.class_label, *(self.keep or ()), *(self.drop or ())) if column is not None
-        ]
+        columns = [*filter(None, [self.class_label]), *(self.keep or ()), *(self.drop or ())]
         return open_stored(item, self.layer, columns if self.labelfiles[i] is None else None)
 
     def _read(self, i: int, backed: bool) -> LabelledCells:
