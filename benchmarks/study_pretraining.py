@@ -111,7 +111,7 @@ def page(studies: dict[str, PretrainingStudy]) -> str:
     """The page as Markdown, of the rows that are there."""
     parts = [
         "# What masked pretraining is worth",
-        "Written by `python benchmarks/study_pretraining.py`; do not edit. Half of each cell's genes are hidden and "
+        "Written by `python benchmarks/study_pretraining.py`; do not edit. A fifth of each cell's genes is hidden and "
         f"asked for; then a classifier starts from the encoder. One network, {RECIPE.training_steps} steps where the "
         "recipe is free to choose, no validation cells. Test cells are fixed, a fifth, and neither training nor "
         "pretraining sees them. Intervals are 95 %, Student's t over seeds, paired where it says gain: with three "
@@ -150,7 +150,7 @@ def interval(row) -> str:
 
 def faster(row) -> str:
     """How many times fewer steps, and in how many seeds the accuracy of random weights was reached at all."""
-    reached = "" if row.n_reached == row.n_seeds else f", reached in {row.n_reached} of {row.n_seeds} seeds"
+    reached = "" if row.n_reached == row.n_seeds else f", reached in {row.n_reached:.0f} of {row.n_seeds:.0f} seeds"
     return (f"{row.speedup:.1f} x{reached}") if row.n_reached else "not reached"
 
 
