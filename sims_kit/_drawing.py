@@ -12,6 +12,8 @@ from matplotlib.image import AxesImage
 from sims_kit.errors import DataError, LabelError, SettingError, UnknownNameError
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"  # two of Okabe and Ito's palette, and a grey between them
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY)  # Okabe and Ito's, then grey
+MARKERS = "osD^vPX"  # colours are not the only thing that tells lines apart
 MATRIX_COLOURS = "viridis"
 PARTS = {
     "train": dict(label="training", color=GREY, linestyle="--"),
@@ -46,6 +48,12 @@ def check_table(table: pd.DataFrame, columns: Sequence[str]) -> None:
             raise UnknownNameError("column of the table", column, table.columns)
     if not len(table):
         raise DataError("The table has no rows, so there is nothing to draw; expected one or more.")
+
+
+def check_few(names: Sequence, kind: str) -> None:
+    """Refuse more lines than there are colours for."""
+    if len(names) > len(COLOURS):
+        raise SettingError(f"{len(names)} {kind} are too many to tell apart; draw {len(COLOURS)} or fewer.")
 
 
 def largest(weights: pd.Series, n: int) -> pd.Series:

@@ -91,6 +91,17 @@ def test_other_trainings_are_not_gone_on_from(make_cells, tmp_path):
         train(cells, tmp_path / "moved", max_epochs=2)
 
 
+def test_another_encoder_is_another_training(make_cells, tmp_path):
+    """A checkpoint that began at one pretrained encoder is not gone on from with another, or with none."""
+    cells, settings = make_cells(), dict(model_params=SMALL, max_epochs=1, logger=False, verbose=False)
+    encoders = [sk.pretrain(cells, seed=seed, enable_progress_bar=False, **settings) for seed in (0, 1)]
+    train(cells, tmp_path / "run", max_epochs=2, pretrained=encoders[0])
+    train(cells, tmp_path / "run", max_epochs=2, pretrained=encoders[0])
+    for other in (encoders[1], None):
+        with pytest.raises(SettingError, match="differs from this one in: pretrained"):
+            train(cells, tmp_path / "run", max_epochs=2, pretrained=other)
+
+
 class Bomb:
     """Runs code when it is unpickled."""
 

@@ -1,6 +1,8 @@
 """Training through the public face: two lines, one line, and what they promise."""
 
+import logging
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,16 @@ def test_the_thesis_two_lines(make_cells, tmp_path):
     assert len(model.history) == 3
     for part in ("train_", "val_"):  # over a dozen metrics each (thesis section 0.3.1)
         assert sum(column.startswith(part) for column in model.history) >= 13
+
+
+def test_the_two_lines_are_quiet(make_cells, capfd, recwarn):
+    """Lightning's notes on loaders stay away where the user calls `trainer.fit`; afterwards all is as it was."""
+    trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", max_epochs=1, logger=False, **QUIET)
+    filters, level = list(warnings.filters), logging.getLogger("pytorch_lightning.utilities.rank_zero").level
+    trainer.fit(model, datamodule=module)
+    assert capfd.readouterr().err == "" and not [w for w in recwarn if "pytorch_lightning" in w.filename]
+    assert warnings.filters == filters
+    assert logging.getLogger("pytorch_lightning.utilities.rank_zero").level == level
 
 
 def test_fit_learns_and_measures(make_cells):

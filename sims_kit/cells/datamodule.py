@@ -20,13 +20,13 @@ from sims_kit.cells.device import DeviceBatches, on_device
 from sims_kit.cells.disk import CellStream, DiskCells
 from sims_kit.cells.genes import GeneAlignment, id_kind, shared_genes
 from sims_kit.cells.matrix import LabelledCells, labelled_cells
-from sims_kit.cells.samplers import BLOCK_SIZE, BUFFER_SIZE
+from sims_kit.cells.samplers import BLOCK_SIZE, BUFFER_SIZE, shard_of
 from sims_kit.cells.settings import check_settings, listed, unique_names
 from sims_kit.cells.splits import Split, stratified_split
 from sims_kit.datasets import StoredMatrix, open_stored, read
 from sims_kit.datasets.delimited import sniff
 from sims_kit.datasets.stored import left_on_disk, stored_names
-from sims_kit.errors import LabelError, SettingError
+from sims_kit.errors import LabelError
 
 
 class DataModule(LightningDataModule):
@@ -307,22 +307,12 @@ class DataModule(LightningDataModule):
 
     def _loader(self, part: str, shuffle: bool = False) -> DataLoader | CellStream | DeviceBatches:
         dataset, positions = self._ready("_dataset"), getattr(self.split, part)
-        shard = self._shard(part, len(positions))
+        shard = shard_of(self.trainer, part, len(positions))
         options = dict(batch_size=self.batch_size, shuffle=shuffle, seed=self.seed, shard=shard)
         if self.is_backed:
             return cell_stream(dataset, positions, block_size=self.block_size, buffer_size=self.buffer_size, **options)
         loader = cell_loader(Subset(dataset, positions.tolist()), num_workers=self.num_workers, **options)
         return on_device(loader, self.trainer)
-
-    def _shard(self, part: str, n_cells: int) -> tuple[int, int]:
-        """Rank of this process, and how many there are."""
-        rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if n_cells < 2 * n_ranks and n_ranks > 1:
-            raise SettingError(
-                f"The {part} part has {n_cells} cells for {n_ranks} processes; each needs two. Use fewer devices, or "
-                f"{'a larger share' if part != 'train' else 'more cells'}."
-            )
-        return rank, n_ranks
 
     def _ready(self, name: str):
         self.setup()

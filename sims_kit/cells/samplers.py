@@ -8,7 +8,11 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, Dataset, RandomSampler, Sampler
 
+from sims_kit.errors import SettingError
+
 if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
     from sims_kit.cells.batches import CellDataset
 
 BLOCK_SIZE = 64  # cells: of 2,000 values each, four chunks of a packed file; a type of 1 % fills a block per stretch
@@ -18,9 +22,7 @@ BUFFER_SIZE = 4096  # cells held at once, twice while the next are read: 130 MB 
 class ShuffleSampler(RandomSampler):
     """Every position once, in an order that follows from seed and epoch alone.
 
-    Lightning calls `set_epoch` before each epoch, so a resumed run sees the orders of an
-    uninterrupted one. It is a RandomSampler so that Lightning, on several devices, puts a
-    shuffling distributed sampler in its place.
+    Lightning calls `set_epoch` before each epoch, so a resumed run sees the orders of an uninterrupted one.
     """
 
     def __init__(self, dataset: Dataset, seed: int = 0):
@@ -102,8 +104,8 @@ class BlockSampler(Sampler[int]):
 class CellBatchSampler(BatchSampler):
     """Batches of positions; a last batch of one cell joins the one before it.
 
-    Batch normalisation needs two cells. The arguments are those of torch's BatchSampler, so that
-    Lightning can put in another sampler, for prediction or for several devices.
+    Batch normalisation needs two cells. The arguments are those of torch's BatchSampler, so that Lightning can put in
+    another sampler for prediction.
     """
 
     def __init__(self, sampler: Sampler[int] | Sequence[int], batch_size: int, drop_last: bool = False):
@@ -164,3 +166,26 @@ class Shard(Sampler[int]):
         order = np.fromiter(self.sampler, np.int64, len(self.sampler))
         yield from order[: self._shared].reshape(-1, self.n_ranks, self.window)[:, self.rank].ravel().tolist()
         yield from np.array_split(order[self._shared :], self.n_ranks)[self.rank].tolist()
+
+
+def shard_of(trainer: "Trainer | None", part: str, n_cells: int) -> tuple[int, int]:
+    """Rank of this process, and how many there are, for a part (``"train"``, ...) of `n_cells` cells.
+
+    Raises
+    ------
+    SettingError
+        If there are fewer than two cells for each process, or Lightning is about to deal the cells out as well.
+    """
+    if trainer is None or trainer.world_size == 1:
+        return 0, 1
+    if trainer._accelerator_connector.use_distributed_sampler:  # it would put an order of its own in place of ours
+        raise SettingError(
+            "The data module deals cells out to the processes itself: pass use_distributed_sampler=False to the "
+            "Trainer, or take the one of sims_kit.generate_trainer."
+        )
+    if n_cells < 2 * trainer.world_size:
+        raise SettingError(
+            f"The {part} part has {n_cells} cells for {trainer.world_size} processes; each needs two. Use fewer "
+            f"devices, or {'more cells' if part == 'train' else 'a larger share'}."
+        )
+    return trainer.global_rank, trainer.world_size

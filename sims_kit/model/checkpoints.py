@@ -90,6 +90,7 @@ def run_of(model: SIMSClassifier, module: pl.LightningDataModule, trainer: pl.Tr
         "seed": module.seed,
         "batch_size": module.batch_size,
         "max_epochs": trainer.max_epochs,
+        "pretrained": _digest_of_weights(model) if "pretrained" in model.provenance else "",
     }
 
 
@@ -134,6 +135,14 @@ def _check(point: ResumePoint, trainer: pl.Trainer) -> None:
             folder = checkpoint["callbacks"].get(callback.state_key, {}).get("dirpath", callback.dirpath)
             if folder != callback.dirpath:
                 raise SettingError(f"The training in {str(point.path.parent)!r} began in {folder!r}. Move it back.")
+
+
+def _digest_of_weights(model: SIMSClassifier) -> str:
+    """Of what training starts from; random weights follow from the seed."""
+    digest = hashlib.sha256()
+    for weights in model.network.parameters():
+        digest.update(weights.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _digest(content: str | bytes) -> str:

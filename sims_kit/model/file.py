@@ -18,7 +18,15 @@ from sims_kit.errors import ModelFileError, SettingError
 from sims_kit.files import written_whole
 from sims_kit.model.about import present_versions, recipe_settings
 from sims_kit.model.classifier import SIMSClassifier
-from sims_kit.model.file_check import PROFILES, check_plain, check_tensors, named_tensors, read_index
+from sims_kit.model.file_check import (
+    PROFILES,
+    check_names,
+    check_plain,
+    check_tensors,
+    named_tensors,
+    read_header,
+    read_index,
+)
 from sims_kit.model.recipes import Recipe
 
 FORMAT, FORMAT_VERSION = "sims_kit", 3
@@ -183,26 +191,9 @@ def _tensors(model: SIMSClassifier) -> dict[str, torch.Tensor]:
 
 
 def _header(texts: dict[str, str], path: Path) -> dict[str, Any]:
-    if not isinstance(texts, dict) or texts.get("format") != FORMAT:
-        raise ModelFileError(f"{str(path)!r} is a safetensors file, but not one of sims_kit's.")
-    try:
-        header = json.loads(texts["header"])
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"The header of {str(path)!r} cannot be read: {error!r}") from error
-    if not isinstance(header, dict) or (missing := _REQUIRED - header.keys()):
-        lacking = ", ".join(sorted(missing)) if isinstance(header, dict) else "everything: it is no mapping"
-        raise ModelFileError(f"The header of {str(path)!r} lacks {lacking}.")
-    if header["format_version"] not in READABLE:
-        raise ModelFileError(
-            f"{str(path)!r} has format version {header['format_version']!r}; this sims_kit reads versions "
-            f"{READABLE[0]} to {READABLE[-1]}. Install a newer sims_kit."
-        )
+    header = read_header(texts, path, kind=FORMAT, versions=READABLE, required=_REQUIRED)
     for names in ("genes", "classes"):
-        listed = header[names]
-        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            raise ModelFileError(f"The header of {str(path)!r} does not list its {names} as texts.")
-        if len(set(listed)) != len(listed):
-            raise ModelFileError(f"The header of {str(path)!r} names some of its {names} twice.")
+        check_names(header, names, path)
     if len(header["classes"]) < 2:
         raise ModelFileError(f"The header of {str(path)!r} names {len(header['classes'])} classes, not two or more.")
     check_plain(header, path)

@@ -6,7 +6,7 @@ index has a text of our own, the header, which names genes, classes and network;
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +69,40 @@ def read_index(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         if math.prod(entry.shape) * entry.dtype.itemsize != announced[name]:
             raise _damaged(path, f"tensor {name!r} of {entry.shape} in {announced[name]:,} bytes")
     return entries, texts
+
+
+def read_header(texts: dict[str, str], path: Path, *, kind: str, versions: Sequence[int], required: Collection[str]):
+    """The header of a file of that kind, a dict with what is required and a version that can be read.
+
+    Raises
+    ------
+    ModelFileError
+        If it is of another kind or of a newer version, is damaged, or lacks something.
+    """
+    if not isinstance(texts, dict) or texts.get("format") != kind:
+        raise ModelFileError(f"{str(path)!r} is a safetensors file, but not one of sims_kit's of the kind {kind!r}.")
+    try:
+        header = json.loads(texts["header"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"The header of {str(path)!r} cannot be read: {error!r}") from error
+    if not isinstance(header, dict) or (missing := required - header.keys()):
+        lacking = ", ".join(sorted(missing)) if isinstance(header, dict) else "everything: it is no mapping"
+        raise ModelFileError(f"The header of {str(path)!r} lacks {lacking}.")
+    if header["format_version"] not in versions:
+        raise ModelFileError(
+            f"{str(path)!r} has format version {header['format_version']!r}; this sims_kit reads versions "
+            f"{versions[0]} to {versions[-1]}. Install a newer sims_kit."
+        )
+    return header
+
+
+def check_names(header: dict[str, Any], kind: str, path: Path) -> None:
+    """Refuse a header that does not list its ``"genes"`` or ``"classes"`` as texts, each once."""
+    listed = header[kind]
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise ModelFileError(f"The header of {str(path)!r} does not list its {kind} as texts.")
+    if len(set(listed)) != len(listed):
+        raise ModelFileError(f"The header of {str(path)!r} names some of its {kind} twice.")
 
 
 def check_plain(header: dict[str, Any], path: Path) -> None:

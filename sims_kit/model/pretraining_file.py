@@ -13,7 +13,7 @@ from sims_kit.errors import ModelFileError, SettingError
 from sims_kit.files import written_whole
 from sims_kit.model.about import present_versions
 from sims_kit.model.file import read_tensors
-from sims_kit.model.file_check import check_entries, check_settings, read_index
+from sims_kit.model.file_check import check_entries, check_names, check_settings, read_header, read_index
 from sims_kit.model.pretraining import MaskedPretraining
 from sims_kit.model.recipes import Recipe
 
@@ -115,25 +115,10 @@ def fitted_pretrained(pretrained: MaskedPretraining | str | os.PathLike) -> Mask
 
 
 def _header(texts: dict[str, str], path: Path) -> dict[str, Any]:
-    if not isinstance(texts, dict) or texts.get("format") != FORMAT:
-        raise ModelFileError(
-            f"{str(path)!r} is a safetensors file, but no pretrained encoder: `save_pretrained` did not write it."
-        )
-    try:
-        header = json.loads(texts["header"])
-        wrong = [key for key, kind in _KINDS.items() if not isinstance(header[key], kind)]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"The header of {str(path)!r} cannot be read: {error!r}") from error
-    if wrong:
+    header = read_header(texts, path, kind=FORMAT, versions=(FORMAT_VERSION,), required=_KINDS.keys())
+    if wrong := [key for key, kind in _KINDS.items() if not isinstance(header[key], kind)]:
         raise ModelFileError(f"The header of {str(path)!r} gives {', '.join(wrong)} as another kind than is written.")
-    if header["format_version"] != FORMAT_VERSION:
-        raise ModelFileError(
-            f"{str(path)!r} has format version {header['format_version']}; this sims_kit reads version "
-            f"{FORMAT_VERSION}. Install a newer sims_kit."
-        )
-    genes = header["genes"]
-    if not all(isinstance(gene, str) for gene in genes) or len(set(genes)) != len(genes):
-        raise ModelFileError(f"The header of {str(path)!r} names genes twice, or not as texts.")
+    check_names(header, "genes", path)
     return header
 
 

@@ -113,16 +113,17 @@ def optimisation(
 
 
 class Reproducible(Callback):
-    """Seeds every epoch by its number, and gives the random state back to the caller when training ends."""
+    """Seeds every epoch by its number; the caller's random state, and warnings, are as before when training ends."""
 
     def __init__(self, seed: int):
         self.seed = seed
         self._isolated = ExitStack()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Put the caller's random state aside."""
+        """Put the caller's random state aside, and leave out Lightning's notes."""
         if stage == "fit":
             self._isolated.enter_context(isolate_rng())
+            self._isolated.enter_context(quiet_lightning())
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch from a state that only seed and epoch decide, so that a resumed run is the same."""

@@ -10,7 +10,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sims_kit import _drawing as draw
 from sims_kit.errors import SettingError, UnknownNameError
-from sims_kit.plotting.comparisons import COLOURS, MARKERS, checked_methods
 
 CURVES = {"val_loss": "validation loss", "val_median_f1": "median F1", "val_accuracy_weighted": "weighted accuracy"}
 FINAL_EPOCHS = 10  # the thesis's
@@ -114,16 +113,17 @@ def ablation_scores(
     """
     columns = [score, f"{score}_low", f"{score}_high"]
     draw.check_table(scores, ["method", "proportion", "n_training_cells", *columns])
-    methods = checked_methods(scores)
+    methods = list(scores["method"].unique())
+    draw.check_few(methods, "methods")
     ax = ax if ax is not None else draw.new_axes(6, 3.4)
     for i, method in enumerate(methods):
         own = scores[scores["method"] == method].sort_values("n_training_cells")
         value, low, high = (own[column].to_numpy() for column in columns)
         x = own["n_training_cells"] * 1.03 ** (i - (len(methods) - 1) / 2)  # beside each other, to be told apart
-        ax.vlines(x, low, high, color=COLOURS[i], linewidth=1.2)
-        ax.plot(x, value, color=COLOURS[i], marker=MARKERS[i], markersize=5, label=method)
+        ax.vlines(x, low, high, color=draw.COLOURS[i], linewidth=1.2)
+        ax.plot(x, value, color=draw.COLOURS[i], marker=draw.MARKERS[i], markersize=5, label=method)
         full = own.loc[own["proportion"].idxmax(), score]
-        ax.axhline(full - tolerance, color=COLOURS[i], linestyle=":", linewidth=1, zorder=0)
+        ax.axhline(full - tolerance, color=draw.COLOURS[i], linestyle=":", linewidth=1, zorder=0)
     ax.plot([], [], color=draw.GREY, linestyle=":", label=f"all cells, less {tolerance:g}")
     ax.set(xlabel="training cells", ylabel=f"{draw.words(score)}, test cells")
     _log_axis(ax, "x")
@@ -158,14 +158,15 @@ def convergence(table: pd.DataFrame, *, axes: Sequence[Axes] | None = None) -> n
         If there are not two `axes`, or more than seven methods.
     """
     draw.check_table(table, ["method", "n_training_cells", "epochs", "cpu_seconds", "n_epochs"])
-    methods = checked_methods(table)
+    methods = list(table["method"].unique())
+    draw.check_few(methods, "methods")
     if axes is None:
         axes = plt.figure(figsize=(9, 3.2), layout="constrained").subplots(1, 2)
     axes = np.ravel(axes)
     if len(axes) != 2:
         raise SettingError(f"{len(axes)} axes for two panels; pass two.")
     for ax, column, words in zip(axes, ("epochs", "cpu_seconds"), ("epochs", "CPU seconds"), strict=True):
-        for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
+        for method, colour, marker in zip(methods, draw.COLOURS, draw.MARKERS, strict=False):
             own = table[table["method"] == method]
             means = own.groupby("n_training_cells")[[column, "n_epochs"]].mean()
             ax.scatter(

@@ -10,9 +10,6 @@ from matplotlib.axes import Axes
 from sims_kit import _drawing as draw
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")  # Okabe and Ito's, then grey
-MARKERS = "osD^vPX"  # colours are not the only thing that tells methods apart
-
 
 def method_scores(
     scores: pd.DataFrame, score: str = "median_f1", *, highlight: str | None = None, axes: Sequence[Axes] | None = None
@@ -97,12 +94,11 @@ def recall_by_size(
         If there are more than seven methods: name those to draw.
     """
     methods = list(classes["method"].unique() if methods is None else methods)
-    if len(methods) > len(COLOURS):
-        raise SettingError(f"{len(methods)} methods are too many to tell apart; name {len(COLOURS)} or fewer.")
+    draw.check_few(methods, "methods")
     if not classes["method"].isin(methods).any():
         raise DataError(f"There are no classes of {methods}; the table has {list(classes['method'].unique())}.")
     ax = ax if ax is not None else draw.new_axes(6, 3.5)
-    for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
+    for method, colour, marker in zip(methods, draw.COLOURS, draw.MARKERS, strict=False):
         points = classes[classes["method"] == method].sort_values("n_cells", kind="stable")
         ax.scatter(points["n_cells"], points["recall"], s=9, color=colour, marker=marker, alpha=0.25, linewidths=0)
         groups = np.array_split(np.arange(len(points)), min(n_bins, len(points)))
@@ -110,16 +106,8 @@ def recall_by_size(
         means = [points["recall"].iloc[group].mean() for group in groups]
         ax.plot(sizes, means, color=colour, marker=marker, markersize=5, label=method)
     ax.set(xscale="log", xlabel="cells of the class", ylabel="recall", ylim=(-0.03, 1.03))
-    ax.legend(frameon=False, fontsize=draw.FONT, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    draw.legend_beside(ax)
     return draw.tidy(ax)
-
-
-def checked_methods(table: pd.DataFrame) -> list[str]:
-    """The methods of a table, in its order, if there are colours for them."""
-    methods = list(table["method"].unique())
-    if len(methods) > len(COLOURS):
-        raise SettingError(f"{len(methods)} methods are too many to tell apart; draw {len(COLOURS)} or fewer.")
-    return methods
 
 
 def _scores_of_task(ax: Axes, table: pd.DataFrame, score: str, highlight: str | None) -> None:

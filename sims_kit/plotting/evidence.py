@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 
 from sims_kit import _drawing as draw
 from sims_kit.errors import DataError, SettingError, UnknownNameError
-from sims_kit.plotting.comparisons import COLOURS, MARKERS
 
 RECOVERY = {"auprc": "area under precision-recall", "precision_at_k": "precision among the first genes"}
 
@@ -87,12 +86,11 @@ def faithfulness_curves(
     """
     draw.check_table(table, ("method", "curve", "n_genes", value))
     methods = list(table["method"].unique())
-    if len(methods) > len(COLOURS):
-        raise SettingError(f"{len(methods)} methods are too many to tell apart; keep {len(COLOURS)} or fewer.")
+    draw.check_few(methods, "methods")
     axes = _two_axes(axes, 3)
     words = {"probability": "probability of the first call", "unchanged": "calls unchanged"}
     for ax, curve, change in zip(axes, ("deletion", "insertion"), ("set to zero", "left"), strict=True):
-        for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
+        for method, colour, marker in zip(methods, draw.COLOURS, draw.MARKERS, strict=False):
             points = table[(table["method"] == method) & (table["curve"] == curve)].sort_values("n_genes")
             ax.plot(points["n_genes"], points[value], color=colour, marker=marker, markersize=5, label=method)
         ax.set_xscale("symlog", linthresh=1)

@@ -10,7 +10,6 @@ from matplotlib.lines import Line2D
 
 from sims_kit import _drawing as draw
 from sims_kit.errors import SettingError, UnknownNameError
-from sims_kit.plotting.comparisons import COLOURS, MARKERS, checked_methods
 
 PAIRS = (("balanced_accuracy", "weighted_accuracy"), ("aggregated_f1", "median_f1"))  # panels (a) and (b)
 
@@ -47,7 +46,8 @@ def generalization(scores: pd.DataFrame, *, axes: Sequence[Axes] | None = None) 
     draw.check_table(scores, ["method", "trained_on", "target", "in_distribution", "unseen_percent", *names])
     away, home = (scores[scores["in_distribution"] == own] for own in (False, True))
     draw.check_table(away, [])
-    methods = checked_methods(away)
+    methods = list(away["method"].unique())
+    draw.check_few(methods, "methods")
     if away.groupby("trained_on")["target"].nunique().max() > 1:
         panels = {f"trained on {name}": table for name, table in away.groupby("trained_on", sort=False)}
     else:
@@ -137,10 +137,10 @@ def _targets(ax: Axes, table: pd.DataFrame, home: pd.DataFrame, pair: Sequence[s
         own = table[table["method"] == methods[method]].set_index("target").reindex(targets)
         reference = home[home["method"] == methods[method]].set_index("trained_on")[score].reindex(own["trained_on"])
         rows = np.arange(len(targets)) + 0.7 * ((line + 0.5) / lines - 0.5)
-        colour, face = COLOURS[method], (COLOURS[method], "w")[line % 2]
+        colour, face = draw.COLOURS[method], (draw.COLOURS[method], "w")[line % 2]
         ax.hlines(rows, own[f"{score}_low"], own[f"{score}_high"], color=colour, linewidth=1.2)
         ax.plot(reference, rows, "|", color=colour, markersize=7, alpha=0.6)
-        ax.plot(own[score], rows, MARKERS[method], color=colour, markerfacecolor=face, markersize=5)
+        ax.plot(own[score], rows, draw.MARKERS[method], color=colour, markerfacecolor=face, markersize=5)
     for edge in np.arange(len(targets) - 1) + 0.5:
         ax.axhline(edge, color=draw.GREY, linewidth=0.3)
     draw.name_rows(ax, targets)
@@ -161,7 +161,7 @@ def _legend(ax: Axes, methods: Sequence[str]) -> None:
     """What colours, fillings and ticks mean, once for the figure."""
     handles = [
         Line2D([], [], color=colour, marker=marker, markersize=5, label=method)
-        for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False)
+        for method, colour, marker in zip(methods, draw.COLOURS, draw.MARKERS, strict=False)
     ]
     grey = dict(color=draw.GREY, linestyle="", markersize=6)
     handles += [Line2D([], [], marker="o", label="first score of the title", **grey)]

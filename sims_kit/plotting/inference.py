@@ -6,7 +6,6 @@ from matplotlib.axes import Axes
 
 from sims_kit import _drawing as draw
 from sims_kit.errors import SettingError
-from sims_kit.plotting.comparisons import COLOURS, MARKERS
 
 LINES = ("-", "--", (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))  # of tissues and samples
 
@@ -42,7 +41,7 @@ def composition(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     draw.check_table(table, ("tissue", "sample", "class", "percent", "percent_low", "percent_high"))
     table = table.assign(name=_names(table))
     samples = list(table["name"].unique())
-    _check_number(samples, "samples")
+    draw.check_few(samples, "samples")
     table = table if "true_percent" in table else table.assign(true_percent=np.nan)
     columns = ["percent", "percent_low", "percent_high", "true_percent"]
     wide = table.pivot(index="class", columns="name", values=columns)
@@ -51,7 +50,7 @@ def composition(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     order = [name for name in order if name != "Unknown"] + [name for name in order if name == "Unknown"]
     ax = ax if ax is not None else draw.new_axes(5.5, draw.ROW * len(order) * max(1, len(samples) / 2.5), names=order)
     shifts = np.linspace(-0.3, 0.3, len(samples)) if len(samples) > 1 else [0]
-    for sample, shift, colour, marker in zip(samples, shifts, COLOURS, MARKERS, strict=False):
+    for sample, shift, colour, marker in zip(samples, shifts, draw.COLOURS, draw.MARKERS, strict=False):
         own, rows = found.xs(sample, axis=1, level="name").loc[order], np.arange(len(order)) + shift
         ax.hlines(rows, own["percent_low"], own["percent_high"], color=colour, linewidth=1.5)
         ax.plot(own["percent"], rows, marker, color=colour, markersize=4.5, label=sample)
@@ -97,11 +96,11 @@ def confidence_shift(cells: pd.DataFrame, threshold: float = 0.5, *, ax: Axes | 
     if not 0 <= threshold <= 1:
         raise SettingError(f"threshold={threshold!r}; expected a confidence between 0 and 1.")
     names = _names(cells)
-    _check_number(list(names.unique()), "samples")
+    draw.check_few(list(names.unique()), "samples")
     ax = ax if ax is not None else draw.new_axes(4.5, 3)
     for number, (name, own) in enumerate(cells.groupby(names, sort=False)["confidence"]):
         label = f"{name} ({(own < threshold).mean():.1%} Unknown)"
-        ax.ecdf(own, color=COLOURS[number], linestyle=LINES[number % len(LINES)], label=label)
+        ax.ecdf(own, color=draw.COLOURS[number], linestyle=LINES[number % len(LINES)], label=label)
     ax.axvline(threshold, color=draw.GREY, linestyle=":", zorder=0)
     ax.set(xlabel="confidence", ylabel="share of cells below it", xlim=(0, 1.01), ylim=(0, 1.01))
     draw.legend_beside(ax)
@@ -142,11 +141,11 @@ def stress_curves(table: pd.DataFrame, score: str = "accuracy", *, ax: Axes | No
     table = table.dropna(subset=score)
     draw.check_table(table, ())
     methods = list(table["method"].unique())
-    _check_number(methods, "methods")
+    draw.check_few(methods, "methods")
     ax = ax if ax is not None else draw.new_axes(5, 3.3)
     knows = table["knows_stress_genes"] if "knows_stress_genes" in table else pd.Series(True, table.index)
     for (method, known), own in table.groupby(["method", knows.rename("known")], sort=False):
-        colour, marker = COLOURS[methods.index(method)], MARKERS[methods.index(method)]
+        colour, marker = draw.COLOURS[methods.index(method)], draw.MARKERS[methods.index(method)]
         style = {} if known else dict(linestyle="--", markerfacecolor="w")
         means = own.groupby("stress_strength")[score].mean()
         ax.scatter(own["stress_strength"], own[score], s=10, color=colour, marker=marker, alpha=0.35, linewidths=0)
@@ -166,8 +165,3 @@ def stress_curves(table: pd.DataFrame, score: str = "accuracy", *, ax: Axes | No
 def _names(table: pd.DataFrame) -> pd.Series:
     """Tissue and sample in a few words: ``"primary, test set"``, ``"culture, line_1"``."""
     return table["tissue"].astype(str) + ", " + table["sample"].astype(str)
-
-
-def _check_number(names: list, kind: str) -> None:
-    if len(names) > len(COLOURS):
-        raise SettingError(f"{len(names)} {kind} are too many to tell apart; pass the rows of {len(COLOURS)} or fewer.")

@@ -6,7 +6,6 @@ from matplotlib.axes import Axes
 
 from sims_kit import _drawing as draw
 from sims_kit.errors import SettingError, UnknownNameError
-from sims_kit.plotting.comparisons import COLOURS, MARKERS
 
 AGAINST = {"n_labelled": "labelled cells", "steps": "training steps"}
 
@@ -46,14 +45,15 @@ def label_efficiency(
     if against not in AGAINST:
         raise UnknownNameError("axis", against, AGAINST)
     draw.check_table(scores, ("start", against, score, f"{score}_low", f"{score}_high"))
-    starts = _starts(scores)
+    starts = list(scores["start"].unique())
+    draw.check_few(starts, "starts")
     if scores.duplicated(["start", against]).any():
         raise SettingError(
             f"Some starts have several rows for one {against}; choose those of one length or proportion."
         )
     ax = ax if ax is not None else draw.new_axes(4.5, 3)
     apart = np.exp(0.03 * (np.arange(len(starts)) - (len(starts) - 1) / 2))  # factors, on a logarithmic axis
-    for start, colour, marker, factor in zip(starts, COLOURS, MARKERS, apart, strict=False):
+    for start, colour, marker, factor in zip(starts, draw.COLOURS, draw.MARKERS, apart, strict=False):
         table = scores[scores["start"] == start].sort_values(against)
         x = table[against] * factor
         ax.vlines(x, table[f"{score}_low"], table[f"{score}_high"], color=colour, linewidth=1.5, alpha=0.6)
@@ -94,11 +94,12 @@ def learning_speed(curves: pd.DataFrame, score: str = "accuracy", *, ax: Axes | 
         If a run has two rows for one step, or there are more than seven starts.
     """
     draw.check_table(curves, ("start", "seed", "step", score))
-    starts = _starts(curves)
+    starts = list(curves["start"].unique())
+    draw.check_few(starts, "starts")
     if curves.duplicated(["start", "seed", "step"]).any():
         raise SettingError("Some runs have several rows for one step; choose those of one proportion and length.")
     ax = ax if ax is not None else draw.new_axes(4.5, 3)
-    for start, colour, marker in zip(starts, COLOURS, MARKERS, strict=False):
+    for start, colour, marker in zip(starts, draw.COLOURS, draw.MARKERS, strict=False):
         table = curves[curves["start"] == start]
         for _, run in table.groupby("seed"):
             ax.plot(run["step"], run[score], color=colour, linewidth=0.8, alpha=0.3)
@@ -108,10 +109,3 @@ def learning_speed(curves: pd.DataFrame, score: str = "accuracy", *, ax: Axes | 
     ax.set_xlim(left=0)
     draw.legend_beside(ax)
     return draw.tidy(ax)
-
-
-def _starts(table: pd.DataFrame) -> list[str]:
-    starts = list(table["start"].unique())
-    if len(starts) > len(COLOURS):
-        raise SettingError(f"{len(starts)} starts are too many to tell apart; choose {len(COLOURS)} or fewer.")
-    return starts

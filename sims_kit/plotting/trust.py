@@ -10,7 +10,6 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from sims_kit import _drawing as draw
 from sims_kit.errors import DataError, SettingError
-from sims_kit.plotting.comparisons import COLOURS, MARKERS
 
 
 def reliability_diagram(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -36,7 +35,7 @@ def reliability_diagram(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax = ax if ax is not None else draw.new_axes(3.6, 3.6)
     ax.plot([0, 1], [0, 1], color=draw.GREY, linestyle=":", zorder=0)
     groups = table.groupby("group", sort=False) if "group" in table else [("", table)]
-    for (name, own), colour, marker in zip(groups, _colours(len(groups)), MARKERS, strict=False):
+    for (name, own), colour, marker in zip(groups, _colours(len(groups)), draw.MARKERS, strict=False):
         ax.vlines(own["confidence"], own["accuracy_low"], own["accuracy_high"], color=colour, linewidth=1)
         area = 12 + 150 * own["n_cells"] / own["n_cells"].sum()
         options = dict(color=colour, marker=marker, alpha=0.75, linewidths=0)
@@ -215,7 +214,7 @@ def unseen_types(table: pd.DataFrame, *, axes: np.ndarray | None = None) -> np.n
     for ax, task in zip(axes, tasks, strict=True):
         wide = table[table["task"] == task].pivot_table("auroc", "left_out", "method", sort=False)
         shifts = np.linspace(-0.25, 0.25, len(methods)) if len(methods) > 1 else [0]
-        for method, colour, marker, shift in zip(methods, colours, MARKERS, shifts, strict=False):
+        for method, colour, marker, shift in zip(methods, colours, draw.MARKERS, shifts, strict=False):
             if method in wide:
                 ax.plot(wide[method], np.arange(len(wide)) + shift, marker, color=colour, markersize=5, label=method)
         ax.axvline(0.5, color=draw.GREY, linestyle=":", zorder=0)
@@ -232,9 +231,8 @@ def unseen_types(table: pd.DataFrame, *, axes: np.ndarray | None = None) -> np.n
 
 
 def _colours(n: int) -> tuple[str, ...]:
-    if n > len(COLOURS):
-        raise SettingError(f"{n} are too many to tell apart; draw {len(COLOURS)} or fewer.")
-    return COLOURS[:n]
+    draw.check_few(range(n), "lines")
+    return draw.COLOURS[:n]
 
 
 def _checked_scores(scores: np.ndarray, unseen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

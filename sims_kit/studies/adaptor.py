@@ -34,6 +34,13 @@ class Prediction(NamedTuple):
     probabilities: np.ndarray | None
     classes: list[str]
 
+    def best(self) -> tuple[np.ndarray, np.ndarray]:
+        """Most probable class of each cell, rejected or not, and its probability, (cells,); ``""`` and NaN if none."""
+        if self.probabilities is None:
+            return np.full(len(self.labels), ""), np.full(len(self.labels), np.nan)
+        names = np.asarray(self.classes).astype(str)[self.probabilities.argmax(axis=1)]
+        return names, self.probabilities.max(axis=1)
+
 
 class Peer(Protocol):
     """A method that learns from labelled cells and labels others.

@@ -5,7 +5,6 @@ learn from the same primary tissue and label the same organoid cells under a str
 is independent of type.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -20,10 +19,10 @@ from sims_kit.calibration.reliability import share_interval
 from sims_kit.datasets.simulate import PRESETS, SimulationSettings, simulate
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.explanation import explain
-from sims_kit.studies.adaptor import UNKNOWN, Peer, Prediction
-from sims_kit.studies.peers import Sims, make_peer, versions_of
+from sims_kit.studies.adaptor import UNKNOWN, Peer
+from sims_kit.studies.peers import Sims
+from sims_kit.studies.runs import as_peers, as_seeds, sweep_methods
 from sims_kit.studies.scores import LEVEL, score_cells
-from sims_kit.studies.sweep import sweep
 
 METHODS = ("SIMS, default", "linear SVM", "logistic regression", "CellTypist", "marker voting by cluster")
 STRENGTHS = (0.0, 1.0, 2.0, 4.0, 6.0)  # stress genes at 1, 2, 4, 16 and 67 times; then they have half of all counts
@@ -68,7 +67,7 @@ def stress_test(
     Returns
     -------
     DataFrame
-        One row per method, seed and strength: ``method``, ``seed``, ``knows_stress_genes``, ``method_fingerprint``,
+        One row per method, seed and strength: ``method``, ``seed``, ``knows_stress_genes``,
         ``stress_strength``, ``stress_fold`` (of a stress gene, in an average cell), ``stress_counts_percent`` (of all
         counts of the organoid), ``n_cells``, ``accuracy`` with ``_low`` and ``_high`` (Wilson, 95 %, over the cells),
         ``macro_f1``, ``median_f1``, ``unlabelled_percent``, ``calibration_error``, ``mean_confidence``, and for SIMS
@@ -85,20 +84,24 @@ def stress_test(
     PeerError
         If the package of a method is not installed.
     """
-    methods = [methods] if isinstance(methods, str) or hasattr(methods, "fit") else list(methods)
-    peers = [make_peer(method) if isinstance(method, str) else method for method in methods]
-    if not (peers and len(strengths) and len(seeds)):
-        raise SettingError(f"{len(peers)} methods, {len(strengths)} strengths, {len(seeds)} seeds; give one or more.")
+    peers, seeds = as_peers(methods), as_seeds(seeds)
+    if not len(strengths):
+        raise SettingError("There are no strengths; give one or more, such as (0, 1, 2).")
     primary, culture = _settings("sim-cortex", size, changes), _settings("sim-organoid", size, changes)
     cultures = [replace(culture, stress_strength=float(strength)) for strength in strengths]
     runs = [
-        {"method": peer.name, "seed": seed, "knows_stress_genes": knows_stress_genes, "method_fingerprint": _hash(peer)}
-        for seed in seeds
-        for peer in peers
+        {"method": method, "seed": seed, "knows_stress_genes": knows_stress_genes} for seed in seeds for method in peers
     ]
-    run = partial(_run, peers={peer.name: peer for peer in peers}, primary=primary, cultures=cultures)
-    fingerprint = repr((primary, cultures))
-    return sweep(runs, run, folder, fingerprint=fingerprint, n_jobs=n_jobs, part=part, desc="stress test")
+    return sweep_methods(
+        peers,
+        runs,
+        partial(_run, primary=primary, cultures=cultures),
+        folder,
+        data=repr((primary, cultures)),
+        n_jobs=n_jobs,
+        part=part,
+        desc="stress test",
+    )
 
 
 def stress_losses(table: pd.DataFrame, against: str = "SIMS, default") -> pd.DataFrame:
@@ -152,22 +155,16 @@ def _settings(tissue: str, size: str, changes: Mapping) -> SimulationSettings:
     return replace(sizes[size], **changes)
 
 
-def _hash(peer: Peer) -> str:
-    return hashlib.sha256(f"{peer.name}\n{peer.settings}\n{versions_of(peer)}".encode()).hexdigest()[:12]
-
-
 def _run(
-    method: str,
+    peer: Peer,
     seed: int,
     knows_stress_genes: bool,
-    method_fingerprint: str,
     *,
-    peers: Mapping[str, Peer],
     primary: SimulationSettings,
     cultures: Sequence[SimulationSettings],
 ) -> pd.DataFrame:
     """One method on one tissue: learn once, label under every stress."""
-    reference, peer = simulate(primary, seed=seed), peers[method]
+    reference = simulate(primary, seed=seed)
     if not knows_stress_genes:
         reference = reference[:, ~reference.var["is_stress_gene"].to_numpy()].copy()
     peer.fit(reference, "cell_type", sample="donor", seed=seed)
@@ -177,7 +174,9 @@ def _run(
 def _labelled(peer: Peer, organoid: AnnData) -> dict[str, float]:
     """The row of one strength."""
     query = AnnData(organoid.X, obs=organoid.obs[["donor"]], var=organoid.var[[]])  # without the truth
-    calls = _calls(peer.predict(query), organoid.obs["cell_type"].astype(str).to_numpy())
+    found, truth_of_cells = peer.predict(query), organoid.obs["cell_type"].astype(str).to_numpy()
+    top, confidence = found.best()
+    calls = pd.DataFrame({"truth": truth_of_cells, "predicted": found.labels, "top": top, "confidence": confidence})
     is_stress, truth = organoid.var["is_stress_gene"].to_numpy(), organoid.uns["truth"]
     row = {"stress_strength": float(truth["stress_strength"])}
     row["stress_fold"] = float(np.mean(organoid.var["stress_factor"][is_stress] ** row["stress_strength"]))
@@ -188,15 +187,6 @@ def _labelled(peer: Peer, organoid: AnnData) -> dict[str, float]:
     row |= {"n_cells": len(calls), "accuracy": scores.pop("accuracy"), "accuracy_low": low, "accuracy_high": high}
     row |= dict(scores) | {"mean_confidence": calls["confidence"].mean()}
     return row | _stress_shares(peer, query, organoid.var_names[is_stress])
-
-
-def _calls(prediction: Prediction, truth: np.ndarray) -> pd.DataFrame:
-    """Truth and prediction as `score_cells` takes them."""
-    calls = pd.DataFrame({"truth": truth, "predicted": prediction.labels, "top": "", "confidence": np.nan})
-    if prediction.probabilities is not None:
-        calls["top"] = np.asarray(prediction.classes)[prediction.probabilities.argmax(axis=1)]
-        calls["confidence"] = prediction.probabilities.max(axis=1)
-    return calls
 
 
 def _stress_shares(peer: Peer, query: AnnData, stress_genes: pd.Index) -> dict[str, float]:

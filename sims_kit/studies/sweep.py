@@ -61,13 +61,15 @@ def sweep(
     Raises
     ------
     SettingError
-        If two runs have the same arguments, or `part` or `n_jobs` is out of range.
+        If two runs have the same arguments, `part` or `n_jobs` is out of range, or there are more parts than runs.
     """
     i, n = part
     if not 0 <= i < n:
         raise SettingError(f"part={part}: give (i, n) with i from 0 to n - 1.")
     if n_jobs < 1:
         raise SettingError(f"n_jobs={n_jobs}: give 1 or more processes.")
+    if n > max(1, len(runs)):
+        raise SettingError(f"part={part}, but there are {len(runs)} runs; share them among {len(runs)} jobs or fewer.")
     keys = [_key(arguments, fingerprint) for arguments in runs]
     if len(set(keys)) < len(keys):
         raise SettingError("Two runs of the sweep have the same arguments; give each once.")

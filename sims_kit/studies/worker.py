@@ -74,10 +74,7 @@ def _write(path: Path, prediction: Prediction, n_cells: int) -> None:
     labels = np.asarray(prediction.labels).astype(str)
     if labels.shape != (n_cells,):
         raise RuntimeError(f"The peer gave labels of shape {labels.shape} for {n_cells} cells; expected one per cell.")
-    top, confidence = np.full(n_cells, ""), np.full(n_cells, np.nan)
-    if prediction.probabilities is not None:
-        top = np.asarray(prediction.classes).astype(str)[prediction.probabilities.argmax(axis=1)]
-        confidence = prediction.probabilities.max(axis=1)
+    top, confidence = prediction.best()
     np.savez(path, labels=labels, top=top, confidence=confidence)
 
 

@@ -15,7 +15,7 @@ from anndata.tests.helpers import assert_equal
 from sklearn.utils.class_weight import compute_class_weight
 
 from sims_kit.cells.datamodule import DataModule
-from sims_kit.errors import LabelError
+from sims_kit.errors import LabelError, SettingError
 
 
 def module_of(data, **settings):
@@ -341,3 +341,14 @@ def test_two_real_plates(real_data):
     expected = pd.concat(raw).iloc[module.split.test]
     expected = np.log1p(expected.div(expected.sum(axis=1), axis=0) * 1e4)
     np.testing.assert_allclose(cells_of(module.test_dataloader())[0], expected, rtol=1e-5)
+
+
+def test_a_trainer_that_deals_cells_out_as_well_is_refused(make_cells):
+    """Lightning's own sampler would take the place of the shards, and their order."""
+    module = DataModule(make_cells(), class_label="cell_type", verbose=False)
+    settings = dict(accelerator="cpu", strategy="ddp", logger=False, enable_checkpointing=False)
+    module.trainer = pl.Trainer(devices=2, **settings)
+    with pytest.raises(SettingError, match="use_distributed_sampler=False"):
+        module.train_dataloader()
+    module.trainer = pl.Trainer(devices=2, use_distributed_sampler=False, **settings)
+    assert len(module.train_dataloader()) > 0

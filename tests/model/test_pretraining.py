@@ -253,7 +253,7 @@ def _rewritten(path, tensors=None, **header):
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a whole safetensors"),
-        (lambda path: save_file({"a": torch.ones(1)}, path), "no pretrained encoder"),
+        (lambda path: save_file({"a": torch.ones(1)}, path), "not one of sims_kit's"),
         (lambda path: _rewritten(path, format_version=99), "newer sims_kit"),
         (lambda path: _rewritten(path, genes=["a", "a"]), "twice"),
         (lambda path: _rewritten(path, genes=["a", "b"]), "needs"),

@@ -83,5 +83,5 @@ def test_unseen_types_have_a_row_each():
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["B", "T"]
     with pytest.raises(SettingError, match="1 axes for 2 tasks"):
         plotting.unseen_types(table, axes=[plt.figure().subplots()])
-    with pytest.raises(SettingError, match="8 are too many"):
+    with pytest.raises(SettingError, match="8 lines are too many"):
         plotting.unseen_types(pd.concat([table.assign(method=str(i)) for i in range(8)]))

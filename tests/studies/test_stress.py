@@ -27,6 +27,7 @@ class Constant:
     def fit(self, reference, label, *, sample=None, seed=0):
         """Find the label."""
         self.label, self.reference = reference.obs[label].mode()[0], reference
+        Constant.last = self
 
     def predict(self, query):
         """Give it to every cell."""
@@ -63,8 +64,8 @@ def test_rows_are_scores_of_the_same_organoid():
 
 def test_methods_see_neither_truth_nor_left_out_genes():
     """The query has values and donors alone; without the stress genes the reference lacks just these."""
-    peer = Constant()
-    stress_test(peer, (1,), seeds=(0,), knows_stress_genes=False, **SMALL)
+    stress_test(Constant(), (1,), seeds=(0,), knows_stress_genes=False, **SMALL)
+    peer = Constant.last  # a run has a copy of its own
     assert list(peer.query.obs) == ["donor"] and not len(peer.query.var.columns) and not len(peer.query.uns)
     assert set(peer.query.var_names) - set(peer.reference.var_names) == set(sk.evidence.STRESS_GENES)
 
@@ -73,7 +74,9 @@ def test_masks_of_sims_are_looked_at():
     """Shares of the stress genes are percentages of masks and contributions, as `explain` gives them."""
     peer = Sims("SIMS, brief", replace(RECIPES["thesis"], max_epochs=2))
     row = stress_test(peer, (1,), seeds=(0,), tree=TREE, **SMALL).iloc[0]
-    organoid = simulate(replace(PRESETS["sim-organoid"]["fast"], tree=TREE, **SMALL), seed=0, stress_strength=1.0)
+    cortex, culture = (replace(PRESETS[name]["fast"], tree=TREE, **SMALL) for name in ("sim-cortex", "sim-organoid"))
+    peer.fit(simulate(cortex, seed=0), "cell_type", seed=0)
+    organoid = simulate(culture, seed=0, stress_strength=1.0)
     weights = sk.explain(peer.model, organoid).genes["weight"]
     own = weights[weights.index.isin(sk.evidence.STRESS_GENES)]
     assert row["stress_mask_percent"] == pytest.approx(100 * own.sum(), rel=1e-4)
@@ -120,7 +123,8 @@ def test_losses_are_paired_by_tissue():
         ({"n_cell": 3}, UnknownNameError, "n_cells"),
         ({"stress_strength": 3}, UnknownNameError, "stress"),
         ({"strengths": (0, 11)}, SettingError, "stress_strength = 11"),
-        ({"seeds": ()}, SettingError, "0 seeds"),
+        ({"seeds": ()}, SettingError, r"seeds=\[\]"),
+        ({"strengths": ()}, SettingError, "no strengths"),
     ],
 )
 def test_wrong_settings_are_told_before_running(settings, error, words):

@@ -69,7 +69,13 @@ def test_jobs_of_an_array_share_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"part": (2, 2)}, "part="), ({"n_jobs": 0}, "n_jobs=0"), ({"runs": RUNS * 2}, "Two runs")]
+    ("settings", "words"),
+    [
+        ({"part": (2, 2)}, "part="),
+        ({"part": (0, len(RUNS) + 1)}, "jobs or fewer"),
+        ({"n_jobs": 0}, "n_jobs=0"),
+        ({"runs": RUNS * 2}, "Two runs"),
+    ],
 )
 def test_settings_out_of_range_are_refused(settings, words):
     """Before anything is run."""
