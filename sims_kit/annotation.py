@@ -141,18 +141,20 @@ def annotate(
         raise UnknownNameError("obs column", vote_by, query.obs.columns)
     batches, coverage, state = query_batches(query, model.genes, layer=layer, batch_size=batch_size)
     logits, unseen = predict_logits(model, batches)
-    probabilities = logits.softmax(dim=1).numpy()
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    labels, confidence = _labels(model, probabilities, order[:, 0], rules.threshold, hierarchy)
+    probabilities = logits.softmax(dim=1)
+    first = probabilities.argmax(dim=1, keepdim=True)
+    second = probabilities.scatter(1, first, -1).argmax(dim=1).numpy()
+    probabilities, first = probabilities.numpy(), first[:, 0].numpy()
+    labels, confidence = _labels(model, probabilities, first, rules.threshold, hierarchy)
     query.obs[f"{key_added}_label"] = labels
     query.obs[f"{key_added}_confidence"] = confidence
-    query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(order[:, 1], model.classes)
+    query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(second, model.classes)
     if model.profiles.is_measured:
         query.obs[f"{key_added}_unseen"] = unseen.numpy()
     query.obsm[f"{key_added}_probabilities"] = probabilities
     if alpha is not None:
         sets = prediction_sets(strangeness(logits.numpy()), rules.quantiles)
-        query.obs[f"{key_added}_set"] = _set_names(sets, order, model.classes)
+        query.obs[f"{key_added}_set"] = _set_names(sets, probabilities, model.classes)
         query.obsm[f"{key_added}_sets"] = sets
     if vote_by is not None:
         vote = cluster_vote(labels, query.obs[vote_by])
@@ -331,8 +333,9 @@ def _labels(
     return labels, answers["probability"].to_numpy(np.float32)
 
 
-def _set_names(sets: np.ndarray, order: np.ndarray, classes: list[str]) -> pd.Categorical:
+def _set_names(sets: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> pd.Categorical:
     """The classes of each set as text, the most probable first."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
     ranked = np.take_along_axis(sets, order, axis=1)
     names = np.asarray(classes, dtype=object)
     texts = [SEPARATOR.join(names[row[inside]]) or UNKNOWN for row, inside in zip(order, ranked, strict=True)]

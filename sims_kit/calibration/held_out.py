@@ -6,6 +6,7 @@ import numpy as np
 from scipy.special import softmax
 
 from sims_kit.calibration.conformal import strangeness
+from sims_kit.calibration.temperature import AT_ONCE
 
 
 class CalibrationCells(NamedTuple):
@@ -39,7 +40,12 @@ def calibration_cells(logits: np.ndarray, labels: np.ndarray) -> CalibrationCell
     labels
         (cells,) true class, 0 to ``classes - 1``.
     """
-    labels = np.asarray(labels, dtype=np.int64)
+    parts = [slice(start, start + AT_ONCE) for start in range(0, max(1, len(labels)), AT_ONCE)]
+    found = [_calibration_cells(logits[part], np.asarray(labels[part], dtype=np.int64)) for part in parts]
+    return CalibrationCells(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def _calibration_cells(logits: np.ndarray, labels: np.ndarray) -> CalibrationCells:
     strange = np.take_along_axis(strangeness(logits), labels[:, None], axis=1)[:, 0]
     probabilities = softmax(np.asarray(logits, dtype=np.float64), axis=1)
     correct = probabilities.argmax(axis=1) == labels

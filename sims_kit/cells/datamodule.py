@@ -276,17 +276,17 @@ class DataModule(LightningDataModule):
 
     def _encode_labels(self, files: list[LabelledCells]) -> None:
         unlabelled = sum(file.n_unlabelled for file in files)
-        labels = pd.Categorical(np.concatenate([file.labels for file in files]))
-        self._classes, self._labels = list(labels.categories), labels.codes.astype(np.int64)
+        self._labels, classes = pd.factorize(np.concatenate([file.labels for file in files]), sort=True)
+        self._classes = list(classes)
         if unlabelled:
-            n_cells = unlabelled + len(labels)
+            n_cells = unlabelled + len(self._labels)
             warnings.warn(
                 f"{unlabelled:,} of {n_cells:,} cells have no {self.class_label!r} and are left out.",
                 stacklevel=3,
             )
         if len(self._classes) < 2:
             raise LabelError(
-                f"Column {self.class_label!r} has one class only, {self._classes[0]!r}, in {len(labels):,} "
+                f"Column {self.class_label!r} has one class only, {self._classes[0]!r}, in {len(self._labels):,} "
                 "cells. A classifier needs at least two; check class_label, keep and drop."
             )
 

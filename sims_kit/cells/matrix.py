@@ -163,12 +163,14 @@ def _hashes(*paths: object) -> list[str]:
 
 def label_text(labels: pd.Series) -> pd.Series:
     """Labels as strings, None where missing (NaN, empty, or the text "nan"); the number 3.0 becomes "3"."""
-    if isinstance(labels.dtype, pd.CategoricalDtype):
-        labels = labels.astype(object).infer_objects()
-    if pd.api.types.is_float_dtype(labels.dtype) and (labels.dropna() % 1 == 0).all():
-        labels = labels.astype("Int64")
-    text = labels.astype(object).where(labels.notna(), "").astype(str).str.strip()
-    return text.astype(object).where(~text.isin(["", "nan"]), None)
+    is_coded = isinstance(labels.dtype, pd.CategoricalDtype)  # a text for each class, not for each of a million cells
+    codes, values = (labels.cat.codes.to_numpy(), labels.cat.categories) if is_coded else pd.factorize(labels)
+    values = pd.Series(np.asarray(values)).infer_objects()
+    if pd.api.types.is_float_dtype(values.dtype) and (values % 1 == 0).all():
+        values = values.astype("Int64")
+    text = values.astype(object).astype(str).str.strip()
+    text = [*text.astype(object).where(~text.isin(["", "nan"]), None), None]  # -1 is the last
+    return pd.Series(np.array(text, dtype=object)[codes], labels.index, dtype=object, name=labels.name)
 
 
 def _obs_with_labels(adata: AnnData, labelfile: str | PathLike, class_label: str) -> pd.DataFrame:

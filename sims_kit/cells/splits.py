@@ -47,6 +47,7 @@ def stratified_split(labels: Sequence, validation: float = 0.1, test: float = 0.
     if isinstance(labels, str) or np.ndim(labels) != 1:
         raise LabelError(f"labels has shape {np.shape(labels)}; give a list or column with one label per cell.")
     codes, classes = pd.factorize(pd.Series(labels), sort=True)
+    codes = codes.astype(np.int32)  # of a hundred million cells every array counts
     if not len(classes):
         raise LabelError(f"None of the {len(codes):,} cells has a label; nothing can be split.")
     order = np.random.default_rng(seed).permutation(len(codes))
@@ -54,8 +55,8 @@ def stratified_split(labels: Sequence, validation: float = 0.1, test: float = 0.
     order = order[codes[order] >= 0]
     sizes = np.bincount(codes[order])
     rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # 0, 1, ... within each class
-    n_validation, n_test = np.array([_part_sizes(size, validation, test) for size in sizes]).T[:, codes[order]]
-    is_test, is_held_out = rank < n_test, rank < n_test + n_validation
+    n_validation, n_test = np.array([_part_sizes(size, validation, test) for size in sizes]).T
+    is_test, is_held_out = (rank < np.repeat(last, sizes) for last in (n_test, n_test + n_validation))
     return Split(*(np.sort(order[part]) for part in (~is_held_out, is_held_out & ~is_test, is_test)))
 
 

@@ -5,6 +5,7 @@ gzip), `sims_kit.datasets.hdf5` reads and unpacks its chunks, by as many threads
 """
 
 import os
+import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -181,7 +182,7 @@ def open_stored(path: str | os.PathLike, layer: str | None = None, columns: Iter
         None for `X`, ``"raw"`` (which has its own genes), or a layer's name.
     columns
         The columns of `obs` that will be needed, if that is known: of more than 100,000 cells no others are read, and
-        the cells are numbered in place of their names, which take more memory than all else that is kept of a cell.
+        their names are left empty, which would take more memory than all else that is kept of a cell.
 
     Raises
     ------
@@ -208,9 +209,11 @@ def open_stored(path: str | os.PathLike, layer: str | None = None, columns: Iter
         element = root[key]
         matrix = sparse_dataset(element) if isinstance(element, h5py.Group | zarr.Group) else element
         uns = read_elem(root["uns/sims_kit"]) if "uns/sims_kit" in root else {}
-        adata = AnnData(
-            matrix, obs=_table_of_cells(root["obs"], columns), var=read_elem(root[var]), uns={"sims_kit": uns}
-        )
+        with warnings.catch_warnings():  # as of files that are read whole
+            warnings.filterwarnings("ignore", "(Variable|Observation) names are not unique")
+            adata = AnnData(
+                matrix, obs=_table_of_cells(root["obs"], columns), var=read_elem(root[var]), uns={"sims_kit": uns}
+            )
     except (DataError, UnknownNameError):
         raise
     except Exception as error:  # whatever the format's library raises: the file is at fault, so say which
@@ -228,7 +231,8 @@ def _table_of_cells(group: h5py.Group | zarr.Group, columns: Iterable[str] | Non
     n_cells = group[group.attrs["_index"]].shape[0]
     if n_cells <= NAMED or columns is None or not all(column in group for column in columns):
         return read_elem(group)
-    return pd.DataFrame({column: read_elem(group[column]) for column in columns}, pd.RangeIndex(n_cells).astype(str))
+    nameless = pd.Index(np.full(n_cells, "", object), dtype=object)
+    return pd.DataFrame({column: read_elem(group[column]) for column in columns}, nameless)
 
 
 def stored_names(path: str | os.PathLike, rows: np.ndarray | slice) -> list[str]:

@@ -158,7 +158,7 @@ def test_many_cells_are_not_held_by_name(two_files, monkeypatch):
     expected = module_of(two_files, backed=True, keep={"cell_type": ["class_0", "class_2"]})
     names = expected.cell_names
     monkeypatch.setattr("sims_kit.datasets.stored.NAMED", 100)
-    assert list(open_stored(two_files[0], None, ["cell_type"]).obs_names[:2]) == ["0", "1"]
+    assert set(open_stored(two_files[0], None, ["cell_type"]).obs_names) == {""}
     module = module_of(two_files, backed=True, keep={"cell_type": ["class_0", "class_2"]})
     assert np.array_equal(module.labels, expected.labels) and module.cell_names == names
     with pytest.raises(UnknownNameError, match="Did you mean 'cell_type'"):
