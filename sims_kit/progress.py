@@ -14,7 +14,8 @@ def progress_bar(iterable=None, **options) -> tqdm:
     """A `tqdm` bar that writes to the notebook's output or to the terminal.
 
     Plain text rather than a widget, so that a saved notebook keeps no widget state. Silent where the output is
-    neither a notebook nor a terminal, and in continuous integration (the environment variable `CI`).
+    neither a notebook nor a terminal, in continuous integration (the environment variable `CI`), and in a notebook
+    within a bar that is drawn already: there the cursor cannot go back a line.
 
     Parameters
     ----------
@@ -27,10 +28,11 @@ def progress_bar(iterable=None, **options) -> tqdm:
     options.setdefault("leave", False)
     options.setdefault("delay", 0 if options["leave"] else 1)  # seconds; a bar that would flash by is not drawn
     options.setdefault("bar_format", SHORT)
+    is_inner = notebook and any(not bar.disable for bar in getattr(tqdm, "_instances", ()))
     return tqdm(
         iterable,
         file=sys.stdout if notebook else sys.stderr,
-        disable=is_switched_on("CI") or (False if notebook else None),  # None: silent unless a terminal
+        disable=is_switched_on("CI") or is_inner or (False if notebook else None),  # None: silent unless a terminal
         dynamic_ncols=not notebook,
         **options,
     )

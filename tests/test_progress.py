@@ -26,3 +26,15 @@ def test_bar_is_drawn_only_where_somebody_watches(monkeypatch, screen, ci):
     assert list(progress_bar(range(3), desc="counting", delay=0)) == [0, 1, 2]
     written = sys.stderr.getvalue()
     assert ("counting" in written) == (screen is Screen and ci in ("", "0", "false"))
+
+
+def test_in_a_notebook_only_the_outer_bar_is_drawn(monkeypatch):
+    """A bar within another would move the cursor, which a saved notebook cannot; the next bar is drawn again."""
+    monkeypatch.setenv("CI", "")
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr("sys.stdout", screen := Screen())
+    for _ in progress_bar(range(2), desc="outer", delay=0):
+        assert list(progress_bar(range(3), desc="inner", delay=0)) == [0, 1, 2]
+    assert list(progress_bar(range(1), desc="later", delay=0)) == [0]
+    written = screen.getvalue()
+    assert "outer" in written and "later" in written and "inner" not in written and "\x1b" not in written

@@ -107,8 +107,9 @@ def is_answered_alike(cell: NotebookNode) -> bool:
 
 
 def is_noise(output: NotebookNode) -> bool:
-    """Whether an output is stderr, or the view of a widget, which is empty without its kernel."""
-    return output.get("name") == "stderr" or WIDGET_VIEW in output.get("data", {})
+    """Whether an output is stderr, a wiped progress bar, or the view of a widget, which is empty without its kernel."""
+    wiped = output.output_type == "stream" and not output.text.strip()
+    return output.get("name") == "stderr" or wiped or WIDGET_VIEW in output.get("data", {})
 
 
 def shown_text(cell: NotebookNode) -> str:
@@ -139,7 +140,9 @@ def _untidy(cell: NotebookNode) -> Iterator[str]:
         if output.output_type == "error":
             yield f"raised {output.ename}"
         if is_noise(output):
-            yield "has stderr or widget output"
+            yield "has stderr, blank or widget output"
+        if "\x1b[A" in output.get("text", ""):
+            yield "moves the cursor up, which a saved output cannot"
     for match in MACHINE_PATH.finditer(shown_text(cell)):
         yield f"shows a path of this machine: {match[0]}"
 
