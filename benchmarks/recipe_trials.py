@@ -1,4 +1,4 @@
-"""Trials of the default recipe on cells that no benchmark tests on; rows go to benchmarks/recipe_trials.csv.
+"""Trials of the default recipe on tissue of its own and on training cells; rows go to benchmarks/recipe_trials.csv.
 
     python benchmarks/recipe_trials.py run default "one network" [--tasks pbmc68k regions ...] [--seeds 1]
     python benchmarks/recipe_trials.py table [--baseline "linear SVM"]
@@ -9,8 +9,9 @@ in accuracy, median F1 and macro F1 (mean over splits and seeds, 95 % interval b
 or more), with genes per mask and seconds.
 
 Real datasets give the training cells of outer fold 0 (of five, stratified, seed 0) and are split in five again; the
-outer test cells are never read. Simulated tissue has seeds 101 and 102, which nothing else uses, and is queried with
-3,000 new cells of the same identities, or with the cells of regions that were not trained on. Plates: 1 to 2.
+outer test cells are never read. (A benchmark of five folds tests on the training cells too, in folds 1 to 4.) Simulated
+tissue has seeds 101 and 102, which nothing else uses, and is queried with 3,000 new cells of the same identities, or
+with the cells of regions that were not trained on. Plates: 1 to 2.
 """
 
 import argparse
