@@ -31,7 +31,7 @@ from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.model.halving import predict_in_parts
-from sims_kit.progress import progress_bar
+from sims_kit.model.shares import shared_out
 
 ERROR_RATE = 0.05  # accepted among answered cells where a hierarchy is given and no rate
 SEPARATOR = " | "  # between the classes of a set
@@ -49,6 +49,7 @@ def annotate(
     alpha: float | None = None,
     vote_by: str | None = None,
     backed: bool | str = "auto",
+    n_jobs: int = 1,
     copy: bool = False,
     out: str | os.PathLike | None = None,
 ) -> ad.AnnData | None:
@@ -85,6 +86,8 @@ def annotate(
         Of a path: leave the matrix of an `.h5ad` or `.zarr` on disk and read blocks of cells as they are needed. True,
         False, or ``"auto"``, when it would take more than three tenths of the free memory. The answer has `X` still
         in the file, and of the file's other parts `obs` and `var`.
+    n_jobs
+        Processes that share the cells out, each with a GPU in turn if the model is on one.
     copy
         Return an annotated copy and leave `query` alone.
     out
@@ -140,7 +143,8 @@ def annotate(
     if vote_by is not None and vote_by not in query.obs:
         raise UnknownNameError("obs column", vote_by, query.obs.columns)
     batches, coverage, state = query_batches(query, model.genes, layer=layer, batch_size=batch_size)
-    logits, unseen = predict_logits(model, batches)
+    parts = shared_out(predict_logits, model, batches, n_jobs, desc="annotating")
+    logits, unseen = (torch.cat(found) if len(parts) > 1 else found[0] for found in zip(*parts, strict=True))
     probabilities = logits.softmax(dim=1)
     first = probabilities.argmax(dim=1, keepdim=True)
     second = probabilities.scatter(1, first, -1).argmax(dim=1).numpy()
@@ -257,8 +261,7 @@ def predict_logits(model: SIMSClassifier, batches) -> tuple[torch.Tensor, torch.
         logits = model.calibrated(model(cells))
         return logits.cpu(), model.profiles.unseen(logits, model.profiles.distance(cells)).cpu()
 
-    batches = (batch.cells for batch in progress_bar(batches, desc="annotating", unit="batch"))
-    parts = predict_in_parts(predict, batches, model.device)
+    parts = predict_in_parts(predict, (batch.cells for batch in batches), model.device)
     return tuple(torch.cat(found) for found in zip(*parts, strict=True))
 
 

@@ -1,8 +1,9 @@
 """Explanation: which genes a model used, per cell, per class and overall (thesis sections 0.2.6 and 0.3.3)."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import anndata as ad
 import numpy as np
@@ -15,8 +16,9 @@ from sims_kit.datasets import load_or_open
 from sims_kit.errors import DataError, UnknownNameError
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.contributions import explain_batch
+from sims_kit.model.explained import csr, explain_batches, joined
 from sims_kit.model.file import fitted_model
-from sims_kit.progress import progress_bar
+from sims_kit.model.shares import shared_out
 
 PART = 4096  # cells summed at once
 
@@ -160,6 +162,7 @@ def explain(
     batch_size: int = 512,
     steps: bool = False,
     backed: bool | str = "auto",
+    n_jobs: int = 1,
 ) -> Explanation:
     """Which genes the model looks at and what they add, for each cell, each class and overall.
 
@@ -185,6 +188,8 @@ def explain(
     backed
         Of a path: leave the matrix of an `.h5ad` or `.zarr` on disk and read blocks of cells as they are needed. True,
         False, or ``"auto"``, when it would take more than three tenths of the free memory.
+    n_jobs
+        Processes that share the cells out, each with a GPU in turn if the model is on one.
 
     Raises
     ------
@@ -197,7 +202,8 @@ def explain(
     if groupby is not None and groupby not in cells.obs:
         raise UnknownNameError("obs column", groupby, cells.obs.columns)
     batches, _, _ = query_batches(cells, model.genes, layer=layer, batch_size=batch_size)
-    masks, added, predicted, by_step = _explain_batches(model, batches, steps)
+    work = partial(explain_batches, keep_steps=steps)
+    masks, added, predicted, by_step = joined(shared_out(work, model, batches, n_jobs, desc="explaining"))
     predicted = np.asarray(model.classes)[predicted]
     labels = predicted if groupby is None else cells.obs[groupby].astype(str).to_numpy()
     gene_names = pd.Index(model.genes, name="gene")
@@ -243,9 +249,9 @@ def explain_cell(
     best, second = explained.logits[0].topk(2).indices.tolist()
     versus = torch.zeros_like(explained.logits)
     versus[0, best], versus[0, second] = 1, -1
-    against = _csr(explain_batch(model.network, values, versus).contributions)
+    against = csr(explain_batch(model.network, values, versus).contributions)
     genes = pd.Index(model.genes, name="gene")
-    table = _genes_of_cell(_csr(explained.masks), _csr(explained.contributions), genes)
+    table = _genes_of_cell(csr(explained.masks), csr(explained.contributions), genes)
     places = genes.get_indexer(table.index)
     table["against_second"] = against[:, places].toarray()[0]
     table["expression"] = values.to_dense()[0].cpu().numpy()[places]
@@ -253,47 +259,6 @@ def explain_cell(
     return CellExplanation(
         model.classes[best], model.classes[second], probabilities[best], probabilities[second], table
     )
-
-
-def _explain_batches(model: SIMSClassifier, batches: Iterable, keep_steps: bool) -> tuple:
-    """Masks and contributions, CSR with the same pairs; the predicted class of each cell; the masks of each step."""
-    model.eval()
-    rows, genes = np.zeros(1, np.int64), np.empty(0, np.int32)
-    weights, added = np.empty(0, np.float32), np.empty(0, np.float32)
-    predicted, steps = [], []
-    for batch in progress_bar(batches, desc="explaining", unit="batch"):
-        values = batch.cells.to(model.device)
-        found = explain_batch(model.network, values)
-        _append(rows, rows[-1] + found.masks.crow_indices()[1:])
-        _append(genes, found.masks.col_indices())
-        _append(weights, found.masks.values())
-        _append(added, found.contributions.values())
-        predicted.append(found.logits.argmax(dim=1).cpu().numpy())
-        if keep_steps:
-            steps.append(_masks_by_step(model.network, values))
-    shape = (len(rows) - 1, len(model.genes))
-    matrices = [sparse.csr_matrix((part, genes, rows), shape) for part in (weights, added)]
-    by_step = tuple(sparse.vstack(parts, format="csr") for parts in zip(*steps, strict=True))
-    return *matrices, np.concatenate(predicted), by_step
-
-
-def _append(whole: np.ndarray, part: torch.Tensor) -> None:
-    """Lengthen an array in its place: parts joined at the end would be in memory twice, and leave holes."""
-    end = len(whole)
-    whole.resize(end + len(part), refcheck=False)
-    whole[end:] = part.cpu().numpy()
-
-
-@torch.no_grad()
-def _masks_by_step(network, cells: torch.Tensor) -> list[sparse.csr_matrix]:
-    members = list(getattr(network, "members", [network]))
-    by_member = [[_csr(step.mask.to_sparse().coalesce().to_sparse_csr()) for step in m.steps(cells)] for m in members]
-    return [sum(masks) / len(members) for masks in zip(*by_member, strict=True)]
-
-
-def _csr(matrix: torch.Tensor) -> sparse.csr_matrix:
-    parts = (matrix.values(), matrix.col_indices(), matrix.crow_indices())
-    return sparse.csr_matrix(tuple(part.cpu().numpy() for part in parts), shape=tuple(matrix.shape))
 
 
 def _genes_of_cell(masks: sparse.csr_matrix, added: sparse.csr_matrix, gene_names: pd.Index) -> pd.DataFrame:

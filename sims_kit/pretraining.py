@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import Logger
 from sims_kit.cells.datamodule import DataModule
 from sims_kit.cells.unlabelled import UnlabelledModule
 from sims_kit.errors import UnknownNameError
+from sims_kit.model.devices import Homecoming, is_forked
 from sims_kit.model.pretraining import MaskedPretraining
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.model.trainer import make_logger, make_trainer, quiet_lightning
@@ -93,6 +94,8 @@ def pretrain(
         )
     has_validation = len(module.split.validation) > 0
     trainer = make_trainer(recipe, settings, seed=seed, logger=logger, has_validation=has_validation)
+    if is_forked(trainer):
+        trainer.callbacks.append(Homecoming(model))
     with quiet_lightning():
         trainer.fit(model, datamodule=module)
     return model.eval()

@@ -18,6 +18,7 @@ from sims_kit.cells.genes import ENOUGH, USABLE, GeneAlignment
 from sims_kit.errors import GeneError, SettingError, UnknownNameError
 from sims_kit.model.checkpoints import keep_resume_point, where_to_resume
 from sims_kit.model.classifier import NETWORK_SETTINGS, SIMSClassifier
+from sims_kit.model.devices import Homecoming, is_forked
 from sims_kit.model.pretraining import MaskedPretraining, start_encoder
 from sims_kit.model.pretraining_file import fitted_pretrained
 from sims_kit.model.recipes import Recipe, get_recipe
@@ -113,6 +114,8 @@ def generate_trainer(
     settings.setdefault("max_epochs", epochs)
     has_validation = len(module.split.validation) > 0
     trainer = make_trainer(recipe, settings, seed=seed, logger=logger, has_validation=has_validation)
+    if is_forked(trainer):
+        trainer.callbacks.append(Homecoming(model))
     if trainer.world_size > 1:
         epochs = _share_out(module, recipe, data_settings.get("batch_size"), trainer.world_size)
         if not epochs_given:

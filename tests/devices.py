@@ -42,7 +42,8 @@ class Watch(pl.Callback):
         """Write it down; the module's own `on_fit_end` comes after the callbacks'."""
         path = self.folder / f"rank {trainer.global_rank}.pt"
         state = {name: value.clone() for name, value in pl_module.state_dict().items()}
-        torch.save({"seen": self.seen, "steps": self.steps, "state": state, "history": pl_module.history}, path)
+        kept = {name: getattr(pl_module, name) for name in ("history", "provenance", "calibration_cells")}
+        torch.save({"seen": self.seen, "steps": self.steps, "state": state, **kept}, path)
 
     def _note(self, what, batch):
         self.seen.setdefault(what, []).extend(batch.cells.to_dense().sum(1).tolist())
@@ -73,7 +74,11 @@ def test_two_processes_train_one_model(make_cells, tmp_path, monkeypatch, backed
         assert one["steps"][part] == other["steps"][part]
     assert one["seen"]["train 0"] != one["seen"]["train 7"]
     torch.testing.assert_close(one["state"], other["state"], rtol=0, atol=0)
-    torch.testing.assert_close(one["state"], dict(model.state_dict()), rtol=0, atol=0)  # and came back
+    torch.testing.assert_close(one["state"], dict(model.state_dict()), rtol=0, atol=0)  # and came back, with the rest
+    assert model.history.equals(one["history"]) and len(model.history) == 8
+    assert model.provenance == one["provenance"] and model.provenance["cells"]["train"] == 241
+    for kept, found in zip(one["calibration_cells"], model.calibration_cells, strict=True):
+        np.testing.assert_array_equal(kept, found)
 
     alone = sk.fit("cells.h5ad", "cell_type", logger=False, **options)
     scale = "network.members.0.encoder.initial_bn.scale"

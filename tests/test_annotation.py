@@ -275,3 +275,15 @@ def test_calibrate_anew(model, unsure, make_cells):
         model.temperature.copy_(temperature)
     with pytest.raises(LabelError, match="None of 10"):
         sk.calibrate(model, cells[:10], "cell_type")
+
+
+@pytest.mark.parametrize("backed", [False, True])
+def test_processes_share_the_cells_out(model, make_cells, tmp_path, backed):
+    """Two processes give what one gives, cells in order, from memory and from disk."""
+    make_cells(n_cells=700)[300:].copy().write_h5ad(tmp_path / "query.h5ad")
+    options = dict(batch_size=32, backed=backed, alpha=0.1)
+    one, two = (sk.annotate(tmp_path / "query.h5ad", model, n_jobs=n_jobs, **options) for n_jobs in (1, 2))
+    np.testing.assert_allclose(two.obsm["sims_probabilities"], one.obsm["sims_probabilities"], atol=1e-6)
+    np.testing.assert_allclose(two.obs["sims_unseen"], one.obs["sims_unseen"], rtol=1e-4, atol=1e-4)
+    for column in ("sims_label", "sims_second_label", "sims_set"):
+        assert list(two.obs[column]) == list(one.obs[column])

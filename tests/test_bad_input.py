@@ -269,6 +269,7 @@ CASES = [
      UnknownNameError, ["'n_step'", "'n_steps'"]),
     ("network setting in the wrong place", good, but(fit, model_params={"n_steps": 3}),
      SettingError, ["n_steps", "model_params={'network': {'n_steps'"]),
+    ("query shared by no process", good, but(annotate, n_jobs=0), SettingError, ["n_jobs=0", "1 or more"]),
     ("query in batches of no cells", good, but(annotate, batch_size=0), SettingError, ["batch_size=0", "1 or more"]),
     ("cells grouped by a column that does not exist", good, but(explain, groupby="celltype"),
      UnknownNameError, ["'celltype'", "'cell_type'"]),

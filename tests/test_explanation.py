@@ -154,3 +154,18 @@ def test_groupby(model, cells):
     assert list(explanation.labels) == list(cells.obs["cell_type"])
     with pytest.raises(KeyError, match="cell_type"):
         sk.explain(model, cells, groupby="celltype")
+
+
+@pytest.mark.parametrize("backed", [False, True])
+def test_processes_share_the_cells_out(model, cells, tmp_path, backed):
+    """Two processes give what one gives, cells in order, from memory and from disk."""
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    options = dict(batch_size=32, steps=True, backed=backed)
+    one, two = (sk.explain(model, tmp_path / "cells.h5ad", n_jobs=n_jobs, **options) for n_jobs in (1, 2))
+    for found, expected in (
+        (two.cells, one.cells),
+        (two.contributions, one.contributions),
+        (two.steps[0], one.steps[0]),
+    ):
+        np.testing.assert_allclose(found.toarray(), expected.toarray(), atol=1e-6)
+    assert list(two.predicted) == list(one.predicted) and two.genes.index[0] == one.genes.index[0]

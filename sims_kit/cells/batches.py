@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from numbers import Integral
 from typing import NamedTuple, Protocol
 
@@ -244,6 +245,16 @@ def query_batches(
         return cell_stream(CellDataset([cells]), range(len(cells)), batch_size), alignment.coverage, state
     cells = MemoryCells(matrix, state, alignment=alignment)
     return cell_loader(CellDataset([cells]), batch_size), alignment.coverage, state
+
+
+def shares(batches: DataLoader | CellStream, n: int) -> list[DataLoader | CellStream]:
+    """Successive parts of what `query_batches` gave, `n` or as many as there are batches, each for a process."""
+    positions = list(batches.batch_sampler)
+    edges = np.linspace(0, len(positions), min(n, len(positions)) + 1).astype(int)
+    parts = (positions[start:stop] for start, stop in pairwise(edges))
+    if isinstance(batches, CellStream):
+        return [CellStream(batches.dataset, part, batches.batches_at_once) for part in parts]
+    return [DataLoader(batches.dataset, batch_sampler=part, collate_fn=_as_is) for part in parts]
 
 
 def _tensor(cells: sp.csr_matrix) -> torch.Tensor:
