@@ -59,7 +59,7 @@ def main() -> None:
                     print(row, flush=True)
                     rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
                     rows.to_csv(TABLE, index=False)
-    draw(rows)
+    draw(pd.read_csv(TABLE))
 
 
 def measured(path: Path, cells: int, genes: int, place: str) -> dict:

@@ -30,7 +30,6 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
-    MulticlassCalibrationError,
     MulticlassCohenKappa,
     MulticlassF1Score,
     MulticlassMatthewsCorrCoef,
@@ -40,6 +39,7 @@ from torchmetrics.classification import (
     MulticlassStatScores,
 )
 
+from sims_kit._calibration_error import CalibrationError
 from sims_kit.errors import DataError, LabelError, SettingError
 
 CALIBRATION_BINS = 15  # of equal width; the number most of the calibration literature reports
@@ -145,8 +145,7 @@ def metric_collection(n_classes: int, prefix: str = "") -> MetricCollection:
         x classes: logits or probabilities) and targets (int64, one per cell, 0 to ``n_classes - 1``). Metrics
         with the same counts share them, so a batch costs four updates, not fourteen. Values outside of [0, 1]
         mark a batch as logits, to which calibration applies a softmax (torchmetrics' rule, decided per
-        batch): pass probabilities to leave no doubt. ``calibration_error`` keeps 8 bytes per cell until
-        ``reset``.
+        batch): pass probabilities to leave no doubt.
 
     Raises
     ------
@@ -156,7 +155,7 @@ def metric_collection(n_classes: int, prefix: str = "") -> MetricCollection:
     if not isinstance(n_classes, (int, np.integer)) or n_classes < 1:
         raise SettingError(f"n_classes is {n_classes!r}; expected the number of classes, 1 or more.")
     n_classes = int(n_classes)
-    calibration = {"calibration_error": _calibration_error(n_classes)}
+    calibration = {"calibration_error": CalibrationError(CALIBRATION_BINS)}
     return _collection([*_label_metrics(n_classes), calibration], prefix)
 
 
@@ -199,7 +198,7 @@ def score(
     if probabilities is not None:
         probabilities, classes = _checked_probabilities(probabilities, classes, n_cells=len(truth))
         column = torch.from_numpy(pd.Index(classes).get_indexer(names))  # -1, never right: not among classes
-        calibration = _calibration_error(len(classes))
+        calibration = CalibrationError(CALIBRATION_BINS)
         calibration.update(torch.tensor(probabilities), column[truth])
         values["calibration_error"] = calibration.compute()
     return pd.Series({name: float(value) for name, value in values.items()}, name="score")
@@ -272,10 +271,6 @@ def _computed(metrics: MetricCollection, prediction: Tensor, truth: Tensor) -> d
     for piece, target in zip(prediction.split(CELLS_AT_ONCE), truth.split(CELLS_AT_ONCE), strict=True):
         metrics.update(piece, target)
     return metrics.compute()
-
-
-def _calibration_error(n_classes: int) -> MulticlassCalibrationError:
-    return MulticlassCalibrationError(n_classes, n_bins=CALIBRATION_BINS, norm="l1", validate_args=False)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn import metrics as sk
+from torchmetrics.classification import MulticlassCalibrationError
 
 from sims_kit.errors import DataError, LabelError, SettingError
 from sims_kit.metrics import BalancedAccuracy, MedianF1, metric_collection, per_class, score
@@ -180,6 +181,24 @@ def expected_calibration_error(probabilities, y_true, classes, n_bins=15):
         if np.any(bins == b)
     ]
     return sum(gaps) / len(y_true)
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "logits"])
+def test_calibration_error_in_batches_is_that_of_torchmetrics(kind):
+    """A few sums per bin give what all cells together give, also at confidences of 0, 1 and on the edge of a bin."""
+    scores = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) * 3
+    target = torch.arange(500) % 4
+    if kind == "probabilities":
+        scores = torch.cat([scores.softmax(1), torch.eye(4), torch.tensor([[0.4, 0.2, 0.2, 0.2], [0.0, 0, 0, 0]])])
+        target = torch.cat([target, torch.tensor([0, 1, 0, 0, 0, 1])])
+    ours = metric_collection(4)["calibration_error"]
+    oracle = MulticlassCalibrationError(4, n_bins=15, norm="l1")
+    for metric in (ours, oracle):
+        for part, truth in zip(scores.split(64), target.split(64), strict=True):
+            metric.update(part, truth)
+    assert float(ours.compute()) == pytest.approx(float(oracle.compute()), abs=1e-6)
+    ours.reset()
+    assert float(ours.compute()) == 0
 
 
 def test_calibration_error_follows_its_definition():
