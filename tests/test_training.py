@@ -46,6 +46,7 @@ def test_the_two_lines_are_quiet(make_cells, capfd, recwarn):
     trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", max_epochs=1, logger=False, **QUIET)
     filters, level = list(warnings.filters), logging.getLogger("pytorch_lightning.utilities.rank_zero").level
     trainer.fit(model, datamodule=module)
+    trainer.test(model, datamodule=module, verbose=False)
     assert capfd.readouterr().err == "" and not [w for w in recwarn if "pytorch_lightning" in w.filename]
     assert warnings.filters == filters
     assert logging.getLogger("pytorch_lightning.utilities.rank_zero").level == level

@@ -120,16 +120,16 @@ class Reproducible(Callback):
         self._isolated = ExitStack()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Put the caller's random state aside, and leave out Lightning's notes."""
+        """Leave out Lightning's notes, and put the caller's random state aside while training."""
+        self._isolated.enter_context(quiet_lightning())
         if stage == "fit":
             self._isolated.enter_context(isolate_rng())
-            self._isolated.enter_context(quiet_lightning())
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch from a state that only seed and epoch decide, so that a resumed run is the same."""
         torch.manual_seed(self.seed + 1_000_003 * trainer.current_epoch)  # a prime: no overlap of nearby seeds
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put the caller's random state back."""
         self._isolated.close()
 
