@@ -143,7 +143,7 @@ def peak() -> int:
 
 def draw(rows: pd.DataFrame) -> None:
     """Time above, memory below; cells on the left, genes on the right."""
-    figure, axes = plt.subplots(2, 2, figsize=(9, 7), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(9, 7.5), layout="constrained")
     for column, (axis, other, fixed) in zip(
         axes.T, (("cells", "genes", FEW_GENES), ("genes", "cells", FEW_CELLS)), strict=True
     ):
@@ -161,11 +161,11 @@ def draw(rows: pd.DataFrame) -> None:
         on_disk = found[found["from"] == "disk"]
         powers = [_power(on_disk[axis], on_disk[quantity]) for quantity in ("epoch, s", "annotate, s")]
         column[0].set_title(
-            f"Time grows as {axis} to the power of {powers[0]:.2f} (training), {powers[1]:.2f} (annotate)"
+            f"Time grows as {axis} to the power of\n{powers[0]:.2f} (training), {powers[1]:.2f} (annotate)"
         )
         change = on_disk["fit, MB"].iloc[-1] / on_disk["fit, MB"].iloc[0]
         times = on_disk[axis].iloc[-1] / on_disk[axis].iloc[0]
-        column[1].set_title(f"{times:.0f} times the {axis}: {change:.2f} times the memory to train, from disk")
+        column[1].set_title(f"{times:.0f} times the {axis}:\n{change:.2f} times the memory to train, from disk")
         column[0].set_ylabel("seconds")
         column[1].set(ylim=(0, None), ylabel="highest memory, MB")
         for ax in column:
