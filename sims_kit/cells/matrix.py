@@ -163,6 +163,8 @@ def _hashes(*paths: object) -> list[str]:
 
 def label_text(labels: pd.Series) -> pd.Series:
     """Labels as strings, None where missing (NaN, empty, or the text "nan"); the number 3.0 becomes "3"."""
+    if labels.dtype == object and not all(map(pd.api.types.is_hashable, labels)):
+        labels = labels.astype(str)
     is_coded = isinstance(labels.dtype, pd.CategoricalDtype)  # a text for each class, not for each of a million cells
     codes, values = (labels.cat.codes.to_numpy(), labels.cat.categories) if is_coded else pd.factorize(labels)
     values = pd.Series(np.asarray(values)).infer_objects()
