@@ -36,6 +36,8 @@ ACROSS = ("cell lines across plates", "cell lines across protocols", "sim-cortex
 LEFT_OUT = {  # types large and small, alone in their lineage and with close relatives
     "sim-cortex": ("VIP", "L4 IT", "Microglia", "PVALB", "OPC", "L5 ET"),
     "pbmc68k": ("CD19+ B", "CD56+ NK", "CD14+ Monocyte", "CD8+ Cytotoxic T", "Dendritic", "CD34+"),
+    "worm-neurons": ("type 3", "type 4", "type 8", "type 10"),
+    "mouse-immune": ("B cell", "NK cell", "Granulocyte"),
 }
 PEERS = ("logistic regression", "linear SVM, calibrated", "CellTypist")
 QUIET = dict(test=0, seed=0, verbose=False, logger=False, enable_progress_bar=False)
