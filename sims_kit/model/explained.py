@@ -12,7 +12,7 @@ from sims_kit.model.contributions import explain_batch
 
 
 def explain_batches(model: SIMSClassifier, batches: Iterable[CellBatch], keep_steps: bool) -> tuple:
-    """Masks and contributions, CSR with the same pairs; the predicted class of each cell; the masks of each step."""
+    """Masks and contributions, (cells, genes) CSR with the same pairs; predicted classes, (cells,); masks by step."""
     model.eval()
     rows, genes = np.zeros(1, np.int64), np.empty(0, np.int32)
     weights, added = np.empty(0, np.float32), np.empty(0, np.float32)

@@ -53,9 +53,9 @@ def shared_out(
     """
     if not isinstance(n_jobs, Integral) or n_jobs < 1:
         raise SettingError(f"n_jobs={n_jobs!r}: give a whole number of processes, 1 or more.")
-    parts = shares(batches, PARTS * n_jobs)
-    if n_jobs == 1 or len(parts) == 1:
+    if n_jobs == 1 or len(batches) == 1:
         return [work(model, progress_bar(batches, desc=desc, unit="batch"))]
+    parts = shares(batches, PARTS * n_jobs)
     n_gpus = torch.cuda.device_count() if model.device.type == "cuda" else 0
     devices = [f"cuda:{i % n_gpus}" if n_gpus else "cpu" for i in range(len(parts))]
     with tempfile.TemporaryDirectory(prefix="sims_kit_") as folder:

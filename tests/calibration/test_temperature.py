@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from sims_kit.calibration import fit_temperature
+from sims_kit.calibration import calibration_cells, fit_temperature
 from sims_kit.errors import SettingError
 
 
@@ -33,6 +33,16 @@ def test_lowest_loss_as_torch_sees_it(drawn):
 
     found = fit_temperature(3 * logits.numpy(), labels.numpy())
     assert loss(found) < min(loss(found * 1.1), loss(found / 1.1))
+
+
+def test_many_cells_are_taken_in_parts(drawn, monkeypatch):
+    """Temperature and calibration cells are the same in parts of seven as all at once."""
+    whole, kept = fit_temperature(*drawn), calibration_cells(*drawn)
+    for module in ("temperature", "held_out"):
+        monkeypatch.setattr(f"sims_kit.calibration.{module}.AT_ONCE", 7)
+    assert fit_temperature(*drawn) == pytest.approx(whole, rel=1e-9)
+    for found, expected in zip(calibration_cells(*drawn), kept, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_stays_finite_where_all_cells_are_right():
