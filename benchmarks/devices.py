@@ -3,14 +3,16 @@
     python benchmarks/devices.py [--cells 5000] [--seeds 3] [--processes 1 2 3] [--strategy ddp]
 
 Every run is a program of its own, started as a user would start it (`fit(..., devices=2, strategy="ddp")`: Lightning
-starts the other processes), on CPU with gloo. "Seen" compares the sums of the cells that all processes together trained
-on in the last epoch with those of the training cells.
+starts the other processes), on CPU with gloo; then twice with two processes that others start: by torchrun, as two
+machines of one process each (both are this one), and with what srun would tell them. "Seen" compares the sums of the
+cells that all processes together trained on in the last epoch with those of the training cells.
 """
 
 import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -74,6 +76,9 @@ def main() -> None:
             scores = (f"{found[s].mean():.3f} ({found[s].min():.3f} to {found[s].max():.3f})" for s in SCORES)
             rest = (", ".join(map(str, sorted(found["steps"].unique()))), found["seen once"].all())
             print(f"| {n} | {' | '.join(scores)} | {rest[0]} | {rest[1]} | {found['seconds'].mean():.0f} |")
+        for launcher in (_torchrun, _srun):
+            found = _started(path, 2, 1, arguments.strategy, launcher=launcher)
+            print(f"\n{launcher.__doc__[:-1]}: {found}", flush=True)
         killed = _started(path, 2, 0, arguments.strategy, die=True)
         print(f"\nOne of two processes killed in epoch {EPOCHS // 2}: the program ends with exit status {killed}.")
         rest = _started(path, 2, 0, arguments.strategy, go_on=True)
@@ -84,22 +89,51 @@ def main() -> None:
 SCORES = ("accuracy", "median F1")
 
 
-def _started(path: Path, processes: int, seed: int, strategy: str, die: bool = False, go_on: bool = False):
+def _started(
+    path: Path, processes: int, seed: int, strategy: str, die: bool = False, go_on: bool = False, launcher=None
+):
     """What a run says, or the exit status of one that fails."""
-    folder = path.parent / f"{processes}-{'killed' if die or go_on else seed}"
+    name = "killed" if die or go_on else launcher.__name__ if launcher else seed
+    folder = path.parent / f"{processes}-{name}"
     settings = dict(path=str(path), folder=str(folder), processes=processes, seed=seed, strategy=strategy)
-    command = [sys.executable, __file__, "--run", json.dumps(settings | dict(die=die, go_on=go_on))]
+    settings |= dict(die=die, go_on=go_on, nodes=2 if launcher is _torchrun else 1)
+    command = [__file__, "--run", json.dumps(settings)]
     started = time.perf_counter()
-    result = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    others = launcher(command) if launcher else [subprocess.Popen([sys.executable, *command], **PIPES)]
+    said = [(*process.communicate(timeout=1200), process.returncode) for process in others]
     if die:
-        return result.returncode
-    if result.returncode:
-        raise RuntimeError(result.stderr)
-    found = json.loads(result.stdout.strip().splitlines()[-1])
+        return said[0][-1]
+    if failed := [error for _, error, status in said if status]:
+        raise RuntimeError(failed[0])
+    found = json.loads(next(line for out, *_ in said for line in out.splitlines() if line.startswith('{"accuracy"')))
     return {"processes": processes, "seed": seed, **found, "seconds": time.perf_counter() - started}
 
 
-def run(path: str, folder: str, processes: int, seed: int, strategy: str, die: bool, go_on: bool) -> None:
+PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _torchrun(command: list[str]) -> list[subprocess.Popen]:
+    """Two machines of one process each, by torchrun."""
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    agent += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{_free_port()}"]
+    return [subprocess.Popen([*agent, *command], **PIPES) for _ in range(2)]
+
+
+def _srun(command: list[str]) -> list[subprocess.Popen]:
+    """One machine of two processes, told what srun tells."""
+    job = dict(SLURM_JOB_ID="7", SLURM_JOB_NAME="train", SLURM_NTASKS="2", SLURM_NTASKS_PER_NODE="2", SLURM_NODEID="0")
+    job |= dict(SLURM_NNODES="1", SLURM_NODELIST="localhost", MASTER_PORT=str(_free_port()))
+    ranks = [os.environ | job | dict(SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in "01"]
+    return [subprocess.Popen([sys.executable, *command], env=environment, **PIPES) for environment in ranks]
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def run(path: str, folder: str, processes: int, seed: int, strategy: str, die: bool, go_on: bool, nodes: int) -> None:
     """Train, and say what came of it."""
     folder = Path(folder)
     folder.mkdir(exist_ok=True)
@@ -107,7 +141,8 @@ def run(path: str, folder: str, processes: int, seed: int, strategy: str, die: b
         path,
         **dict(class_label="cell_type", backed=True, buffer_size=512, seed=seed, max_epochs=EPOCHS, test=0),
         **dict(model_params={"network": {"n_models": 1}}, default_root_dir=folder, callbacks=Seen(folder, die)),
-        **dict(devices=processes, accelerator="cpu", strategy=strategy if processes > 1 else "auto"),
+        **dict(devices=processes // nodes, num_nodes=nodes, accelerator="cpu"),
+        strategy=strategy if processes > 1 else "auto",
         **dict(verbose=False, enable_progress_bar=False),
     )
     last = next(folder.rglob("last.ckpt"), None) if go_on else None

@@ -114,6 +114,7 @@ class SIMSClassifier(pl.LightningModule):
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
         self.profiles = ClassProfiles(input_dim, output_dim)
+        self._raised = torch.zeros(output_dim)
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
@@ -169,6 +170,8 @@ class SIMSClassifier(pl.LightningModule):
     def on_train_start(self) -> None:
         """Measure the genes on the training cells, where the network normalises by fixed numbers."""
         self.temperature.fill_(1)
+        self.network.raise_logits(-self._raised.to(self.device))  # of an earlier training
+        self._raised = torch.zeros(self.output_dim)
         if not self.is_fitted:  # a run that goes on keeps what it has
             self.network.measure_input(self.trainer.train_dataloader)
 
@@ -198,9 +201,11 @@ class SIMSClassifier(pl.LightningModule):
         self._evaluate("test_", batch)
 
     def on_fit_end(self) -> None:
-        """Measure batch normalisation on whole cells after training with gene dropout, class profiles, calibration."""
+        """Measure batch normalisation on whole cells after gene dropout; then adjust logits, profiles, calibration."""
         if self.network.gene_dropout:
             self.network.refresh_statistics(self.trainer.train_dataloader)
+        self._raised = self._adjustment()
+        self.network.raise_logits(self._raised)
         self.profiles.measure(self.trainer.train_dataloader)
         self.calibrate(*self._held_out(self.trainer.val_dataloaders))
 
@@ -230,6 +235,13 @@ class SIMSClassifier(pl.LightningModule):
     def configure_optimizers(self):
         """The recipe's optimiser and scheduler, or the ones given."""
         return optimisation(self, self.optimizer_choice, self.scheduler_choice)
+
+    def _adjustment(self) -> Tensor:
+        """What to add to the logits after training: more for rarer classes (post-hoc; Menon et al., ICLR 2021)."""
+        module = getattr(self.trainer, "datamodule", None)
+        if module is None or self._weights_given:
+            return torch.zeros(self.output_dim, device=self.device)
+        return self.recipe.logit_adjustment * module.class_weights.log().to(self.device)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(

@@ -67,6 +67,11 @@ class Ensemble(nn.Module):
         masks, logits = zip(*(member.explain(cells) for member in self.members), strict=True)
         return _mean_of_shares(masks), mean_logits(logits)
 
+    def raise_logits(self, by: Tensor) -> None:
+        """As `TabNet.raise_logits`, of each member."""
+        for member in self.members:
+            member.raise_logits(by)
+
     def measure_input(self, batches: Iterable) -> None:
         """As `TabNet.measure_input`; one pass for all members."""
         first, *others = self.members

@@ -235,6 +235,12 @@ class TabNet(nn.Module):
             weighted.append(mask._replace(weights=mask.weights * strength).to_sparse())
         return sum(weighted[1:], start=weighted[0]).coalesce().to_sparse_csr(), self.logits_of(steps)
 
+    @torch.no_grad()
+    def raise_logits(self, by: Tensor) -> None:
+        """Add to the logits of each class from now on, shape (n_classes,); only an `additive` network has a bias."""
+        if self.additive_bias is not None:
+            self.additive_bias += by
+
     def measure_input(self, batches: Iterable) -> None:
         """With `fixed_scale`, measure the genes on training cells; to be called once, before training."""
         if isinstance(self.encoder.initial_bn, FixedScale):
