@@ -105,7 +105,8 @@ PEERS = {
     "logistic regression": lambda: LogisticRegression(C=1, max_iter=1000),
     "RBF SVM on PCA": lambda: make_pipeline(PCA(50, random_state=0), SVC()),
 }
-SECOND = dict(training_steps=500, weight_classes=0.5, optimizer_params=dict(lr=0.01, weight_decay=1e-3))
+THIRD = dict(logit_adjustment=0.0)
+SECOND = THIRD | dict(training_steps=500, weight_classes=0.5, optimizer_params=dict(lr=0.01, weight_decay=1e-3))
 DECAY = dict(optimizer_params=dict(lr=0.01, weight_decay=3e-3))
 FASTER = dict(optimizer_params=dict(lr=0.02, weight_decay=3e-3), scheduler_params=dict(max_lr=0.02))
 ON_SECOND = {  # changes to the default before this one: of the network, then of the rest
@@ -164,7 +165,13 @@ TRIALS = {  # changes to the default
     "500 steps": ({}, dict(training_steps=500)),
     "no validation cells": ({}, dict(validation=0)),
     "no weight decay": ({}, dict(optimizer_params=dict(lr=0.01))),
+    "logit adjustment 8": ({}, dict(logit_adjustment=8.0)),
     "second default": ({}, SECOND),
+    "third default": ({}, THIRD),
+    "third default, no validation cells": ({}, THIRD | dict(validation=0)),
+    "third default, gene dropout 0.1": (dict(gene_dropout=0.1), THIRD),
+    "third default, one network": (dict(n_models=1), THIRD),
+    "third default, five networks": (dict(n_models=5), THIRD),
 } | {f"second default, {name}": (network, SECOND | changes) for name, (network, changes) in ON_SECOND.items()}
 
 

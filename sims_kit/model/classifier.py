@@ -237,11 +237,16 @@ class SIMSClassifier(pl.LightningModule):
         return optimisation(self, self.optimizer_choice, self.scheduler_choice)
 
     def _adjustment(self) -> Tensor:
-        """What to add to the logits after training: more for rarer classes (post-hoc; Menon et al., ICLR 2021)."""
+        """What to add to the logits after training: more for a class of few cells, which was learned by heart.
+
+        The form is that of the margins of Cao et al. (NeurIPS 2019), which act while training; this is added afterwards,
+        as in Menon et al. (ICLR 2021).
+        """
         module = getattr(self.trainer, "datamodule", None)
         if module is None or self._weights_given:
             return torch.zeros(self.output_dim, device=self.device)
-        return self.recipe.logit_adjustment * module.class_weights.log().to(self.device)
+        n_cells = len(module.split.train) / (self.output_dim * module.class_weights)
+        return self.recipe.logit_adjustment * n_cells.pow(-0.25).to(self.device)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(
