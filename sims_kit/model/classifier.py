@@ -239,8 +239,8 @@ class SIMSClassifier(pl.LightningModule):
     def _adjustment(self) -> Tensor:
         """What to add to the logits after training: more for a class of few cells, which was learned by heart.
 
-        The form is that of the margins of Cao et al. (NeurIPS 2019), which act while training; this is added afterwards,
-        as in Menon et al. (ICLR 2021).
+        The form is that of the margins of Cao et al. (NeurIPS 2019), which act while training; it is added when
+        training has ended, as in Menon et al. (ICLR 2021).
         """
         module = getattr(self.trainer, "datamodule", None)
         if module is None or self._weights_given:
