@@ -242,9 +242,9 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
     batches, _, _ = query_batches(known, model.genes, layer=layer)
     model.eval()
     with torch.no_grad():
-        parts = [(model(cells), model.profiles.distance(cells)) for cells, _ in batches]
-    logits, distance = (torch.cat(found) for found in zip(*parts, strict=True))
-    model.calibrate(logits, torch.from_numpy(codes[codes >= 0]), distance)
+        parts = [(model(cells), model.profiles.unlike(cells)) for cells, _ in batches]
+    logits, unlike = (torch.cat(found) for found in zip(*parts, strict=True))
+    model.calibrate(logits, torch.from_numpy(codes[codes >= 0]), unlike)
 
 
 def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
@@ -259,7 +259,7 @@ def predict_logits(model: SIMSClassifier, batches) -> tuple[torch.Tensor, torch.
 
     def predict(cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = model.calibrated(model(cells))
-        return logits.cpu(), model.profiles.unseen(logits, model.profiles.distance(cells)).cpu()
+        return logits.cpu(), model.profiles.unseen(logits, model.profiles.unlike(cells)).cpu()
 
     parts = predict_in_parts(predict, (batch.cells for batch in batches), model.device)
     return tuple(torch.cat(found) for found in zip(*parts, strict=True))

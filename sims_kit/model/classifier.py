@@ -209,7 +209,7 @@ class SIMSClassifier(pl.LightningModule):
         self.profiles.measure(self.trainer.train_dataloader)
         self.calibrate(*self._held_out(self.trainer.val_dataloaders))
 
-    def calibrate(self, logits: Tensor, labels: Tensor, distance: Tensor) -> None:
+    def calibrate(self, logits: Tensor, labels: Tensor, unlike: Tensor) -> None:
         """Fit the temperature on cells that training has not learned from, and keep what they say of confidence.
 
         Parameters
@@ -218,14 +218,14 @@ class SIMSClassifier(pl.LightningModule):
             Shape (B, classes), of `forward`.
         labels
             Shape (B,), int64, the true classes. Without cells the temperature is 1 and nothing is kept.
-        distance
-            Shape (B,), of `ClassProfiles.distance`.
+        unlike
+            Shape (B, 2), of `ClassProfiles.unlike`.
         """
         self.temperature.fill_(fit_temperature(logits.cpu().numpy(), labels.cpu().numpy()))
         logits = self.calibrated(logits.to(self.device))
         self.calibration_cells = None
         if len(labels):
-            self.profiles.set_usual(logits, distance.to(self.device))
+            self.profiles.set_usual(logits, unlike.to(self.device))
             self.calibration_cells = calibration_cells(logits.cpu().numpy(), labels.cpu().numpy())
 
     def predict_step(self, batch, batch_index: int) -> Tensor:
@@ -266,15 +266,15 @@ class SIMSClassifier(pl.LightningModule):
 
     @torch.no_grad()
     def _held_out(self, batches) -> list[Tensor]:
-        """Logits, labels and distances of validation cells, of all devices."""
+        """Logits, labels and `ClassProfiles.unlike` of validation cells, of all devices."""
         training, parts = self.training, []
         self.eval()
         for batch in batches or ():
             cells = batch.cells.to(self.device)
-            parts.append((self(cells), batch.labels.to(self.device), self.profiles.distance(cells)))
+            parts.append((self(cells), batch.labels.to(self.device), self.profiles.unlike(cells)))
         self.train(training)
         if not parts:
-            return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64), torch.empty(0)]
+            return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64), torch.empty(0, 2)]
         found = [torch.cat(part) for part in zip(*parts, strict=True)]
         return [torch.cat(gathered(part, self.device)) for part in found]
 

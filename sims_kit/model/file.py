@@ -29,8 +29,13 @@ from sims_kit.model.file_check import (
 )
 from sims_kit.model.recipes import Recipe
 
-FORMAT, FORMAT_VERSION = "sims_kit", 3
-READABLE = (1, 2, 3)  # version 1 had no temperature, version 2 neither recipe, kind of genes, licence nor notes
+FORMAT, FORMAT_VERSION = "sims_kit", 4
+READABLE = (
+    1,
+    2,
+    3,
+    4,
+)  # 1 had no temperature, 2 neither recipe, kind of genes, licence nor notes, 3 another unseen score
 _ABOUT = ("saved", "versions", "recipe", "gene_kind", "licence", "notes")  # of the header, kept in `model.about`
 _REQUIRED = {"format_version", "genes", "classes", "network", "provenance", "test_metrics"}
 _CELLS = {  # tensors that say what the validation cells were like; not in every file
@@ -128,6 +133,8 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
     entries, texts = read_index(path)
     header = _header(texts, path)
     temperature = _temperature(header, path)
+    if header["format_version"] < 4:  # without the unseen score, which was another one
+        entries = {name: entry for name, entry in entries.items() if not name.startswith(PROFILES)}
     check_tensors(header, entries, _CELLS.keys(), path)
     tensors = read_tensors(path, entries, not_checked=_CELLS)
     cells = _calibration_cells(tensors, len(header["classes"]), path)

@@ -1,22 +1,33 @@
 """Class profiles: how unlike every class a cell is, in the network's answer and in its expression."""
 
+import math
+import warnings
 from collections.abc import Iterable
 
+import numpy as np
 import torch
+from scipy.sparse import csr_matrix, vstack
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.svm import LinearSVC
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from sims_kit.model.devices import total
 
 ROBUST = 1.4826  # median absolute deviations of a normal distribution make one standard deviation
 LEAST_SPREAD = 1e-3  # of scores that hardly differ
+SAMPLE = 2048  # cells that the linear method learns from, at most; more teach it little and take memory
+FEWEST = 20  # of each class, if it has so many
 
 
 class ClassProfiles(nn.Module):
-    """The mean expression of each class, and what is usual: a cell that fits none may be of a type never seen.
+    """The mean expression of each class, planes around it, and what is usual: a cell that fits none may be a new type.
 
     A network sees what tells its classes apart. A new type that shows the signs of one of them is called that, surely;
-    its other genes give it away. A new type between two classes is near both in expression; the network's doubt gives
-    it away. The score is the larger of the two, each in robust standard deviations above the median held-out cell.
+    its other genes give it away. Three parts notice what is new in different ways: the network's doubt; the angle
+    between the cell and the nearest class mean; and the margin of a linear method that learned each class against all
+    others, from all genes, and may say of a cell that it is none of them. Each is counted in robust standard
+    deviations above the median held-out cell; the score is their soft maximum.
 
     Parameters
     ----------
@@ -28,50 +39,60 @@ class ClassProfiles(nn.Module):
         super().__init__()
         self.register_buffer("means", torch.zeros(n_classes, n_genes))
         self.register_buffer("weights", torch.ones(n_genes))
-        self.register_buffer("centre", torch.zeros(2))  # of doubt and distance
-        self.register_buffer("spread", torch.ones(2))
+        self.register_buffer("planes", torch.zeros(n_classes, n_genes))
+        self.register_buffer("offsets", torch.zeros(n_classes))
+        self.register_buffer("centre", torch.zeros(3))  # of doubt, angle and margin
+        self.register_buffer("spread", torch.ones(3))
         self.register_buffer("is_measured", torch.tensor(False))
 
     @torch.no_grad()
     def measure(self, batches: Iterable) -> None:
-        """Take means and weights of the genes from training cells: tuples of cells (B, genes) and labels (B,)."""
+        """Take means, weights and planes from training cells: tuples of cells (B, genes) and labels (B,)."""
         n_classes, n_genes = self.means.shape
         sums = torch.zeros(n_classes * n_genes, dtype=torch.float64)
         squares, sizes = torch.zeros(n_genes, dtype=torch.float64), torch.zeros(n_classes, dtype=torch.float64)
+        sample, room = [], torch.full((n_classes,), max(FEWEST, SAMPLE // n_classes))
         for cells, labels in batches:
+            labels = labels.cpu()
             rows, genes, values = _entries(cells.cpu())
-            labels, values = labels.cpu(), values.double()
+            sample.append(_first(csr_matrix((values, (rows, genes)), cells.shape), labels, room))
+            values = values.double()
             sums.index_add_(0, labels[rows] * n_genes + genes, values)
             squares.index_add_(0, genes, values.square())
             sizes += labels.bincount(minlength=n_classes)
-        sums, squares, sizes = (total(part, self.means.device) for part in (sums, squares, sizes))
+        planes, offsets = _planes(sample, n_classes, n_genes)
+        parts = (sums, squares, sizes, planes, offsets, torch.ones(()))
+        sums, squares, sizes, planes, offsets, n_devices = (total(part, self.means.device) for part in parts)
         means = sums.view(n_classes, n_genes) / sizes.clamp(min=1)[:, None]
         within = squares - (sizes[:, None] * means.square()).sum(0)
         variance = (within / (sizes.sum() - n_classes).clamp(min=1)).clamp(min=0)
         self.means.copy_(means)
         self.weights.copy_((variance + variance.mean().clamp(min=1e-12)).rsqrt())  # rare genes are not blown up
+        self.planes.copy_(planes / n_devices)
+        self.offsets.copy_(offsets / n_devices)
         self.is_measured.fill_(True)
 
-    def distance(self, cells: Tensor) -> Tensor:
-        """Logarithm of the squared distance to the nearest class, shape (B,), of cells (B, genes), dense or CSR."""
+    def unlike(self, cells: Tensor) -> Tensor:
+        """Minus the cosine with the nearest class mean, and minus the largest margin, (B, 2), of cells (B, genes)."""
         rows, genes, values = _entries(cells)
-        values = values * self.weights[genes]
         means = self.means * self.weights
-        length = values.new_zeros(len(cells)).index_add(0, rows, values.square())
-        weighted = torch.sparse_coo_tensor(torch.stack([rows, genes]), values, cells.shape)
-        squared = length[:, None] - 2 * torch.sparse.mm(weighted, means.T) + means.square().sum(1)
-        return squared.min(1).values.clamp(min=1e-6).log()
+        length = values.new_zeros(len(cells)).index_add(0, rows, (values * self.weights[genes]).square())
+        sparse = torch.sparse_coo_tensor(torch.stack([rows, genes]), values, cells.shape)
+        inner, margins = torch.sparse.mm(sparse, torch.cat([means * self.weights, self.planes]).T).chunk(2, dim=1)
+        cosines = inner / (length.sqrt()[:, None] * means.norm(dim=1)).clamp(min=1e-12)
+        return -torch.stack([cosines.max(1).values, (margins + self.offsets).max(1).values], 1)
 
-    def set_usual(self, logits: Tensor, distance: Tensor) -> None:
-        """Centre and spread of what is usual, from held-out cells: logits (B, classes), `distance` (B,)."""
-        parts = torch.stack([doubt(logits), distance], 1)
+    def set_usual(self, logits: Tensor, unlike: Tensor) -> None:
+        """Centre and spread of what is usual, from held-out cells: logits (B, classes), `unlike` (B, 2)."""
+        parts = torch.cat([doubt(logits)[:, None], unlike], 1)
         centre = parts.median(0).values
         self.centre.copy_(centre)
         self.spread.copy_(((parts - centre).abs().median(0).values * ROBUST).clamp(min=LEAST_SPREAD))
 
-    def unseen(self, logits: Tensor, distance: Tensor) -> Tensor:
+    def unseen(self, logits: Tensor, unlike: Tensor) -> Tensor:
         """The score, shape (B,): 0 for a usual cell, higher for one that is less like any class."""
-        return ((torch.stack([doubt(logits), distance], 1) - self.centre) / self.spread).max(1).values
+        parts = (torch.cat([doubt(logits)[:, None], unlike], 1) - self.centre) / self.spread
+        return parts.logsumexp(1) - math.log(parts.shape[1])
 
 
 def doubt(logits: Tensor) -> Tensor:
@@ -79,6 +100,31 @@ def doubt(logits: Tensor) -> Tensor:
     first = logits.argmax(1, keepdim=True)
     others = logits.scatter(1, first, -torch.inf)
     return others.logsumexp(1) - logits.gather(1, first)[:, 0]
+
+
+def _first(cells: csr_matrix, labels: Tensor, room: Tensor) -> tuple[csr_matrix, np.ndarray]:
+    """The cells for which their class has room, with their labels; what they take up of it is gone."""
+    ranks = one_hot(labels, len(room)).cumsum(0).gather(1, labels[:, None])[:, 0]
+    kept = ranks <= room[labels]
+    room -= labels[kept].bincount(minlength=len(room))
+    return cells[kept.numpy()], labels[kept].numpy()
+
+
+def _planes(sample: list[tuple[csr_matrix, np.ndarray]], n_classes: int, n_genes: int) -> tuple[Tensor, Tensor]:
+    """One linear support vector machine for each class against all others: (classes, genes) and (classes,)."""
+    planes, offsets = (
+        torch.zeros(n_classes, n_genes),
+        torch.full((n_classes,), -1.0),
+    )  # not there: every cell is outside
+    labels = np.concatenate([of_cells for _, of_cells in sample]) if sample else np.empty(0, int)
+    if len(found := np.unique(labels)) > 1:
+        machine = LinearSVC(C=0.01, random_state=0)
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # near enough
+            machine.fit(vstack([cells for cells, _ in sample]), labels)
+        sign = np.array([[-1], [1]]) if len(found) == 2 else np.ones((1, 1))  # of two classes it gives the second's
+        planes[found] = torch.from_numpy(sign * machine.coef_).float()
+        offsets[found] = torch.from_numpy(sign[:, 0] * machine.intercept_).float()
+    return planes, offsets
 
 
 def _entries(cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:

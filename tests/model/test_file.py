@@ -75,6 +75,7 @@ def test_older_versions(version):
         found = model.probabilities(torch.tensor(answers["cells"]))
     torch.testing.assert_close(found, torch.tensor(answers["probabilities"]))
     assert model.test_metrics["accuracy_micro"] == 0.75 and model.provenance["class_label"] == "cell_type"
+    assert model.profiles.is_measured == (version >= 4)  # version 3 had another unseen score
 
 
 def test_what_a_file_says_of_itself(model, tmp_path):
@@ -104,7 +105,7 @@ def calibrated(model):
     """The model with validation cells, two of three right."""
     labels = torch.tensor([0, 1, 1])
     model.profiles.measure([(torch.rand(3, 4), labels)])
-    model.calibrate(torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), labels, torch.tensor([1.0, 2.0, 4.0]))
+    model.calibrate(torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), labels, torch.rand(3, 2))
     return model
 
 

@@ -1,9 +1,10 @@
-"""Class profiles: distances by scikit-learn, and both ways in which a type can be new."""
+"""Class profiles: angles and margins by scikit-learn, and the ways in which a type can be new."""
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import pairwise_distances
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.svm import LinearSVC
 
 from sims_kit.model.profiles import ClassProfiles, doubt
 
@@ -27,15 +28,41 @@ def profiles(cells):
     return profiles
 
 
-def test_distances_are_scikit_learns(cells, profiles):
-    """To the nearest class mean, each gene divided by its spread within classes, for dense and sparse cells."""
+def test_angles_and_margins_are_scikit_learns(cells, profiles):
+    """To the nearest class mean, each gene divided by its spread within classes; and of a linear SVM for each class."""
     values, labels = (part.numpy() for part in cells)
     means = np.stack([values[labels == number].mean(0) for number in range(2)])
     within = ((values - means[labels]) ** 2).sum(0) / (120 - 2)
     scale = np.sqrt(within + within.mean())
-    expected = 2 * np.log(pairwise_distances(values / scale, means / scale).min(1))
-    np.testing.assert_allclose(profiles.distance(cells[0]), expected, rtol=1e-4)
-    np.testing.assert_allclose(profiles.distance(cells[0].to_sparse_csr()), expected, rtol=1e-4)
+    angle = cosine_similarity(values / scale, means / scale).max(1)
+    margin = np.abs(LinearSVC(C=0.01, random_state=0).fit(values, labels).decision_function(values))
+    for given in (cells[0], cells[0].to_sparse_csr()):
+        np.testing.assert_allclose(profiles.unlike(given), -np.stack([angle, margin], 1), rtol=1e-3)
+
+
+def test_each_class_against_the_others(cells):
+    """With three classes there is a plane for each; a class that no cell is of has every cell outside."""
+    values, labels = cells
+    labels = labels + (values[:, 15] > 0.5)
+    profiles = ClassProfiles(30, 4)
+    profiles.measure([(values, labels)])
+    machine = LinearSVC(C=0.01, random_state=0).fit(values.numpy(), labels.numpy())
+    found = values @ profiles.planes.T + profiles.offsets
+    np.testing.assert_allclose(found[:, :3], machine.decision_function(values.numpy()), atol=1e-3)
+    assert (found[:, 3] == -1).all()
+
+
+def test_planes_come_from_some_cells_of_each_class(cells, monkeypatch):
+    """No class gives more than its share of the sample, and a rare one gives what it has."""
+    values, _ = cells
+    labels = (torch.arange(120) >= 110).long()
+    monkeypatch.setattr("sims_kit.model.profiles.SAMPLE", 60)
+    profiles = ClassProfiles(30, 2)
+    profiles.measure([(values[start : start + 40], labels[start : start + 40]) for start in (0, 40, 80)])
+    some = np.r_[0:30, 110:120]
+    machine = LinearSVC(C=0.01, random_state=0).fit(values.numpy()[some], labels.numpy()[some])
+    np.testing.assert_allclose(profiles.planes[1], machine.coef_[0], atol=1e-4)
+    np.testing.assert_allclose(profiles.planes[0], -machine.coef_[0], atol=1e-4)
 
 
 def test_doubt_is_the_log_odds():
@@ -46,13 +73,16 @@ def test_doubt_is_the_log_odds():
     assert doubt(logits)[1] < -80
 
 
-def test_either_way_is_noticed(cells, profiles):
-    """A cell between the classes in doubt, or far from both in expression, stands out; a usual one does not."""
+def test_each_way_is_noticed(cells, profiles):
+    """A cell in doubt, at an angle to both classes, or outside of both stands out; a usual one does not."""
     values, _ = cells
     sure = torch.tensor([[6.0, 0.0]]).repeat(120, 1) + torch.linspace(-1, 1, 120)[:, None] * torch.tensor([1.0, 0.0])
-    profiles.set_usual(sure, profiles.distance(values))
-    usual = profiles.unseen(sure, profiles.distance(values))
+    unlike = profiles.unlike(values)
+    profiles.set_usual(sure, unlike)
+    usual = profiles.unseen(sure, unlike)
     assert usual.median().abs() < 1 and (usual < 4).float().mean() > 0.95
-    far = values[:1] + 3 * (torch.arange(30) >= 20)
-    assert profiles.unseen(sure[60:61], profiles.distance(far)) > 4
-    assert profiles.unseen(torch.zeros(1, 2), profiles.distance(values[:1])) > 4
+    at_an_angle = 3.0 * (torch.arange(30) == 20)[None]  # a single gene
+    assert profiles.unseen(sure[60:61], torch.stack([profiles.unlike(at_an_angle)[0, 0], unlike[60, 1]])[None]) > 4
+    outside = torch.stack([unlike[60, 0], unlike[:, 1].max() + 5 * unlike[:, 1].std()])[None]
+    assert profiles.unseen(sure[60:61], outside) > 4
+    assert profiles.unseen(torch.zeros(1, 2), unlike[60:61]) > 4

@@ -28,7 +28,7 @@ def main() -> None:
     if FORMAT_VERSION > 2:
         cells, labels = torch.rand(8, 4), torch.arange(8) % 2
         model.profiles.measure([(cells, labels)])
-        model.calibrate(model.eval()(cells).detach(), labels, model.profiles.distance(cells))
+        model.calibrate(model.eval()(cells).detach(), labels, model.profiles.unlike(cells))
     if FORMAT_VERSION > 1:
         model.temperature.fill_(temperature)
     path = Path(__file__).with_name(f"version_{FORMAT_VERSION}.safetensors")
