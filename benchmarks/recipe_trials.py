@@ -89,6 +89,13 @@ def plates() -> Iterator[Part]:
     yield Part(reference, query, reference.uns["sims_kit"]["label"])
 
 
+def few(task: str, n_cells: int) -> Iterator[Part]:
+    """The first two parts of a task with some of the reference's cells, drawn at random."""
+    for number, part in zip(range(2), TASKS[task](), strict=False):
+        kept = np.random.default_rng(number).permutation(part.reference.n_obs)[:n_cells]
+        yield part._replace(reference=part.reference[kept].copy())
+
+
 TASKS = {
     "pbmc68k": lambda: within("pbmc68k", range(5)),
     "pbmc68k, split anew": lambda: within("pbmc68k", range(5), seed=2),
@@ -99,6 +106,11 @@ TASKS = {
     "mouse-immune": lambda: within("mouse-immune", range(1)),
     "CEL-seq2": lambda: within("cell-lines-celseq2", range(2)),
     "plates": plates,
+    "pbmc68k, 80 cells": lambda: few("pbmc68k", 80),
+    "worm-neurons, 60 cells": lambda: few("worm-neurons", 60),
+    "cortex, 100 cells": lambda: few("cortex", 100),
+    "mouse, 300 cells": lambda: few("mouse", 300),
+    "regions, 300 cells": lambda: few("regions", 300),
 }
 PEERS = {
     "linear SVM": lambda: LinearSVC(C=0.01, random_state=0),

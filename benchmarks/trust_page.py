@@ -143,8 +143,8 @@ def unseen_section() -> list[str]:
         "One type is left out of the reference and one network of the default recipe trained on the others. Area under "
         "the ROC curve of its cells (of reference and query) against the query's other cells. Scores are higher where "
         "a cell is less like any class; of peers it is one minus the largest probability. The unseen score, "
-        "`sims_unseen`, was chosen on other types of these tasks and of sim-mouse (`python benchmarks/unseen_trials.py`); "
-        "that an earlier one missed granulocytes was known. "
+        "`sims_unseen`, was chosen on other types of these tasks and of sim-mouse, by "
+        "`python benchmarks/unseen_trials.py`; that an earlier one missed granulocytes was known. "
         f"Its lowest value is {own.min():.3f}, for {': '.join(own.idxmin())}; on {(means.idxmax() == own.name).sum()} "
         f"of {means.shape[1]} tasks it is the best of all.",
         "Mean over types:",
