@@ -226,9 +226,10 @@ def _temperature(header: dict[str, Any], path: Path) -> float:
         return 1.0
     calibration = header.get("calibration")
     temperature = calibration.get("temperature") if isinstance(calibration, dict) else None
-    if not isinstance(temperature, float) or not 0 < temperature < float("inf"):
+    single = torch.finfo(torch.float32)
+    if not isinstance(temperature, float) or not single.tiny <= temperature <= single.max:
         raise ModelFileError(
-            f"The header of {str(path)!r} gives the temperature {temperature!r}, not a positive number."
+            f"The header of {str(path)!r} gives the temperature {temperature!r}, not a positive number of 32 bits."
         )
     return temperature
 
