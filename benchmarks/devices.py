@@ -17,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -100,12 +102,17 @@ def _started(
     command = [__file__, "--run", json.dumps(settings)]
     started = time.perf_counter()
     others = launcher(command) if launcher else [subprocess.Popen([sys.executable, *command], **PIPES)]
-    said = [(*process.communicate(timeout=1200), process.returncode) for process in others]
+    try:
+        with ThreadPoolExecutor() as threads:
+            said = [*threads.map(partial(subprocess.Popen.communicate, timeout=1200), others)]
+    finally:
+        for process in others:
+            process.kill()
     if die:
-        return said[0][-1]
-    if failed := [error for _, error, status in said if status]:
+        return others[0].returncode
+    if failed := [error for process, (_, error) in zip(others, said, strict=True) if process.returncode]:
         raise RuntimeError(failed[0])
-    found = json.loads(next(line for out, *_ in said for line in out.splitlines() if line.startswith('{"accuracy"')))
+    found = json.loads(next(line for out, _ in said for line in out.splitlines() if line.startswith('{"accuracy"')))
     return {"processes": processes, "seed": seed, **found, "seconds": time.perf_counter() - started}
 
 

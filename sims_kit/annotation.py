@@ -108,7 +108,7 @@ def annotate(
         ``obs["sims_unseen"]``
             How unlike every class the cell is, higher for types that the model never saw: standard deviations above
             the usual validation cell, in doubt or in expression (`sims_kit.model.profiles.ClassProfiles`). It orders
-            the cells of a query. Models of older files have none.
+            the cells of a query. Models of older files, and of no validation cells, have none.
         ``obs["sims_set"]``, ``obsm["sims_sets"]``
             With `alpha`: the classes of the set, the most probable first, as text (``"CD4 T | CD8 T"``; ``"Unknown"``
             where it is empty: the cell is like no class), and as bool, cells x classes.
@@ -153,7 +153,7 @@ def annotate(
     query.obs[f"{key_added}_label"] = labels
     query.obs[f"{key_added}_confidence"] = confidence
     query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(second, model.classes)
-    if model.profiles.is_measured:
+    if model.profiles.knows_usual:
         query.obs[f"{key_added}_unseen"] = unseen.numpy()
     query.obsm[f"{key_added}_probabilities"] = probabilities
     if alpha is not None:
@@ -242,7 +242,8 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
     batches, _, _ = query_batches(known, model.genes, layer=layer)
     model.eval()
     with torch.no_grad():
-        parts = [(model(cells), model.profiles.unlike(cells)) for cells, _ in batches]
+        found = ((batch.cells.to(model.device)) for batch in batches)
+        parts = [(model(cells), model.profiles.unlike(cells)) for cells in found]
     logits, unlike = (torch.cat(found) for found in zip(*parts, strict=True))
     model.calibrate(logits, torch.from_numpy(codes[codes >= 0]), unlike)
 

@@ -171,17 +171,40 @@ def test_rare_classes_rise_after_training(make_cells):
     assert sk.RECIPES["default"].logit_adjustment > 0 == sk.RECIPES["thesis"].logit_adjustment
 
 
-def test_training_again_takes_the_rise_back(make_cells):
-    """A second training starts from the biases that the first one learned, not from the raised ones."""
-    cells = make_cells()
-    settings = dict(model_params={"logit_adjustment": 500.0}, max_epochs=1, logger=False, **QUIET)
-    trainer, model, module = sk.generate_trainer(cells, None, "cell_type", **settings)
+def test_the_rise_is_there_once(make_cells):
+    """A trainer with nothing left to do changes nothing; another training starts from what the first one learned."""
+    settings = dict(model_params={"logit_adjustment": 400.0}, max_epochs=1, logger=False, **QUIET)
+    trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", **settings)
+    bias = model.network.members[0].additive_bias
     trainer.fit(model, datamodule=module)
-    raised = model.network.members[0].additive_bias.detach().clone()
-    again, _, _ = sk.generate_trainer(cells, None, "cell_type", **settings)
-    again.fit(model, datamodule=module)
-    assert not torch.equal(raised, torch.zeros_like(raised))
-    torch.testing.assert_close(model.network.members[0].additive_bias, raised, atol=0.3, rtol=0)
+    raised, state = bias.detach().clone(), {name: value.clone() for name, value in model.state_dict().items()}
+    torch.testing.assert_close(raised, model.raised, atol=0.3, rtol=0)
+    trainer.fit(model, datamodule=module)  # its epoch is over
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    again, copy, _ = sk.generate_trainer(make_cells(), None, "cell_type", **settings)
+    copy.load_state_dict(state)
+    again.fit(copy, datamodule=module)
+    torch.testing.assert_close(copy.network.members[0].additive_bias, raised, atol=0.3, rtol=0)
+
+
+def test_a_module_of_ones_own(make_cells):
+    """Without an adjustment nothing is asked of the data module but its batches and its sizes."""
+    ours = sk.DataModule(make_cells(), class_label="cell_type", verbose=False)
+
+    class Own(pl.LightningDataModule):
+        input_dim, output_dim, genes, classes, provenance = ours.input_dim, 3, ours.genes, ours.classes, {}
+
+        def train_dataloader(self):
+            return ours.train_dataloader()
+
+        def val_dataloader(self):
+            return ours.val_dataloader()
+
+    settings = dict(weight_classes=0, logit_adjustment=0, network={"n_models": 1})
+    model = sk.SIMSClassifier(input_dim=ours.input_dim, output_dim=3, **settings)
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    pl.Trainer(max_epochs=1, **quiet).fit(model, datamodule=Own())
+    assert model.is_fitted and model.temperature != 1
 
 
 def test_settings_of_the_model(make_cells):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -48,7 +49,8 @@ class SIMSClassifier(pl.LightningModule):
         every other one moves once an epoch, on the validation loss if it needs a metric.
     class_weights
         Weights of the classes in the loss, shape (output_dim,). When left out and the recipe weights classes,
-        the data module's inverse label frequencies to that power, which come from training cells only.
+        the data module's inverse label frequencies to that power, which come from training cells only. With weights
+        given, `Recipe.adjustment` is left out, too.
     **recipe_settings
         Any other field of `Recipe` to change, such as ``label_smoothing=0.1``.
 
@@ -114,7 +116,8 @@ class SIMSClassifier(pl.LightningModule):
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
         self.profiles = ClassProfiles(input_dim, output_dim)
-        self._raised = torch.zeros(output_dim)
+        self.register_buffer("raised", torch.zeros(output_dim))  # what logits were raised by since they were trained
+        self._is_finished = False
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
@@ -168,10 +171,10 @@ class SIMSClassifier(pl.LightningModule):
             self._set_class_weights(module.class_weights ** float(self.recipe.weight_classes))
 
     def on_train_start(self) -> None:
-        """Measure the genes on the training cells, where the network normalises by fixed numbers."""
+        """Measure the genes on the training cells, where the network normalises by fixed numbers; undo a rise."""
         self.temperature.fill_(1)
-        self.network.raise_logits(-self._raised.to(self.device))  # of an earlier training
-        self._raised = torch.zeros(self.output_dim)
+        self.network.raise_logits(-self.raised)
+        self.raised.zero_()
         if not self.is_fitted:  # a run that goes on keeps what it has
             self.network.measure_input(self.trainer.train_dataloader)
 
@@ -200,14 +203,29 @@ class SIMSClassifier(pl.LightningModule):
         """Track the metrics of one batch of test cells."""
         self._evaluate("test_", batch)
 
+    def on_fit_start(self) -> None:
+        """Nothing is finished yet."""
+        self._is_finished = False
+
+    def on_train_end(self) -> None:
+        """Finish the model where it was trained; afterwards Lightning brings it back to the CPU."""
+        self._finish()
+
     def on_fit_end(self) -> None:
+        """Finish the model when nothing was left to train, as after a run that was cut off at its very end."""
+        if not self._is_finished:
+            self._finish()
+
+    def _finish(self) -> None:
         """Measure batch normalisation on whole cells after gene dropout; then adjust logits, profiles, calibration."""
         if self.network.gene_dropout:
             self.network.refresh_statistics(self.trainer.train_dataloader)
-        self._raised = self._adjustment()
-        self.network.raise_logits(self._raised)
+        adjustment = self._adjustment()
+        self.network.raise_logits(adjustment - self.raised)
+        self.raised.copy_(adjustment)
         self.profiles.measure(self.trainer.train_dataloader)
         self.calibrate(*self._held_out(self.trainer.val_dataloaders))
+        self._is_finished = True
 
     def calibrate(self, logits: Tensor, labels: Tensor, unlike: Tensor) -> None:
         """Fit the temperature on cells that training has not learned from, and keep what they say of confidence.
@@ -237,16 +255,11 @@ class SIMSClassifier(pl.LightningModule):
         return optimisation(self, self.optimizer_choice, self.scheduler_choice)
 
     def _adjustment(self) -> Tensor:
-        """What to add to the logits after training: more for a class of few cells, which was learned by heart.
-
-        The form is that of the margins of Cao et al. (NeurIPS 2019), which act while training; it is added when
-        training has ended, as in Menon et al. (ICLR 2021).
-        """
         module = getattr(self.trainer, "datamodule", None)
-        if module is None or self._weights_given:
-            return torch.zeros(self.output_dim, device=self.device)
-        n_cells = len(module.split.train) / (self.output_dim * module.class_weights)
-        return self.recipe.logit_adjustment * n_cells.pow(-0.25).to(self.device)
+        if not self.recipe.logit_adjustment or module is None or self._weights_given:
+            return torch.zeros_like(self.raised)
+        n_cells = np.bincount(module.labels[module.split.train], minlength=self.output_dim)
+        return torch.from_numpy(self.recipe.adjustment(n_cells)).to(self.raised)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(

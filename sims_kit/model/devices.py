@@ -22,7 +22,10 @@ def gathered(tensor: Tensor, device: torch.device | str) -> list[Tensor]:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return [tensor]
-    return [part.to(tensor.device) for part in gather_all_tensors(tensor.to(device))]
+    sent = tensor.to(device)
+    if dist.get_backend() == "nccl":  # which sends from GPUs alone, also when Lightning has put the model back
+        sent = sent.cuda()
+    return [part.to(tensor.device) for part in gather_all_tensors(sent)]
 
 
 def total(tensor: Tensor, device: torch.device | str) -> Tensor:

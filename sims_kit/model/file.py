@@ -30,12 +30,8 @@ from sims_kit.model.file_check import (
 from sims_kit.model.recipes import Recipe
 
 FORMAT, FORMAT_VERSION = "sims_kit", 4
-READABLE = (
-    1,
-    2,
-    3,
-    4,
-)  # 1 had no temperature, 2 neither recipe, kind of genes, licence nor notes, 3 another unseen score
+# version 1 had no temperature; 2 neither recipe, kind of genes, licence nor notes; 3 another unseen score
+READABLE = (1, 2, 3, 4)
 _ABOUT = ("saved", "versions", "recipe", "gene_kind", "licence", "notes")  # of the header, kept in `model.about`
 _REQUIRED = {"format_version", "genes", "classes", "network", "provenance", "test_metrics"}
 _CELLS = {  # tensors that say what the validation cells were like; not in every file

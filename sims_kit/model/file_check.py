@@ -145,7 +145,7 @@ def check_tensors(header: dict[str, Any], entries: dict[str, Entry], extra: set[
         raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {_short(error)}") from error
     if not any(name.startswith(PROFILES) for name in entries):  # files of earlier versions
         needed = {name: tensor for name, tensor in needed.items() if not name.startswith(PROFILES)}
-        if 4 * math.prod(sizes) > LARGEST_PROFILES * path.stat().st_size:
+        if 8 * math.prod(sizes) > LARGEST_PROFILES * path.stat().st_size:
             raise ModelFileError(f"{str(path)!r} is too small for {sizes[0]:,} genes and {sizes[1]:,} classes.")
     check_entries(needed, {name: entry for name, entry in entries.items() if name not in extra}, path)
 

@@ -16,8 +16,8 @@ from sims_kit.model.devices import total
 
 ROBUST = 1.4826  # median absolute deviations of a normal distribution make one standard deviation
 LEAST_SPREAD = 1e-3  # of scores that hardly differ
-SAMPLE = 2048  # cells that the linear method learns from, at most; more teach it little and take memory
-FEWEST = 20  # of each class, if it has so many
+SAMPLE = 2048  # cells that the linear method learns from, shared by the classes; more teach it little and take memory
+FEWEST = 20  # cells for each class even so, if it has as many
 
 
 class ClassProfiles(nn.Module):
@@ -42,7 +42,7 @@ class ClassProfiles(nn.Module):
         self.register_buffer("planes", torch.zeros(n_classes, n_genes))
         self.register_buffer("offsets", torch.zeros(n_classes))
         self.register_buffer("centre", torch.zeros(3))  # of doubt, angle and margin
-        self.register_buffer("spread", torch.ones(3))
+        self.register_buffer("spread", torch.zeros(3))  # 0: not known yet
         self.register_buffer("is_measured", torch.tensor(False))
 
     @torch.no_grad()
@@ -55,22 +55,31 @@ class ClassProfiles(nn.Module):
         for cells, labels in batches:
             labels = labels.cpu()
             rows, genes, values = _entries(cells.cpu())
-            sample.append(_first(csr_matrix((values, (rows, genes)), cells.shape), labels, room))
+            if (kept := _first(labels, room)).any():
+                some = csr_matrix((values, (rows, genes)), cells.shape)[kept.numpy()]
+                sample.append((some, labels[kept].numpy()))
             values = values.double()
             sums.index_add_(0, labels[rows] * n_genes + genes, values)
             squares.index_add_(0, genes, values.square())
             sizes += labels.bincount(minlength=n_classes)
-        planes, offsets = _planes(sample, n_classes, n_genes)
-        parts = (sums, squares, sizes, planes, offsets, torch.ones(()))
-        sums, squares, sizes, planes, offsets, n_devices = (total(part, self.means.device) for part in parts)
+        planes, offsets, found = _planes(sample, n_classes, n_genes)
+        parts = (sums, squares, sizes, planes, offsets, found)
+        sums, squares, sizes, planes, offsets, found = (total(part, self.means.device) for part in parts)
         means = sums.view(n_classes, n_genes) / sizes.clamp(min=1)[:, None]
         within = squares - (sizes[:, None] * means.square()).sum(0)
         variance = (within / (sizes.sum() - n_classes).clamp(min=1)).clamp(min=0)
         self.means.copy_(means)
         self.weights.copy_((variance + variance.mean().clamp(min=1e-12)).rsqrt())  # rare genes are not blown up
-        self.planes.copy_(planes / n_devices)
-        self.offsets.copy_(offsets / n_devices)
+        self.planes.copy_(planes / found.clamp(min=1)[:, None])  # the mean over the devices that had the class
+        self.offsets.copy_((offsets / found).where(found > 0, -1.0))  # every cell is outside of a class without cells
+        self.centre.zero_()
+        self.spread.zero_()
         self.is_measured.fill_(True)
+
+    @property
+    def knows_usual(self) -> bool:
+        """Whether the score means something: profiles were measured, and held-out cells have said what is usual."""
+        return bool(self.is_measured and (self.spread > 0).all())
 
     def unlike(self, cells: Tensor) -> Tensor:
         """Minus the cosine with the nearest class mean, and minus the largest margin, (B, 2), of cells (B, genes)."""
@@ -91,7 +100,7 @@ class ClassProfiles(nn.Module):
 
     def unseen(self, logits: Tensor, unlike: Tensor) -> Tensor:
         """The score, shape (B,): 0 for a usual cell, higher for one that is less like any class."""
-        parts = (torch.cat([doubt(logits)[:, None], unlike], 1) - self.centre) / self.spread
+        parts = (torch.cat([doubt(logits)[:, None], unlike], 1) - self.centre) / self.spread.clamp(min=LEAST_SPREAD)
         return parts.logsumexp(1) - math.log(parts.shape[1])
 
 
@@ -102,20 +111,17 @@ def doubt(logits: Tensor) -> Tensor:
     return others.logsumexp(1) - logits.gather(1, first)[:, 0]
 
 
-def _first(cells: csr_matrix, labels: Tensor, room: Tensor) -> tuple[csr_matrix, np.ndarray]:
-    """The cells for which their class has room, with their labels; what they take up of it is gone."""
+def _first(labels: Tensor, room: Tensor) -> Tensor:
+    """Of which cells the class has room; what they take up of it is gone."""
     ranks = one_hot(labels, len(room)).cumsum(0).gather(1, labels[:, None])[:, 0]
     kept = ranks <= room[labels]
     room -= labels[kept].bincount(minlength=len(room))
-    return cells[kept.numpy()], labels[kept].numpy()
+    return kept
 
 
-def _planes(sample: list[tuple[csr_matrix, np.ndarray]], n_classes: int, n_genes: int) -> tuple[Tensor, Tensor]:
-    """One linear support vector machine for each class against all others: (classes, genes) and (classes,)."""
-    planes, offsets = (
-        torch.zeros(n_classes, n_genes),
-        torch.full((n_classes,), -1.0),
-    )  # not there: every cell is outside
+def _planes(sample: list[tuple[csr_matrix, np.ndarray]], n_classes: int, n_genes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A linear support vector machine for each class against the others, (classes, genes), (classes,); and which."""
+    planes, offsets, has_cells = torch.zeros(n_classes, n_genes), torch.zeros(n_classes), torch.zeros(n_classes)
     labels = np.concatenate([of_cells for _, of_cells in sample]) if sample else np.empty(0, int)
     if len(found := np.unique(labels)) > 1:
         machine = LinearSVC(C=0.01, random_state=0)
@@ -124,7 +130,8 @@ def _planes(sample: list[tuple[csr_matrix, np.ndarray]], n_classes: int, n_genes
         sign = np.array([[-1], [1]]) if len(found) == 2 else np.ones((1, 1))  # of two classes it gives the second's
         planes[found] = torch.from_numpy(sign * machine.coef_).float()
         offsets[found] = torch.from_numpy(sign[:, 0] * machine.intercept_).float()
-    return planes, offsets
+        has_cells[found] = 1
+    return planes, offsets, has_cells
 
 
 def _entries(cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
 from sims_kit.errors import SettingError, UnknownNameError
@@ -24,7 +25,7 @@ class Recipe:
     scheduler: type | None = None
     scheduler_params: Mapping[str, Any] = field(default_factory=dict)
     weight_classes: float = 0.0  # weight the loss by this power of the inverse label frequency of the training cells
-    logit_adjustment: float = 0.0  # after training, logits rise by this over the 4th root of the class's cells
+    logit_adjustment: float = 0.0  # raises the logits of classes with few cells: see `adjustment`
     label_smoothing: float = 0.0  # share of the target spread evenly over the classes
     lambda_sparse: float = 0.0  # weight of the masks' entropy in the loss
     batch_size: int | None = None  # cells; None: a hundredth of the training cells, within 32 to 256
@@ -41,6 +42,15 @@ class Recipe:
             raise SettingError(f"label_smoothing={self.label_smoothing!r}: it is a share, at least 0 and below 1.")
         if not isinstance(self.logit_adjustment, Real) or not 0 <= self.logit_adjustment < float("inf"):
             raise SettingError(f"logit_adjustment={self.logit_adjustment!r}: give a number, 0 or more.")
+
+    def adjustment(self, n_cells: np.ndarray) -> np.ndarray:
+        """What to add to the logits of classes with so many training cells, (classes,), when training has ended.
+
+        A network knows a handful of cells by heart, and misses others like them; classes with few cells are raised.
+        After the margins of Cao et al. (NeurIPS 2019), which act while training; added afterwards as in Menon et al.
+        (ICLR 2021). A network that is not `additive` has no bias that could rise.
+        """
+        return self.logit_adjustment * np.clip(n_cells, 1, None) ** -0.25
 
     def schedule(self, n_training_cells: int, batch_size: int | None = None) -> tuple[int, int]:
         """Cells per batch and number of epochs for a training set of that size.

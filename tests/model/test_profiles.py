@@ -78,7 +78,9 @@ def test_each_way_is_noticed(cells, profiles):
     values, _ = cells
     sure = torch.tensor([[6.0, 0.0]]).repeat(120, 1) + torch.linspace(-1, 1, 120)[:, None] * torch.tensor([1.0, 0.0])
     unlike = profiles.unlike(values)
+    assert not profiles.knows_usual
     profiles.set_usual(sure, unlike)
+    assert profiles.knows_usual
     usual = profiles.unseen(sure, unlike)
     assert usual.median().abs() < 1 and (usual < 4).float().mean() > 0.95
     at_an_angle = 3.0 * (torch.arange(30) == 20)[None]  # a single gene
