@@ -54,16 +54,16 @@ class Seen(pl.Callback):
 
 
 def main() -> None:
-    """Run each and print the table; or, with `--run`, be one of the runs."""
+    """Run each and print the table; or, with `--one-run`, be one of the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=5000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--strategy", default="ddp", help="of several processes")
-    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--one-run", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.run:
-        return run(**json.loads(arguments.run))
+    if arguments.one_run:
+        return run(**json.loads(arguments.one_run))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "cells.h5ad")
         sk.datasets.simulate(replace(PRESETS["sim-cortex"]["fast"], n_cells=arguments.cells)).write_h5ad(path)
@@ -99,7 +99,7 @@ def _started(
     folder = path.parent / f"{processes}-{name}"
     settings = dict(path=str(path), folder=str(folder), processes=processes, seed=seed, strategy=strategy)
     settings |= dict(die=die, go_on=go_on, nodes=2 if launcher is _torchrun else 1)
-    command = [__file__, "--run", json.dumps(settings)]
+    command = [__file__, "--one-run", json.dumps(settings)]
     started = time.perf_counter()
     others = launcher(command) if launcher else [subprocess.Popen([sys.executable, *command], **PIPES)]
     try:
