@@ -32,8 +32,8 @@ SCSIMS = (
     "and 2,000 genes. It stays near chance, on its own validation cells too. It makes the same training batches in "
     "every epoch: with 448 cells of pbmc68k it fits these to .88 and has .15 to .19 on validation cells, whichever "
     "statistics batch normalisation uses; shuffled, at its learning rate, it learns nothing in 50 epochs (.13), at ten "
-    "times the rate a little (.24 to .27). `python benchmarks/scsims_check.py` measures that. The data that it was made "
-    "for has hundreds of times as many cells."
+    "times the rate a little (.24 to .27). `python benchmarks/scsims_check.py` measures that. The data that it was "
+    "made for has hundreds of times as many cells."
 )
 IN_FIGURE = (AGAINST, "SIMS, thesis", "linear SVM", "logistic regression", "CellTypist", "scANVI", "LightGBM")
 
@@ -86,8 +86,8 @@ def page(found: Benchmark, figures: str) -> str:
         "Written by `python benchmarks/results.py`; do not edit. Protocol of Abdelaal et al. (Genome Biology 2019): "
         "classes of 10 cells or fewer left out, the same folds for every method, predictions of all folds pooled and "
         "then scored. Rejected cells leave accuracy and F1 and are counted beside them. In brackets 95 % bootstrap "
-        "intervals over cells. Seconds are for one fold on one thread, some with other work beside them (CPU s is what a "
-        "method takes); memory is the largest of any fold, in a process of its own.",
+        "intervals over cells. Seconds are for one fold on one thread, some with other work beside them (CPU s is what "
+        "a method takes); memory is the largest of any fold, in a process of its own.",
         f"![median F1 of every method on every task]({figures}/benchmark.png)",
         "## SIMS against the best peer",
         against_best(found),
