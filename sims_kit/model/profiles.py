@@ -83,11 +83,11 @@ class ClassProfiles(nn.Module):
 
     def unlike(self, cells: Tensor) -> Tensor:
         """Minus the cosine with the nearest class mean, and minus the largest margin, (B, 2), of cells (B, genes)."""
+        cells = cells.to_sparse_csr() if cells.layout == torch.strided else cells
         rows, genes, values = _entries(cells)
         means = self.means * self.weights
         length = values.new_zeros(len(cells)).index_add(0, rows, (values * self.weights[genes]).square())
-        sparse = torch.sparse_coo_tensor(torch.stack([rows, genes]), values, cells.shape)
-        inner, margins = torch.sparse.mm(sparse, torch.cat([means * self.weights, self.planes]).T).chunk(2, dim=1)
+        inner, margins = torch.sparse.mm(cells, torch.cat([means * self.weights, self.planes]).T).chunk(2, dim=1)
         cosines = inner / (length.sqrt()[:, None] * means.norm(dim=1)).clamp(min=1e-12)
         return -torch.stack([cosines.max(1).values, (margins + self.offsets).max(1).values], 1)
 
