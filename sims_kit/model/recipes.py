@@ -108,7 +108,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             scheduler=torch.optim.lr_scheduler.OneCycleLR,  # warm-up, then down to nothing
             scheduler_params=dict(max_lr=0.01),
             weight_classes=1,  # gains most where many types are rare, and costs little where few types overlap
-            logit_adjustment=4.0,  # a few cells are learned by heart, and others like them missed: better on all tasks
+            logit_adjustment=4.0,  # a few cells are learned by heart, and others like them missed
             training_steps=1000,  # twice as many as simple data needs: many types and new regions gain
             best_epoch=False,  # after a learning rate of zero the last epoch is as good, and not chosen by chance
         ),
