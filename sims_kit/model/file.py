@@ -86,7 +86,7 @@ def save_model(
         "genes": model.genes,
         "classes": model.classes,
         "network": model.network_params,
-        "calibration": {"temperature": model.temperature.item()},
+        "calibration": {"temperature": model.temperature.item(), "raised": model.raised.tolist()},
         "provenance": model.provenance,
         "test_metrics": None if model.test_metrics is None else model.test_metrics.to_dict(),
         "saved": date.today().isoformat(),
@@ -128,7 +128,7 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
         raise FileNotFoundError(f"There is no model file {str(path)!r}. `save_model(model, path)` writes one.")
     entries, texts = read_index(path)
     header = _header(texts, path)
-    temperature = _temperature(header, path)
+    temperature, raised = _temperature(header, path), _raised(header, path)
     if header["format_version"] < 4:  # without the unseen score, which was another one
         entries = {name: entry for name, entry in entries.items() if not name.startswith(PROFILES)}
     check_tensors(header, entries, _CELLS.keys(), path)
@@ -145,6 +145,7 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
     for name, tensor in tensors.items():
         own[name].data.copy_(tensor)
     model.temperature.fill_(temperature)
+    model.raised.copy_(raised)
     model.calibration_cells = cells
     model.provenance = header["provenance"]
     model.about = {key: header[key] for key in _ABOUT if key in header}
@@ -228,6 +229,20 @@ def _temperature(header: dict[str, Any], path: Path) -> float:
             f"The header of {str(path)!r} gives the temperature {temperature!r}, not a positive number of 32 bits."
         )
     return temperature
+
+
+def _raised(header: dict[str, Any], path: Path) -> torch.Tensor:
+    """What the logits of each class were raised by; in files of earlier versions by nothing."""
+    n_classes = len(header["classes"])
+    if header["format_version"] < 4:
+        return torch.zeros(n_classes)
+    raised = header["calibration"].get("raised")
+    if not isinstance(raised, list) or len(raised) != n_classes or not all(isinstance(by, float) for by in raised):
+        raise ModelFileError(f"The header of {str(path)!r} does not give 'raised' as a number for each class.")
+    raised = torch.tensor(raised, dtype=torch.float64)
+    if not (raised.abs() < torch.finfo(torch.float32).max).all():
+        raise ModelFileError(f"The header of {str(path)!r} gives numbers in 'raised' that 32 bits cannot hold.")
+    return raised.float()
 
 
 def _calibration_cells(tensors: dict[str, torch.Tensor], n_classes: int, path: Path) -> CalibrationCells | None:
