@@ -242,8 +242,8 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
     batches, _, _ = query_batches(known, model.genes, layer=layer)
     model.eval()
     with torch.no_grad():
-        found = ((batch.cells.to(model.device)) for batch in batches)
-        parts = [(model(cells), model.profiles.unlike(cells)) for cells in found]
+        on_device = (batch.cells.to(model.device) for batch in batches)
+        parts = [(model(cells), model.profiles.unlike(cells)) for cells in on_device]
     logits, unlike = (torch.cat(found) for found in zip(*parts, strict=True))
     model.calibrate(logits, torch.from_numpy(codes[codes >= 0]), unlike)
 

@@ -168,6 +168,9 @@ def test_rare_classes_rise_after_training(make_cells):
         torch.testing.assert_close(after.additive_bias, before.additive_bias + 4 / n_cells**0.25)
         assert torch.equal(after.final_mapping.weight, before.final_mapping.weight)
     assert own.network.members[0].additive_bias.abs().max() < 0.3 < 4 / n_cells.max() ** 0.25
+    linear_off = {"network": {"additive": False, "n_models": 1}, "logit_adjustment": 4.0}
+    assert not sk.fit(cells, "cell_type", model_params=linear_off, **options).raised.any()  # no bias that could rise
+    assert torch.allclose(raised.raised, 4 / n_cells**0.25)
     assert sk.RECIPES["default"].logit_adjustment > 0 == sk.RECIPES["thesis"].logit_adjustment
 
 

@@ -256,7 +256,8 @@ class SIMSClassifier(pl.LightningModule):
 
     def _adjustment(self) -> Tensor:
         module = getattr(self.trainer, "datamodule", None)
-        if not self.recipe.logit_adjustment or module is None or self._weights_given:
+        asked = self.recipe.logit_adjustment and self.network_params.get("additive")  # only then is there a bias
+        if not asked or module is None or self._weights_given:
             return torch.zeros_like(self.raised)
         n_cells = np.bincount(module.labels[module.split.train], minlength=self.output_dim)
         return torch.from_numpy(self.recipe.adjustment(n_cells)).to(self.raised)
