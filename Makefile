@@ -1,5 +1,5 @@
 # Two commands for a newcomer: `make demo` and `make test`. Every target makes $(VENV) and installs by itself when
-# pyproject.toml or constraints.txt is newer than the last installation; otherwise it starts at once.
+# pyproject.toml or the file of exact versions is newer than the last installation; otherwise it starts at once.
 # GNU make and /bin/sh; PYTHON, VENV and everything of `make demo` can be given behind the target's name.
 
 PYTHON ?= python3
@@ -8,6 +8,10 @@ STAMP = $(VENV)/.installed
 PEERS = $(VENV)/.peers_installed
 BOOK = $(VENV)/.book_installed
 BROWSER = $(VENV)/.browser_installed
+
+# Exact versions: newer numpy, pandas, anndata and scanpy need Python 3.12, so that 3.11 has a file of its own.
+constraints_of = $(shell "$(1)" -c 'import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-3.12.txt")' 2>/dev/null)
+CONSTRAINTS := $(or $(call constraints_of,$(VENV)/bin/python),$(call constraints_of,$(PYTHON)),constraints.txt)
 
 # what `make demo` reads; empty means the notebook's own default
 REFERENCE =
@@ -20,16 +24,15 @@ OUT = results/demo
 NOTEBOOK = notebooks/10_annotate_your_data.ipynb
 export REFERENCE LABEL QUERY LABELFILE ORIENTATION LAYER OUT NOTEBOOK
 
-# what `make fuzz` and `make zoo` take
+# what `make fuzz` takes
 INPUTS = 100000
-FOLDER =
 
 # the kernel of every notebook is this environment's Python, whatever kernels the user has elsewhere
 # and threads that wait for each other sleep: spinning ones take minutes where other work runs beside the notebooks
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 OMP_WAIT_POLICY=PASSIVE "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test peers lab notebooks exercises book browser measure figure catalogue lint format fuzz zoo address constraints clean check-demo check-python
+.PHONY: help demo test peers lab notebooks exercises book browser measure figure catalogue lint format fuzz address constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -97,18 +100,16 @@ format: $(STAMP)  ## ruff: mend what can be mended
 fuzz: $(STAMP)  ## throw spoiled files at the readers: 100,000 each, or INPUTS=5000
 	@$(RUN) tools/fuzz.py --inputs $(INPUTS)
 
-zoo: $(STAMP)  ## train the small models of the lessons and write their cards: into the cache, or FOLDER=zoo
-	@$(RUN) tools/build_zoo.py $(FOLDER)
-
 address: $(STAMP)  ## write the address and version of pyproject.toml into badges, README, citation and notebooks
 	@$(RUN) tools/set_address.py
 
-constraints: check-python  ## resolve afresh (a few minutes) and write constraints.txt
+constraints: CONSTRAINTS = $(call constraints_of,$(PYTHON))
+constraints: check-python  ## resolve afresh (a few minutes) and write the constraints file of PYTHON
 	@rm -rf build/resolve && "$(PYTHON)" -m venv build/resolve
-	build/resolve/bin/pip install "$$(sed -n '/^torch==/p' constraints.txt)" --editable '.[test,peers,book,browser]'
-	@{ sed -n '/^#/p' constraints.txt; build/resolve/bin/pip freeze --exclude-editable \
+	build/resolve/bin/pip install "$$(sed -n '/^torch==/p' $(CONSTRAINTS))" --editable '.[test,peers,book,browser]'
+	@{ sed -n '/^#/p' $(CONSTRAINTS); build/resolve/bin/pip freeze --exclude-editable \
 	  | sed -e 's/+[a-z0-9.]*$$//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d'; } > build/constraints.txt
-	@mv build/constraints.txt constraints.txt && rm -rf build/resolve
+	@mv build/constraints.txt $(CONSTRAINTS) && rm -rf build/resolve
 
 clean:  ## remove what the other targets made, but not $(VENV)
 	rm -rf results notebooks/results build dist lightning_logs notebooks/lightning_logs .pytest_cache .ruff_cache
@@ -120,20 +121,20 @@ check-python:
 	@"$(PYTHON)" -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is \
 	Python " + v + "; sims_kit needs 3.11 or newer. Name another one: make PYTHON=/path/to/python3.11")'
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(MAKE) --no-print-directory check-python
 	@[ -x "$(VENV)/bin/python" ] || "$(PYTHON)" -m venv "$(VENV)"
-	"$(VENV)/bin/python" -m pip install --constraint constraints.txt --editable '.[test]'
+	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[test]'
 	@touch "$(STAMP)"
 
 $(PEERS): $(STAMP)
-	"$(VENV)/bin/python" -m pip install --constraint constraints.txt --editable '.[peers]'
+	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[peers]'
 	@touch "$(PEERS)"
 
 $(BOOK): $(STAMP)
-	"$(VENV)/bin/python" -m pip install --constraint constraints.txt --editable '.[book]'
+	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[book]'
 	@touch "$(BOOK)"
 
 $(BROWSER): $(STAMP)
-	"$(VENV)/bin/python" -m pip install --constraint constraints.txt --editable '.[browser]'
+	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[browser]'
 	@touch "$(BROWSER)"

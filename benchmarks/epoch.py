@@ -22,7 +22,7 @@ from pytorch_tabnet.tab_model import TabNetClassifier
 from sklearn.model_selection import train_test_split
 
 import sims_kit as sk
-from sims_kit.cells.normalise import normalise
+from sims_kit.cells.matrix import Scale, normalise
 
 PINNED = "scsims 3.0.6 asks for torch 1.13.1, numpy 1.24.3 and pytorch-tabnet 4.0, so it does not install beside ours"
 
@@ -71,7 +71,7 @@ def fit_stock(dataset: str, batch_size: int, threads: int, n_epochs: int) -> flo
     torch.set_num_threads(threads)
     cells, now = sk.load(dataset), clock(threads, "cpu")
     labels = cells.obs[cells.uns["sims_kit"]["label"]].astype(str).to_numpy()
-    values = normalise(cells.X, "counts").toarray()
+    values = normalise(cells.X, Scale("linear")).toarray()
     train, validation = train_test_split(np.arange(len(labels)), test_size=0.1, stratify=labels, random_state=0)
     classifier = TabNetClassifier(verbose=0, device_name="cpu")
     evaluated = [(values[validation], labels[validation])]

@@ -24,10 +24,9 @@ from anndata.io import sparse_dataset, write_elem
 from explain_memory import random_cells
 
 import sims_kit as sk
-from sims_kit.cells.batches import CellDataset, MemoryCells, cell_loader, cell_stream
-from sims_kit.cells.disk import DiskCells
-from sims_kit.cells.matrix import cell_matrix
-from sims_kit.datasets import StoredMatrix, open_stored
+from sims_kit.cells.loaders import CellDataset, CellLoader
+from sims_kit.cells.matrix import Expression
+from sims_kit.datasets.read import open_backed
 
 BATCH = 256
 PIECE = 10_000  # cells
@@ -123,15 +122,15 @@ def slices(path: Path) -> Iterator[int]:
 
 
 def in_memory(path: Path) -> Iterator[int]:
-    """`cell_loader`: gathered, normalised and made tensors."""
-    cells = CellDataset([MemoryCells(cell_matrix(ad.read_h5ad(path))[0], "counts")])
-    return (len(batch.labels) for batch in cell_loader(cells, BATCH, shuffle=True))
+    """`CellLoader`: gathered, normalised and made tensors."""
+    cells = CellDataset([Expression(ad.read_h5ad(path))])
+    return (len(batch.labels) for batch in CellLoader(cells, range(len(cells)), BATCH, shuffle=True))
 
 
 def from_disk(path: Path) -> Iterator[int]:
-    """`cell_stream`: the same from disk."""
-    cells = CellDataset([DiskCells(StoredMatrix(open_stored(path).X.group), "counts")])
-    return (len(batch.labels) for batch in cell_stream(cells, range(len(cells)), BATCH, shuffle=True))
+    """The same from disk."""
+    cells = CellDataset([Expression(open_backed(path))])
+    return (len(batch.labels) for batch in CellLoader(cells, range(len(cells)), BATCH, shuffle=True))
 
 
 WAYS = {

@@ -31,7 +31,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import sims_kit as sk
-from sims_kit.cells.normalise import normalise
+from sims_kit.cells.matrix import Scale, normalise
 from sims_kit.datasets.simulate import simulate
 from sims_kit.model import RECIPES, TabNet
 
@@ -199,7 +199,7 @@ def simulated(n_cells: int, n_genes: int) -> ad.AnnData:
 def prepare(path: Path, n_genes: int, name: str, n_cells: int) -> None:
     """Simulate cells, train a network on them for a while, and store both."""
     tissue = simulated(n_cells, n_genes)
-    matrix = normalise(tissue.X, "counts")
+    matrix = normalise(tissue.X, Scale("linear"))
     positions = (torch.from_numpy(part.astype("int64")) for part in (matrix.indptr, matrix.indices))  # as the kit's
     cells = torch.sparse_csr_tensor(*positions, torch.from_numpy(matrix.data), matrix.shape)
     labels = torch.from_numpy(tissue.obs["cell_type"].astype("category").cat.codes.to_numpy("int64", copy=True))

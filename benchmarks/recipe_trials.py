@@ -33,8 +33,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC, LinearSVC
 
 import sims_kit as sk
-from sims_kit.cells.batches import query_batches
-from sims_kit.cells.normalise import detect_state, normalise
+from sims_kit.cells.loaders import query_batches
+from sims_kit.cells.matrix import detect_scale, normalise
 from sims_kit.datasets.simulate import PRESETS, simulate
 
 ROWS = Path(__file__).with_suffix(".csv")
@@ -190,7 +190,7 @@ TRIALS = {  # changes to the default
 def values(cells: ad.AnnData) -> sp.csr_matrix:
     """Log-normalised values, as the kit's batches have them."""
     counts = sp.csr_matrix(cells.X)
-    return normalise(counts, detect_state(counts))
+    return normalise(counts, detect_scale(counts))
 
 
 def run_peer(name: str, part: Part, seed: int) -> dict:

@@ -36,7 +36,7 @@ def main() -> None:
     if arguments.run:
         return run(Path(arguments.run[0]), arguments.run[1], arguments.epochs)
     import sims_kit as sk
-    from sims_kit.cells.normalise import detect_state, normalise
+    from sims_kit.cells.matrix import detect_scale, normalise
 
     cells = sk.load("pbmc68k")
     values = sp.csr_matrix(cells.X)
@@ -44,7 +44,7 @@ def main() -> None:
     print("| change | training cells: batch's own | running | validation cells: batch's own | running |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        sp.save_npz(Path(folder, "values.npz"), normalise(values, detect_state(values)))
+        sp.save_npz(Path(folder, "values.npz"), normalise(values, detect_scale(values)))
         Path(folder, "cells.json").write_text(json.dumps({"labels": labels, "genes": cells.var_names.tolist()}))
         for change in CHANGES:
             command = [os.environ["SIMS_KIT_SCSIMS_PYTHON"], str(Path(__file__).resolve()), "--run", folder, change]

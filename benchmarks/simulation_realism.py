@@ -21,7 +21,7 @@ from scipy import sparse
 from sklearn.model_selection import train_test_split
 from sklearn.svm import LinearSVC
 
-from sims_kit.cells.normalise import normalise
+from sims_kit.cells.matrix import Scale, normalise
 from sims_kit.datasets import load
 from sims_kit.datasets.simulate import PRESETS, simulated
 from sims_kit.metrics import score
@@ -108,7 +108,7 @@ def difficulty(cells: AnnData, cortex: AnnData) -> dict[str, float]:
 
 def values_and_labels(cells: AnnData) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Log-normalised values and the true types."""
-    return normalise(cells.X, "counts"), cells.obs["cell_type"].astype(str).to_numpy()
+    return normalise(cells.X, Scale("linear")), cells.obs["cell_type"].astype(str).to_numpy()
 
 
 def four_fifths(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,17 +17,9 @@ import numpy as np
 import pandas as pd
 
 import sims_kit as sk
-from sims_kit.cells.samplers import BlockSampler
 from sims_kit.datasets.simulate import PRESETS
 
 SCORES = ["accuracy_micro", "median_f1", "f1_macro"]
-
-
-class InOrder(BlockSampler):
-    """Blocks as they lie in the files, mixed only within the buffer."""
-
-    def _dealt(self, random: np.random.Generator) -> np.ndarray:
-        return np.arange(len(self._group))
 
 
 def main() -> None:
@@ -67,11 +59,12 @@ def _sorted_files(cells, folder: Path) -> list[Path]:
 
 def _scores(paths: list[Path], order: str, seed: int, block_size: int, buffer_size: int) -> dict[str, float]:
     backed = order != "in memory, shuffled"
-    options = dict(backed=backed, block_size=block_size, buffer_size=buffer_size, seed=seed)
+    options = dict(backed=backed, seed=seed)
     quiet = dict(logger=False, verbose=False, enable_progress_bar=False)
     trainer, model, module = sk.generate_trainer(
         paths, None, "cell_type", model_params={"network": {"n_models": 1}}, **options, **quiet
     )
+    module.block_size, module.buffer_size = block_size, buffer_size
     if order == "on disk, sorted, in order":
         loader = module.train_dataloader
         module.train_dataloader = lambda: _in_order(loader())
@@ -80,9 +73,14 @@ def _scores(paths: list[Path], order: str, seed: int, block_size: int, buffer_si
     return {name: round(scores[f"test_{name}"], 4) for name in SCORES}
 
 
-def _in_order(stream):
-    stream.batch_sampler.sampler.__class__ = InOrder
-    return stream
+def _in_order(loader):
+    """Cells as they lie in the files, mixed only within the buffer."""
+    window = loader.batches_at_once * loader.batch_size
+    edges = range(window, len(loader.positions), window)
+    loader._order_of_blocks = lambda random: np.concatenate(
+        [random.permutation(part) for part in np.split(loader.positions, edges)]
+    )
+    return loader
 
 
 if __name__ == "__main__":

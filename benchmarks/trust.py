@@ -26,7 +26,7 @@ from trust_page import ALPHA, ERROR_RATES, N_DIVISIONS, ROOT, TABLES, page
 import sims_kit as sk
 from sims_kit import calibration
 from sims_kit.annotation import predict_logits
-from sims_kit.cells.batches import query_batches
+from sims_kit.cells.loaders import query_batches
 from sims_kit.errors import PeerError
 from sims_kit.studies import TASKS, Folds, make_peer
 from sims_kit.studies.store import slug

@@ -22,7 +22,7 @@ from trust import LEFT_OUT, ROOT, fitted, fold, logits_of
 from trust_page import table as in_markdown
 
 import sims_kit as sk
-from sims_kit.cells.batches import query_batches
+from sims_kit.cells.loaders import query_batches
 from sims_kit.model.profiles import LEAST_SPREAD, ClassProfiles, doubt
 
 TRIED = ("pbmc68k", "mouse-immune", "worm-neurons", "sim-cortex", "sim-mouse")

@@ -13,7 +13,7 @@ from importlib.metadata import version
 # soon as another program needs a core. Read when torch is first imported, hence before it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from sims_kit import calibration, datasets, evidence, lessons, metrics, plotting, studies, widgets, zoo
+from sims_kit import calibration, datasets, evidence, lessons, metrics, plotting, studies, widgets
 from sims_kit.annotation import annotate, calibrate, gene_coverage
 from sims_kit.cells.datamodule import DataModule
 from sims_kit.cells.splits import stratified_split
@@ -65,5 +65,4 @@ __all__ = [
     "studies",
     "where_to_resume",
     "widgets",
-    "zoo",
 ]

@@ -3,10 +3,12 @@
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -22,21 +24,29 @@ from sims_kit.calibration import (
     strangeness,
 )
 from sims_kit.calibration.answers import check_hierarchy, check_no_unknown
-from sims_kit.cells.batches import query_batches
-from sims_kit.cells.genes import GeneCoverage, align_genes
-from sims_kit.cells.matrix import label_text, streamed_matrix
-from sims_kit.datasets import load_or_open
-from sims_kit.datasets.write import new_file, write_h5ad
+from sims_kit.cells.genes import GeneCoverage
+from sims_kit.cells.loaders import query_batches
+from sims_kit.cells.matrix import Expression, open_cells
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
+from sims_kit.files import make_folder, written_whole
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.model.halving import predict_in_parts
-from sims_kit.model.shares import shared_out
+from sims_kit.model.trainer import plain_torch
+from sims_kit.progress import progress_bar
+from sims_kit.text import label_text
 
 ERROR_RATE = 0.05  # accepted among answered cells where a hierarchy is given and no rate
 SEPARATOR = " | "  # between the classes of a set
+WRITTEN = {  # by `annotate` and by `Explanation.add_to`, behind the key
+    "obs": "label confidence second_label unseen set vote vote_proportion explained",
+    "obsm": "probabilities sets",
+    "layers": "masks contributions",
+    "varm": "class_masks class_contributions",
+}
 
 
+@plain_torch()
 def annotate(
     query: ad.AnnData | str | os.PathLike,
     model: SIMSClassifier | str | os.PathLike,
@@ -49,26 +59,26 @@ def annotate(
     alpha: float | None = None,
     vote_by: str | None = None,
     backed: bool | str = "auto",
-    n_jobs: int = 1,
+    species: str | None = None,
     copy: bool = False,
     out: str | os.PathLike | None = None,
 ) -> ad.AnnData | None:
     """Label every cell of a query.
 
-    Genes are aligned to the model's, counts are normalised as in training; the query's matrix stays as it is. What
-    `reject`, `hierarchy` and `alpha` promise was measured on the model's validation cells, and holds for queries like
-    these: the same tissue, protocol and cell types.
+    Genes are aligned to the model's; the scale of the values is recognised (`sims_kit.cells.matrix.detect_scale`) and
+    brought to that of training; the query's matrix stays as it is. What `reject`, `hierarchy` and `alpha` promise was
+    measured on the model's validation cells; it holds for queries of the same tissue, protocol and cell types.
 
     Parameters
     ----------
     query
-        Cells x genes, counts or log-normalised, of any gene set; AnnData, or a dataset name or path to read.
+        Cells x genes of any gene set, counts or a known transform of them; AnnData, or a dataset name or path to read.
     model
         A fitted classifier, or the path of one that `save_model` wrote.
     key_added
         Prefix of what is added.
     layer
-        Where the matrix is: None for `X`, ``"raw"``, or the name of a layer.
+        Where the matrix is: None for `X`, the name of a layer, or ``"raw"`` for `query.raw`.
     batch_size
         Cells predicted at once; halved, with a warning, where a GPU's memory is too small.
     reject
@@ -84,10 +94,11 @@ def annotate(
         An `obs` column with clusters, such as ``"leiden"``: adds the most frequent label of each cell's cluster.
     backed
         Of a path: leave the matrix of an `.h5ad` or `.zarr` on disk and read blocks of cells as they are needed. True,
-        False, or ``"auto"``, when it would take more than three tenths of the free memory. The answer has `X` still
+        False, or ``"auto"``, when it would take more than three tenths of the memory. The answer has `X` still
         in the file, and of the file's other parts `obs` and `var`.
-    n_jobs
-        Processes that share the cells out, each with a GPU in turn if the model is on one.
+    species
+        Of the query's genes, ``"human"`` or ``"mouse"``, when the model's genes are those of the other species: genes
+        are then matched by one-to-one orthologs.
     copy
         Return an annotated copy and leave `query` alone.
     out
@@ -117,7 +128,7 @@ def annotate(
         ``obsm["sims_probabilities"]``
             float32, cells x classes, rows sum to one; the classes are in ``uns["sims_kit"]["sims"]["classes"]``.
         ``uns["sims_kit"]["sims"]``
-            Classes, matrix state, gene coverage, what the model was trained on, and the threshold of `reject`.
+            Classes, scale of the matrix, gene coverage, what the model was trained on, and the threshold of `reject`.
 
     Raises
     ------
@@ -135,24 +146,25 @@ def annotate(
     """
     model = fitted_model(model)
     rules = _rules(model, reject, hierarchy, alpha)
-    out = out if out is None else new_file(out, query)
+    out = out if out is None else _new_file(out, query)
     if not isinstance(query, ad.AnnData):
-        (query, layer), copy = load_or_open(query, layer, backed), True
+        (query, layer), copy = open_cells(query, layer, backed), True
     elif copy:
         query = query.copy()
     if vote_by is not None and vote_by not in query.obs:
         raise UnknownNameError("obs column", vote_by, query.obs.columns)
-    batches, coverage, state = query_batches(query, model.genes, layer=layer, batch_size=batch_size)
-    parts = shared_out(predict_logits, model, batches, n_jobs, desc="annotating")
-    logits, unseen = (torch.cat(found) if len(parts) > 1 else found[0] for found in zip(*parts, strict=True))
+    options = dict(layer=layer, batch_size=batch_size, species=species, trained_on=scales_of(model))
+    batches, coverage, scale = query_batches(query, model.genes, **options)
+    logits, unseen = predict_logits(model, progress_bar(batches, desc="annotating", unit="batch"))
     probabilities = logits.softmax(dim=1)
     first = probabilities.argmax(dim=1, keepdim=True)
     second = probabilities.scatter(1, first, -1).argmax(dim=1).numpy()
     probabilities, first = probabilities.numpy(), first[:, 0].numpy()
     labels, confidence = _labels(model, probabilities, first, rules.threshold, hierarchy)
+    _remove_earlier(query, key_added)
     query.obs[f"{key_added}_label"] = labels
     query.obs[f"{key_added}_confidence"] = confidence
-    query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(second, model.classes)
+    query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(second, _names(model.classes))
     if model.profiles.knows_usual:
         query.obs[f"{key_added}_unseen"] = unseen.numpy()
     query.obsm[f"{key_added}_probabilities"] = probabilities
@@ -168,7 +180,7 @@ def annotate(
         **(query.uns["sims_kit"] if isinstance(query.uns.get("sims_kit"), Mapping) else {}),
         key_added: {
             "classes": list(model.classes),
-            "state": state,
+            "state": str(scale),
             "genes_matched": coverage.n_matched,
             "genes_of_model": coverage.n_model,
             "trained_on": str(model.provenance.get("files", "")),
@@ -176,18 +188,22 @@ def annotate(
         },
     }
     if out is not None:
-        write_h5ad(query, out)
+        _write_h5ad(query, out)
     return query if copy else None
 
 
 def gene_coverage(
-    query: ad.AnnData | str | os.PathLike, model: SIMSClassifier | str | os.PathLike, *, layer: str | None = None
+    query: ad.AnnData | str | os.PathLike,
+    model: SIMSClassifier | str | os.PathLike,
+    *,
+    layer: str | None = None,
+    species: str | None = None,
 ) -> GeneCoverage:
     """How many of the model's genes a query has, before anything is predicted; `print` gives the report.
 
     Parameters
     ----------
-    query, model, layer
+    query, model, layer, species
         As in `annotate`, which aligns the genes in the same way.
 
     Raises
@@ -197,13 +213,13 @@ def gene_coverage(
     """
     model = fitted_model(model)
     if not isinstance(query, ad.AnnData):
-        query, layer = load_or_open(query, layer)
-    _, var = streamed_matrix(query, layer)
+        query, layer = open_cells(query, layer)
     with warnings.catch_warnings():  # the report says it
         warnings.filterwarnings("ignore", "Only .* genes found")
-        return align_genes(var, model.genes, query.obs_names).coverage
+        return Expression(query, layer, name="The query's matrix").align(model.genes, query.obs_names, species)
 
 
+@plain_torch()
 def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: str | None = None) -> None:
     """Fit temperature, rejection and prediction sets of a model anew, on labelled cells that it did not learn from.
 
@@ -238,14 +254,21 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
         raise LabelError(f"None of {len(codes):,} cells has a label in {label!r} that is a class of the model.")
     if (codes < 0).any():
         warnings.warn(f"{(codes < 0).sum():,} cells have no label that the model knows; left out.", stacklevel=2)
-    known = cells[codes >= 0]
-    batches, _, _ = query_batches(known, model.genes, layer=layer)
+    options = dict(layer=layer, trained_on=scales_of(model), cells=np.flatnonzero(codes >= 0))
+    batches, _, _ = query_batches(cells, model.genes, **options)
     model.eval()
     with torch.no_grad():
         on_device = (batch.cells.to(model.device) for batch in batches)
         parts = [(model(cells), model.profiles.unlike(cells)) for cells in on_device]
     logits, unlike = (torch.cat(found) for found in zip(*parts, strict=True))
     model.calibrate(logits, torch.from_numpy(codes[codes >= 0]), unlike)
+
+
+def scales_of(model: SIMSClassifier) -> list[str]:
+    """The scales of the files that a model was trained on."""
+    files = model.provenance.get("files")
+    files = files if isinstance(files, list) else []
+    return [str(file.get("state")) for file in files if isinstance(file, Mapping)]
 
 
 def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
@@ -327,13 +350,13 @@ def _labels(
     """The label of each cell and its probability."""
     confidence = np.take_along_axis(probabilities, best[:, None], axis=1)[:, 0]
     if threshold is None:
-        return pd.Categorical.from_codes(best, model.classes), confidence
+        return pd.Categorical.from_codes(best, _names(model.classes)), confidence
     if hierarchy is None:
         codes = np.where(confidence >= threshold, best, len(model.classes))
-        return pd.Categorical.from_codes(codes, [*model.classes, UNKNOWN]), confidence
+        return pd.Categorical.from_codes(codes, _names([*model.classes, UNKNOWN])), confidence
     answers = back_off(probabilities, model.classes, hierarchy, threshold)
     parents = dict.fromkeys(str(parent) for parent in hierarchy.values() if parent not in model.classes)
-    labels = pd.Categorical(answers["label"], [*model.classes, *parents, UNKNOWN])
+    labels = pd.Categorical(answers["label"], _names([*model.classes, *parents, UNKNOWN]))
     return labels, answers["probability"].to_numpy(np.float32)
 
 
@@ -343,4 +366,46 @@ def _set_names(sets: np.ndarray, probabilities: np.ndarray, classes: list[str]) 
     ranked = np.take_along_axis(sets, order, axis=1)
     names = np.asarray(classes, dtype=object)
     texts = [SEPARATOR.join(names[row[inside]]) or UNKNOWN for row, inside in zip(order, ranked, strict=True)]
-    return pd.Categorical(texts)
+    return pd.Categorical(texts, _names(sorted(set(texts))))
+
+
+def _names(values: Iterable[str]) -> pd.Index:
+    """Categories of Python text: anndata before 0.11 cannot read pandas' own type of text."""
+    return pd.Index(list(values), dtype=object)
+
+
+def _remove_earlier(query: ad.AnnData, key: str) -> None:
+    """Remove what an earlier `annotate` or `add_to` wrote under the same key."""
+    for kind, names in WRITTEN.items():
+        table = getattr(query, kind)
+        for name in names.split():
+            if f"{key}_{name}" in table:
+                del table[f"{key}_{name}"]
+    query.uns.pop(f"rank_genes_{key}", None)
+
+
+def _new_file(out: str | os.PathLike, query: ad.AnnData | str | os.PathLike) -> Path:
+    """The file to write; `SettingError` for one that `query` comes from, a folder, or another format."""
+    path = Path(out).expanduser()
+    if path.suffix != ".h5ad" or path.is_dir():
+        raise SettingError(f"out={str(out)!r}: name a file to write that ends in .h5ad, such as 'annotated.h5ad'.")
+    make_folder(path.parent)
+    origin = query.filename if isinstance(query, ad.AnnData) else query
+    if origin is not None and path.exists() and Path(origin).expanduser().exists() and path.samefile(origin):
+        raise SettingError(
+            f"out={str(out)!r} is the file that the cells come from, which is never changed. Name another."
+        )
+    return path
+
+
+def _write_h5ad(query: ad.AnnData, path: Path) -> None:
+    """Write the annotated cells; a matrix that is in an HDF5 file is copied from there as it is stored."""
+    element = None if query.isbacked else getattr(query.X, "group", query.X)
+    with written_whole(path) as part:
+        if not isinstance(element, h5py.Group | h5py.Dataset):
+            query.write_h5ad(part)
+            return
+        ad.AnnData(obs=query.obs, var=query.var, obsm=dict(query.obsm), uns=query.uns).write_h5ad(part)
+        with h5py.File(part, "a") as file:
+            file.pop("X", None)
+            file.copy(element, file, "X")

@@ -1,9 +1,9 @@
 """Explanation: which genes a model used, per cell, per class and overall (thesis sections 0.2.6 and 0.3.3)."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import anndata as ad
 import numpy as np
@@ -11,14 +11,17 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from sims_kit.cells.batches import query_batches
-from sims_kit.datasets import load_or_open
+from sims_kit.annotation import scales_of
+from sims_kit.cells.genes import align_genes
+from sims_kit.cells.loaders import query_batches
+from sims_kit.cells.matrix import open_cells
 from sims_kit.errors import DataError, UnknownNameError
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.contributions import explain_batch
-from sims_kit.model.explained import csr, explain_batches, joined
+from sims_kit.model.explained import csr, explain_batches
 from sims_kit.model.file import fitted_model
-from sims_kit.model.shares import shared_out
+from sims_kit.model.trainer import plain_torch
+from sims_kit.progress import progress_bar
 
 PART = 4096  # cells summed at once
 
@@ -48,6 +51,8 @@ class Explanation:
         The class that the model gives each cell.
     steps
         Mean mask over the networks, for each decision step, CSR; empty unless asked for.
+    species
+        As given to `explain`.
     """
 
     cells: sparse.csr_matrix
@@ -60,6 +65,7 @@ class Explanation:
     labels: np.ndarray
     predicted: np.ndarray
     steps: tuple[sparse.csr_matrix, ...] = ()
+    species: str | None = None
 
     def cell(self, name: str) -> pd.DataFrame:
         """The genes used for one cell, with `weight` and `contribution`, largest contribution first.
@@ -69,9 +75,7 @@ class Explanation:
         UnknownNameError
             If there is no cell of that name.
         """
-        if name not in self.cell_names:
-            raise UnknownNameError("cell", name, self.cell_names[:1000])
-        row = self.cell_names.get_loc(name)
+        row = _position(name, self.cell_names)
         return _genes_of_cell(self.cells[[row]], self.contributions[[row]], self.gene_names)
 
     def top_genes(self, n: int = 10, *, by: str = "contribution") -> pd.DataFrame:
@@ -114,10 +118,12 @@ class Explanation:
                 f"adata has {adata.n_obs} cells, the explanation {len(self.cell_names)}, or in another order; pass the "
                 "AnnData that was explained."
             )
-        places = self.gene_names.get_indexer(adata.var_names)
+        with warnings.catch_warnings():  # told when the cells were explained
+            warnings.simplefilter("ignore")
+            places = align_genes(adata.var, self.gene_names, species=self.species).places()
+        found = np.flatnonzero(places >= 0)
         known = sparse.csr_matrix(
-            (np.ones((places >= 0).sum(), np.float32), (places[places >= 0], np.flatnonzero(places >= 0))),
-            shape=(len(self.gene_names), adata.n_vars),
+            (np.ones(len(found), np.float32), (found, places[found])), shape=(len(places), adata.n_vars)
         )
         adata.layers[f"{key_added}_masks"] = self.cells @ known
         adata.layers[f"{key_added}_contributions"] = self.contributions @ known
@@ -153,6 +159,7 @@ class CellExplanation:
     genes: pd.DataFrame
 
 
+@plain_torch()
 def explain(
     model: SIMSClassifier | str | os.PathLike,
     cells: ad.AnnData | str | os.PathLike,
@@ -162,7 +169,7 @@ def explain(
     batch_size: int = 512,
     steps: bool = False,
     backed: bool | str = "auto",
-    n_jobs: int = 1,
+    species: str | None = None,
 ) -> Explanation:
     """Which genes the model looks at and what they add, for each cell, each class and overall.
 
@@ -175,21 +182,21 @@ def explain(
     model
         A fitted classifier, or the path of one that `save_model` wrote.
     cells
-        Cells x genes, counts or log-normalised; AnnData, or a dataset name or path to read.
+        Cells x genes, as `annotate` takes them; AnnData, or a dataset name or path to read.
     groupby
         `obs` column that defines the classes of the class tables; the predicted class when left out. Contributions are
         to the predicted class either way.
     layer
-        Where the matrix is: None for `X`, ``"raw"``, or the name of a layer.
+        As in `annotate`.
     batch_size
         Cells explained at once.
     steps
         Keep the mask of each decision step as well.
     backed
         Of a path: leave the matrix of an `.h5ad` or `.zarr` on disk and read blocks of cells as they are needed. True,
-        False, or ``"auto"``, when it would take more than three tenths of the free memory.
-    n_jobs
-        Processes that share the cells out, each with a GPU in turn if the model is on one.
+        False, or ``"auto"``, when it would take more than three tenths of the memory.
+    species
+        As in `annotate`.
 
     Raises
     ------
@@ -198,12 +205,13 @@ def explain(
     """
     model = fitted_model(model)
     if not isinstance(cells, ad.AnnData):
-        cells, layer = load_or_open(cells, layer, backed)
+        cells, layer = open_cells(cells, layer, backed)
     if groupby is not None and groupby not in cells.obs:
         raise UnknownNameError("obs column", groupby, cells.obs.columns)
-    batches, _, _ = query_batches(cells, model.genes, layer=layer, batch_size=batch_size)
-    work = partial(explain_batches, keep_steps=steps)
-    masks, added, predicted, by_step = joined(shared_out(work, model, batches, n_jobs, desc="explaining"))
+    options = dict(layer=layer, batch_size=batch_size, species=species, trained_on=scales_of(model))
+    batches, _, _ = query_batches(cells, model.genes, **options)
+    batches = progress_bar(batches, desc="explaining", unit="batch")
+    masks, added, predicted, by_step = explain_batches(model, batches, keep_steps=steps)
     predicted = np.asarray(model.classes)[predicted]
     labels = predicted if groupby is None else cells.obs[groupby].astype(str).to_numpy()
     gene_names = pd.Index(model.genes, name="gene")
@@ -218,9 +226,11 @@ def explain(
         labels=labels,
         predicted=predicted,
         steps=by_step,
+        species=species,
     )
 
 
+@plain_torch()
 def explain_cell(
     model: SIMSClassifier | str | os.PathLike, cells: ad.AnnData, name: str, *, layer: str | None = None
 ) -> CellExplanation:
@@ -239,9 +249,8 @@ def explain_cell(
         As `explain` raises them, and if there is no cell of that name.
     """
     model = fitted_model(model)
-    if name not in cells.obs_names:
-        raise UnknownNameError("cell", name, cells.obs_names[:1000])
-    batches, _, _ = query_batches(cells[[name]], model.genes, layer=layer, batch_size=1)
+    options = dict(layer=layer, trained_on=scales_of(model), cells=[_position(name, cells.obs_names)])
+    batches, _, _ = query_batches(cells, model.genes, **options)
     (batch,) = batches
     model.eval()
     values = batch.cells.to(model.device)
@@ -259,6 +268,19 @@ def explain_cell(
     return CellExplanation(
         model.classes[best], model.classes[second], probabilities[best], probabilities[second], table
     )
+
+
+def _position(name: str, cell_names: pd.Index) -> int:
+    """Where the cell of this name is; `DataError` when several cells have it."""
+    found = np.flatnonzero(cell_names == name)
+    if not len(found):
+        raise UnknownNameError("cell", name, cell_names[:1000])
+    if len(found) > 1:
+        raise DataError(
+            f"{len(found)} cells are called {name!r}, at positions {', '.join(map(str, found[:5]))}. Make the names "
+            "unique first: adata.obs_names_make_unique()"
+        )
+    return int(found[0])
 
 
 def _genes_of_cell(masks: sparse.csr_matrix, added: sparse.csr_matrix, gene_names: pd.Index) -> pd.DataFrame:
@@ -297,7 +319,7 @@ def _scanpy_ranking(table: pd.DataFrame, groupby: str) -> dict:
         falling = values.sort_values(ascending=False, kind="stable")
         names[label], scores[label] = falling.index.to_numpy(dtype=object), falling.to_numpy(np.float32)
     return {
-        "params": {"groupby": groupby, "reference": "rest", "method": "logreg", "use_raw": False, "layer": None},
+        "params": {"groupby": groupby, "reference": "rest", "method": "logreg", "use_raw": False},
         "names": pd.DataFrame(names).to_records(index=False),
         "scores": pd.DataFrame(scores).to_records(index=False),
     }

@@ -41,6 +41,7 @@ from torchmetrics.classification import (
 
 from sims_kit._calibration_error import CalibrationError
 from sims_kit.errors import DataError, LabelError, SettingError
+from sims_kit.text import label_text
 
 CALIBRATION_BINS = 15  # of equal width; the number most of the calibration literature reports
 CELLS_AT_ONCE = 1024  # torch's deterministic mode makes torchmetrics count with a cells x classes² table
@@ -170,8 +171,9 @@ def score(
     Parameters
     ----------
     y_true, y_pred
-        True and predicted label of each cell, in the same order; compared as strings. Predictions may contain
-        labels that never occur in `y_true`, such as ``"Unknown"``, and the other way round.
+        True and predicted label of each cell, in the same order; compared in the form in which models write them,
+        so that 3.0 is "3" and "B cell " is "B cell". Predictions may contain labels that never occur in `y_true`,
+        such as ``"Unknown"``, and the other way round.
     probabilities
         Cells x classes, probabilities or logits; adds ``calibration_error`` (15 bins, mean absolute
         difference of confidence and accuracy). It judges the most probable class, whatever `y_pred` says; a
@@ -290,14 +292,14 @@ def _codes(y_true: Sequence, y_pred: Sequence) -> tuple[Tensor, Tensor, list[str
         raise LabelError(
             f"y_true has {len(truth)} labels and y_pred {len(prediction)}; both need one per cell, in the same order."
         )
-    names, codes = np.unique(np.concatenate([truth, prediction]), return_inverse=True)
+    codes, names = pd.factorize(np.concatenate([truth, prediction]), sort=True)
     codes = torch.from_numpy(codes)
     return codes[: len(truth)], codes[len(truth) :], names.tolist()
 
 
 def _strings(labels: Sequence, argument: str) -> np.ndarray:
-    """Labels as an array of strings; refuses what is empty, missing or not one per cell."""
-    values = np.asarray(labels, dtype=object)
+    """Labels as text; refuses what is empty, missing or not one per cell."""
+    values = labels if isinstance(labels, pd.Series | np.ndarray) else np.asarray(labels, dtype=object)
     if values.ndim != 1:
         raise LabelError(
             f"{argument} has shape {values.shape}; expected one label per cell. "
@@ -305,20 +307,21 @@ def _strings(labels: Sequence, argument: str) -> np.ndarray:
         )
     if not len(values):
         raise LabelError(f"{argument} is empty; expected one label per cell. Was every cell filtered out?")
-    missing = int((pd.isna(values) | (values == "")).sum())
-    if missing:
+    text = label_text(values)
+    if missing := text.isna().sum():
         raise LabelError(
             f"{argument} has {missing} of {len(values)} cells without a label; a score needs one for each. "
             "Leave these cells out of both arrays first."
         )
-    return values.astype(str)
+    return text.to_numpy()
 
 
 def _checked_probabilities(
     probabilities: np.ndarray | pd.DataFrame, classes: Sequence | None, n_cells: int
 ) -> tuple[np.ndarray, list[str]]:
     """Probabilities as a float array (cells x classes), and the names of its columns."""
-    columns = probabilities.columns if isinstance(probabilities, pd.DataFrame) else None
+    columns = label_text(probabilities.columns).tolist() if isinstance(probabilities, pd.DataFrame) else None
+    classes = None if classes is None else label_text(list(classes)).tolist()
     if classes is None or (columns is not None and set(columns) == set(classes)):
         classes = columns
     if classes is None:
@@ -326,7 +329,7 @@ def _checked_probabilities(
             "probabilities came without the names of its columns. "
             "Pass classes=model.classes, or a DataFrame with one column per class."
         )
-    classes, values = [str(name) for name in classes], np.asarray(probabilities, dtype=np.float32)
+    values = np.asarray(probabilities, dtype=np.float32)
     if values.ndim != 2 or len(values) != n_cells:
         raise DataError(f"probabilities has shape {values.shape}; expected {n_cells} rows as y_true has.")
     if len(set(classes)) != len(classes) or len(classes) != values.shape[1]:

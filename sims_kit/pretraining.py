@@ -10,12 +10,11 @@ import torch
 from pytorch_lightning.loggers import Logger
 
 from sims_kit.cells.datamodule import DataModule
-from sims_kit.cells.unlabelled import UnlabelledModule
 from sims_kit.errors import UnknownNameError
 from sims_kit.model.devices import Homecoming, is_forked
 from sims_kit.model.pretraining import MaskedPretraining
 from sims_kit.model.recipes import Recipe, get_recipe
-from sims_kit.model.trainer import make_logger, make_trainer, quiet_lightning
+from sims_kit.model.trainer import make_logger, make_trainer, plain_torch, quiet_lightning
 
 _NOT_DATA = {"datafiles", "labelfiles", "class_label", "seed"}
 _DATA_SETTINGS = set(inspect.signature(DataModule).parameters) - _NOT_DATA
@@ -23,6 +22,7 @@ _TRAINER_SETTINGS = set(inspect.signature(pl.Trainer).parameters)
 _RECIPE_SETTINGS = {field.name for field in fields(Recipe)} - {"network"}
 
 
+@plain_torch()
 def pretrain(
     data,
     *,
@@ -79,7 +79,7 @@ def pretrain(
     )
     logger = make_logger(logger, settings)
     data_settings = {name: settings.pop(name) for name in _DATA_SETTINGS & set(settings)}
-    module = UnlabelledModule(data, seed=seed, **{"test": 0.0, **data_settings})
+    module = DataModule(data, seed=seed, labelled=False, **{"test": 0.0, **data_settings})
     module.batch_size, epochs = recipe.schedule(len(module.split.train), data_settings.get("batch_size"))
     settings.setdefault("max_epochs", epochs)
     with torch.random.fork_rng(devices=[]):

@@ -22,7 +22,7 @@ from sims_kit.model.devices import Homecoming, is_forked
 from sims_kit.model.pretraining import MaskedPretraining, start_encoder
 from sims_kit.model.pretraining_file import fitted_pretrained
 from sims_kit.model.recipes import Recipe, get_recipe
-from sims_kit.model.trainer import make_logger, make_trainer, quiet_lightning
+from sims_kit.model.trainer import make_logger, make_trainer, plain_torch, quiet_lightning
 
 LARGEST_SEED = 2**62  # torch takes 64 bits, and epochs are seeded by sums
 _DATA_SETTINGS = set(inspect.signature(DataModule).parameters) - {"datafiles", "labelfiles", "class_label", "seed"}
@@ -31,6 +31,7 @@ _MODEL_SETTINGS = {"network", "optimizer", "optimizer_params", "scheduler", "sch
 _RECIPE_SETTINGS = {field.name for field in fields(Recipe)} - _MODEL_SETTINGS
 
 
+@plain_torch()
 def generate_trainer(
     datafiles,
     labelfiles=None,
@@ -70,7 +71,7 @@ def generate_trainer(
     seed
         Of the split, the initial weights and the order of the cells. The global random state is left alone.
     **settings
-        Any argument of `DataModule` (`orientation`, `keep`, `genes`, `batch_size`, `validation`, `test`, ...) and any
+        Any argument of `DataModule` (`layer`, `groups`, `genes`, `batch_size`, `validation`, `test`, ...) and any
         of `pytorch_lightning.Trainer` (`max_epochs`, `accelerator`, `devices`, `callbacks`, ...). With several devices
         a `batch_size` is that of each; the recipe's own is shared out among them, so that training is the same.
 
@@ -125,6 +126,7 @@ def generate_trainer(
     return trainer, model, module
 
 
+@plain_torch()
 def fit(
     data,
     label: str | None = None,

@@ -1,11 +1,13 @@
 """Annotation: what is added, and that nothing else changes."""
 
+import copy
 import warnings
 
 import anndata as ad
 import h5py
 import numpy as np
 import pytest
+import scanpy as sc
 import torch
 from sklearn.metrics import roc_auc_score
 
@@ -277,13 +279,57 @@ def test_calibrate_anew(model, unsure, make_cells):
         sk.calibrate(model, cells[:10], "cell_type")
 
 
-@pytest.mark.parametrize("backed", [False, True])
-def test_processes_share_the_cells_out(model, make_cells, tmp_path, backed):
-    """Two processes give what one gives, cells in order, from memory and from disk."""
-    make_cells(n_cells=700)[300:].copy().write_h5ad(tmp_path / "query.h5ad")
-    options = dict(batch_size=32, backed=backed, alpha=0.1)
-    one, two = (sk.annotate(tmp_path / "query.h5ad", model, n_jobs=n_jobs, **options) for n_jobs in (1, 2))
-    np.testing.assert_allclose(two.obsm["sims_probabilities"], one.obsm["sims_probabilities"], atol=1e-6)
-    np.testing.assert_allclose(two.obs["sims_unseen"], one.obs["sims_unseen"], rtol=1e-4, atol=1e-4)
-    for column in ("sims_label", "sims_second_label", "sims_set"):
-        assert list(two.obs[column]) == list(one.obs[column])
+def test_a_second_annotation_leaves_nothing_of_the_first(model, make_cells):
+    """Sets, votes, explanations and the ranking of an earlier call go; the user's columns stay."""
+    query = make_cells(n_cells=200)
+    query.obs["leiden"], query.obs["sims_quality"] = "0", 1.0
+    sk.annotate(query, model, alpha=0.2, vote_by="leiden")
+    sk.explain(model, query).add_to(query)
+    sk.annotate(query, model)
+    assert {c for c in query.obs if c.startswith("sims_")} == {
+        *("sims_label", "sims_confidence", "sims_second_label", "sims_unseen", "sims_quality")
+    }
+    assert list(query.obsm) == ["sims_probabilities"]
+    assert not len(query.layers) and not len(query.varm) and list(query.uns) == ["sims_kit"]
+
+
+def test_what_is_written_can_be_read_by_older_anndata(model, make_cells, tmp_path):
+    """No null and no nullable text, which anndata before 0.11 cannot read."""
+    query = make_cells(n_cells=200)
+    sk.annotate(query, model, reject=0.3, alpha=0.2)
+    sk.explain(model, query).add_to(query)
+    query.write_h5ad(path := tmp_path / "annotated.h5ad")
+    found = set()
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.add((item.attrs.get("encoding-type", ""), name)))
+    assert not [name for kind, name in found if kind.startswith(("null", "nullable"))]
+
+
+def test_scales_change_no_label(model, make_cells):
+    """A query by scanpy's own default is annotated as its counts are, and the scale that was found is kept."""
+    counts = make_cells(n_cells=200)
+    other = counts.copy()
+    sc.pp.normalize_total(other)
+    sc.pp.log1p(other)
+    for query in (counts, other):
+        sk.annotate(query, model)
+    np.testing.assert_allclose(other.obsm["sims_probabilities"], counts.obsm["sims_probabilities"], atol=1e-4)
+    assert counts.uns["sims_kit"]["sims"]["state"] == "counts"
+    assert other.uns["sims_kit"]["sims"]["state"].startswith("log1p(x), ")
+
+
+def test_models_of_earlier_versions_take_logarithms_as_they_did(model, make_cells):
+    """Such models were trained on log-normalised values as they were, and their queries are read in the same way."""
+    earlier = copy.deepcopy(model)
+    earlier.provenance["files"][0]["state"] = "log-normalised"
+    query = make_cells(n_cells=200, state="log-normalised")[:, ::2].copy()
+    sk.annotate(query, earlier)
+    assert query.uns["sims_kit"]["sims"]["state"] == "values of unknown scale"
+
+
+def test_a_query_of_another_scale_than_an_unknown_one_is_warned_about(model, make_cells):
+    """Nothing tells whether counts are right for a model of values that nobody could recognise."""
+    strange = copy.deepcopy(model)
+    strange.provenance["files"][0]["state"] = "values of unknown scale"
+    with pytest.warns(UserWarning, match="holds counts, but the model was trained on values of unknown scale"):
+        sk.annotate(make_cells(n_cells=200), strange)

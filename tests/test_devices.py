@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from anndata import AnnData
 
-from sims_kit.cells.samplers import CellBatchSampler, Shard, ShuffleSampler
+from sims_kit.cells.loaders import CellDataset, CellLoader
+from sims_kit.cells.matrix import Expression
 
 RUNS = [
     "test_two_processes_train_one_model[False]",
@@ -22,16 +24,18 @@ RUNS = [
 @pytest.mark.parametrize("window", [8, 16])
 def test_shards_are_disjoint_complete_and_equal(n_ranks, n_cells, window):
     """Whatever the numbers, each cell is in one shard, and all take as many steps, of no less than two cells."""
-    shards = [Shard(ShuffleSampler(range(n_cells), 1), window, rank, n_ranks) for rank in range(n_ranks)]
-    for shard in shards:
-        shard.set_epoch(2)
-    batches = [list(CellBatchSampler(shard, 8)) for shard in shards]
+    cells = CellDataset([Expression(AnnData(np.ones((n_cells, 2))))])
+    options = dict(shuffle=True, seed=1, buffer_size=window)
+    loaders = [CellLoader(cells, range(n_cells), 8, shard=(rank, n_ranks), **options) for rank in range(n_ranks)]
+    for loader in loaders:
+        loader.set_epoch(2)
+    batches = [list(loader.batches()) for loader in loaders]
     assert sorted(np.concatenate([np.concatenate(of_rank) for of_rank in batches])) == list(range(n_cells))
     assert len({len(of_rank) for of_rank in batches}) == 1
-    assert [len(list(shard)) for shard in shards] == [len(shard) for shard in shards]
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1 and min(map(len, shards)) == shards[0].smallest
+    sizes = [sum(map(len, of_rank)) for of_rank in batches]
+    assert max(sizes) - min(sizes) <= 1
     assert all(2 <= len(batch) <= 10 for of_rank in batches for batch in of_rank)
-    assert [len(CellBatchSampler(shard, 8)) for shard in shards] == [len(of_rank) for of_rank in batches]
+    assert [len(loader) for loader in loaders] == [len(of_rank) for of_rank in batches]
 
 
 @pytest.mark.parametrize("name", RUNS)

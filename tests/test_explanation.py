@@ -6,6 +6,7 @@ import scanpy as sc
 import torch
 
 import sims_kit as sk
+from sims_kit.errors import DataError
 from sims_kit.model.contributions import explain_batch
 
 
@@ -156,16 +157,32 @@ def test_groupby(model, cells):
         sk.explain(model, cells, groupby="celltype")
 
 
-@pytest.mark.parametrize("backed", [False, True])
-def test_processes_share_the_cells_out(model, cells, tmp_path, backed):
-    """Two processes give what one gives, cells in order, from memory and from disk."""
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    options = dict(batch_size=32, steps=True, backed=backed)
-    one, two = (sk.explain(model, tmp_path / "cells.h5ad", n_jobs=n_jobs, **options) for n_jobs in (1, 2))
-    for found, expected in (
-        (two.cells, one.cells),
-        (two.contributions, one.contributions),
-        (two.steps[0], one.steps[0]),
-    ):
-        np.testing.assert_allclose(found.toarray(), expected.toarray(), atol=1e-6)
-    assert list(two.predicted) == list(one.predicted) and two.genes.index[0] == one.genes.index[0]
+def test_values_are_written_to_the_genes_that_were_matched(model, cells):
+    """Where a column of `var`, and not var_names, holds the model's genes, nothing becomes zero."""
+    expected, other = cells.copy(), cells.copy()
+    other.var["feature_name"] = other.var_names.to_numpy()
+    other.var_names = [f"ENSG{i:011d}" for i in range(other.n_vars)]
+    for adata in (expected, other):
+        sk.explain(model, adata).add_to(adata)
+    for layer in ("sims_masks", "sims_contributions"):
+        assert other.layers[layer].nnz > 0
+        np.testing.assert_allclose(other.layers[layer].toarray(), expected.layers[layer].toarray(), atol=1e-6)
+
+
+def test_repeated_cell_names_are_told(model, cells):
+    """A name of several cells is no cell."""
+    twins = cells.copy()
+    twins.obs_names = ["twin", "twin", *twins.obs_names[2:]]
+    for ask in (lambda: sk.explain_cell(model, twins, "twin"), lambda: sk.explain(model, twins).cell("twin")):
+        with pytest.raises(DataError, match="2 cells are called 'twin', at positions 0, 1"):
+            ask()
+
+
+def test_one_cell_is_read_at_the_scale_of_all(model, cells):
+    """A single cell is explained as it is among the others."""
+    shallow = cells.copy()
+    sc.pp.normalize_total(shallow, target_sum=123)
+    sc.pp.log1p(shallow)
+    one, whole = sk.explain_cell(model, shallow, shallow.obs_names[3]), sk.explain(model, shallow)
+    table = whole.cell(shallow.obs_names[3])
+    np.testing.assert_allclose(one.genes["contribution"], table["contribution"].loc[one.genes.index], atol=1e-5)

@@ -26,7 +26,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 CONDA_NAMES = {  # where conda-forge calls a package otherwise
     "torch": {"pytorch-cpu", "pytorch-gpu"},
-    "tables": {"pytables"},
     "igraph": {"python-igraph"},
     "matplotlib": {"matplotlib-base"},
 }
@@ -60,7 +59,7 @@ def test_wheel_carries_registry_and_package_only(tmp_path):
 def test_environments_in_step_with_pyproject():
     """Both conda environments ask for the packages and ranges of pyproject.toml, no more and no fewer."""
     base = ranges(*PROJECT["dependencies"], *EXTRAS["lab"])
-    wanted = {"environment.yml": base | ranges(*EXTRAS["test"]), "binder/environment.yml": base}
+    wanted = {"environment.yml": base | ranges(*EXTRAS["r"], *EXTRAS["test"]), "binder/environment.yml": base}
     for file, torch in [("environment.yml", "pytorch-gpu"), ("binder/environment.yml", "pytorch-cpu")]:
         listed = yaml.safe_load((ROOT / file).read_text())["dependencies"]
         assert listed[:2] == ["python=3.11", "pip"], file
@@ -70,23 +69,37 @@ def test_environments_in_step_with_pyproject():
         assert {to_pip.get(name, name): spec for name, spec in found.items()} == wanted[file], file
 
 
-def test_constraints_pin_every_dependency_within_its_range():
-    """constraints.txt is exact pins only, and has each dependency of what the Makefile installs inside its range."""
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-3.12.txt"])
+def test_constraints_pin_every_dependency_within_its_range(file):
+    """A constraints file is exact pins only, and has each dependency of what the Makefile installs inside its range."""
+    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
     pins = {}
     for line in lines:
         name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups()
         pins[canonicalize_name(name)] = version
-    installed = [text for name in ("lab", "test", "peers", "book", "browser") for text in EXTRAS[name]]
+    installed = [text for name in ("lab", "r", "test", "peers", "book", "browser") for text in EXTRAS[name]]
     for text in [*PROJECT["dependencies"], *installed]:
         requirement = Requirement(text)
         if requirement.name != "sims_kit":
             assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
 
 
+@needs_make
+@pytest.mark.parametrize(("release", "file"), [((3, 11, 9), "constraints.txt"), ((3, 13, 0), "constraints-3.12.txt")])
+def test_make_takes_the_constraints_of_its_python(make, tmp_path, release, file):
+    """The Makefile installs with the constraints file of the Python that it is given."""
+    python = tmp_path / "python3"
+    python.write_text(
+        f"#!/bin/sh\nshift; exec '{sys.executable}' -c \"import sys; sys.version_info = {release}; $1\"\n"
+    )
+    python.chmod(0o755)
+    result = make("--dry-run", f"PYTHON={python}", f"VENV={tmp_path}/venv", "lint")
+    assert f"--constraint {file} " in result.stdout
+
+
 def test_extras_are_the_promised_ones():
     """The extras that README and CONTRIBUTING speak of exist."""
-    assert set(EXTRAS) == {"lab", "test", "peers", "book", "browser", "tracking", "dev"}
+    assert set(EXTRAS) == {"lab", "r", "test", "peers", "book", "browser", "tracking", "dev"}
 
 
 def test_binder_hook_is_executable_and_keeps_the_environment():

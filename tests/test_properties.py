@@ -8,15 +8,16 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from anndata import AnnData
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics as sklearn_metrics
 
 from sims_kit import metrics
-from sims_kit.cells.batches import CellBatchSampler, CellDataset, MemoryCells
 from sims_kit.cells.genes import GeneAlignment
-from sims_kit.cells.normalise import detect_state, normalise
+from sims_kit.cells.loaders import CellDataset, CellLoader
+from sims_kit.cells.matrix import AS_IS, Expression, Scale, detect_scale, normalise
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import read
 from sims_kit.errors import DataError
@@ -62,30 +63,33 @@ def test_alignment(cells, data):
     np.testing.assert_allclose(turned.toarray(), expected, rtol=1e-6)
 
 
-@given(counts(), st.floats(1, 1e6))
-def test_normalisation(cells, target):
-    """Counts become log1p of their share of the target; empty cells stay empty; log-normalised values stay."""
-    before = cells.copy()
-    dense = cells.toarray().astype(np.float64)
-    sums = dense.sum(axis=1, keepdims=True)
-    expected = np.log1p(np.divide(dense * target, sums, out=np.zeros_like(dense), where=sums > 0))
-    found = normalise(cells, "counts", target)
-    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-5)
-    assert found.dtype == np.float32 and (cells != before).nnz == 0
-    np.testing.assert_array_equal(normalise(found, "log-normalised").toarray(), found.toarray())
+COUNTS = Scale("linear", is_counts=True)
 
 
 @given(counts())
-def test_state_of_counts(cells):
+def test_normalisation(cells):
+    """Counts become log1p of their share of 10,000; empty cells stay empty; values of unknown scale stay."""
+    before = cells.copy()
+    dense = cells.toarray().astype(np.float64)
+    sums = dense.sum(axis=1, keepdims=True)
+    expected = np.log1p(np.divide(dense * 1e4, sums, out=np.zeros_like(dense), where=sums > 0))
+    found = normalise(cells, COUNTS)
+    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-5)
+    assert found.dtype == np.float32 and (cells != before).nnz == 0
+    np.testing.assert_array_equal(normalise(found, AS_IS).toarray(), found.toarray())
+
+
+@given(counts())
+def test_scale_of_counts(cells):
     """Whole numbers are counts, however few; nothing but zeros is refused; one negative value means scaled."""
     if not cells.nnz:
         with pytest.raises(DataError, match="all zero"):
-            detect_state(cells)
+            detect_scale(cells)
         return
-    assert detect_state(cells) == detect_state(cells.toarray()) == "counts"
+    assert detect_scale(cells) == COUNTS
     cells.data[0] *= -1
     with pytest.raises(DataError, match="negative"):
-        detect_state(cells)
+        detect_scale(cells)
 
 
 @given(
@@ -148,26 +152,21 @@ def test_sparse_batches(matrices, data):
     n_genes = max(matrix.shape[1] for matrix in matrices)
     for matrix in matrices:
         matrix.resize(matrix.shape[0], n_genes)
-    states = data.draw(st.lists(st.sampled_from(["counts", "log-normalised"]), min_size=3, max_size=3))
-    sources = [
-        MemoryCells(matrix, state, np.arange(matrix.shape[0])) for matrix, state in zip(matrices, states, strict=False)
-    ]
-    whole = np.concatenate([normalise(source.matrix, source.state).toarray() for source in sources])
-    labels = np.concatenate([source.labels for source in sources])
+        matrix[0, 0] = 1  # a matrix of zeros is refused
+    whole = np.concatenate([normalise(matrix.tocsr(), COUNTS).toarray() for matrix in matrices])
+    dataset = CellDataset([Expression(AnnData(matrix.tocsr())) for matrix in matrices], np.arange(len(whole)))
     positions = data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=12))
-    batch = CellDataset(sources).__getitems__(positions)
+    batch = dataset.batch(dataset.rows(positions), positions)
     np.testing.assert_array_equal(batch.cells.to_dense().numpy(), whole[positions])
-    assert batch.labels.tolist() == labels[positions].tolist()
+    assert batch.labels.tolist() == positions
 
 
-@given(st.integers(1, 60), st.integers(1, 20), st.booleans())
-def test_batch_sizes(n_cells, batch_size, drop_last):
+@given(st.integers(1, 60), st.integers(1, 20))
+def test_batch_sizes(n_cells, batch_size):
     """Positions come once and in order; only a last batch may be of another size; the announced length is right."""
-    sampler = CellBatchSampler(range(n_cells), batch_size, drop_last)
-    batches = list(sampler)
-    flat = [position for batch in batches for position in batch]
-    assert flat == list(range(len(flat))) and len(batches) == len(sampler)
-    assert len(flat) == n_cells or (drop_last and n_cells - len(flat) < batch_size)
+    loader = CellLoader(CellDataset([Expression(AnnData(np.ones((n_cells, 2))))]), range(n_cells), batch_size)
+    batches = list(loader.batches())
+    assert np.concatenate(batches).tolist() == list(range(n_cells)) and len(batches) == len(loader)
     assert all(len(batch) == batch_size for batch in batches[:-1])
 
 
@@ -178,7 +177,7 @@ def test_network_takes_sparse_as_dense(cells, seed):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = TabNet(cells.shape[1], 3, n_d=4, n_a=4, additive=True, mask_temperature=3.0).double().eval()
-    dense = torch.from_numpy(normalise(cells, "counts").toarray().astype(np.float64))
+    dense = torch.from_numpy(normalise(cells, COUNTS).toarray().astype(np.float64))
     with torch.no_grad():
         torch.testing.assert_close(network(dense.to_sparse_csr()).logits, network(dense).logits)
     for sparse, full in zip(network.explain(dense.to_sparse_csr()), network.explain(dense), strict=True):

@@ -1,7 +1,10 @@
 """Training through the public face: two lines, one line, and what they promise."""
 
+import contextlib
 import logging
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -239,18 +242,58 @@ def test_loggers_by_name(make_cells):
 
 @pytest.mark.dataset("cell-lines-5cl-p1", "cell-lines-5cl-p2")
 def test_two_plates_of_real_files(real_data):
-    """Two plates with different genes train from their `.csv.gz` files, filtered by their metadata."""
+    """Two plates with different genes train from their `.csv.gz` files, labelled by their metadata."""
     folder = real_data / "sc_mixology"
     trainer, model, module = sk.generate_trainer(
         [folder / f"sc_celseq2_5cl_p{plate}.count.csv.gz" for plate in (1, 2)],
         [folder / f"sc_celseq2_5cl_p{plate}.metadata.csv.gz" for plate in (1, 2)],
         "cell_line_demuxlet",
         orientation="genes_by_cells",
-        keep={"cell_number": [1]},
-        drop={"demuxlet_cls": ["DBL"]},
         max_epochs=1,
         logger=False,
         **QUIET,
     )
     trainer.fit(model, datamodule=module)
     assert (module.input_dim, module.output_dim, len(module.labels)) == (13_723, 5, 304)
+
+
+INTERRUPTED = """
+import os, signal
+import pytorch_lightning as pl, sims_kit as sk
+class Interrupt(pl.Callback):
+    def on_train_batch_end(self, *arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+cells = sk.datasets.simulate(n_cells=200, n_genes=400, seed=1)
+try:
+    sk.fit(cells, "cell_type", callbacks=[Interrupt()], logger=False, verbose=False, enable_progress_bar=False)
+except KeyboardInterrupt:
+    print("interrupted", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+def test_ctrl_c_ends_in_keyboard_interrupt(tmp_path, clean_environment):
+    """Lightning would end the process; and a second Ctrl-C must reach Python as before."""
+    code = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", INTERRUPTED],
+        **dict(cwd=tmp_path, env=clean_environment, capture_output=True, text=True, timeout=300),
+    )
+    assert code.stdout.strip().endswith("interrupted True"), code.stderr
+
+
+@pytest.mark.parametrize("state", ["float64", "inference_mode", "no_grad"])
+def test_torchs_global_state_does_not_matter(make_cells, state):
+    """Another default dtype, inference mode or no_grad around the calls change nothing, and stay as they are."""
+    cells = make_cells(n_cells=150)
+    options = dict(max_epochs=2, **QUIET)
+    expected = sk.annotate(cells, sk.fit(cells, "cell_type", **options), copy=True)
+    guard = {"inference_mode": torch.inference_mode, "no_grad": torch.no_grad}.get(state, contextlib.nullcontext)
+    torch.set_default_dtype(torch.float64 if state == "float64" else torch.float32)
+    try:
+        with guard():
+            model = sk.fit(cells, "cell_type", **options)
+            found = sk.annotate(cells, model, copy=True)
+            sk.explain(model, cells)
+        assert torch.get_default_dtype() == (torch.float64 if state == "float64" else torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found.obsm["sims_probabilities"], expected.obsm["sims_probabilities"])

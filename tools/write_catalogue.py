@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from sims_kit.datasets.catalogue import megabytes
-from sims_kit.datasets.registry import ArchiveSource, DataFile, Dataset, SimulatedSource, read_registry
+from sims_kit.datasets.registry import DataFile, Dataset, read_registry
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/datasets.md"
 INTRODUCTION = """# Datasets
@@ -16,8 +15,10 @@ list as a table.
 - **bundled** datasets come with a package that is installed anyway, **simulated** ones are made on the spot:
   neither needs a network. `sk.load("sim-cortex", size="full")` gives the full size of a simulated one.
 - **small** ones are a few megabytes each, with hashes that are checked at every loading.
-- **full** ones are for a lab's server. Matrices of text are converted once, streamed, into a file of the cache, in
-  under 2 GB of memory. Where no hash is known yet, that of the first download is noted and checked ever after.
+- **full** ones are for a lab's server. Matrices of text are converted once into a file of the cache. Where no hash is
+  published, loading warns and tells the hash of the file that was found.
+- **Tables of genes** come last: `sk.datasets.gene_table(name)`. The package uses them to match Ensembl ids with symbols
+  and human genes with those of the mouse.
 
 Before a workshop, `python -m sims_kit.datasets fetch NAME ...` gets everything ready; `list` shows what is in the cache
 and `verify` checks it. `SIMS_KIT_DATA` names the cache. Cite the publication of every dataset that you use.
@@ -26,27 +27,34 @@ and `verify` checks it. `SIMS_KIT_DATA` names the cache. Cite the publication of
 
 def page() -> str:
     """The page as Markdown."""
-    datasets = read_registry().datasets
+    datasets, tables = vars(read_registry()).values()
     header = "| name | tier | cells x genes | classes | what | download |\n|---|---|---|---|---|---|"
     rows = [
         f"| [{name}](#{name}) | {entry.tier} | {_number(entry.cells)} x {_number(entry.genes)} | "
-        f"{_number(entry.classes)} | {entry.title} | {_download(entry)} |"
+        f"{_number(entry.classes) if entry.label else 'none'} | {entry.title} | {_download(entry)} |"
         for name, entry in datasets.items()
     ]
-    sections = [_section(name, entry) for name, entry in datasets.items()]
+    rows += [
+        f"| [{name}](#{name}) | table | | | {entry.title} | {_download(entry)} |" for name, entry in tables.items()
+    ]
+    sections = [_section(name, entry) for name, entry in (datasets | tables).items()]
     return "\n".join([INTRODUCTION, header, *rows, "", *sections])
 
 
 def _section(name: str, entry: Dataset) -> str:
+    is_table = bool(entry.source.columns)
     facts = {
-        "Cells": f"{entry.species}, {entry.tissue}; {entry.protocol}",
-        "Size": _shape(entry),
-        "Values": entry.state or "told from the values when they are used",
+        "Species": is_table and entry.species,
+        "Columns": ", ".join(f"`{column}`" for column in entry.source.columns),
+        "Cells": not is_table and f"{entry.species}, {entry.tissue}; {entry.protocol}",
+        "Size": not is_table and _shape(entry),
+        "Values": not is_table and (entry.state or "told from the values when they are used"),
         "Done before publication": entry.preprocessing,
-        "Labels": ", ".join(f"`{column}`" for column in (entry.label, *entry.other_labels)),
+        "Labels": ", ".join(f"`{column}`" for column in (entry.label, *entry.other_labels) if column),
         "Sample": entry.sample and f"`{entry.sample}`",
+        "Condition": entry.condition and f"`{entry.condition}`",
         "Region": entry.region and f"`{entry.region}`",
-        "Genes": {"none": "not named"}.get(entry.gene_ids, entry.gene_ids),
+        "Genes": not is_table and {"none": "not named"}.get(entry.gene_ids, entry.gene_ids),
         "Left out": "; ".join(_filters(entry)),
         "Notes": entry.notes,
         "Same cells": ", ".join(f"[{other}](#{other})" for other in entry.alternatives),
@@ -61,9 +69,9 @@ def _section(name: str, entry: Dataset) -> str:
 
 
 def _shape(entry: Dataset) -> str:
-    classes = f"{_number(entry.classes)} classes"
-    if isinstance(entry.source, SimulatedSource):
-        sizes = (f"{size} {shape.cells:,} x {shape.genes:,}" for size, shape in entry.source.sizes.items())
+    classes = f"{_number(entry.classes)} classes" if entry.label else "no labels"
+    if entry.source.sizes:
+        sizes = (f"{size} {shape['cells']:,} x {shape['genes']:,}" for size, shape in entry.source.sizes.items())
         return f"{', '.join(sizes)}; {classes}"
     return f"{_number(entry.cells)} cells x {_number(entry.genes)} genes; {classes}"
 
@@ -76,21 +84,23 @@ def _filters(entry: Dataset) -> list[str]:
 
 def _file(entry: Dataset, file: DataFile) -> list[str]:
     size = "size unknown" if file.size is None else f"{file.size:,} bytes"
-    sha256 = f"SHA-256 `{file.sha256}`" if file.sha256 else "hash noted at the first download"
+    sha256 = f"SHA-256 `{file.sha256}`" if file.sha256 else "no hash is published"
     members = []
-    if isinstance(entry.source, ArchiveSource):
-        source = entry.source
+    source = entry.source
+    if source.archive:
         members = [f"`{member}`" for member in (*source.matrix, source.labels, source.genes) if member]
+    elif source.object and file == source.matrix:
+        members = [f"`{source.object}`"]
     return [
         f"- `{file.name}`: {size}, {sha256}",
         *(f"  - <{url}>" for url in file.urls),
-        *([f"  - members {', '.join(members)}"] if members else []),
+        *([f"  - {', '.join(members)}"] if members else []),
     ]
 
 
 def _download(entry: Dataset) -> str:
-    size = megabytes(entry)
-    return "unknown" if size is None else f"{size:,.1f} MB" if size else "none"
+    sizes = [file.size for file in entry.source.files]
+    return "unknown" if None in sizes else f"{sum(sizes) / 1e6:,.1f} MB" if sizes else "none"
 
 
 def _number(value: int | None) -> str:

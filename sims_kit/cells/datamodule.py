@@ -1,11 +1,13 @@
 """Any number of files or AnnData objects as training, validation and test batches."""
 
-import gc
+import hashlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,48 +15,42 @@ import torch
 from anndata import AnnData
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_only
-from torch.utils.data import DataLoader, Subset
 
-from sims_kit.cells.batches import CellDataset, MemoryCells, cell_loader, cell_stream
-from sims_kit.cells.device import DeviceBatches, on_device
-from sims_kit.cells.disk import CellStream, DiskCells
-from sims_kit.cells.genes import GeneAlignment, id_kind, shared_genes
-from sims_kit.cells.matrix import LabelledCells, labelled_cells
-from sims_kit.cells.samplers import BLOCK_SIZE, BUFFER_SIZE, shard_of
-from sims_kit.cells.settings import check_settings, listed, unique_names
-from sims_kit.cells.splits import Split, stratified_split
-from sims_kit.datasets import StoredMatrix, open_stored, read
-from sims_kit.datasets.delimited import sniff
-from sims_kit.datasets.stored import left_on_disk, stored_names
-from sims_kit.errors import LabelError
+from sims_kit.cells.genes import GeneAlignment, common_names, id_kind, restrict_genes, shared_genes
+from sims_kit.cells.loaders import BLOCK_SIZE, BUFFER_SIZE, UNLABELLED, CellDataset, CellLoader, shard_of
+from sims_kit.cells.matrix import Expression, stay_in_files
+from sims_kit.cells.splits import Split, check_shares, stratified_split
+from sims_kit.datasets.labels import attach_labels, check_orientation
+from sims_kit.datasets.read import convert, is_backable, open_backed, read
+from sims_kit.errors import LabelError, SettingError, UnknownNameError
+from sims_kit.text import class_labels
+
+ORIENTATIONS = ("cells_by_genes", "genes_by_cells")
 
 
 class DataModule(LightningDataModule):
     """Labelled cells from files or AnnData objects, split and ready to train on (thesis, section 0.2).
 
-    Files are read, filtered, labelled and brought onto common genes once, when first needed. Batches
-    are sparse; counts are depth-normalised and log1p-ed batch by batch. Classes are stratified over all
-    files together; class weights come from training cells alone. AnnData objects are never changed, and
-    their matrix is shared where possible: leave it as it is while the module is in use.
+    Files are read and brought onto common genes at once; AnnData objects are never changed, their matrices shared where
+    possible. Each batch is normalised to log1p of 10,000 per cell. Classes are stratified over all files together.
 
     Parameters
     ----------
     datafiles
-        Path, AnnData, or a list of them. Any format of `sims_kit.datasets.read`.
+        Path, AnnData, or a list of them. Any format of `sims_kit.read`.
     labelfiles
-        None when labels are in ``obs``; else a delimited file, or a list with one entry (or None) per
-        datafile.
+        None when labels are in ``obs``; else a delimited file, or a list with one entry (or None) per datafile.
     class_label
         Column with the labels, in ``obs`` or the label file. Labels are compared as text.
     orientation
-        ``"cells_by_genes"`` or ``"genes_by_cells"``, one for all or one per datafile. Concerns files;
-        an AnnData has cells in rows.
-    keep, drop
-        Cells to keep or drop by their values in ``obs`` columns: ``{"cell_number": [1]}``.
+        ``"cells_by_genes"`` or ``"genes_by_cells"`` of text files, one for all or one per datafile.
     layer
-        None for ``X``, ``"raw"``, or a layer's name.
+        None for ``X``, the name of a layer, or ``"raw"``.
     genes
-        ``"intersection"`` of the files' genes, or ``"union"`` with absent ones as zero.
+        ``"intersection"`` of the files' genes, ``"union"`` with absent ones as zero, a list of names, or a query
+        (AnnData) to whose genes the model is restricted.
+    groups
+        Column of ``obs`` with the donor or sample: validation and test cells come from groups of their own.
     batch_size
         Cells per batch, at least 2 (batch normalisation needs two).
     validation, test
@@ -62,32 +58,22 @@ class DataModule(LightningDataModule):
     seed
         Of the split and of the order of training batches.
     num_workers
-        Processes that prepare batches; 0 prepares them in the training process. Not for cells on disk, which are read
-        ahead by threads.
+        Threads that prepare batches ahead; the batches stay the same.
     backed
-        Leave the matrices of `.h5ad` and `.zarr` files on disk and read blocks of cells as they are needed: True,
-        False, or ``"auto"``, which does so when they would take more than three tenths of the free memory. An AnnData
-        that was opened backed stays on disk unless False.
-    block_size, buffer_size
-        For cells on disk: how many are read from one place, and how many are held at once, to be mixed.
+        Leave the matrices in their files and read cells as they are needed: True, False, or ``"auto"``, when together
+        they would fill three tenths of the memory. Text is converted once, into the cache.
+    labelled
+        False takes all cells, with or without a label, as pretraining does.
     verbose
         Print what was found.
 
-    Raises
-    ------
-    FileNotFoundError
-        Files that do not exist, all of them named.
-    SettingError
-        An argument out of range.
-    LabelError
-        No class label, label files of another number, fewer than two classes.
-    UnknownNameError
-        No such label column or layer; the nearest are offered.
-    GeneError
-        Files without a common gene.
-    DataError
-        A matrix that is empty, scaled, not finite, or turned.
+    Examples
+    --------
+    >>> module = DataModule(["a.h5ad", "b.csv.gz"], [None, "b_labels.csv"], "cell_type", groups="donor")
+    >>> module.classes, module.input_dim
     """
+
+    block_size, buffer_size = BLOCK_SIZE, BUFFER_SIZE  # of cells in files, see `CellLoader`
 
     def __init__(
         self,
@@ -96,78 +82,47 @@ class DataModule(LightningDataModule):
         class_label: str | None = None,
         *,
         orientation: str | Sequence[str] = "cells_by_genes",
-        keep: Mapping[str, Sequence] | None = None,
-        drop: Mapping[str, Sequence] | None = None,
         layer: str | None = None,
-        genes: str = "intersection",
+        genes: str | Sequence[str] | AnnData = "intersection",
+        groups: str | None = None,
         batch_size: int = 64,
         validation: float = 0.1,
         test: float = 0.1,
         seed: int = 0,
         num_workers: int = 0,
         backed: bool | str = "auto",
-        block_size: int = BLOCK_SIZE,
-        buffer_size: int = BUFFER_SIZE,
+        labelled: bool = True,
         verbose: bool = True,
     ):
         super().__init__()
-        self.datafiles = listed(datafiles)
-        n_files = len(self.datafiles)
-        self.labelfiles = [None] * n_files if labelfiles is None else listed(labelfiles)
-        self.orientations = [orientation] * n_files if isinstance(orientation, str) else list(orientation)
-        self.class_label, self.keep, self.drop, self.layer, self.how = class_label, keep, drop, layer, genes
+        self.datafiles = _listed(datafiles)
+        self.labelfiles = [None] * len(self.datafiles) if labelfiles is None else _listed(labelfiles)
+        self.orientations = [orientation] * len(self.datafiles) if isinstance(orientation, str) else list(orientation)
+        self.class_label, self.layer, self.genes_wanted, self.groups = class_label, layer, genes, groups
         self.batch_size, self.validation, self.test = batch_size, validation, test
-        self.seed, self.num_workers, self.verbose = seed, num_workers, verbose
-        self.backed, self.block_size, self.buffer_size = backed, block_size, buffer_size
-        self._dataset: CellDataset | None = None
-        self._cell_names: list[str] | None = None
-        check_settings(self)
-        self._check_labels()
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read everything, once; called by Lightning, and by every property that needs it."""
-        if self._dataset is not None:
-            return
-        paths = [
-            item if isinstance(item, Path) and turn == "cells_by_genes" else None
-            for item, turn in zip(self.datafiles, self.orientations, strict=True)
-        ]
-        files = [self._read(i, backed) for i, backed in enumerate(left_on_disk(paths, self.layer, self.backed))]
-        self._encode_labels(files)
-        self._split = stratified_split(self._labels, self.validation, self.test, self.seed)
-        for part, share in (("validation", self.validation), ("test", self.test)):
-            if share and not len(getattr(self._split, part)):
-                raise LabelError(
-                    f"None of the {len(self._classes)} classes has a cell to spare for the {part} part. Check that "
-                    f"{self.class_label!r} is the column of the labels, merge classes, or set {part}=0."
-                )
-        self._genes = shared_genes([file.genes for file in files], self.how, [file.name for file in files])
-        self._names_of_files = [file.cell_names for file in files]
-        self._files = [file.described() for file in files]
-        if len(set(self._column("state"))) > 1:
+        self.seed, self.num_workers, self.labelled = seed, num_workers, labelled
+        self._check_settings()
+        paths = [item for item in self.datafiles if isinstance(item, Path)]
+        self.backed = bool(paths) and stay_in_files(paths, layer, backed)
+        self._files = [self._read(i) for i in range(len(self.datafiles))]
+        self._encode_labels()
+        self.split = self._split()
+        self.genes = self._common_genes()
+        sources = [file.expression for file in self._files]
+        if len({source.scale.state for source in sources}) > 1:
             warnings.warn(
-                f"The files differ in state, in order: {self._column('state')}. All are brought to "
-                "log-normalised values; counts in every file would be safer.",
+                f"The files differ in scale: {', '.join(self.states)}. All are brought to log1p of 10,000 per cell; "
+                "counts in every file would be safer.",
                 stacklevel=2,
             )
-        dataset = self._gathered(files)
-        self._say(self._summary())
-        self._dataset = dataset
-
-    @property
-    def genes(self) -> list[str]:
-        """The vocabulary: one name per input of the model."""
-        return self._ready("_genes")
+        self._dataset = CellDataset(sources, self.labels)
+        if verbose:
+            rank_zero_only(print)(self)
 
     @property
     def gene_kind(self) -> str:
         """What the genes are: ``"ensembl"``, ``"entrez"`` or ``"symbol"``."""
         return id_kind(self.genes)
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names, sorted; label i stands for ``classes[i]``."""
-        return self._ready("_classes")
 
     @property
     def input_dim(self) -> int:
@@ -180,21 +135,13 @@ class DataModule(LightningDataModule):
         return len(self.classes)
 
     @property
-    def labels(self) -> np.ndarray:
-        """int64 class of every cell, over all files in order."""
-        return self._ready("_labels")
-
-    @property
     def cell_names(self) -> list[str]:
         """Name of every cell; with ``-0``, ``-1``, ... for its file when files share names."""
-        if self._cell_names is None:
-            self._cell_names = unique_names([names() for names in self._ready("_names_of_files")])
-        return self._cell_names
-
-    @property
-    def split(self) -> Split:
-        """Positions of train, validation and test cells in `labels` and `cell_names`."""
-        return self._ready("_split")
+        names = [file.cell_names() for file in self._files]
+        joined = [name for of_file in names for name in of_file]
+        if len(names) == 1 or not pd.Index(joined).has_duplicates:
+            return joined
+        return [f"{name}-{i}" for i, of_file in enumerate(names) for name in of_file]
 
     @property
     def class_weights(self) -> torch.Tensor:
@@ -204,136 +151,221 @@ class DataModule(LightningDataModule):
 
     @property
     def states(self) -> list[str]:
-        """What each file's matrix holds: counts, normalised or log-normalised."""
-        self.setup()
-        return self._column("state")
-
-    @property
-    def is_backed(self) -> bool:
-        """Whether cells stay on disk."""
-        return any(isinstance(source, DiskCells) for source in self._ready("_dataset").sources)
+        """What each file's matrix holds, such as ``"counts"`` or ``"log1p(x), 10,000 per cell"``."""
+        return [str(file.expression.scale) for file in self._files]
 
     @property
     def provenance(self) -> dict:
         """Where the cells come from, as plain values that any file format can hold."""
-        parts = {part: len(positions) for part, positions in self.split._asdict().items()}
-        files = [dict(file) for file in self._files]
-        told = {"class_label": self.class_label, "gene_kind": self.gene_kind, "seed": self.seed}
-        return {"files": files, **told, "cells": parts}
+        settings = {"class_label": self.class_label, "layer": self.layer, "groups": self.groups, "seed": self.seed}
+        return {
+            "files": [dict(file.description) for file in self._files],
+            "gene_kind": self.gene_kind,
+            "cells": {part: len(positions) for part, positions in self.split._asdict().items()},
+            **{name: value for name, value in settings.items() if value is not None},
+        }
 
-    def train_dataloader(self) -> DataLoader | CellStream | DeviceBatches:
+    def train_dataloader(self) -> CellLoader:
         """Training cells, in a new order every epoch."""
         return self._loader("train", shuffle=True)
 
-    def val_dataloader(self) -> DataLoader | CellStream | DeviceBatches | list:
-        """Validation cells in order; an empty list when `validation` is 0."""
-        return self._loader("validation") if self.validation else []
+    def val_dataloader(self) -> CellLoader | list:
+        """Validation cells in order; an empty list when there are none."""
+        return self._loader("validation") if len(self.split.validation) else []
 
-    def test_dataloader(self) -> DataLoader | CellStream | DeviceBatches | list:
-        """Test cells in order; an empty list when `test` is 0."""
-        return self._loader("test") if self.test else []
+    def test_dataloader(self) -> CellLoader | list:
+        """Test cells in order, ``cell_names[i] for i in split.test``; an empty list when there are none."""
+        return self._loader("test") if len(self.split.test) else []
 
-    def predict_dataloader(self) -> DataLoader | CellStream | DeviceBatches | list:
-        """Test cells in order: ``cell_names[i] for i in split.test``."""
-        return self.test_dataloader()
+    predict_dataloader = test_dataloader
 
     def __str__(self) -> str:
-        if self._dataset is None:
-            return f"DataModule of {len(self.datafiles)} files, not read yet"
-        return self._summary()
+        files = [file.description for file in self._files]
+        lines = [
+            f"{file['dataset'] or file['file']}: {file['cells']:,} cells x {file['genes']:,} genes, {file['state']}"
+            for file in files
+        ]
+        parts = ", ".join(f"{len(positions):,} {part}" for part, positions in self.split._asdict().items())
+        classes = f"{len(self.classes)} classes" if self.labelled else "labels not used"
+        return "\n".join([*lines, f"{classes}, {len(self.genes):,} genes, cells: {parts}"])
 
-    def _check_labels(self) -> None:
-        if self.class_label is None:
-            raise LabelError(f"class_label is missing: name the labels' column, one of {self._label_columns()}.")
+    def _loader(self, part: str, shuffle: bool = False) -> CellLoader:
+        positions = getattr(self.split, part)
+        return CellLoader(
+            self._dataset,
+            positions,
+            self.batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            num_workers=self.num_workers,
+            shard=shard_of(self.trainer, part, len(positions)),
+            block_size=self.block_size,
+            buffer_size=self.buffer_size,
+        )
 
-    def _label_columns(self) -> list[str]:
-        if self.labelfiles[0] is not None:
-            return sniff(Path(self.labelfiles[0]), delimiters="\t,;").first
-        return list(self._open(0).obs.columns)
+    def _read(self, i: int) -> "_File":
+        item, labelfile = self.datafiles[i], self.labelfiles[i]
+        adata, layer = self._open(i)
+        name = item.name if isinstance(item, Path) else f"AnnData {i + 1}"
+        expression = Expression(adata, layer, name=f"The matrix of {name}")
+        check_orientation(adata, self.class_label if labelfile is None else None, f"The matrix of {name}")
+        obs = adata.obs if labelfile is None else _with_label_file(adata, labelfile, self.class_label)
+        for column in filter(None, [self.class_label if self.labelled else None, self.groups]):
+            if column not in obs:
+                raise UnknownNameError(f"obs column of {name} called", column, obs.columns)
+        labels = class_labels(obs[self.class_label], self.class_label) if self.labelled else pd.Series("", obs.index)
+        has_label = labels.notna().to_numpy()
+        if not has_label.any():
+            raise LabelError(
+                f"{name}: none of {len(labels):,} cells has a {self.class_label!r}. Check class_label, and whether the "
+                "label file names these cells."
+            )
+        rows = np.flatnonzero(has_label)
+        origin = adata.uns.get("sims_kit")  # of a dataset of the registry, unless it is another's entry
+        origin = origin if isinstance(origin, Mapping) else {}
+        hashes = [_hash(path) for path in (item, labelfile) if isinstance(path, Path) and path.is_file()]
+        # names of many cells take more memory than all else: those of a file are read when they are asked for
+        by_file = isinstance(item, Path) and self.backed
+        return _File(
+            expression.select(rows),
+            labels[has_label],
+            None if self.groups is None else obs[self.groups][has_label],
+            partial(_stored_names, item, rows) if by_file else adata.obs_names[rows].astype(str).tolist,
+            {
+                "file": name,
+                "dataset": str(origin.get("dataset", "")),
+                "state": str(expression.scale),
+                "cells": len(rows),
+                "genes": len(expression.genes),
+                "sha256": hashes or [str(found) for found in origin.get("sha256", ())],
+            },
+            n_unlabelled=len(labels) - len(rows),
+        )
 
-    def _open(self, i: int, backed: bool = False) -> AnnData:
+    def _open(self, i: int) -> tuple[AnnData, str | None]:
+        """A datafile as an AnnData, and the layer to take of it."""
         item = self.datafiles[i]
         if isinstance(item, AnnData):
-            return item
-        if not backed:
-            return read(item, orientation=self.orientations[i])
-        columns = [*filter(None, [self.class_label]), *(self.keep or ()), *(self.drop or ())]
-        return open_stored(item, self.layer, columns if self.labelfiles[i] is None else None)
+            return item, self.layer
+        if not self.backed:
+            return read(item, orientation=self.orientations[i]), self.layer
+        if not is_backable(item):
+            item = self.datafiles[i] = convert(item, orientation=self.orientations[i])
+        columns = [*filter(None, [self.class_label, self.groups])] if self.labelfiles[i] is None else None
+        return open_backed(item, self.layer, columns), None
 
-    def _read(self, i: int, backed: bool) -> LabelledCells:
-        item = self.datafiles[i]
-        is_path = not isinstance(item, AnnData)
-        cells = self._open(i, backed)
-        layer = None if is_path and backed else self.layer  # open_stored has made it X
-        name = Path(item).name if is_path else f"AnnData {i + 1}"
-        chosen = (self.class_label, self.labelfiles[i], self.keep, self.drop, layer)
-        found = labelled_cells(cells, name, *chosen, file=item, backed=self.backed is not False)
-        if is_path and backed:
-            found.cell_names = partial(stored_names, item, found.rows if len(found.rows) < cells.n_obs else slice(None))
-            del cells
-            gc.collect()  # an AnnData refers to itself: a million names would stay for a while
-        return found
-
-    def _encode_labels(self, files: list[LabelledCells]) -> None:
-        unlabelled = sum(file.n_unlabelled for file in files)
-        self._labels, classes = pd.factorize(np.concatenate([file.labels for file in files]), sort=True)
-        self._classes = list(classes)
-        if unlabelled:
-            n_cells = unlabelled + len(self._labels)
+    def _encode_labels(self) -> None:
+        labels = np.concatenate([file.labels.to_numpy() for file in self._files])
+        if not self.labelled:
+            self.classes, self.labels = [], np.full(len(labels), UNLABELLED)
+            return
+        if n_unlabelled := sum(file.n_unlabelled for file in self._files):
+            n_cells = n_unlabelled + len(labels)
             warnings.warn(
-                f"{unlabelled:,} of {n_cells:,} cells have no {self.class_label!r} and are left out.",
-                stacklevel=3,
+                f"{n_unlabelled:,} of {n_cells:,} cells have no {self.class_label!r} and are left out.", stacklevel=3
             )
-        if len(self._classes) < 2:
+        self.labels, classes = pd.factorize(labels, sort=True)
+        self.classes = list(classes)
+        if len(self.classes) < 2:
             raise LabelError(
-                f"Column {self.class_label!r} has one class only, {self._classes[0]!r}, in {len(self._labels):,} "
-                "cells. A classifier needs at least two; check class_label, keep and drop."
+                f"Column {self.class_label!r} has one class only, {self.classes[0]!r}, in {len(labels):,} cells. A "
+                "classifier needs at least two; check class_label."
             )
 
-    def _gathered(self, files: list[LabelledCells]) -> CellDataset:
-        """All cells on the common genes; a matrix in memory is let go as soon as it is aligned."""
-        sources, start = [], 0
-        for file in files:
-            labels = self._labels[start : start + len(file.labels)]
-            alignment = GeneAlignment(file.genes, self._genes)
-            if isinstance(file.matrix, StoredMatrix):
-                name = f"The matrix of {file.name}"
-                sources.append(DiskCells(file.matrix, file.state, labels, alignment, file.rows, name))
-            else:
-                matrix, file.matrix = alignment.apply(file.matrix), None
-                sources.append(MemoryCells(matrix, file.state, labels))
-            start += len(labels)
-        return CellDataset(sources)
+    def _split(self) -> Split:
+        groups = None if self.groups is None else pd.concat([file.groups for file in self._files]).to_numpy()
+        split = stratified_split(self.labels, self.validation, self.test, self.seed, groups=groups)
+        for part, share in (("validation", self.validation), ("test", self.test)):
+            if share and not len(getattr(split, part)):
+                raise LabelError(
+                    f"None of the {len(self.classes)} classes has a cell to spare for the {part} part. Check that "
+                    f"{self.class_label!r} is the column of the labels, merge classes, or set {part}=0."
+                )
+        return split
 
-    def _loader(self, part: str, shuffle: bool = False) -> DataLoader | CellStream | DeviceBatches:
-        dataset, positions = self._ready("_dataset"), getattr(self.split, part)
-        shard = shard_of(self.trainer, part, len(positions))
-        options = dict(batch_size=self.batch_size, shuffle=shuffle, seed=self.seed, shard=shard)
-        if self.is_backed:
-            return cell_stream(dataset, positions, block_size=self.block_size, buffer_size=self.buffer_size, **options)
-        loader = cell_loader(Subset(dataset, positions.tolist()), num_workers=self.num_workers, **options)
-        return on_device(loader, self.trainer)
+    def _common_genes(self) -> list[str]:
+        """The vocabulary; each file is aligned to it."""
+        file_names = [file.description["file"] for file in self._files]
+        names = common_names([file.expression.genes for file in self._files], file_names)
+        wanted = self.genes_wanted
+        genes = shared_genes(names, wanted if isinstance(wanted, str) else "intersection", file_names)
+        if not isinstance(wanted, str):
+            genes = restrict_genes(genes, wanted.var if isinstance(wanted, AnnData) else wanted)
+        for file, of_file in zip(self._files, names, strict=True):
+            file.expression.use(GeneAlignment(of_file, genes))
+        return genes
 
-    def _ready(self, name: str):
-        self.setup()
-        return getattr(self, name)
+    def _check_settings(self) -> None:
+        """Refuse impossible arguments before any file is read."""
+        n_files, how = len(self.datafiles), self.genes_wanted
+        types = [type(item).__name__ for item in self.datafiles if not isinstance(item, Path | AnnData)]
+        check_shares(self.validation, self.test)
+        for value, least, name in (
+            (self.batch_size, 2, "batch_size"),
+            (self.seed, 0, "seed"),
+            (self.num_workers, 0, "num_workers"),
+        ):
+            if not isinstance(value, Integral) or value < least:
+                raise SettingError(f"{name}={value!r}: give a whole number, {least} or more.")
+        if not n_files or types:
+            found = f"datafiles holds {types}" if types else "datafiles is empty"
+            raise SettingError(f"{found}: give paths or AnnData objects, at least one.")
+        if len(self.orientations) != n_files or not set(self.orientations) <= set(ORIENTATIONS):
+            raise SettingError(
+                f"orientation={self.orientations}: choose of {ORIENTATIONS}, one for all or for each file."
+            )
+        if isinstance(how, str) and how not in ("intersection", "union"):
+            raise SettingError(f"genes={how!r}: choose 'intersection' or 'union', or give a list of genes or a query.")
+        if not isinstance(self.class_label, str | None):
+            raise SettingError(f"class_label={self.class_label!r}: name one column, as text.")
+        if len(self.labelfiles) != n_files:
+            raise LabelError(
+                f"There are {len(self.labelfiles)} labelfiles for {n_files} datafiles. Give one for each, "
+                "None where the labels are in obs."
+            )
+        paths = [path for path in [*self.datafiles, *self.labelfiles] if isinstance(path, Path)]
+        if missing := [str(path) for path in paths if not path.exists()]:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(paths)} files do not exist: {', '.join(missing)}. Check the paths; "
+                "a dataset of the registry is given as sims_kit.load(name)."
+            )
+        if self.labelled and self.class_label is None:
+            first = self.datafiles[0]
+            columns = f", one of {list(first.obs)}" if isinstance(first, AnnData) else ""
+            raise LabelError(f"class_label is missing: name the column with the labels{columns}.")
 
-    def _column(self, key: str) -> list:
-        return [file[key] for file in self._files]
 
-    def _summary(self) -> str:
-        use = {"log-normalised": "used as they are"}
-        lines = [
-            f"{file['dataset'] or file['file']}: {file['cells']:,} cells x {file['genes']:,} genes, {file['state']} "
-            f"({use.get(file['state'], 'scaled to 10,000 per cell and log1p-ed in each batch')})"
-            for file in self._files
-        ]
-        parts = ", ".join(f"{len(positions):,} {part}" for part, positions in self._split._asdict().items())
-        classes = f"{len(self._classes)} classes" if self._classes else "no labels asked for"
-        lines.append(f"{classes}, {len(self._genes):,} genes ({self.how}), cells: {parts}")
-        return "\n".join(lines)
+class _File(NamedTuple):
+    """The labelled cells of one file."""
 
-    @rank_zero_only
-    def _say(self, text: str) -> None:
-        if self.verbose:
-            print(text)
+    expression: Expression
+    labels: pd.Series
+    groups: pd.Series | None
+    cell_names: Callable[[], list[str]]
+    description: dict  # what a summary and a model's provenance say of it
+    n_unlabelled: int
+
+
+def _listed(value) -> list:
+    """One entry or several as a list; text becomes a path."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return [Path(os.fspath(item)).expanduser() if isinstance(item, str | os.PathLike) else item for item in items]
+
+
+def _with_label_file(adata: AnnData, labelfile: Path, class_label: str) -> pd.DataFrame:
+    """A copy of `obs` with the columns of the label file."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Observation names are not unique")
+        cells = AnnData(obs=adata.obs.copy(), var=pd.DataFrame(index=[str(i) for i in range(adata.n_vars)]))
+        attach_labels(cells, labelfile, class_label)
+    return cells.obs
+
+
+def _stored_names(path: Path, rows: np.ndarray) -> list[str]:
+    """Names of some cells of a file, read when they are asked for."""
+    return open_backed(path).obs_names[rows].astype(str).tolist()
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,179 +1,103 @@
-"""Genes of a query brought onto a model's vocabulary, with a report of what was found."""
+"""Gene names: a query's genes matched to a model's, with a report; one vocabulary for several references."""
 
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from sims_kit.errors import DataError, GeneError, SettingError
+from sims_kit.errors import DataError, FetchError, GeneError, SettingError
+from sims_kit.text import examples
 
-ENOUGH = 0.8  # share of the model's genes below which a warning is due
+ENOUGH = 0.8  # share of the model's genes below which columns and tables are tried, then a warning is given
 USABLE = 0.2  # share of the model's genes below which a prediction would mean nothing
-ID_COLUMNS = {  # where 10x, CELLxGENE, scanpy and biomart files keep another set of gene names
-    *(
-        "gene",
-        "gene_symbols",
-        "gene_symbol",
-        "gene_ids",
-        "gene_id",
-        "gene_name",
-        "gene_names",
-        "gene_short_name",
-    ),
-    *(
-        "feature_name",
-        "feature_id",
-        "symbol",
-        "symbols",
-        "hgnc_symbol",
-        "external_gene_name",
-        "index",
-        "_index",
-    ),
-    *("ensembl", "ensembl_id", "ensembl_ids", "ensembl_gene_id", "entrez_id", "entrezgene_id"),
-}
-
 _ENSEMBL = re.compile(r"(ENS[A-Z]*\d{6,}|WBGene\d+|FBgn\d+)(\.\d+)?")
 _VERSION = re.compile(r"^(ENS[A-Z]*\d{6,})\.\d+$")
 
 
 def id_kind(genes: Iterable[str]) -> str:
-    """What most of the gene names are: ``"ensembl"``, ``"entrez"`` or ``"symbol"``."""
+    """Kind of most of the gene names: ``"ensembl"``, ``"entrez"`` or ``"symbol"``."""
     genes = [str(gene) for gene in genes]
     if sum(map(bool, map(_ENSEMBL.fullmatch, genes))) * 2 > len(genes):
         return "ensembl"
-    if sum(map(str.isdecimal, genes)) * 2 > len(genes):
-        return "entrez"
-    return "symbol"
+    return "entrez" if sum(map(str.isdecimal, genes)) * 2 > len(genes) else "symbol"
 
 
 @dataclass(frozen=True)
 class GeneCoverage:
-    """How much of a model's vocabulary a query holds; `str` gives the report to print.
-
-    Attributes
-    ----------
-    n_model, n_query, n_matched
-        Genes of the model, of the query, and genes of the model that the query has.
-    fraction
-        ``n_matched / n_model``.
-    missing
-        Model genes that the query lacks; they are zero in every cell.
-    extra
-        Number of query genes that the model does not know; they are ignored.
-    duplicates
-        Number of query genes beyond the first that stand for the same model gene; they are summed.
-    kind_model, kind_query
-        ``"ensembl"``, ``"entrez"`` or ``"symbol"``.
-    column
-        Where the query's names were found: ``"var_names"`` or a column of ``var``.
-    """
+    """How much of a model's vocabulary a query holds; `str` gives the report to print."""
 
     n_model: int
     n_query: int
-    n_matched: int
-    fraction: float
-    missing: list[str] = field(repr=False)
-    extra: int
-    duplicates: int
-    kind_model: str
+    n_matched: int  # genes of the model that the query has
+    fraction: float  # n_matched / n_model
+    missing: list[str] = field(repr=False)  # model genes that the query lacks; zero in every cell
+    extra: int  # query genes that the model does not know; ignored
+    duplicates: int  # query genes beyond the first that match the same model gene; summed
+    kind_model: str  # "ensembl", "entrez" or "symbol"
     kind_query: str
-    column: str = "var_names"
+    column: str = "var_names"  # where the query's names are: "var_names" or a column of var
+    matched_by: dict[str, int] = field(default_factory=dict)  # model genes by what matched them
 
     def _share(self) -> str:
         return f"{self.n_matched:,} of the model's {self.n_model:,} genes found ({self.fraction:.1%})"
 
+    def _matched(self) -> str:
+        return ", ".join(f"{n:,} by {how}" for how, n in self.matched_by.items())
+
     def __str__(self) -> str:
-        where = self.column if self.column == "var_names" else f"var[{self.column!r}] (var_names did not match)"
-        examples = f", for example {_examples(self.missing)}" if self.missing else ""
-        lines = [
-            f"Gene coverage: {self._share()}",
-            f"  ids      model {self.kind_model}, query {self.kind_query}, read from {where}",
-            f"  missing  {len(self.missing):,} model genes, taken as zero{examples}",
-            f"  ignored  {self.extra:,} of the query's {self.n_query:,} genes, unknown to the model",
-        ]
-        if self.duplicates:
-            lines.append(f"  summed   {self.duplicates:,} query genes that share a model gene with another one")
-        return "\n".join(lines)
+        found = f", for example {examples(self.missing)}" if self.missing else ""
+        summed = f"\n  summed   {self.duplicates:,} query genes that share a model gene with another one"
+        return (
+            f"Gene coverage: {self._share()}\n"
+            f"  ids      model {self.kind_model}, query {self.kind_query}\n"
+            f"  matched  {self._matched()}\n"
+            f"  missing  {len(self.missing):,} model genes, taken as zero{found}\n"
+            f"  ignored  {self.extra:,} of the query's {self.n_query:,} genes, unknown to the model"
+        ) + summed * bool(self.duplicates)
 
 
 class GeneAlignment:
-    """A mapping of a query's genes onto a vocabulary.
+    """A mapping of a query's genes, one per column of its matrix, onto a vocabulary that names each gene once.
 
-    A name matches when it is equal, or when both are Ensembl ids equal up to the version
-    (``ENSG00000141510.18``).
+    Versions of Ensembl ids and blanks around names are ignored; `column` is for the report in ``.coverage``.
 
-    Parameters
-    ----------
-    query_genes
-        One name per column of the query's matrix; may repeat.
-    vocabulary
-        The model's genes, each once, in the model's order.
-    column
-        Where `query_genes` come from, for the report.
-
-    Raises
-    ------
-    GeneError
-        The vocabulary is empty or names a gene twice.
+    >>> GeneAlignment(["TP53", "ACTB"], ["ACTB", "CD3E"]).apply(sp.csr_matrix([[1.0, 2.0]])).toarray()
+    array([[2., 0.]])
     """
 
-    def __init__(self, query_genes: Sequence[str], vocabulary: Sequence[str], column: str = "var_names"):
-        query, self.vocabulary = [str(gene) for gene in query_genes], [str(gene) for gene in vocabulary]
-        repeated = pd.Index(self.vocabulary)[pd.Index(self.vocabulary).duplicated()]
-        if len(repeated) or not self.vocabulary:
-            found = f"names {len(repeated):,} genes twice, e.g. {_examples(repeated)}" if len(repeated) else "is empty"
-            raise GeneError(f"The vocabulary {found}. Give each gene once, for example with dict.fromkeys(genes).")
-
-        exact = {gene: i for i, gene in enumerate(self.vocabulary)}
-        unversioned = {_unversioned(gene): i for gene, i in reversed(exact.items())}
-        target = np.array([exact.get(gene, unversioned.get(_unversioned(gene), -1)) for gene in query], dtype=np.int64)
+    def __init__(self, query_genes: Sequence[str], vocabulary: Sequence[str], column: str = "var_names", **report):
+        self.names, self.vocabulary = _texts(query_genes), _texts(vocabulary)
+        n_query, n_model = len(self.names), len(self.vocabulary)
+        exact = {gene: i for i, gene in reversed([*enumerate(self.vocabulary)])}
+        repeated = [gene for i, gene in enumerate(self.vocabulary) if exact[gene] != i]
+        if repeated or not exact:
+            raise GeneError(f"The vocabulary is empty or repeats genes ({examples(repeated)}). Give each gene once.")
+        unversioned = {_unversioned(gene): i for gene, i in exact.items()}  # the first of several versions
+        target = [exact[gene] if gene in exact else unversioned.get(_unversioned(gene), -1) for gene in self.names]
+        self._same, target = target == [*range(n_model)], np.array(target, dtype=np.int64)
         source = np.flatnonzero(target >= 0)
-        times_found = np.bincount(target[source], minlength=len(self.vocabulary))
-        self._same = query == self.vocabulary
-        self._selector = sp.csr_matrix(  # (query genes, vocabulary), one 1 per matched query gene
-            (np.ones(len(source), np.float32), (source, target[source])),
-            shape=(len(query), len(self.vocabulary)),
-        )
-        self.coverage = GeneCoverage(
-            n_model=len(self.vocabulary),
-            n_query=len(query),
-            n_matched=int(np.count_nonzero(times_found)),
-            fraction=float(np.count_nonzero(times_found) / len(self.vocabulary)),
-            missing=[self.vocabulary[i] for i in np.flatnonzero(times_found == 0)],
-            extra=len(query) - len(source),
-            duplicates=int((times_found[times_found > 0] - 1).sum()),
-            kind_model=id_kind(self.vocabulary),
-            kind_query=id_kind(query),
-            column=column,
-        )
+        entries = np.ones(len(source), np.float32), (source, target[source])  # one per matched query gene
+        self._selector = sp.csr_matrix(entries, shape=(n_query, n_model))
+        self._places = np.full(n_model, -1)
+        self._places[target[source][::-1]] = source[::-1]
+        missing = [self.vocabulary[i] for i in np.flatnonzero(self._places < 0)]
+        found, kinds = n_model - len(missing), (id_kind(self.vocabulary), id_kind(self.names))
+        numbers = (n_model, n_query, found, found / n_model, missing, n_query - len(source), len(source) - found)
+        self.coverage = replace(GeneCoverage(*numbers, *kinds, column, {column: found}), **report)
 
     def places(self) -> np.ndarray:
-        """(vocabulary,) int64: the first of the query's genes that stands for each, -1 where none does."""
-        pairs = self._selector.tocoo()
-        places = np.full(len(self.vocabulary), -1)
-        places[pairs.col[::-1]] = pairs.row[::-1]
-        return places
+        """(vocabulary,) int64: position of the first query gene that matches each, -1 where none does."""
+        return self._places
 
     def apply(self, cells: sp.csr_matrix) -> sp.csr_matrix:
-        """Cells (n, query genes) as (n, vocabulary): duplicates summed, missing genes zero, extra ones gone.
-
-        Costs O(nonzeros). Identical gene lists return `cells` itself.
-
-        Raises
-        ------
-        DataError
-            The matrix does not have one column per query gene.
-        """
-        if cells.shape[1] != self._selector.shape[0]:
-            raise DataError(
-                f"The matrix has {cells.shape[1]:,} columns but {self._selector.shape[0]:,} genes were "
-                "aligned: align the genes of this very matrix."
-            )
+        """Cells (n, query genes) as (n, vocabulary), in O(nonzeros); identical gene lists return `cells` itself."""
+        if cells.shape[1] != len(self.names):
+            found = f"The matrix has {cells.shape[1]:,} columns but {len(self.names):,} genes were aligned"
+            raise DataError(f"{found}: align the genes of this very matrix.")
         if self._same:
             return cells
         aligned = cells @ self._selector
@@ -181,130 +105,190 @@ class GeneAlignment:
         return aligned
 
 
-def align_genes(var: pd.DataFrame, vocabulary: Sequence[str], cell_names: Sequence[str] = ()) -> GeneAlignment:
-    """Align a query to a model's genes, by `var_names` or by the column of `var` that fits.
+def align_genes(
+    var: pd.DataFrame, vocabulary: Sequence[str], cell_names: Sequence[str] = (), *, species: str | None = None
+) -> GeneAlignment:
+    """Align a query, by its `var`, to a model; under 80 % of the model's genes is a warning, under 20 % a GeneError.
 
-    Where `var_names` match under 20 % of the model's genes, columns known to hold gene names
-    (``gene_symbols``, ``gene_ids``, ``feature_name``, ...) are tried; the coverage says which was used.
+    Below 80 %, other columns of `var` and the tables of Ensembl ids are tried, and with `species` ("human" or "mouse",
+    that of the query's genes) the table of orthologs. `cell_names` help to recognise a transposed matrix.
 
-    Parameters
-    ----------
-    var
-        ``adata.var`` of the query: one row per gene, names in the index.
-    vocabulary
-        The model's genes, in its order.
-    cell_names
-        ``adata.obs_names`` of the query, to tell a turned matrix from one of other genes.
-
-    Returns
-    -------
-    GeneAlignment
-        With the report in ``.coverage``.
-
-    Raises
-    ------
-    GeneError
-        Under 20 % of the model's genes are there.
-    DataError
-        The model's genes are there, but as names of the cells: the matrix is turned.
-
-    Warns
-    -----
-    UserWarning
-        Under 80 % of the model's genes are there.
+    >>> print(align_genes(query.var, model.genes, species="mouse").coverage)
     """
-    best = GeneAlignment(var.index, vocabulary)
-    if best.coverage.fraction < USABLE:
-        columns = [column for column in var.columns if str(column).lower() in ID_COLUMNS]
-        others = [GeneAlignment(var[column].astype(str), vocabulary, str(column)) for column in columns]
-        best = max([best, *others], key=lambda alignment: alignment.coverage.fraction)
-    coverage = best.coverage
-    if coverage.fraction < USABLE:
-        if len(cell_names) and GeneAlignment(cell_names, vocabulary).coverage.fraction >= USABLE:
-            raise DataError(
-                f"The query's matrix is turned: its {len(cell_names):,} rows are named like the model's genes "
-                f"({_examples(cell_names)}), its {len(var):,} columns are not ({_examples(var.index)}). Expected cells "
-                'in rows. Read it with orientation="genes_by_cells", or turn it yourself: query = query.T.copy()'
-            )
-        raise GeneError(
-            f"Only {coverage._share()}; at least {USABLE:.0%} are needed. The model expects "
-            f"{_described(vocabulary)}; the query's var_names are {_described(var.index)}, its var columns "
-            f"{list(map(str, var.columns))}. Set adata.var_names to ids of the model's kind and species, or "
-            "train a model on ids of this kind."
+    best = _best_alignment(var, vocabulary, species, ENOUGH * len(vocabulary))
+    coverage, share = best.coverage, best.coverage._share()
+    if coverage.fraction >= USABLE:
+        if coverage.fraction < ENOUGH:
+            warnings.warn(f"Only {share}. Missing ones are taken as zero: expect lower accuracy.", stacklevel=2)
+        return best
+    if len(cell_names) and GeneAlignment(cell_names, vocabulary).coverage.fraction >= USABLE:
+        raise DataError(
+            f"The query's matrix is turned: its {len(cell_names):,} rows are named like the model's genes "
+            f'({examples(cell_names)}). Read it with orientation="genes_by_cells", or turn it: query = query.T.copy()'
         )
-    if coverage.fraction < ENOUGH:
-        warnings.warn(
-            f"Only {coverage._share()}, under {ENOUGH:.0%}. The missing ones are taken as zero: expect lower accuracy.",
-            stacklevel=2,
-        )
-    return best
+    named_genes(var, "the query")
+    known = coverage.n_query - coverage.extra
+    advice = "Set adata.var_names to ids of the model's kind; if the query is of another species, give species=."
+    if known > coverage.n_query / 2:
+        advice = f"It is a panel: the model has {known:,} of its genes. Train a model on these: fit(..., genes=query)."
+    found = f"The model expects {_described(vocabulary)}; the query's var_names are {_described(var.index)}"
+    raise GeneError(f"Only {share}; at least {USABLE:.0%} are needed. {found}. {advice}")
 
 
-def shared_genes(
-    gene_lists: Sequence[Sequence[str]], how: str = "intersection", names: Sequence[str] | None = None
-) -> list[str]:
-    """One vocabulary for several files, each gene once, in the order of the first file.
+def restrict_genes(vocabulary: Sequence[str], genes: Sequence[str] | pd.DataFrame, species: str | None = None) -> list:
+    """Genes of a reference that are in a list of names, or in the `var` of a query, matched as `align_genes` does.
 
-    Parameters
-    ----------
-    gene_lists
-        Gene names of each file. Ensembl ids that differ by version only count as one.
-    how
-        ``"intersection"``: genes that every file has. ``"union"``: genes that any file has, those of
-        later files after those of the first.
-    names
-        What to call the files in messages.
+    >>> restrict_genes(["ACTB", "CD3E", "TP53"], ["TP53", "ACTB"])
+    ['ACTB', 'TP53']
+    """
+    var = genes if isinstance(genes, pd.DataFrame) else pd.DataFrame(index=list(genes))
+    enough = ENOUGH * min(len(vocabulary), len(var))
+    best = _best_alignment(var, vocabulary, species, enough)
+    chosen = [str(gene) for gene, place in zip(vocabulary, best.places(), strict=True) if place >= 0]
+    told = f"Only {len(chosen):,} of {_described(vocabulary)} are in genes=, {_described(var.index)}."
+    if len(chosen) < 2:
+        named_genes(var, "genes=")
+        raise GeneError(f"{told} Give at least 2 genes of the reference.")
+    if len(chosen) < enough:
+        warnings.warn(told, stacklevel=2)
+    return chosen
 
-    Raises
-    ------
-    GeneError
-        A file shares no gene with the ones before it; examples of both are named.
-    SettingError
-        `how` is neither of the two.
 
-    Warns
-    -----
-    UserWarning
-        The intersection is under 20 % of the smallest file.
+def named_genes(var: pd.DataFrame, name: str) -> list[str]:
+    """Gene names of the reference called `name`; running numbers are a GeneError that offers the columns of `var`."""
+    sources = _sources(var)
+    names = sources.pop("var_names")
+    if any(names) or not names:
+        return names
+    way_out = "Set adata.var_names to symbols or Ensembl ids."
+    for column, ids in reversed(sources.items()):
+        way_out = f"Column {column!r} has {examples(ids)}: adata.var_names = adata.var[{column!r}]. {way_out}"
+    raise GeneError(f"The genes of {name} have running numbers, {examples(var.index)}, instead of names. {way_out}")
+
+
+def common_names(variables: Sequence[pd.DataFrame], names: Sequence[str]) -> list[list[str]]:
+    """Gene names of several references, given each `var`, in the kind of the first; warnings say what was renamed."""
+    lists = [named_genes(variables[0], names[0])]
+    for var, name in zip(variables[1:], names[1:], strict=True):
+        first = list(dict.fromkeys(lists[0]))
+        best = _best_alignment(var, first, None, ENOUGH * min(len(first), len(var)))
+        if list(best.coverage.matched_by) == ["var_names"]:
+            named_genes(var, name)
+        else:
+            warnings.warn(f"Genes of {name} take the names of {names[0]}: {best.coverage._matched()}.", stacklevel=2)
+        lists.append(best.names)
+    return lists
+
+
+def gene_rows(var: pd.DataFrame) -> np.ndarray:
+    """(genes,) bool: rows whose 10x ``feature_types`` is "Gene Expression" or missing; all, if that leaves none."""
+    rows = np.isin(_texts(var.get("feature_types", [""] * len(var))), ["Gene Expression", ""])
+    return rows if rows.any() else ~rows
+
+
+def shared_genes(gene_lists: Sequence, how: str = "intersection", names: Sequence[str] | None = None) -> list[str]:
+    """One vocabulary for several files: the genes of all (``"intersection"``) or of any (``"union"``), each once.
+
+    The order is that of the first file; Ensembl ids that differ by version count as one. Messages use `names`.
+
+    >>> shared_genes([["ACTB", "CD3E"], ["CD3E", "TP53"]], "union")
+    ['ACTB', 'CD3E', 'TP53']
     """
     if how not in ("intersection", "union"):
         raise SettingError(f'genes={how!r} is not possible. Choose "intersection" or "union".')
     names = names or [f"file {i + 1}" for i in range(len(gene_lists))]
-    shared: dict[str, str] = {}  # name without version: name in the first file that has it
+    shared, written = pd.Index([], dtype=object), {}
     for i, genes in enumerate(gene_lists):
-        here: dict[str, str] = {}
-        for gene in map(str, genes):
-            here.setdefault(_unversioned(gene), gene)
-        if i and not shared.keys() & here.keys():
-            before = names[0] if i == 1 else f"the files before it ({', '.join(names[:i])})"
-            raise GeneError(
-                f"{names[i]} shares no gene with {before}: {_described(genes)} against "
-                f"{_described(gene_lists[0])}. Use one kind of gene id and one species in all files, and "
-                "check that genes are where orientation= says."
-            )
-        if i and how == "intersection":
-            shared = {key: gene for key, gene in shared.items() if key in here}
-        else:
-            shared |= {key: gene for key, gene in here.items() if key not in shared}
-    smallest = min(len(genes) for genes in gene_lists)
+        texts = list(filter(None, _texts(genes)))
+        here = [*map(_unversioned, texts)]
+        written = dict(zip(here[::-1], texts[::-1], strict=True)) | written  # as the first file writes it
+        both = shared.intersection(here, sort=False)
+        if i and both.empty:
+            before = f"{', '.join(names[:i])}: {_described(genes)} against {_described(gene_lists[0])}"
+            advice = "Use one kind of gene id and one species, and check that genes are where orientation= says."
+            raise GeneError(f"{names[i]} shares no gene with {before}. {advice}")
+        shared = both if i and how == "intersection" else shared.append(pd.Index(here, dtype=object)).unique()
+    smallest = min(map(len, gene_lists))
     if how == "intersection" and len(shared) < USABLE * smallest:
-        warnings.warn(
-            f"The files share only {len(shared):,} genes; the smallest has {smallest:,}. Check that they use "
-            "one kind "
-            'of gene id and one species; genes="union" keeps every gene and takes absent ones as zero.',
-            stacklevel=2,
-        )
-    return list(shared.values())
+        advice = 'Check that they use one kind of gene id and one species; genes="union" takes absent genes as zero.'
+        found = f"The files share only {len(shared):,} genes; the smallest has {smallest:,}."
+        warnings.warn(f"{found} {advice}", stacklevel=2)
+    return [written[gene] for gene in shared]
+
+
+def _best_alignment(var, vocabulary, species: str | None, enough: float) -> GeneAlignment:
+    """Align by `var_names`, or, where these match under `enough` genes, by the column or table that matches most."""
+    if species not in (None, "human", "mouse"):
+        raise SettingError(f'species={species!r}: give the species of the query\'s genes, "human" or "mouse".')
+    sources = _sources(var)
+    alignment = GeneAlignment(sources["var_names"], vocabulary)
+    enough = min(enough, 0.95 * len(var))  # where nearly all names match, nothing else finds many more
+    if alignment.coverage.n_matched >= enough:
+        return alignment
+    wanted = {_unversioned(gene) for gene in alignment.vocabulary} - {""}
+    found = {(column, ""): [*map(_unversioned, genes)] for column, genes in sources.items()}
+    counts = {way: len(wanted.intersection(genes)) for way, genes in found.items()}
+    if max(counts.values()) < enough:
+        tables = _translations(sources, wanted, species)
+        for (column, _), genes in [*found.items()]:
+            for how, table in tables.items():
+                found[column, how] = [gene if gene in wanted else table.get(gene, gene) for gene in genes]
+                counts[column, how] = len(wanted.intersection(found[column, how]))
+    column, how = max(counts, key=counts.get)  # the first of equals: names before columns before tables
+    if not how:
+        return GeneAlignment(sources[column], vocabulary, column)
+    kind, by_name = id_kind(sources[column]), counts[column, ""]
+    report = {"kind_query": kind, "matched_by": {column: by_name, how: counts[column, how] - by_name}}
+    return GeneAlignment(found[column, how], vocabulary, column, **report)
+
+
+def _translations(sources: dict, wanted: set, species: str | None) -> dict[str, dict[str, str]]:
+    """Dictionaries from one name of a gene to another, by what they do; a missing table is warned about."""
+    from sims_kit.datasets.load import gene_table
+
+    human_ids = {2 * sum(g.startswith("ENSG") for g in names) > len(names) for names in (*sources.values(), wanted)}
+    needed = {"gencode-human": len(human_ids) == 2, "orthologs-human-mouse": species is not None}
+    tables = dict.fromkeys(needed, pd.DataFrame(columns=["gene_id", "symbol", "human", "mouse"], dtype=object))
+    for name in filter(needed.get, needed):
+        try:
+            tables[name] = gene_table(name).drop_duplicates()
+        except FetchError as error:
+            warnings.warn(f"The table {name!r}, which may translate the names, is missing. {error}", stacklevel=4)
+    genes, pairs = tables.values()
+    symbols = dict(genes[["gene_id", "symbol"]].to_numpy())
+    genes = genes[genes["gene_id"].isin(wanted) | ~genes["symbol"].duplicated(keep=False)]
+    ids = dict(genes[["symbol", "gene_id"]].drop_duplicates("symbol", keep=False).to_numpy())
+    pairs = pairs[~pairs["human"].duplicated(keep=False) & ~pairs["mouse"].duplicated(keep=False)]
+    orthologs = dict(pairs[["mouse", "human"] if species == "mouse" else ["human", "mouse"]].to_numpy())
+    ways = {"Ensembl id -> symbol": symbols, "symbol -> Ensembl id": ids, "ortholog": orthologs}
+    ways["Ensembl id -> ortholog"] = {gene: orthologs[name] for gene, name in symbols.items() if name in orthologs}
+    ways["ortholog -> Ensembl id"] = {gene: ids[name] for gene, name in orthologs.items() if name in ids}
+    return ways
+
+
+def _sources(var: pd.DataFrame) -> dict[str, list[str]]:
+    """Gene names in `var_names` ("" instead of running numbers) and in columns that are distinct and not measured."""
+    sources = {}
+    for column, values in [("var_names", var.index), *var.select_dtypes(exclude=["floating", "bool"]).items()]:
+        names, n_genes = _texts(values), len(var)
+        numbers = [*map(int, names)] if all(map(str.isdecimal, names)) and len(set(names)) == n_genes else []
+        highest = max(numbers, default=np.inf)  # chosen genes leave gaps; a list of Entrez ids goes beyond 100,000
+        if highest <= n_genes or (numbers == sorted(numbers) and highest < min(100_000, 50 * n_genes)):
+            names = [""] * n_genes
+        if not sources or 2 * len(set(names)) > n_genes:
+            sources.setdefault(str(column), names)
+    return sources
+
+
+def _texts(values) -> list[str]:
+    """Names as stripped text, "" where missing."""
+    return pd.Series(np.asarray(values, dtype=object)).astype("string").str.strip().fillna("").tolist()
 
 
 def _unversioned(gene: str) -> str:
-    return _VERSION.sub(r"\1", gene)
-
-
-def _examples(genes: Sequence[str]) -> str:
-    return ", ".join(repr(str(gene)) for gene in genes[:3])
+    return _VERSION.sub(r"\1", gene) if "." in gene else gene
 
 
 def _described(genes: Sequence[str]) -> str:
     kind = {"ensembl": "Ensembl ids", "entrez": "Entrez ids", "symbol": "symbols"}[id_kind(genes)]
-    return f"{len(genes):,} {kind} such as {_examples(genes)}"
+    return f"{len(genes):,} {kind} such as {examples(genes)}"

@@ -1,198 +1,459 @@
-"""The expression matrix of an AnnData as CSR, and the labelled cells of one file."""
+"""The one way from an AnnData to model input: find the matrix, recognise its scale, align genes, take log1p of 10,000.
 
+`fit`, `annotate`, `explain`, `calibrate`, `pretrain` and the studies all read cells through `Expression`, whether the
+matrix is in memory or in a file.
+"""
+
+import copy
+import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from os import PathLike
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import zarr
 from anndata import AnnData
+from anndata.abc import CSRDataset
+from anndata.io import sparse_dataset
 
-from sims_kit.cells.normalise import detect_state
-from sims_kit.datasets import StoredMatrix, attach_labels, check_orientation, chosen_cells
-from sims_kit.datasets.checksums import file_hash
-from sims_kit.datasets.stored import stored_element
-from sims_kit.errors import DataError, LabelError, UnknownNameError
+from sims_kit.cells.genes import GeneAlignment, GeneCoverage, align_genes, gene_rows
+from sims_kit.datasets.load import load
+from sims_kit.datasets.read import convert, is_backable, open_backed
+from sims_kit.errors import DataError, SettingError, UnknownNameError
 
-UNKNOWN = -1  # label of a cell whose class is not known
-BLOCK = 4096  # cells of a dense matrix converted at once: 0.6 GB at 20,000 genes in float64
+TARGET_SUM = 1e4  # every cell's sum before the logarithm
+BLOCK = 4096  # cells of a dense matrix converted at once
+SAMPLE_BLOCKS, SAMPLE_CELLS = 16, 24  # cells that a scale is recognised from, spread over the matrix
+LARGEST_LOG = 30.0  # log1p of 1e13: no logarithm of an expression value is above it
+LARGEST_GAP = 64  # cells between two wanted ones that are read along rather than skipped
+MEMORY_SHARE, MOST_PACKED = 0.3, 50  # of the memory, for matrices; how many times smaller a file can be
+DISTINCT, MULTIPLES = 64, 50  # values of a cell that are looked at, and the largest count among them
+ROUNDING = 1e-5  # of float32
+EXACT, MARGIN = -1.5, 0.3  # log10 of the largest mean distance to whole numbers, and of its ratio to the second best
+RANDOM = -0.74  # the same of random values
+UNDO = {
+    "linear": lambda values: values,
+    "log1p(x)": np.expm1,
+    "log2(x + 1)": lambda values: np.exp2(values) - 1,
+    "log10(x + 1)": lambda values: np.power(10.0, values) - 1,
+    "sqrt(x)": np.square,
+}
+UNKNOWN = "unknown"
+EARLIER_LOG = "log-normalised"  # provenance of models by sims_kit 0.1, which took logarithms as they were
 
 
-def cell_matrix(adata: AnnData, layer: str | None = None) -> tuple[sp.csr_matrix, pd.DataFrame]:
-    """The matrix of one layer and the table of its genes, without changing `adata`.
+class Scale(NamedTuple):
+    """What the values of a matrix are: counts, or a transform of them that can be undone."""
 
-    A backed AnnData is read into memory here, as CSR; a dense matrix is converted in blocks of
-    cells. A float32 CSR matrix in canonical form is shared with `adata`, not copied: treat the
-    result as read-only.
+    transform: str  # a key of `UNDO`; "unknown" when values are used as they are, without normalisation
+    is_counts: bool = False  # all values are whole numbers
+    total: float | None = None  # sum of every cell on the linear scale, when it is one number
+
+    @property
+    def state(self) -> str:
+        """``"counts"``, ``"normalised"`` or ``"log-normalised"``, the words of `data_registry.yaml`."""
+        return "counts" if self.is_counts else "normalised" if self.transform == "linear" else "log-normalised"
+
+    def __str__(self) -> str:
+        if self.is_counts or self.transform == UNKNOWN:
+            return "counts" if self.is_counts else "values of unknown scale"
+        total = f", {self.total:,.{0 if self.total > 100 else 3}f} per cell" if self.total else ""
+        return f"{'normalised values' if self.transform == 'linear' else self.transform}{total}"
+
+
+AS_IS = Scale(UNKNOWN)
+
+
+def detect_scale(matrix: sp.csr_matrix, *, name: str = "The matrix", layers: Sequence[str] = (), log1p=None) -> Scale:
+    """Recognise the scale of a matrix, CSR (cells, genes), from its values.
+
+    Whole numbers are counts. Otherwise each transform of `UNDO` is undone: the right one turns a cell's values into
+    multiples of the value of a single count, or gives all cells the same sum. `log1p` is ``adata.uns["log1p"]``, used
+    when the values alone do not tell. Empty, negative, not finite and mixed matrices are a `DataError`.
+
+    >>> str(detect_scale(sp.csr_matrix(np.log1p([[1.0, 2.0, 5.0], [3.0, 1.0, 4.0]]))))
+    'log1p(x)'
+    """
+    _check_values(matrix, name, layers)
+    is_whole = _whole_rows(matrix)
+    sizes = np.diff(matrix.indptr)
+    if is_whole.all():
+        return Scale("linear", is_counts=True)
+    others = np.flatnonzero(~is_whole)
+    sample = matrix[others[np.linspace(0, len(others) - 1, min(len(others), SAMPLE_BLOCKS * SAMPLE_CELLS)).astype(int)]]
+    scale = _scale_of_rows(sample, name, log1p)
+    counted = is_whole & (sizes >= 5) & (matrix.max(axis=1).toarray().ravel() >= 2)
+    if scale.transform != "linear" and counted.any():
+        raise DataError(
+            f"{name} mixes scales: {counted.sum():,} cells hold whole numbers, as counts do, and {len(others):,} hold "
+            f"{scale}. Bring all cells to one scale before they are joined, or pass a layer that has counts throughout."
+        )
+    return scale
+
+
+def _check_values(matrix: sp.csr_matrix, name: str, layers: Sequence[str]) -> None:
+    values = matrix.data
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    if 0 in matrix.shape or low == high == 0:
+        found = f"{matrix.shape[0]:,} cells x {matrix.shape[1]:,} genes" + ("" if 0 in matrix.shape else ", all zero")
+        raise DataError(f"{name} is empty ({found}). Expected cells with expression values; check the file or layer.")
+    if not np.isfinite([low, high]).all():  # min and max pass NaN on
+        bad = int(np.count_nonzero(~np.isfinite(values)))
+        raise DataError(
+            f"{name} holds {bad:,} NaN or infinite values. Expression values must be finite: write 0 where a "
+            "gene was not detected, or pass a layer without gaps."
+        )
+    if low < 0:
+        here = f"This AnnData holds layer={' or '.join(map(repr, layers))}." if layers else ""
+        raise DataError(
+            f"{name} holds negative values (down to {low:.3g}): it was scaled, centred or integrated, which cannot be "
+            f'undone. Pass counts or log-normalised values, for example layer="counts" or layer="raw". {here}'.strip()
+        )
+
+
+def _whole_rows(matrix: sp.csr_matrix) -> np.ndarray:
+    """Whether each cell holds whole numbers only, (cells,) bool."""
+    if np.issubdtype(matrix.data.dtype, np.integer):
+        return np.ones(matrix.shape[0], bool)
+    fractional = np.concatenate([[0], np.cumsum(matrix.data != np.rint(matrix.data))])
+    return fractional[matrix.indptr[1:]] == fractional[matrix.indptr[:-1]]
+
+
+def _scale_of_rows(cells: sp.csr_matrix, name: str, log1p) -> Scale:
+    """The scale of cells whose values are not whole."""
+    rows = [row[row > 0].astype(np.float64) for row in np.split(cells.data, cells.indptr[1:-1])]
+    possible = list(UNDO) if cells.data.max() <= LARGEST_LOG else ["linear", "sqrt(x)"]
+    sums = {transform: np.array([UNDO[transform](row).sum() for row in rows]) for transform in possible}
+    distances = np.array([_distances_to_whole(row, possible) for row in rows])  # (cells, transforms, sum and number)
+    votes = pd.Series([_vote(distances[i], {t: sums[t][i] for t in possible}) for i in range(len(rows))]).value_counts()
+    if len(votes) > 1 and votes.iloc[1] > max(1, 0.05 * len(rows)):
+        (first, n_first), (second, n_second) = list(votes.items())[:2]
+        raise DataError(
+            f"{name} mixes scales: of {len(rows):,} cells looked at, {n_first:,} hold {first} values and {n_second:,} "
+            f"{second} values. Bring all cells to one scale before they are joined, or pass a layer of counts."
+        )
+    totals = {transform: _common_total(sums[transform]) for transform in possible}
+    transform = _best_transform(distances.sum(axis=0), possible)
+    if transform is None:
+        transform = next((transform for transform in possible if totals[transform]), None)
+    if transform is None and hasattr(log1p, "get") and len(possible) > 2:
+        base = log1p.get("base") or np.e
+        transform = {2: "log2(x + 1)", 3: "log1p(x)", 10: "log10(x + 1)"}.get(round(float(base)))
+    whole = (cells.data == np.rint(cells.data)).mean()
+    if transform is None and (len(possible) == 2 or not distances.any() or whole > 0.2):
+        transform = "linear"
+    if transform is not None:
+        return Scale(transform, total=totals[transform])
+    found, taken = (Scale("linear"), "estimated counts") if _look_linear(rows) else (AS_IS, "values to use as they are")
+    warnings.warn(
+        f"The scale of {name[0].lower()}{name[1:]} cannot be recognised for certain: its values are no counts, and no "
+        f"logarithm of counts or of values with equal sums. They are taken for {taken}, which is right only if "
+        "reference and query were prepared in the same way. Counts are safer: pass the layer that has them.",
+        stacklevel=4,
+    )
+    return found
+
+
+def _vote(distances: np.ndarray, sums: Mapping[str, float]) -> str | None:
+    """The transform that a single cell speaks for: by a sum that is a power of ten, or by multiples."""
+    by_sum = (transform for transform, total in sums.items() if total > 0 and _is_power_of_ten(total))
+    return next(by_sum, None) or _best_transform(distances, list(sums), least=3)
+
+
+def _is_power_of_ten(total: float) -> bool:
+    return np.isfinite(total) and abs(10.0 ** round(np.log10(total)) / total - 1) < 1e-3
+
+
+def _common_total(sums: np.ndarray) -> float | None:
+    """The number that nearly all sums are equal to; of one or two cells, only a power of ten is evidence."""
+    sums = sums[sums > 0]
+    middle = np.median(sums) if len(sums) else np.inf
+    if not np.isfinite(middle) or (np.abs(sums / middle - 1) < 3e-3).mean() < 0.9:
+        return None
+    return float(middle) if len(sums) > 2 or _is_power_of_ten(middle) else None
+
+
+def _distances_to_whole(row: np.ndarray, possible: Sequence[str]) -> np.ndarray:
+    """How far a cell's values are from multiples of one value, when each transform is undone.
+
+    Returns (transforms, 2): the sum of the log10 of the distances to the nearest whole number, and their number.
+    """
+    distinct = np.unique(row)[:DISTINCT]
+    found = np.zeros((len(possible), 2))
+    for i, transform in enumerate(possible):
+        values = UNDO[transform](distinct)
+        ratios = values[values > 1.2 * values[:1]] / values[:1]
+        best = np.inf
+        for divisor in (1, 2, 3):  # the smallest value of a cell may stand for two or three counts
+            multiples = ratios[ratios * divisor <= MULTIPLES] * divisor
+            distance = np.log10(divisor * np.abs(multiples - np.rint(multiples)) + ROUNDING)
+            if len(distance) and distance.mean() < best - 0.5 * (divisor > 1):
+                best = distance.mean()
+                found[i] = distance.sum(), len(distance)
+    return found
+
+
+def _best_transform(distances: np.ndarray, possible: Sequence[str], least: int = 1) -> str | None:
+    """The transform whose undoing gives multiples; None when none does, or several do."""
+    sums, numbers = distances.T
+    means = np.where(numbers >= least, sums / np.maximum(numbers, 1), 0.0)
+    first, second = np.argsort(means)[:2]
+    evidence = numbers[first] * (RANDOM - means[first])
+    if means[first] > EXACT or means[second] - means[first] < MARGIN or evidence < 2.5:
+        return None
+    return possible[first]
+
+
+def _look_linear(rows: Sequence[np.ndarray]) -> bool:
+    """Whether values are rather estimated counts than logarithms of normalised values.
+
+    In normalised cells the mean of the linear values falls with the number of detected genes, since their sum is fixed.
+    """
+    detected, mean = np.array([(len(row), np.expm1(row).mean()) for row in rows if len(row)]).T
+    if len(detected) < 10 or np.ptp(detected) == 0 or np.ptp(mean) == 0:
+        return False
+    return bool(np.corrcoef(np.log(detected), np.log(mean))[0, 1] > 0.3)
+
+
+def normalise(cells: sp.csr_matrix, scale: Scale) -> sp.csr_matrix:
+    """Model input, CSR (cells, genes) float32: the scale undone, each cell brought to a sum of 10,000, then ``log1p``.
+
+    The columns are the model's genes, so that further genes of a query never change its labels. Cells without counts
+    stay zero. `cells` is not changed; the result shares its indices.
+    """
+    values = cells.data.astype(np.float32, copy=False)
+    if scale.transform != UNKNOWN:
+        values = UNDO[scale.transform](values)
+        linear = sp.csr_matrix((values, cells.indices, cells.indptr), shape=cells.shape)
+        sums = linear.sum(axis=1, dtype=np.float64).A1
+        factor = np.divide(TARGET_SUM, sums, out=np.zeros_like(sums), where=sums > 0).astype(np.float32)
+        values = np.log1p(values * np.repeat(factor, np.diff(cells.indptr)))
+    return sp.csr_matrix((values, cells.indices, cells.indptr), shape=cells.shape)
+
+
+class Expression:
+    """The expression of some cells on its way to model input.
 
     Parameters
     ----------
     adata
-        Cells in rows, genes in columns.
+        Cells x genes; never changed. A matrix that is in a file (backed, or from `datasets.open_backed`) stays there.
     layer
-        None for ``X``, ``"raw"`` for ``adata.raw`` (which has its own genes), else a name in
-        ``adata.layers``.
+        None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no layer has that name.
+    name
+        What messages call the matrix.
 
-    Returns
-    -------
-    tuple
-        CSR matrix (cells, genes), float32, sorted, without duplicate entries; and the ``var``
-        DataFrame with one row per column of the matrix.
-
-    Raises
-    ------
-    UnknownNameError
-        No such layer; the ones that exist are offered.
-    DataError
-        The AnnData has no matrix, or one that does not hold numbers.
+    Examples
+    --------
+    >>> expression = Expression(adata)
+    >>> expression.align(["CD3D", "MS4A1"]).fraction
+    1.0
+    >>> expression.rows([0, 1]).shape  # CSR float32, log1p of 10,000 per cell
+    (2, 2)
     """
-    matrix, var = _matrix_and_genes(adata, layer)
-    return _as_csr(matrix), var
+
+    def __init__(self, adata: AnnData, layer: str | None = None, *, name: str = "The matrix"):
+        matrix, self.var = _matrix_and_var(adata, layer)
+        self.matrix = FileMatrix(matrix) if FileMatrix.can_read(matrix) else as_csr(matrix)
+        self.name, self.alignment, self.cells = name, None, None
+        sample = self.matrix.sample() if self.in_file else self.matrix
+        self.scale = detect_scale(sample, name=name, layers=layer_names(adata), log1p=adata.uns.get("log1p"))
+        if not (is_gene := gene_rows(self.var)).all():
+            warnings.warn(
+                f"{name} has {(~is_gene).sum():,} columns that are no gene expression ("
+                f"{', '.join(self.var['feature_types'][~is_gene].astype(str).unique()[:3])}); they are left out.",
+                stacklevel=3,
+            )
+        self._is_gene = is_gene
+
+    @property
+    def in_file(self) -> bool:
+        """Whether the matrix is in a file."""
+        return isinstance(self.matrix, FileMatrix)
+
+    @property
+    def genes(self) -> pd.DataFrame:
+        """The rows of `var` that are genes."""
+        return self.var if self._is_gene.all() else self.var[self._is_gene]
+
+    def align(self, vocabulary: Sequence[str], cell_names: Sequence = (), species: str | None = None) -> GeneCoverage:
+        """Bring the genes onto a model's vocabulary, see `align_genes`."""
+        self.alignment = align_genes(self.genes, vocabulary, cell_names, species=species)
+        return self.alignment.coverage
+
+    def match_scale(self, trained_on: Sequence[str]) -> None:
+        """Compare the scale with those of a model's reference files, as its provenance has them."""
+        if EARLIER_LOG in trained_on and self.scale.transform == "log1p(x)":
+            self.scale = AS_IS  # as the reference was read at that time
+        elif str(AS_IS) in trained_on and self.scale is not AS_IS:
+            warnings.warn(
+                f"{self.name} holds {self.scale}, but the model was trained on values of unknown scale: its labels may "
+                "be wrong. Train the model on counts, or prepare the query as the reference was.",
+                stacklevel=3,
+            )
+
+    def select(self, cells: np.ndarray) -> "Expression":
+        """The same expression for some of the cells, by rising position."""
+        selected = copy.copy(self)
+        if len(cells) < len(self):
+            if self.in_file:
+                selected.cells = np.asarray(cells) if self.cells is None else self.cells[cells]
+            else:
+                selected.matrix = self.matrix[cells]
+        return selected
+
+    def use(self, alignment: GeneAlignment) -> None:
+        """Apply an alignment of `genes`: to a matrix in memory at once, to one in a file when rows are read."""
+        self.alignment = alignment
+        if not self.in_file:
+            self.matrix, self.alignment = self._aligned(self.matrix), None
+            self._is_gene = np.ones(self.matrix.shape[1], bool)
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0] if self.cells is None else len(self.cells)
+
+    def raw_rows(self, positions: np.ndarray) -> sp.csr_matrix:
+        """The stored values of these cells, in this order, on the aligned genes, CSR float32."""
+        positions = np.asarray(positions)
+        if self.in_file:
+            positions = positions if self.cells is None else self.cells[positions]
+            rows = self.matrix.rows(positions)
+            self._check_rows(rows)
+        else:
+            rows = self.matrix[positions]
+        return self._aligned(rows)
+
+    def rows(self, positions: np.ndarray) -> sp.csr_matrix:
+        """Model input of these cells, in this order: (cells, genes) CSR float32."""
+        return normalise(self.raw_rows(positions), self.scale)
+
+    def _aligned(self, rows: sp.csr_matrix) -> sp.csr_matrix:
+        if not self._is_gene.all():
+            rows = rows[:, self._is_gene]
+        return self.alignment.apply(rows) if self.alignment else rows
+
+    def _check_rows(self, rows: sp.csr_matrix) -> None:
+        """Refuse rows of a file that are not of the scale that the sample had."""
+        if rows.nnz == 0:
+            return
+        low, high = float(rows.data.min()), float(rows.data.max())
+        if low < 0 or not np.isfinite([low, high]).all():
+            found = f"values from {low:.3g} to {high:.3g}"
+        elif self.scale.is_counts and not _whole_rows(rows).all():
+            found = "values that are not whole"
+        elif self.scale.transform.startswith("log") and high > LARGEST_LOG:
+            found = f"values up to {high:.3g}"
+        else:
+            return
+        raise DataError(
+            f"{self.name} was taken for {self.scale} by a sample of its cells, but other cells hold {found}. Expected "
+            "one kind of values throughout, none negative or missing: write the file anew, or pass another layer."
+        )
 
 
-def streamed_matrix(
-    adata: AnnData, layer: str | None = None, backed: bool = True
-) -> tuple[sp.csr_matrix | StoredMatrix, pd.DataFrame]:
-    """As `cell_matrix`, but a matrix that is still in a file stays there, unless `backed` is False."""
-    matrix, var = _matrix_and_genes(adata, layer)
-    element = stored_element(matrix) if backed else None
-    return (_as_csr(matrix) if element is None else StoredMatrix(element)), var
+def log_normalised(adata: AnnData, genes: Sequence[str], *, layer: str | None = None) -> sp.csr_matrix:
+    """All cells as a model with these genes reads them: (cells, genes) CSR float32, log1p of 10,000 per cell."""
+    expression = Expression(adata, layer)
+    expression.align(genes, adata.obs_names)
+    return expression.rows(np.arange(len(expression)))
 
 
-def matrix_state(matrix: sp.csr_matrix | StoredMatrix, name: str, layers: Sequence[str] = ()) -> str:
-    """`detect_state` of a matrix; of one in a file, by a sample of its cells."""
-    values = matrix.sample() if isinstance(matrix, StoredMatrix) else matrix
-    return detect_state(values, name=name, layers=layers)
+class FileMatrix:
+    """A CSR or dense matrix in a file, read by rows; other processes can read it too.
+
+    `element` is anndata's handle on a sparse matrix (``adata.X`` of a backed AnnData), or a dense h5py or zarr array.
+    """
+
+    def __init__(self, element: CSRDataset | h5py.Dataset | zarr.Array):
+        self.shape = tuple(map(int, element.shape))
+        place = getattr(element, "group", element)
+        is_hdf5 = isinstance(place, h5py.Group | h5py.Dataset)
+        self._place = (os.path.abspath(place.file.filename), place.name) if is_hdf5 else place
+        self._element, self._process = None, None
+        self.nbytes = 8 * int(np.prod(element.shape) if place is element else place["data"].shape[0])  # as CSR
+
+    @staticmethod
+    def can_read(matrix: object) -> bool:
+        """Whether this is a matrix in a file whose cells can be read one after the other."""
+        return isinstance(matrix, CSRDataset | h5py.Dataset | zarr.Array)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_element": None, "_process": None}
+
+    def rows(self, positions: np.ndarray) -> sp.csr_matrix:
+        """These rows in this order, CSR float32; neighbours are read together."""
+        order = np.argsort(positions, kind="stable")
+        rising = positions[order]
+        runs = np.split(rising, np.flatnonzero(np.diff(rising) > LARGEST_GAP) + 1)
+        blocks = [as_csr(self._opened()[int(run[0]) : int(run[-1]) + 1])[run - run[0]] for run in runs if len(run)]
+        cells = sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix((0, self.shape[1]), dtype=np.float32)
+        return cells if (np.diff(order) > 0).all() else cells[np.argsort(order)]
+
+    def sample(self) -> sp.csr_matrix:
+        """A few hundred cells from start to end."""
+        n_cells = self.shape[0]
+        starts = np.linspace(0, max(0, n_cells - SAMPLE_CELLS), SAMPLE_BLOCKS).astype(int)
+        wanted = np.unique(starts[:, None] + np.arange(SAMPLE_CELLS))
+        return self.rows(wanted[wanted < n_cells])
+
+    def _opened(self) -> CSRDataset | h5py.Dataset | zarr.Array:
+        """The matrix, opened anew in each process: handles of HDF5 do not survive a fork."""
+        if self._process != os.getpid():
+            place = self._place
+            if isinstance(place, tuple):
+                place = h5py.File(place[0], "r")[place[1]]
+            self._element = sparse_dataset(place) if isinstance(place, h5py.Group | zarr.Group) else place
+            self._process = os.getpid()
+        return self._element
+
+
+def open_cells(
+    source: AnnData | str | os.PathLike, layer: str | None = None, backed: bool | str = "auto"
+) -> tuple[AnnData, str | None]:
+    """A dataset's name or a path as an AnnData, and where its matrix is: None when it stays in the file, as `X`."""
+    if isinstance(source, AnnData):
+        return source, layer
+    path = Path(source).expanduser()
+    if path.exists() and stay_in_files([path], layer, backed):
+        return open_backed(path if is_backable(path) else convert(path), layer), None
+    return load(source), layer
+
+
+def stay_in_files(paths: Sequence[Path], layer: str | None, backed: bool | str) -> bool:
+    """Whether to leave matrices in their files: as `backed` says; for "auto", when they would fill the memory."""
+    if backed not in (True, False, "auto"):
+        raise SettingError(f'backed={backed!r}: choose True (cells stay in the file), False (in memory) or "auto".')
+    if backed != "auto" or not all(map(is_backable, paths)):
+        return backed != "auto" and bool(backed)
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if (container := Path("/sys/fs/cgroup/memory.max")).exists() and (text := container.read_text().strip()).isdigit():
+        limit = min(limit, int(text))
+    sizes = [path.stat().st_size if path.is_file() else limit for path in paths]  # of a zarr store it is not known
+    if sum(sizes) < MEMORY_SHARE * limit / MOST_PACKED:
+        return False
+    return sum(FileMatrix(open_backed(path, layer, []).X).nbytes for path in paths) > MEMORY_SHARE * limit
 
 
 def layer_names(adata: AnnData) -> list[str]:
-    """What `cell_matrix` takes as `layer` here: the layers and, where it is set, ``"raw"``."""
-    return [*adata.layers] + ["raw"] * (adata.raw is not None)
+    """What `layer` may be: the names of the layers and, where it is set, ``"raw"``."""
+    return list(dict.fromkeys([*adata.layers, *(["raw"] if adata.raw is not None else [])]))
 
 
-@dataclass
-class LabelledCells:
-    """The labelled cells of one file: `matrix` (cells, genes) from `cell_matrix`, one label per cell."""
-
-    name: str
-    dataset: str  # name in the registry, "" when not from there
-    state: str
-    matrix: sp.csr_matrix | StoredMatrix | None  # in memory these cells, in a file all cells of it
-    rows: np.ndarray  # which cells of the file these are
-    genes: list[str]
-    labels: np.ndarray
-    cell_names: Callable[[], list[str]]  # asked for when needed: names of many cells take more memory than labels
-    n_unlabelled: int  # cells left out
-    sha256: list[str] = field(default_factory=list)  # of the files that the cells come from, as far as known
-
-    def described(self) -> dict[str, str | int | list[str]]:
-        """What a summary and a model's provenance say of it."""
-        sizes = {"cells": len(self.labels), "genes": len(self.genes)}
-        return {"file": self.name, "dataset": self.dataset, "state": self.state, **sizes, "sha256": self.sha256}
-
-
-def labelled_cells(
-    adata: AnnData,
-    name: str,
-    class_label: str | None,
-    labelfile: str | PathLike | None = None,
-    keep: Mapping[str, Sequence] | None = None,
-    drop: Mapping[str, Sequence] | None = None,
-    layer: str | None = None,
-    *,
-    file: object = None,
-    backed: bool = True,
-) -> LabelledCells:
-    """Matrix and labels of the cells that have a label, without changing `adata`.
-
-    Parameters are those of `sims_kit.cells.datamodule.DataModule`; `name` is what messages call the file, and `file`
-    where the cells were read from, to take its hash, if that is a path. A matrix that is still in a file stays there,
-    unless `backed` is False. Without a `class_label` all cells are taken, and their label is empty.
-
-    Raises
-    ------
-    UnknownNameError
-        No such label column or layer.
-    LabelError
-        No cell has a label.
-    DataError
-        The matrix is empty, scaled, not finite, or turned.
-    """
-    matrix, var = streamed_matrix(adata, layer, backed)
-    state = matrix_state(matrix, f"The matrix of {name}", layer_names(adata))
-    check_orientation(adata, class_label if labelfile is None else None, f"The matrix of {name}")
-    obs = adata.obs if labelfile is None else _obs_with_labels(adata, labelfile, class_label)
-    chosen = chosen_cells(obs, keep, drop) if keep or drop else np.ones(len(obs), bool)
-    if class_label is None:
-        labels = pd.Series("", index=obs.index[chosen])
-    elif class_label in obs:
-        labels = label_text(obs[class_label][chosen])
-    else:
-        raise UnknownNameError(f"obs column of {name} called", class_label, obs.columns)
-    labelled = labels.notna().to_numpy()
-    if not labelled.any():
-        raise LabelError(
-            f"{name}: none of {len(labels):,} cells has a {class_label!r}. Check class_label, keep, drop, "
-            "and whether the label file names these cells."
-        )
-    rows = np.flatnonzero(chosen)[labelled]
-    origin = adata.uns.get("sims_kit")  # the provenance of a dataset, unless someone else's entry
-    origin = origin if isinstance(origin, Mapping) else {}
-    all_of_it = len(rows) == len(obs) or isinstance(matrix, StoredMatrix)
-    return LabelledCells(
-        name=name,
-        dataset=str(origin.get("dataset", "")),
-        state=state,
-        matrix=matrix if all_of_it else matrix[rows],
-        rows=rows,
-        genes=list(map(str, var.index)),
-        labels=labels[labelled].to_numpy(),
-        cell_names=adata.obs_names[rows].astype(str).tolist,
-        n_unlabelled=int((~labelled).sum()),
-        sha256=_hashes(file, labelfile) or [str(found) for found in origin.get("sha256", ())],
-    )
-
-
-def _hashes(*paths: object) -> list[str]:
-    """Of those that are files; a folder has none."""
-    return [file_hash(Path(path)) for path in paths if isinstance(path, str | PathLike) and Path(path).is_file()]
-
-
-def label_text(labels: pd.Series) -> pd.Series:
-    """Labels as strings, None where missing (NaN, empty, or the text "nan"); the number 3.0 becomes "3"."""
-    if labels.dtype == object and not all(map(pd.api.types.is_hashable, labels)):
-        labels = labels.astype(str)
-    is_coded = isinstance(labels.dtype, pd.CategoricalDtype)  # a text for each class, not for each of a million cells
-    codes, values = (labels.cat.codes.to_numpy(), labels.cat.categories) if is_coded else pd.factorize(labels)
-    values = pd.Series(np.asarray(values)).infer_objects()
-    if pd.api.types.is_float_dtype(values.dtype) and (values % 1 == 0).all():
-        values = values.astype("Int64")
-    text = values.astype(object).astype(str).str.strip()
-    text = [*text.astype(object).where(~text.isin(["", "nan"]), None), None]  # -1 is the last
-    return pd.Series(np.array(text, dtype=object)[codes], labels.index, dtype=object, name=labels.name)
-
-
-def _obs_with_labels(adata: AnnData, labelfile: str | PathLike, class_label: str) -> pd.DataFrame:
-    """A table of its own, with the columns of the label file."""
-    with warnings.catch_warnings():  # repeated cell names do no harm here, and were told when the file was read
-        warnings.filterwarnings("ignore", message="Observation names are not unique")
-        cells = AnnData(obs=adata.obs.copy(), var=pd.DataFrame(index=[str(i) for i in range(adata.n_vars)]))
-        attach_labels(cells, labelfile, class_label)
-    return cells.obs
-
-
-def _matrix_and_genes(adata: AnnData, layer: str | None) -> tuple[object, pd.DataFrame]:
+def _matrix_and_var(adata: AnnData, layer: str | None) -> tuple[object, pd.DataFrame]:
+    if layer is not None and layer not in layer_names(adata):
+        raise UnknownNameError("layer", layer, layer_names(adata))
     if layer is None:
         matrix, var = adata.X, adata.var
     elif layer in adata.layers:
         matrix, var = adata.layers[layer], adata.var
-    elif layer == "raw" and adata.raw is not None:
-        matrix, var = adata.raw.X, adata.raw.var
+        if layer == "raw" and adata.raw is not None:
+            warnings.warn('layer="raw": both a layer "raw" and adata.raw exist; the layer is used.', stacklevel=4)
     else:
-        raise UnknownNameError("layer", layer, layer_names(adata))
+        matrix, var = adata.raw.X, adata.raw.var
     if matrix is None:
         names = layer_names(adata)
         way_out = f"Pass layer={' or '.join(map(repr, names))}." if names else "Nor has it layers or raw: load counts."
@@ -200,7 +461,8 @@ def _matrix_and_genes(adata: AnnData, layer: str | None) -> tuple[object, pd.Dat
     return matrix, var
 
 
-def _as_csr(matrix) -> sp.csr_matrix:
+def as_csr(matrix) -> sp.csr_matrix:
+    """Any matrix as CSR float32 in canonical form: shared where it is that already, dense ones converted in blocks."""
     if hasattr(matrix, "to_memory"):  # anndata's handle on a sparse matrix in a file
         matrix = matrix.to_memory()
     try:
@@ -208,7 +470,7 @@ def _as_csr(matrix) -> sp.csr_matrix:
             raise TypeError("complex numbers")
         if sp.issparse(matrix):
             csr = sp.csr_matrix(matrix)
-        else:  # array, or a dense dataset in a file
+        else:
             blocks = (np.asarray(matrix[i : i + BLOCK], np.float32) for i in range(0, matrix.shape[0], BLOCK))
             csr = sp.vstack([sp.csr_matrix((0, matrix.shape[1])), *map(sp.csr_matrix, blocks)], format="csr")
         csr = csr.astype(np.float32, copy=False)
@@ -217,7 +479,7 @@ def _as_csr(matrix) -> sp.csr_matrix:
             f"The matrix ({type(matrix).__name__}, {getattr(matrix, 'dtype', None)}) does not hold real "
             "numbers. Expression values must be int or float: convert them with .astype('float32')."
         ) from error
-    if csr.indices.dtype != csr.indptr.dtype:  # as some files have it: scipy would cast all of them for every batch
+    if csr.indices.dtype != csr.indptr.dtype:  # scipy would otherwise convert all indices for every batch
         csr = sp.csr_matrix((csr.data, csr.indices, csr.indptr), csr.shape)
     if not csr.has_canonical_format:
         csr = csr.copy()

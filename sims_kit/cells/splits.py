@@ -1,5 +1,6 @@
-"""Seeded, stratified splits that survive rare classes."""
+"""Seeded splits, stratified by class, rare ones too, and by donor or sample where these are given."""
 
+import warnings
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -8,6 +9,9 @@ import numpy as np
 import pandas as pd
 
 from sims_kit.errors import LabelError, SettingError
+from sims_kit.text import examples, label_text
+
+DRAWS, COMPARED = 200, 5  # of whole groups; more compared would balance better, and all seeds alike
 
 
 class Split(NamedTuple):
@@ -18,28 +22,28 @@ class Split(NamedTuple):
     test: np.ndarray
 
 
-def stratified_split(labels: Sequence, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> Split:
+def stratified_split(
+    labels: Sequence, validation: float = 0.1, test: float = 0.1, seed: int = 0, *, groups: Sequence | None = None
+) -> Split:
     """Divide cells into train, validation and test parts, class by class.
 
-    A class of three or more cells has at least one in each part that is asked for; of two cells one
-    trains and one tests (or validates, when `test` is 0); a single cell trains. Otherwise every class
-    gives each part its share, rounded to the nearest cell.
+    Every class gives each part its share, rounded to the nearest cell. A class of three or more cells has at least one
+    in each part that is asked for; of two cells one trains and one tests (or validates, when `test` is 0); one trains.
 
     Parameters
     ----------
     labels
         One per cell; cells without a label (NaN, None) come into no part.
-    validation, test
-        Share of the cells, 0 for an empty part; together under 1.
-    seed
-        Same seed, same split.
+    validation, test, seed
+        Shares of the cells, 0 for an empty part, together under 1; and the seed of the draw.
+    groups
+        The donor or sample of each cell: validation and test cells come from whole groups of their own. The shares are
+        met as nearly as groups allow, and every class trains; a warning says where there are too few groups.
 
-    Raises
-    ------
-    SettingError
-        Shares or seed out of range.
-    LabelError
-        No labelled cell, or labels that are no list.
+    Examples
+    --------
+    >>> stratified_split(["B", "T", "B", "T"], validation=0, test=0.5, groups=["ann", "ann", "bob", "bob"])
+    Split(train=array([0, 1]), validation=array([], dtype=int64), test=array([2, 3]))
     """
     check_shares(validation, test)
     if not isinstance(seed, Integral) or seed < 0:
@@ -50,6 +54,8 @@ def stratified_split(labels: Sequence, validation: float = 0.1, test: float = 0.
     codes = codes.astype(np.int32)  # of a hundred million cells every array counts
     if not len(classes):
         raise LabelError(f"None of the {len(codes):,} cells has a label; nothing can be split.")
+    if groups is not None:
+        return _split_by_group(codes, groups, validation, test, seed)
     order = np.random.default_rng(seed).permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]  # class by class, shuffled within
     order = order[codes[order] >= 0]
@@ -62,21 +68,58 @@ def stratified_split(labels: Sequence, validation: float = 0.1, test: float = 0.
 
 def check_shares(validation: float, test: float) -> None:
     """Raise SettingError unless both shares are in [0, 1) and leave something to train on."""
-    if not (isinstance(validation, Real) and isinstance(test, Real)) or not (
-        0 <= validation < 1 and 0 <= test < 1 and validation + test < 1
-    ):
-        raise SettingError(
-            f"validation={validation!r} and test={test!r} are shares of the cells: each must be 0 or more, "
-            "together under 1, for example 0.1 and 0.1."
-        )
+    if not all(isinstance(share, Real) and 0 <= share < 1 for share in (validation, test)) or validation + test >= 1:
+        found = f"validation={validation!r} and test={test!r} are shares of the cells"
+        raise SettingError(f"{found}: each must be 0 or more, together under 1, for example 0.1 and 0.1.")
 
 
 def _part_sizes(n_cells: int, validation: float, test: float) -> tuple[int, int]:
     """Cells of a class for validation and test, leaving at least one to train on."""
     n_validation, n_test = (max(1, int(n_cells * share + 0.5)) if share else 0 for share in (validation, test))
     while n_validation + n_test >= n_cells:
-        if n_validation >= n_test:
-            n_validation -= 1
-        else:
-            n_test -= 1
+        n_validation, n_test = (n_validation - 1, n_test) if n_validation >= n_test else (n_validation, n_test - 1)
     return n_validation, n_test
+
+
+def _split_by_group(codes: np.ndarray, groups: Sequence, validation: float, test: float, seed: int) -> Split:
+    """Whole groups for the parts, for the test part alone where there are too few, or for none, with a warning."""
+    names, cells = label_text(groups), np.flatnonzero(codes >= 0)
+    if len(names) != len(codes):
+        raise LabelError(f"groups has {len(names):,} entries for {len(codes):,} cells; give one per cell.")
+    if len(missing := names.index[cells][names.iloc[cells].isna()]):
+        raise LabelError(f"{len(missing):,} labelled cells have no group ({examples(missing)}). Leave them out.")
+    codes, groups = codes[cells], pd.factorize(names.iloc[cells])[0]
+    sizes = pd.crosstab(groups, codes).to_numpy()
+    asked = {part: share for part, share in (("test", test), ("validation", validation)) if share}
+    whole = list(asked)
+    while (part_of_group := _draw_groups(sizes, [asked[part] for part in whole], seed)) is None:
+        whole.pop()
+    rest = np.flatnonzero((part_of_cell := part_of_group[groups]) == 0)
+    scale = len(cells) / len(rest)  # shares are of all cells
+    if by_cell := {part: min(share * scale, max(share, 0.5)) for part, share in asked.items() if part not in whole}:
+        few = f"{len(sizes)} groups are too few for {' and '.join(asked)} cells from groups of their own"
+        also = f"{' and '.join(by_cell)} cells come from groups that train, too"
+        warnings.warn(f"{few} that leave every class in training: {also}.", stacklevel=3)
+    inner = stratified_split(codes[rest], by_cell.get("validation", 0), by_cell.get("test", 0), seed)
+    parts = {part: rest[chosen] for part, chosen in inner._asdict().items()}
+    parts |= {part: np.flatnonzero(part_of_cell == number) for number, part in enumerate(whole, 1)}
+    return Split(*(cells[parts[part]] for part in Split._fields))
+
+
+def _draw_groups(sizes: np.ndarray, shares: list[float], seed: int) -> np.ndarray | None:
+    """The part of each group, 0 to train: of several random ones that train all classes, the nearest to the shares."""
+    random, best, costs = np.random.default_rng(seed), None, []
+    free = np.flatnonzero(~(sizes[:, (sizes > 0).sum(axis=0) == 1] > 0).any(axis=1))  # not the only group of a class
+    for _ in range(DRAWS * (len(free) >= len(shares))):
+        order, part, end = random.permutation(free), np.zeros(len(sizes), int), 0
+        for number, share in enumerate(shares, 1):  # leaves a group to each part that comes after
+            filled = sizes[order[end : len(order) - len(shares) + number]].sum(axis=1).cumsum() / sizes.sum()
+            start, end = end, end + 1 + np.abs(filled - share).argmin()
+            part[order[start:end]] = number
+        counts = np.array([sizes[part == number].sum(axis=0) for number in range(len(shares) + 1)])
+        if (counts[0] > 0).all():
+            costs.append(np.abs(counts[1:] / counts.sum(axis=0) - np.array(shares)[:, None]).sum())
+            best = part if costs[-1] == min(costs) else best
+        if len(costs) == COMPARED:
+            break
+    return best

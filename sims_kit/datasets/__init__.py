@@ -1,30 +1,23 @@
-"""A name or a file becomes an AnnData: registry, fetching, conversion, readers, labels; and simulated tissue."""
+"""Datasets and files: by name or path to an AnnData. The registry, downloads, readers, labels, simulated tissue."""
 
-from sims_kit.datasets.catalogue import catalogue
-from sims_kit.datasets.convert import convert
 from sims_kit.datasets.fetch import cache_folder
-from sims_kit.datasets.labels import attach_labels, check_orientation, chosen_cells, select_cells
-from sims_kit.datasets.load import load, load_or_open, prepare
-from sims_kit.datasets.readers import read
-from sims_kit.datasets.shuffling import shuffle
+from sims_kit.datasets.labels import attach_labels, check_orientation, select_cells
+from sims_kit.datasets.load import catalogue, gene_table, load, prepare
+from sims_kit.datasets.read import convert, open_backed, read
 from sims_kit.datasets.simulate import simulate, simulated
-from sims_kit.datasets.stored import StoredMatrix, open_stored
 
 __all__ = [
-    "StoredMatrix",
     "attach_labels",
     "cache_folder",
     "catalogue",
     "check_orientation",
-    "chosen_cells",
     "convert",
+    "gene_table",
     "load",
-    "load_or_open",
-    "open_stored",
+    "open_backed",
     "prepare",
     "read",
     "select_cells",
-    "shuffle",
     "simulate",
     "simulated",
 ]

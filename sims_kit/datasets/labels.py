@@ -1,266 +1,196 @@
 """Labels and other columns of the cells: attached from a file, used to choose cells, and the check of orientation."""
 
+import csv
+import gzip
+import io
 import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sims_kit.datasets.delimited import open_text, sniff
 from sims_kit.errors import DataError, LabelError, UnknownNameError
+from sims_kit.text import best_match, examples, label_text
 
-LabelFile = Path | zipfile.Path  # a file, or a member of an archive
-SAME_NAMES = 0.1  # of the possible matches; barcodes of unrelated 10x samples agree for some 1 %
-ENSEMBL_GENE = re.compile(r"(ENS[A-Z]{0,6}G\d{6,}|FBgn\d{7}|WBGene\d{8})(\.\d+)?$")
-WELL_KNOWN_GENE = re.compile(  # in nearly every mammalian gene list, chosen or whole
-    r"(MT-(ND|CO|CYB|ATP)\w*|RP[LS]\d+[AXYL]?|ACTB|GAPDH|MALAT1|B2M|EEF1A1|TMSB4X|TMSB10|FTH1|FTL1?|UBC|PPIA|VIM|CD74|CD3E|MS4A1"
-    r"|LYZ|S100A\d+|HSP90AB1|XIST|TUBA1A|SNAP25|GAD1|SLC17A7|AQP4|MBP|PDGFRA|XKR4|SOX\d+|HES4|ISG15)$",
-    re.IGNORECASE,
+LARGEST, LARGE, MOST_PACKED, LONGEST_LINE = 2**31, 2**28, 200, 2**20  # bytes; large text packs 30 to 1, not 200 to 1
+AS_TEXT = {"header": None, "dtype": object, "keep_default_na": False, "skipinitialspace": True}
+GENES = (  # ids; and symbols that are in nearly every mammalian gene list, chosen or whole
+    r"(?:ENS[A-Z]{0,6}G\d{6,}|FBgn\d{7}|WBGene\d{8})(?:\.\d+)?$",
+    r"(?i:MT-(ND|CO|CYB|ATP)\w*|RP[LS]\d+[AXYL]?|ACTB|GAPDH|MALAT1|B2M|EEF1A1|TMSB4X|TMSB10|FTH1|FTL1?|UBC|PPIA|VIM|CD74|CD3E"
+    r"|MS4A1|LYZ|S100A\d+|HSP90AB1|XIST|TUBA1A|SNAP25|GAD1|SLC17A7|AQP4|MBP|PDGFRA|XKR4|SOX\d+|HES4|ISG15)$",
 )
-FEW_GENES = 3  # well-known genes among the names of the cells: more than chance
 
 
-def attach_labels(adata: AnnData, labelfile: str | LabelFile, class_label: str, *, text: Collection[str] = ()) -> None:
-    """Add the columns of a delimited label file to `adata.obs`, in place.
+def attach_labels(
+    adata: AnnData, labelfile: str | Path, class_label: str, *, text: Collection[str] = (), in_order: bool = False
+) -> None:
+    """Add the columns of a label file to `adata.obs`, in place, the labels in `class_label` as text.
 
-    Rows are matched by cell name, with the column that agrees best with `obs_names`; cells without a row
-    are counted in a warning and stay unlabelled (NaN). Where no column agrees for more than a tenth, rows
-    are taken in order if there are as many as cells.
+    Rows find their cells by name, in any column. Names that differ in blanks, ``.`` for ``-``, a suffix (``-1``) or a
+    prefix (``sample1_``) are matched without it, with a warning. Labels alone, or beside the numbers of their rows, are
+    taken in order; with `in_order` all rows are, whatever their names.
 
     Parameters
     ----------
-    adata
-        Cells x genes.
     labelfile
-        Text with tab, comma or semicolon, packed with gzip or not; also a member of a zip archive. With a
-        header, all columns are attached; a column of `obs` that is there already stays, with a warning. Without
-        a header: one column of labels, or names and labels; the labels are stored as `class_label`. A single
-        column holds the labels whatever its header.
-    class_label
-        The column with the labels (text, also when they look like numbers). Replaces a column of `obs` of
-        that name, with a warning.
+        Text with tab, comma or semicolon, also ``.gz`` or a `zipfile.Path`. Without a header: labels, or names, labels.
     text
-        Other columns that are names although they may look like numbers, such as clusters or donors.
-
-    Raises
-    ------
-    FileNotFoundError, DataError
-        The label file is not there, or cannot be read as delimited text.
-    UnknownNameError
-        The file has no such column; the nearest are offered.
-    LabelError
-        Neither names nor length agree with the cells, or one cell has two labels. Both lengths are given;
-        if the labels fit the genes, the matrix is turned and the message says what to do.
+        Other columns that hold names although they may look like numbers, such as clusters or donors.
     """
     labelfile = labelfile if isinstance(labelfile, zipfile.Path) else Path(labelfile).expanduser()
-    table = _read_table(labelfile, class_label, adata.obs_names)
-    if table.shape[1] == 1:  # labels, whatever their column is called
-        table.columns = [class_label]
-    if class_label not in table:
-        raise UnknownNameError(f"column of {labelfile} called", class_label, [c for c in table if c != ""])
-    table = _in_order_of_cells(table, adata, labelfile, class_label).apply(_typed, names={class_label, *text})
-    taken = [column for column in table if column in adata.obs]
-    if class_label in taken:
+    table = _read(labelfile, class_label, adata.obs_names)
+    names = table.drop(columns=class_label)
+    if not in_order and (match := _matched(names, adata.obs_names)):
+        table = _by_name(table, adata.obs_names, labelfile, match)
+    elif len(table) != adata.n_obs or not (in_order or len(names.columns) <= _counts_rows(table.iloc[:, 0])):
+        is_turned = len(table) == adata.n_vars != adata.n_obs or _matched(names, adata.var_names)
+        turn = 'The labels fit the genes: read the matrix with orientation="genes_by_cells", or turn it with adata.T.'
+        name = "Expected these names, or attach_labels(..., in_order=True) where rows and cells have the same order."
+        raise LabelError(
+            f"{labelfile} has {len(table):,} rows, the matrix {adata.n_obs:,} cells and {adata.n_vars:,} genes, and no "
+            f"column ({examples(table.iloc[:, 0])}) holds the names of the cells ({examples(adata.obs_names)}). "
+            + (turn if is_turned else name)
+        )
+    elif len(names.columns) and not in_order:
+        warnings.warn(f"{labelfile} numbers its rows and names no cells; they are taken in order.", stacklevel=2)
+    is_float = table[class_label].dropna().str.fullmatch(r"-?\d+\.0").all()
+    table[class_label] = label_text(_numbers(table[class_label]) if is_float else table[class_label])
+    if class_label in adata.obs:
         warnings.warn(f"obs[{class_label!r}] is replaced by the labels of {labelfile}.", stacklevel=2)
-    if others := [column for column in taken if column != class_label]:
-        warnings.warn(f"obs has the columns {others} already; those of {labelfile} are left out.", stacklevel=2)
-    for column in table.columns.difference(others, sort=False):
-        adata.obs[column] = table[column].to_numpy()
+    if taken := [column for column in names if column in adata.obs]:
+        warnings.warn(f"obs has the columns {taken} already; those of {labelfile} are left out.", stacklevel=2)
+    for column in table.columns.difference([*taken, ""], sort=False):
+        numbers = None if column in {class_label, *text} else _numbers(table[column])
+        adata.obs[column] = (table[column] if numbers is None else numbers).to_numpy()
 
 
-def select_cells(
-    adata: AnnData, keep: Mapping[str, Iterable] | None = None, drop: Mapping[str, Iterable] | None = None
-) -> AnnData:
-    """The cells whose columns have the values in `keep` and none of those in `drop`, as a copy.
+def select_cells(adata: AnnData, keep: Mapping | None = None, drop: Mapping | None = None) -> AnnData:
+    """A copy of the cells whose `obs` columns have the values in `keep`, as ``{"plate": [1, 2]}``, and none of `drop`.
 
-    Parameters
-    ----------
-    keep, drop
-        `obs` column -> values, such as ``{"cell_number": ["1"]}``. Values are compared as text without
-        regard to case, so that 1, 1.0 and "1" are the same, and so are True and "TRUE".
-
-    Raises
-    ------
-    UnknownNameError
-        A column is not in `obs`.
-    DataError
-        No cell is left.
+    Values are compared as text without regard to case: 1, 1.0 and "1" are the same, and so are True and "TRUE".
     """
-    return adata[chosen_cells(adata.obs, keep, drop)].copy()
-
-
-def chosen_cells(
-    obs: pd.DataFrame, keep: Mapping[str, Iterable] | None = None, drop: Mapping[str, Iterable] | None = None
-) -> np.ndarray:
-    """Which rows of `obs` `select_cells` chooses, as bool; raises what it raises."""
-    chosen = pd.Series(True, index=range(len(obs)))
-    for columns, wanted in ((keep, True), (drop, False)):
-        for column, values in (columns or {}).items():
-            if column not in obs:
-                raise UnknownNameError("obs column", column, obs.columns)
-            values = [values] if isinstance(values, str | int | float) else values
-            chosen &= obs[column].map(_text).isin({_text(v) for v in values}).to_numpy() == wanted
+    chosen = np.ones(adata.n_obs, bool)
+    for columns, wanted in ((keep or {}, True), (drop or {}, False)):
+        for column, values in columns.items():
+            if column not in adata.obs:
+                raise UnknownNameError("obs column", column, adata.obs.columns)
+            values = label_text([values] if isinstance(values, str | int | float) else list(values)).str.casefold()
+            chosen &= label_text(adata.obs[column]).str.casefold().isin(values).to_numpy() == wanted
     if not chosen.any():
-        raise DataError(f"No cell is left of {len(obs):,} with keep={keep} and drop={drop}. Check the values in obs.")
-    return chosen.to_numpy()
+        raise DataError(
+            f"No cell is left of {len(chosen):,} with keep={keep} and drop={drop}. Check the values in obs."
+        )
+    return adata[chosen].copy()
 
 
 def check_orientation(adata: AnnData, class_label: str | None = None, name: str = "The matrix") -> None:
-    """Raise `DataError` when the names of the cells look like genes and those of the genes do not.
-
-    Names look like genes when most are Ensembl ids, or when at least three are genes found in nearly every
-    mammalian matrix (ACTB, MALAT1, ribosomal, mitochondrial, ...). The labels, too, lie in `obs` and not in `var`.
-
-    Parameters
-    ----------
-    class_label
-        The column with the labels, if one is expected.
-    name
-        What to call the matrix in the message.
-    """
-    if _looks_like_genes(adata.obs_names) and not _looks_like_genes(adata.var_names):
-        found = "are named like genes", "are not"
+    """Raise `DataError` when cells are named like genes and genes are not, or `var` has the labels instead of `obs`."""
+    if _are_genes(adata.obs_names) and not _are_genes(adata.var_names):
+        rows, columns = "are named like genes", "are not"
     elif class_label in adata.var and class_label not in adata.obs:
-        found = f"have no {class_label!r}", "have one, in var"
+        rows, columns = f"have no {class_label!r}", "have one, in var"
     else:
         return
     raise DataError(
-        f"{name} seems to be turned: its {adata.n_obs:,} rows ({_some(adata.obs_names)}) {found[0]}, "
-        f"its {adata.n_vars:,} columns ({_some(adata.var_names)}) {found[1]}. Expected cells in rows and genes in "
-        'columns. Read it with orientation="genes_by_cells", or turn it yourself: adata = adata.T.copy()'
+        f"{name} seems to be turned: its {adata.n_obs:,} rows ({examples(adata.obs_names)}) {rows}, its columns "
+        f"({adata.n_vars:,}: {examples(adata.var_names)}) {columns}. Expected cells in rows, genes in columns. Read it "
+        'with orientation="genes_by_cells", or turn it yourself: adata = adata.T.copy()'
     )
 
 
-def _read_table(labelfile: LabelFile, class_label: str, cell_names: pd.Index) -> pd.DataFrame:
-    """The label file, its columns named by the header or, without one, "" (cell names) and `class_label`."""
-    if labelfile.is_dir():
-        raise DataError(f"{labelfile} is a folder. Expected a label file: delimited text, packed with gzip or not.")
+def _read(labelfile: Path | zipfile.Path, class_label: str, cells: pd.Index) -> pd.DataFrame:
+    """The label file as text, NaN where it is missing; names without a header have the column ""."""
     if not labelfile.is_file():
-        raise FileNotFoundError(
-            f"There is no label file {labelfile}. Check the path, or leave it out if obs has the labels."
-        )
+        raise FileNotFoundError(f"There is no label file {labelfile}. Check the path, or use labels in obs.")
     try:
-        layout = sniff(labelfile, delimiters="\t,;")
-        columns = ["", *layout.first] if layout.r_style else layout.first
-        with open_text(labelfile) as text:
-            options = dict(header=None, skiprows=int(layout.r_style), names=range(len(columns)))
-            table = pd.read_csv(text, sep=layout.delimiter, dtype=str, **options)
-    except DataError:
-        raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(
-            f"{labelfile} cannot be read as delimited text ({error}). Write or download it again."
-        ) from error
-    if not layout.r_style:
-        if _has_header(table, class_label, cell_names):
-            table = table.iloc[1:].reset_index(drop=True)
-        else:
-            columns = ["", class_label][-len(columns) :]
-    table.columns = columns
-    return table.loc[:, ~table.columns.duplicated()]
+        data = _unpacked(labelfile)
+        lines = [line for line in data[:LONGEST_LINE].decode(errors="replace").splitlines() if line.strip()][:2]
+        delimiters = "\t,; " if data.startswith(b'"') else "\t,;"  # blanks as in R's write.table, which quotes text
+        cuts = [(d, *csv.reader([*lines, lines[-1]], delimiter=d, skipinitialspace=True)) for d in delimiters]
+        fits = [(len(cut[-1]) - len(cut[1]) in (0, 1), len(cut[-1])) for cut in cuts]
+        delimiter, first, *_, second = cuts[fits.index(max(fits))]
+        columns = [""] * (len(second) > len(first)) + list(map(str.strip, first))  # R leaves out the name of the names
+        n = len(columns)
+        table = pd.read_csv(io.BytesIO(data), sep=delimiter, names=range(n), skip_blank_lines=n > 1, **AS_TEXT)
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
+        raise DataError(f"{labelfile} is no readable table: {str(error).strip()}. Export it as UTF-8 text.") from error
+    is_row = first[0] in cells or first[-1] in set(table.iloc[1:, -1]) or (n == 1 and len(table) == len(cells))
+    has_header = n > min(2, len(first)) or class_label in first or not is_row
+    columns = [class_label] if n == 1 else columns if has_header else ["", class_label]
+    table = table.iloc[int(has_header) :].reset_index(drop=True).set_axis(columns, axis=1)
+    if class_label not in columns:
+        raise UnknownNameError(f"column of {labelfile} called", class_label, filter(None, columns))
+    table = table.loc[:, ~table.columns.duplicated()]
+    return table.apply(lambda column: column.where(label_text(column).notna()))
 
 
-def _has_header(table: pd.DataFrame, class_label: str, cell_names: pd.Index) -> bool:
-    """Whether the first row holds names of columns: it does unless it reads like the rows below it."""
-    first, last = table.iloc[0], table.iloc[:, -1]
-    if class_label in set(first) or table.shape[1] > 2:
-        return True
-    is_cell = first[0] in cell_names
-    is_label = last[0] in set(last[1:])
-    is_needed = table.shape[1] == 1 and len(table) == len(cell_names)
-    return not (is_cell or is_label or is_needed)
+def _unpacked(labelfile: Path | zipfile.Path) -> bytes:
+    """The bytes of a file below its comments; a `ValueError` where there are too many, or too many in a line."""
+    n_packed = labelfile.stat().st_size if isinstance(labelfile, Path) else LARGEST
+    most = min(LARGEST, max(LARGE, MOST_PACKED * n_packed))
+    with labelfile.open("rb") as packed, gzip.open(packed) if labelfile.suffix.lower() == ".gz" else packed as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"its {n_packed:,} bytes unpack to more than {most:,}")
+    ends = np.flatnonzero(np.isin(np.frombuffer(data, np.uint8), (10, 13)))
+    if (longest := np.diff(ends, prepend=-1, append=len(data)).max() - 1) > LONGEST_LINE:
+        raise ValueError(f"it has a line of {longest:,} letters")
+    data = re.sub(rb"\A(#[# !][^\r\n]*[\r\n]+)+", b"", data.removeprefix(b"\xef\xbb\xbf").strip(b"\r\n"))
+    if not data.strip():
+        raise ValueError("it is empty")
+    return data
 
 
-def _in_order_of_cells(table: pd.DataFrame, adata: AnnData, labelfile: LabelFile, class_label: str) -> pd.DataFrame:
-    """The rows of the label file in the order of the cells, by name or else as they come."""
-    column, share = _names_column(table.drop(columns=class_label), adata.obs_names)
-    if share > SAME_NAMES:
-        return _by_name(table, column, adata.obs_names, labelfile, class_label)
-    turned = (
-        len(table) == adata.n_vars != adata.n_obs
-        or _names_column(table.drop(columns=class_label), adata.var_names)[1] > SAME_NAMES
-    )
-    if turned or len(table) != adata.n_obs:
+def _matched(table: pd.DataFrame, cells: pd.Index) -> tuple[str, str, pd.Index, pd.Index] | None:
+    """The column with the names of the cells, what they differ in, and the names of rows and cells without it."""
+    best, found = 0.1, None  # the least share of names that has to agree, and 0.9 is enough
+    for i, column in enumerate(table):
+        names, numbers = pd.Index(table[column].fillna("")), _numbers(table[column])
+        is_count = numbers is not None and (i or numbers.min() < len(table))  # unlike the large numbers of an archive
+        if best > 0.9 or (is_count and set(names) != set(cells)):
+            continue
+        share, *match = best_match(names, cells)
+        if share > best:
+            best, found = share, (column, *match)
+    return found
+
+
+def _by_name(table: pd.DataFrame, cells: pd.Index, labelfile: object, match: tuple) -> pd.DataFrame:
+    """The rows in the order of the cells, as `_matched` has found them."""
+    column, way, rows, keys = match
+    table = table.set_axis(rows)[rows.isin(keys)]
+    table = table[~table.duplicated()]
+    if repeated := {*table.index[table.index.duplicated()], *keys[keys.duplicated() & keys.isin(rows)]}:
         raise LabelError(
-            f"{labelfile} has {len(table):,} rows, the matrix {adata.n_obs:,} cells and {adata.n_vars:,} genes, and "
-            f"no column holds the names of the cells (such as {_some(adata.obs_names)}). "
-            + (
-                "The labels fit the genes, so the matrix is probably turned: read it with "
-                'orientation="genes_by_cells", or turn it with adata.T.'
-                if turned
-                else "Expected a column of names, or one row per cell in the same order."
-            )
+            f"{labelfile} or the matrix repeats names of cells ({examples(sorted(repeated))}). Expected one row per "
+            "cell, or attach_labels(..., in_order=True) where rows and cells have the same order."
         )
-    if table.shape[1] > 1 and table.iloc[:, 0].is_unique and not _is_number(table.iloc[:, 0]):
-        warnings.warn(
-            f"{labelfile}: no column holds the names of the cells ({_some(adata.obs_names)}), so its rows "
-            f"({_some(table.iloc[:, 0])}) are taken in order. Check that the order is the same.",
-            stacklevel=3,
-        )
-    return table.drop(columns="", errors="ignore")
+    table = table.reindex(keys)
+    names = table.pop(column).set_axis(cells)
+    if way:
+        cell, row = next((cell, row) for cell, row in names.dropna().items() if cell != row)
+        warnings.warn(f"{labelfile}: names are matched without {way}: {row!r} is cell {cell!r}.", stacklevel=3)
+    if missing := list(cells[names.isna()]):
+        found = f"{len(missing):,} of {len(cells):,} cells ({examples(missing)}); they stay unlabelled"
+        warnings.warn(f"{labelfile} has no row for {found}.", stacklevel=3)
+    return table
 
 
-def _names_column(table: pd.DataFrame, names: pd.Index) -> tuple[str, float]:
-    """The column that agrees best with `names`, the first in a tie, and its share of the possible matches."""
-    possible = min(len(names), len(table)) or 1
-    texts = [column for i, column in enumerate(table) if i == 0 or not _is_number(table[column])]
-    shares = {column: names.isin(table[column].dropna()).sum() / possible for column in texts}
-    return max(shares.items(), key=lambda item: (min(item[1], 1.0), -texts.index(item[0])), default=("", 0.0))
+def _counts_rows(column: pd.Series) -> bool:
+    return any(column.tolist() == [str(start + i) for i in range(len(column))] for start in (0, 1))
 
 
-def _by_name(table: pd.DataFrame, column: str, cells: pd.Index, labelfile: LabelFile, class_label: str) -> pd.DataFrame:
-    """The rows of the cells, found by name; cells without one get NaN and are counted in a warning."""
-    table = table[table[column].isin(cells)]
-    labels_per_cell = table.groupby(column)[class_label].nunique()
-    if (labels_per_cell > 1).any():
-        twice = labels_per_cell.index[labels_per_cell > 1]
-        raise LabelError(
-            f"{labelfile} gives {len(twice):,} cells more than one label ({_some(twice)}). "
-            "Expected one row per cell: remove the others."
-        )
-    missing = cells[~cells.isin(table[column])]
-    if len(missing):
-        warnings.warn(
-            f"{labelfile} has no row for {len(missing):,} of {len(cells):,} cells ({_some(missing)}); "
-            "they stay unlabelled.",
-            stacklevel=4,
-        )
-    table = table.drop_duplicates(column).set_index(column)
-    return table.reindex(cells)
-
-
-def _typed(column: pd.Series, names: Collection[str]) -> pd.Series:
-    """Numbers as numbers, but labels and other names always as text."""
-    if column.name in names or not _is_number(column):
-        return column
+def _numbers(column: pd.Series) -> pd.Series | None:
     try:
         return pd.to_numeric(column)
-    except ValueError:  # whole numbers of more digits than any type holds: they name something
-        return column
+    except ValueError:  # text, or whole numbers of more digits than any type holds, which are names
+        return None
 
 
-def _is_number(column: pd.Series) -> bool:
-    return bool(pd.to_numeric(column.dropna(), errors="coerce").notna().all())
-
-
-def _text(value: object) -> str:
-    """A value as text that is the same for 1, 1.0 and "1"."""
-    text = str(value).strip().casefold()
-    return text.removesuffix(".0")
-
-
-def _looks_like_genes(names: pd.Index) -> bool:
-    if names.str.match(ENSEMBL_GENE).mean() > 0.5:
-        return True
-    return int(names.str.match(WELL_KNOWN_GENE).sum()) >= FEW_GENES
-
-
-def _some(names: Iterable) -> str:
-    """The first three names, for a message."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def _are_genes(names: pd.Index) -> bool:
+    return names.str.match(GENES[0]).mean() > 0.5 or names.str.match(GENES[1]).sum() > 2

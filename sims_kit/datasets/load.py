@@ -1,32 +1,30 @@
-"""`load`: a dataset by name, or a file by path."""
+"""Datasets by name, or files by path, as AnnData; the catalogue of datasets; and tables of genes."""
 
-import os
+import re
 import warnings
 import zipfile
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import anndata
 import h5py
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 
-from sims_kit.datasets.convert import convert
-from sims_kit.datasets.delimited import open_text
-from sims_kit.datasets.fetch import cache_folder, fetch, known_hash
+from sims_kit.datasets.fetch import cache_folder, fetch
 from sims_kit.datasets.labels import attach_labels, check_orientation, select_cells
-from sims_kit.datasets.readers import DELIMITED, read
-from sims_kit.datasets.registry import ArchiveSource, Dataset, FilesSource, SimulatedSource, read_registry
+from sims_kit.datasets.r_files import r_objects
+from sims_kit.datasets.read import convert, read
+from sims_kit.datasets.registry import Dataset, read_registry
 from sims_kit.datasets.simulate import simulated
-from sims_kit.datasets.stored import left_on_disk, open_stored
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
-LARGE = 2**30  # bytes of an archive's member: below, it does no harm
-MOST_PACKED = 300  # to one; deflate reaches a thousand on nothing but zeros
-SIGNED = (  # keys of an entry that travel with the data
-    *("version", "title", "label", "other_labels", "sample", "region", "state", "species", "tissue", "protocol"),
-    *("preprocessing", "notes", "licence", "citation", "doi"),
-)
+COLUMNS = [  # of the catalogue; the texts among them also travel with the data
+    *("title", "version", "tier", "species", "tissue", "protocol", "cells", "genes", "classes", "state"),
+    *("gene_ids", "label", "other_labels", "sample", "condition", "region", "alternatives", "lessons"),
+    *("licence", "doi", "citation"),
+]
 
 
 def load(name_or_path: str | Path, *, size: str | None = None) -> AnnData:
@@ -35,287 +33,158 @@ def load(name_or_path: str | Path, *, size: str | None = None) -> AnnData:
     Parameters
     ----------
     name_or_path
-        A name of `catalogue()`: the data are prepared (see `prepare`), cells filtered, and the result compared
-        with the registry. Anything else is a path and goes to `read` as it is.
+        A name of `catalogue()`, or a path for `read`.
     size
-        Of a simulated tissue only: ``"fast"`` (the default) or ``"full"``.
+        Of simulated tissue only: ``"fast"`` (the default) or ``"full"``.
 
     Returns
     -------
     AnnData, cells x genes
-        For a name, the labels lie in ``obs[adata.uns["sims_kit"]["label"]]`` and ``uns["sims_kit"]`` says where
-        the data come from: dataset, version, licence, citation, state of the matrix, addresses, hashes.
+        For a name, ``uns["sims_kit"]`` tells where the data come from and which column of `obs` has the labels.
 
-    Raises
-    ------
-    UnknownNameError
-        Neither a name of the registry nor a path; the nearest names are offered. Or there is no such size.
-    SettingError
-        Something else than a text or a path; a size for data that are not simulated.
-    FetchError
-        The file is not in the cache and cannot be had.
-    DataError
-        The data are not those that the registry describes.
-
-    Warns
-    -----
-    UserWarning
-        Cells, genes or classes of a dataset of the tier `full` differ from the registry's, whose numbers are then
-        those of publications.
+    >>> load("pbmc68k").obs["bulk_labels"].value_counts()
     """
-    if not isinstance(name_or_path, str | os.PathLike):
-        found = type(name_or_path).__name__
-        raise SettingError(f"load takes the name of a dataset or the path of a file, not an object of type {found}.")
-    registry = read_registry()
-    is_name = isinstance(name_or_path, str) and name_or_path in registry.datasets
-    if size is not None and not (is_name and isinstance(registry[name_or_path].source, SimulatedSource)):
+    entry = read_registry().datasets.get(name_or_path) if isinstance(name_or_path, str) else None
+    if size is not None and (entry is None or entry.source.sizes is None):
         raise SettingError(f"{name_or_path} has one size. Leave out size={size!r}: it is for simulated tissue.")
-    if is_name:
-        return _load_dataset(name_or_path, registry[name_or_path], size or "fast")
-    path = Path(name_or_path).expanduser()
-    if isinstance(name_or_path, str) and not os.path.exists(path) and len(path.parts) == 1 and not path.suffix:
-        raise UnknownNameError("dataset", name_or_path, registry.datasets)
-    return read(path)
-
-
-def load_or_open(
-    name_or_path: str | Path, layer: str | None = None, backed: bool | str = "auto"
-) -> tuple[AnnData, str | None]:
-    """As `load`, but the matrix of an `.h5ad` or `.zarr` may stay in its file.
-
-    Parameters
-    ----------
-    name_or_path
-        As in `load`.
-    layer
-        Where the matrix is that will be needed: None for `X`, ``"raw"``, or the name of a layer.
-    backed
-        True, False, or ``"auto"``: when the matrix would take more than three tenths of the free memory.
-
-    Returns
-    -------
-    tuple
-        The AnnData, and in which of its layers the matrix is: None when it stays in its file, whatever it is there.
-
-    Raises
-    ------
-    SettingError
-        `backed` is none of the three, or True for a file that must be read.
-    UnknownNameError, FetchError, DataError
-        As `load` and `sims_kit.datasets.stored.open_stored` raise them.
-    """
-    if backed not in (True, False, "auto"):
-        raise SettingError(f'backed={backed!r}: choose True (cells stay on disk), False (in memory) or "auto".')
-    path = Path(name_or_path).expanduser() if isinstance(name_or_path, str | os.PathLike) else None
-    is_file = path is not None and path.exists() and name_or_path not in read_registry().datasets
-    if is_file and left_on_disk([path], layer, backed)[0]:
-        return open_stored(path, layer), None
-    return load(name_or_path), layer
+    if entry is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(Observation|Variable) names are not unique|Moving element from")
+            return _load_dataset(name_or_path, entry, size or "fast")
+    if isinstance(name_or_path, str) and re.fullmatch(r"[\w-]+", name_or_path) and not Path(name_or_path).exists():
+        raise UnknownNameError("dataset", name_or_path, read_registry().datasets)
+    return read(name_or_path)
 
 
 def prepare(name: str) -> list[Path]:
-    """Put everything into the cache that `load(name)` needs, so that it works without a network afterwards.
+    """Put the files of a dataset or a table of genes into the cache, so that loading it needs no network.
 
-    Files are downloaded and their hashes checked. A big matrix of text, or one in an archive, is converted once
-    into `<cache>/<folder>/<name>.h5ad`, with its labels; after that the files as published may be removed.
+    A big matrix of text, or one in an archive, is converted once into ``<cache>/<folder>/<name>.h5ad``, with its
+    labels; after that, the published files may be removed.
 
-    Returns
-    -------
-    list of Path
-        The files that `load` opens. None for bundled and simulated data.
-
-    Raises
-    ------
-    UnknownNameError
-        There is no such dataset.
-    FetchError
-        A file cannot be had.
-    DataError
-        A file cannot be converted.
+    >>> prepare("worm-neurons")  # the paths of the files that `load` opens
     """
-    entry = read_registry()[name]
-    if not entry.source.files:
-        return []
-    if _needs_conversion(entry):
-        return [_converted(name, entry)]
-    return [fetch(name, entry.source.folder, file, alternatives=entry.alternatives) for file in entry.source.files]
-
-
-def converted_path(name: str, entry: Dataset) -> Path:
-    """Where the converted file of a dataset lies, or would lie."""
-    return cache_folder() / entry.source.folder / f"{name}.h5ad"
-
-
-def _needs_conversion(entry: Dataset) -> bool:
-    """Whether the matrix is text that takes minutes to read."""
-    is_text = isinstance(entry.source, FilesSource) and entry.source.matrix.name.lower().endswith(DELIMITED)
-    return isinstance(entry.source, ArchiveSource) or (is_text and entry.tier == "full")
-
-
-def _converted(name: str, entry: Dataset) -> Path:
-    """The converted file of a dataset; made anew where it is not that of the files which the registry names."""
-    source, target = entry.source, converted_path(name, entry)
-    if target.exists() and _is_of(target, entry):
-        return target
-    paths = [fetch(name, source.folder, file, alternatives=entry.alternatives) for file in source.files]
-    genes = None
-    if isinstance(source, ArchiveSource):
-        matrix = [_member(name, paths[0], member) for member in source.matrix]
-        labels = source.labels and _member(name, paths[0], source.labels)
-        genes = source.genes and _member(name, paths[0], source.genes)
-    else:
-        matrix, labels = paths[0], paths[1] if source.labels else None
+    entries = read_registry().datasets | read_registry().tables
+    if name not in entries:
+        raise UnknownNameError("dataset", name, entries)
+    entry, source = entries[name], entries[name].source
+    target = cache_folder() / str(source.folder) / f"{name}.h5ad"
+    origin = {file.name: file.sha256 or "" for file in source.files} | {"orientation": entry.orientation}
+    with suppress(OSError, KeyError), h5py.File(target) as file:  # there may be no such file
+        if anndata.io.read_elem(file["uns/origin"]) == origin:
+            return [target]
+    files = [fetch(name, source.folder, file, alternatives=entry.alternatives) for file in source.files]
+    if source.kind != "archive" and (entry.tier != "full" or not re.search(r"\.(csv|tsv|txt)(\.gz)?$", files[0].name)):
+        return files
+    matrix, *others = files
+    if source.kind == "archive":
+        matrix = [zipfile.Path(files[0], member) for member in source.matrix]
+        others = [member and zipfile.Path(files[0], member) for member in (source.labels, source.genes)]
 
     def complete(shell: AnnData) -> None:
-        check_orientation(shell, name=name)
-        with warnings.catch_warnings():
-            if entry.drop_unlabelled:
-                warnings.filterwarnings("ignore", ".*they stay unlabelled")
-            if labels:
-                attach_labels(shell, labels, entry.label, text=_names_of_cells(entry))
-        if genes:
-            _attach_genes(shell, genes)
-        shell.uns["origin"] = _expected_origin(entry)
+        _complete(shell, entry, *others)
+        shell.uns["origin"] = origin
 
-    return convert(matrix, target, orientation=entry.orientation, complete=complete)
+    return [convert(matrix, target, orientation=entry.orientation, complete=complete)]
 
 
-def _expected_origin(entry: Dataset) -> dict[str, str]:
-    """What a converted file of this entry was made of: the hash of each file, and how the matrix lies."""
-    hashes = {file.name: known_hash(entry.source.folder, file) or "" for file in entry.source.files}
-    return hashes | {"orientation": entry.orientation}
+def catalogue() -> pd.DataFrame:
+    """The datasets that `load` knows: one row each, with the keys of `data_registry.yaml` and megabytes to download.
+
+    >>> catalogue().query("tier == 'small'")[["species", "tissue", "cells", "classes"]]
+    """
+    rows = {}
+    for name, entry in read_registry().datasets.items():
+        values = {column: getattr(entry, column) for column in COLUMNS}
+        rows[name] = {key: ", ".join(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        sizes = [file.size for file in entry.source.files]
+        rows[name]["megabytes"] = None if None in sizes else round(sum(sizes) / 1e6, 1)
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("dataset")
+    return table.astype(dict.fromkeys(["cells", "genes", "classes"], "Int64"))  # whole numbers, also beside gaps
 
 
-def _is_of(converted: Path, entry: Dataset) -> bool:
-    """Whether a converted file was made of the files that the entry names, as far as their hashes are known."""
-    try:
-        with h5py.File(converted) as file:
-            origin = anndata.io.read_elem(file["uns/origin"])
-    except (OSError, KeyError):  # not a converted file
-        return False
-    return all(origin.get(key) == value for key, value in _expected_origin(entry).items() if value)
+def gene_table(name: str) -> pd.DataFrame:
+    """A table of genes: ``"gencode-human"`` (gene_id, symbol) or ``"orthologs-human-mouse"`` (human, mouse).
 
-
-def _member(name: str, archive: Path, member: str) -> zipfile.Path:
-    """A member of a zip archive."""
-    try:
-        path = zipfile.Path(archive, member)
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{name}: {archive} is no zip archive ({error}). Download it again.") from error
-    if path.is_file():
-        _refuse_bomb(name, path)
-    else:
-        raise DataError(f"{name}: {archive} has no member {member!r}. The entry in data_registry.yaml is wrong.")
-    return path
-
-
-def _refuse_bomb(name: str, member: zipfile.Path) -> None:
-    """Refuse a member that fills memory and disk out of little: text of counts packs thirty to one."""
-    info = member.root.getinfo(member.at)
-    if info.file_size > LARGE and info.file_size > MOST_PACKED * info.compress_size:
-        raise DataError(
-            f"{name}: {member} unpacks from {info.compress_size:,} to {info.file_size:,} bytes; no matrix is packed "
-            "like that. Download the archive again."
-        )
-
-
-def _attach_genes(shell: AnnData, table: zipfile.Path) -> None:
-    """The columns of a table of genes, found by the column that holds the names of the matrix."""
-    with open_text(table) as text:
-        columns = pd.read_csv(text, dtype=str)
-    by = next((column for column in columns if shell.var_names.isin(columns[column]).all()), None)
-    if by is None:
-        raise DataError(f"{table}: no column of {list(columns)} holds the genes, such as {shell.var_names[0]!r}.")
-    columns = columns.drop_duplicates(by).set_index(by, drop=False).loc[shell.var_names]
-    shell.var[list(columns)] = columns.to_numpy()
+    >>> gene_table("orthologs-human-mouse").query("human == 'TP53'")
+    """
+    [path], source = prepare(name), read_registry().tables[name].source
+    table = pd.read_csv(path, header=None, names=list(source.columns), dtype=str, keep_default_na=False)
+    return table[(table != "").all(axis=1)].reset_index(drop=True)  # some human genes have no mouse gene
 
 
 def _load_dataset(name: str, entry: Dataset, size: str) -> AnnData:
-    """Prepare, read, name the genes, filter, check and sign a dataset of the registry."""
-    adata = _read(name, entry, size)
+    """Read a dataset of the registry, filter it, name its genes, check it, and note where it comes from."""
+    source = entry.source
+    if source.sizes:
+        adata = simulated(name, size)
+    elif source.function:
+        adata = getattr(import_module("scanpy.datasets"), source.function)()  # takes seconds
+    else:
+        matrix, *labels = prepare(name)
+        if matrix.name == f"{name}.h5ad":  # converted
+            adata = read(matrix)
+        else:
+            adata = read(matrix, orientation=entry.orientation, object_name=source.object)
+            _complete(adata, entry, *labels)
     if entry.layer == "raw" and adata.raw is not None:
         adata = adata.raw.to_adata()
-        adata.X = sp.csr_matrix(adata.X)
-    elif entry.layer not in (None, "raw"):
-        adata.X = adata.layers[entry.layer]
+    if entry.drop_unlabelled:
+        adata = adata[adata.obs[entry.label].notna()]
+    if entry.keep or entry.drop or adata.is_view:
+        adata = select_cells(adata, keep=entry.keep, drop=entry.drop)
     _name_genes(adata, entry)
-    if entry.label not in adata.obs:
-        raise DataError(f"{name}: the data have no labels {entry.label!r} in obs, only {list(adata.obs)}.")
-    if entry.keep or entry.drop or (entry.drop_unlabelled and adata.obs[entry.label].isna().any()):
-        labelled = adata[adata.obs[entry.label].notna()] if entry.drop_unlabelled else adata
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Variable names are not unique")  # summed when aligned
-            adata = select_cells(labelled, keep=entry.keep, drop=entry.drop)
     _check(name, entry, adata, size)
     adata.uns.pop("origin", None)
-    adata.uns["sims_kit"] = _provenance(name, entry)
+    facts = {key: getattr(entry, key) for key in (*COLUMNS, "preprocessing", "notes")} | {"dataset": name}
+    facts |= {"urls": tuple(f.urls[0] for f in source.files), "sha256": tuple(f.sha256 or "" for f in source.files)}
+    facts = {key: [*value] if isinstance(value, tuple) else value for key, value in facts.items() if value}
+    adata.uns["sims_kit"] = {key: value for key, value in facts.items() if not isinstance(value, int)}
     return adata
 
 
-def _read(name: str, entry: Dataset, size: str) -> AnnData:
-    """The data as they lie in their source, with labels."""
-    if isinstance(entry.source, SimulatedSource):
-        return simulated(name, size)
-    if not entry.source.files:
-        import scanpy  # takes seconds
-
-        return getattr(scanpy.datasets, entry.source.function)()
-    matrix, *labels = prepare(name)
-    if _needs_conversion(entry):
-        return read(matrix)
-    adata = read(matrix, orientation=entry.orientation)
-    if labels:
-        attach_labels(adata, labels[0], entry.label, text=_names_of_cells(entry))
-    check_orientation(adata)
-    return adata
-
-
-def _names_of_cells(entry: Dataset) -> list[str]:
-    """The columns, beside the label, whose values are names, although they may look like numbers."""
-    return [column for column in (entry.sample, entry.region, *entry.other_labels) if column is not None]
+def _complete(adata: AnnData, entry: Dataset, labels: Path | None = None, genes: Path | None = None) -> None:
+    """Attach the labels, from text or a data.frame of R, and a table about the genes."""
+    if labels and re.search(r"(?i)\.(rds|rda|rdata)$", labels.name):
+        [table] = r_objects(labels).values()
+        by = next(column for column in table if set(table[column]) == set(adata.obs_names))
+        adata.obs = adata.obs.join(table.set_index(by).rename(columns=str).astype(object).infer_objects())
+    elif labels:
+        with warnings.catch_warnings(action="ignore" if entry.drop_unlabelled else None):
+            attach_labels(adata, labels, entry.label, text=_names(entry), in_order=entry.source.in_order)
+    if genes:
+        table = pd.read_csv(genes.open("rb"), dtype=str)
+        by = next(column for column in table if adata.var_names.isin(table[column]).all())
+        adata.var[list(table)] = table.set_index(by, drop=False).loc[adata.var_names].to_numpy()
+    check_orientation(adata, name=entry.title)
 
 
 def _name_genes(adata: AnnData, entry: Dataset) -> None:
-    """Call the genes by their symbols and keep what they were called in `var`, where the registry says so."""
-    published = adata.var_names.to_series()
-    symbols, ids = published, published
-    if entry.gene_column is not None:
+    """Call the genes by their symbols, where the registry says how, and keep their published names in `var`."""
+    symbols = ids = published = adata.var_names.to_series()
+    if entry.gene_column:
         symbols = adata.var[entry.gene_column].astype(object).fillna(published)
-    elif entry.gene_pattern is not None:
+    elif entry.gene_pattern:
         parts = published.str.extract(f"^(?:{entry.gene_pattern})$")
         symbols, ids = parts["symbol"].fillna(published), parts.get("id", published).fillna(published)
     if not symbols.equals(ids):
         adata.var["gene_ids"] = ids.to_numpy()
-    adata.var_names = pd.Index(symbols.astype(str).to_numpy())
+    adata.var_names = symbols.astype(str).to_numpy()
+
+
+def _names(entry: Dataset) -> list[str]:
+    """Columns of `obs` whose values are names although they may look like numbers."""
+    return [c for c in (entry.label, *entry.other_labels, entry.sample, entry.condition, entry.region) if c]
 
 
 def _check(name: str, entry: Dataset, adata: AnnData, size: str) -> None:
     """Compare what was loaded with what the registry promises."""
-    found = {"cells": adata.n_obs, "genes": adata.n_vars, "classes": adata.obs[entry.label].nunique()}
-    promised = {key: getattr(entry, key) for key in found}
-    if isinstance(entry.source, SimulatedSource):
-        promised |= entry.source.sizes[size].model_dump()
-    wrong = [f"{found[k]:,} {k} instead of {n:,}" for k, n in promised.items() if n not in (None, found[k])]
-    wrong += [f"no column {column!r} in obs" for column in _names_of_cells(entry) if column not in adata.obs]
-    if not wrong:
-        return
-    found = f"{name}: after loading there are {', '.join(wrong)}."
-    if entry.tier != "full":
-        raise DataError(
-            f"{found} The entry in data_registry.yaml and the data (or the version of the package that carries them) "
-            "do not belong together."
-        )
-    warnings.warn(
-        f"{found} The numbers in data_registry.yaml are those of publications: the file may be another version. "
-        "Check it before you rely on it.",
-        stacklevel=4,
-    )
-
-
-def _provenance(name: str, entry: Dataset) -> dict:
-    """Where the data come from, in types that every AnnData format can hold."""
-    provenance = {"dataset": name} | {key: getattr(entry, key) for key in SIGNED if getattr(entry, key)}
-    if files := entry.source.files:
-        provenance["urls"] = [file.urls[0] for file in files]
-        provenance["sha256"] = [known_hash(entry.source.folder, file) or "" for file in files]
-    return provenance
+    found = dict(cells=adata.n_obs, genes=adata.n_vars, classes=adata.obs.get(entry.label, pd.Series()).nunique())
+    promised = {key: getattr(entry, key) for key in found} | (entry.source.sizes or {}).get(size, {})
+    wrong = [f"{found[key]} {key} instead of {n:,}" for key, n in promised.items() if n not in (None, found[key])]
+    wrong += [f"no column {column!r} in obs" for column in _names(entry) if column not in adata.obs]
+    told = f"{name}: after loading there are {', '.join(wrong)}. The data and data_registry.yaml do not fit together."
+    if wrong and entry.tier != "full":
+        raise DataError(told)
+    if wrong:
+        warnings.warn(f"{told} The numbers are those of publications: check the file.", stacklevel=4)

@@ -8,13 +8,10 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from sims_kit.annotation import predict_probabilities
-from sims_kit.cells.batches import CellDataset, MemoryCells, cell_loader
-from sims_kit.cells.genes import align_genes
-from sims_kit.cells.matrix import cell_matrix, layer_names
-from sims_kit.cells.normalise import detect_state, normalise
+from sims_kit.cells.loaders import CellDataset, CellLoader
+from sims_kit.cells.matrix import log_normalised
 from sims_kit.errors import LabelError, UnknownNameError
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.contributions import explain_batch
@@ -123,18 +120,33 @@ def log_normalised_values(model: SIMSClassifier, cells: AnnData, *, layer: str |
     GeneError, DataError, UnknownNameError
         As `annotate` raises them.
     """
-    matrix, var = cell_matrix(cells, layer)
-    state = detect_state(matrix, name="The cells' matrix", layers=layer_names(cells))
-    values = normalise(align_genes(var, model.genes, cells.obs_names).apply(matrix), state)
+    values = log_normalised(cells, model.genes, layer=layer)
     if not values.data.all():
         values = values.copy()  # may share its indices with the caller's matrix
         values.eliminate_zeros()
     return values
 
 
-def value_batches(values: sparse.csr_matrix, batch_size: int = 512) -> DataLoader:
+class ValueSource:
+    """Cells whose values are model input already, for a `CellDataset`."""
+
+    in_file = False
+
+    def __init__(self, values: sparse.csr_matrix):
+        self.values = values
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def rows(self, positions: np.ndarray) -> sparse.csr_matrix:
+        """Values of these cells."""
+        return self.values[positions]
+
+
+def value_batches(values: sparse.csr_matrix | ValueSource, batch_size: int = 512) -> CellLoader:
     """Values from `log_normalised_values` as mini-batches in order."""
-    return cell_loader(CellDataset([MemoryCells(values, "log-normalised")]), batch_size)
+    source = values if isinstance(values, ValueSource) else ValueSource(values)
+    return CellLoader(CellDataset([source]), range(len(source)), batch_size)
 
 
 def ranks_within_cells(scores: sparse.csr_matrix, seed: int = 0) -> sparse.csr_matrix:

@@ -14,10 +14,10 @@ from scipy import sparse
 from sklearn.metrics import auc
 
 from sims_kit.annotation import predict_probabilities
-from sims_kit.cells.batches import CellDataset, MemoryCells, cell_loader
 from sims_kit.errors import DataError, GeneError, SettingError, UnknownNameError
 from sims_kit.evidence.cell_scores import (
     CELL_METHODS,
+    ValueSource,
     log_normalised_values,
     ranks_within_cells,
     scores_of_values,
@@ -103,7 +103,7 @@ def faithfulness(
             for curve in ("deletion", "insertion"):
                 for number in numbers:
                     left = _Reduced(values, ranks, curve, number)
-                    found = predict_probabilities(model, cell_loader(CellDataset([left]), batch_size))
+                    found = predict_probabilities(model, value_batches(left, batch_size))
                     own = found[np.arange(len(found)), predicted].mean(dtype=float)
                     rows.append((method, curve, number, own, (found.argmax(axis=1) == predicted).mean()))
                     bar.update()
@@ -218,16 +218,16 @@ def sufficiency(
     return pd.DataFrame(rows, columns=["method", "n_genes", "classifier", "accuracy", "median_f1"])
 
 
-class _Reduced(MemoryCells):
+class _Reduced(ValueSource):
     """Cells without some of their genes, which go as batches are drawn: what is gone is no entry, not a zero."""
 
     def __init__(self, values: sparse.csr_matrix, ranks: sparse.csr_matrix, curve: str, number: int):
-        super().__init__(values, "log-normalised")
+        super().__init__(values)
         self.ranks, self.curve, self.number = ranks, curve, number
 
     def rows(self, positions: np.ndarray) -> sparse.csr_matrix:
         """Values that are left to these cells."""
-        rows, ranks = self.matrix[positions], self.ranks[positions]
+        rows, ranks = self.values[positions], self.ranks[positions]
         top = ranks.data <= self.number
         rows.data = np.where(top == (self.curve == "insertion"), rows.data, 0)
         rows.eliminate_zeros()

@@ -15,8 +15,8 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.stats import false_discovery_control
 
-from sims_kit.cells.batches import query_batches
 from sims_kit.cells.genes import id_kind
+from sims_kit.cells.loaders import query_batches
 from sims_kit.datasets.simulate import STRESS_GENES
 from sims_kit.errors import DataError, GeneError, SettingError, UnknownNameError
 from sims_kit.explanation import Explanation

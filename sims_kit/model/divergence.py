@@ -74,9 +74,7 @@ def _names(trainer: pl.Trainer | None, batch_index: int, n_cells: int) -> list[s
     """Of the cells of a training batch: from the data module, else their positions, else their places in the batch."""
     try:
         loader = trainer.train_dataloader
-        positions = next(islice(iter(loader.batch_sampler), batch_index, None))
-        if hasattr(loader.dataset, "indices"):  # cells in memory; those on disk are numbered as in the data module
-            positions = [loader.dataset.indices[position] for position in positions]
+        positions = next(islice(loader.batches(), batch_index, None))
         names = [repr(trainer.datamodule.cell_names[position]) for position in positions]
     except (AttributeError, TypeError, IndexError, StopIteration):  # a loader of one's own
         names = []

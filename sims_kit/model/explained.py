@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from sims_kit.cells.batches import CellBatch
+from sims_kit.cells.loaders import CellBatch
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.contributions import explain_batch
 
@@ -31,17 +31,6 @@ def explain_batches(model: SIMSClassifier, batches: Iterable[CellBatch], keep_st
     matrices = [sparse.csr_matrix((part, genes, rows), shape) for part in (weights, added)]
     by_step = tuple(sparse.vstack(parts, format="csr") for parts in zip(*steps, strict=True))
     return *matrices, np.concatenate(predicted), by_step
-
-
-def joined(parts: list[tuple]) -> tuple:
-    """What `explain_batches` gave for successive parts of the cells, as if for all."""
-    if len(parts) == 1:
-        return parts[0]
-    masks, added, predicted, steps = zip(*parts, strict=True)
-    masks = sparse.vstack(masks, format="csr")
-    added = sparse.csr_matrix((np.concatenate([part.data for part in added]), masks.indices, masks.indptr), masks.shape)
-    by_step = tuple(sparse.vstack(step, format="csr") for step in zip(*steps, strict=True))
-    return masks, added, np.concatenate(predicted), by_step
 
 
 def _append(whole: np.ndarray, part: torch.Tensor) -> None:

@@ -120,7 +120,7 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
         If the file is damaged, was written by something else or by a newer version, or contradicts itself.
     """
     if isinstance(path, str) and path.startswith(("http://", "https://")):
-        raise SettingError(f"{path!r} is an address. Download the file, or load it from a zoo: sims_kit.zoo.load.")
+        raise SettingError(f"{path!r} is an address. Download the file first: opening a model never uses the network.")
     path = _path(path)
     if path.is_dir():
         raise ModelFileError(f"{str(path)!r} is a folder. Expected a file that `save_model(model, path)` wrote.")

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,37 @@ _LOGGERS = {
     "tensorboard": partial(TensorBoardLogger, name="lightning_logs"),
     "wandb": partial(WandbLogger, project="sims_kit"),
 }
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """32-bit floats and gradients, whatever the caller has set: inference mode, no_grad or another default dtype."""
+    dtype = torch.get_default_dtype()
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+class Trainer(pl.Trainer):
+    """Lightning's trainer, in which Ctrl-C ends in `KeyboardInterrupt`.
+
+    Lightning turns it into `SystemExit` and ignores further interrupts, which would leave a notebook's kernel deaf.
+    """
+
+    def fit(self, *args, **kwargs) -> None:
+        """As Lightning's."""
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            with plain_torch():
+                super().fit(*args, **kwargs)
+        except SystemExit as error:
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt("Training was interrupted.") from None
 
 
 def make_trainer(
@@ -60,7 +92,7 @@ def make_trainer(
     callbacks = [*callbacks] if isinstance(callbacks, list | tuple) else [callbacks]
     callbacks += _callbacks(recipe, seed, logger, settings, has_validation)
     with quiet_lightning():
-        return pl.Trainer(callbacks=callbacks, logger=logger, **settings)
+        return Trainer(callbacks=callbacks, logger=logger, **settings)
 
 
 def make_logger(logger: str | Logger | bool, settings: Mapping[str, Any]) -> Logger | bool:

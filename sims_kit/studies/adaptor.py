@@ -9,10 +9,10 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from sims_kit.cells.genes import align_genes, shared_genes
-from sims_kit.cells.matrix import cell_matrix, label_text
-from sims_kit.cells.normalise import detect_state, normalise
+from sims_kit.cells import matrix
+from sims_kit.cells.genes import shared_genes
 from sims_kit.errors import LabelError, PeerError, UnknownNameError
+from sims_kit.text import label_text
 
 UNKNOWN = "Unknown"  # label of a cell that a peer rejects
 
@@ -101,9 +101,7 @@ def log_normalised(cells: AnnData, genes: list[str]) -> sp.csr_matrix:
     -------
     scipy.sparse.csr_matrix, (cells, genes) float32
     """
-    matrix, var = cell_matrix(cells)
-    state = detect_state(matrix)
-    return normalise(align_genes(var, genes, cells.obs_names).apply(matrix), state)
+    return matrix.log_normalised(cells, genes)
 
 
 def counts(cells: AnnData, genes: list[str], peer: str) -> sp.csr_matrix:
@@ -114,11 +112,12 @@ def counts(cells: AnnData, genes: list[str], peer: str) -> sp.csr_matrix:
     PeerError
         If the values are not counts.
     """
-    matrix, var = cell_matrix(cells)
-    state = detect_state(matrix)
-    if state != "counts":
-        raise PeerError(f"{peer} models counts and these values are {state}. Give it raw counts, or leave it out.")
-    return align_genes(var, genes, cells.obs_names).apply(matrix)
+    expression = matrix.Expression(cells)
+    if not expression.scale.is_counts:
+        found = expression.scale.state
+        raise PeerError(f"{peer} models counts and these values are {found}. Give it raw counts, or leave it out.")
+    expression.align(genes, cells.obs_names)
+    return expression.raw_rows(np.arange(len(expression)))
 
 
 def labels_of(reference: AnnData, label: str) -> np.ndarray:

@@ -12,8 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from sims_kit.cells.genes import align_genes, shared_genes
-from sims_kit.cells.matrix import label_text
-from sims_kit.cells.normalise import detect_state
+from sims_kit.cells.matrix import detect_scale
 from sims_kit.cells.splits import stratified_split
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.studies.adaptor import Peer
@@ -25,6 +24,7 @@ from sims_kit.studies.counts import (
     with_intervals,
 )
 from sims_kit.studies.runs import as_peers, as_seeds, fingerprint, fit_seconds, plain_cells, sweep_methods
+from sims_kit.text import label_text
 
 KEYS = ["method", "trained_on", "target", "in_distribution"]
 
@@ -196,7 +196,7 @@ def _check_training(name: str, parts: Sequence[AnnData]) -> None:
             f"{name}: training needs two classes, and one of two cells or more; found {sizes.to_dict()}. "
             "Leave it out with which=, or choose another column for the groups."
         )
-    states = {detect_state(part.X) for part in parts}
+    states = {detect_scale(part.X).state for part in parts}
     if len(states) > 1:
         raise SettingError(
             f"{name} joins values of different states ({', '.join(sorted(states))}). Give counts of all."

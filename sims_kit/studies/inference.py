@@ -16,7 +16,6 @@ from scipy.stats import ttest_ind
 
 from sims_kit.annotation import annotate
 from sims_kit.calibration.reliability import share_interval
-from sims_kit.cells.matrix import label_text
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load
 from sims_kit.errors import SettingError, UnknownNameError
@@ -28,6 +27,7 @@ from sims_kit.model.file import fitted_model
 from sims_kit.studies.adaptor import UNKNOWN, vocabulary
 from sims_kit.studies.scores import LEVEL
 from sims_kit.studies.tasks import registered
+from sims_kit.text import label_text
 from sims_kit.training import fit
 
 PRIMARY, CULTURE = "primary", "culture"

@@ -19,8 +19,8 @@ from scipy import stats
 
 from sims_kit import metrics
 from sims_kit.annotation import predict_probabilities
-from sims_kit.cells.batches import query_batches
-from sims_kit.cells.matrix import cell_matrix
+from sims_kit.cells.loaders import query_batches
+from sims_kit.cells.matrix import Expression
 from sims_kit.cells.splits import Split, check_shares, stratified_split
 from sims_kit.datasets import read
 from sims_kit.errors import LabelError, SettingError
@@ -272,8 +272,8 @@ _QUIET = dict(verbose=False, logger=False, enable_progress_bar=False)
 
 def _plain(source: AnnData | str | os.PathLike) -> AnnData:
     """Matrix and genes of a source, for a fingerprint."""
-    matrix, var = cell_matrix(source if isinstance(source, AnnData) else read(source))
-    return AnnData(matrix, var=pd.DataFrame(index=var.index.astype(str)))
+    expression = Expression(source if isinstance(source, AnnData) else read(source))
+    return AnnData(expression.matrix, var=pd.DataFrame(index=expression.var.index.astype(str)))
 
 
 def _reached(curves: pd.DataFrame, run: pd.Series, goal: float) -> float:

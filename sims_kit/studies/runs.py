@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sims_kit.cells.matrix import labelled_cells
-from sims_kit.errors import LabelError, SettingError
+from sims_kit.cells.matrix import Expression, as_csr
+from sims_kit.datasets import check_orientation
+from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.studies.adaptor import UNKNOWN, Peer
 from sims_kit.studies.peers import make_peer, versions_of
 from sims_kit.studies.sweep import sweep
 from sims_kit.studies.worker import cpu_seconds
+from sims_kit.text import class_labels
 
 
 def as_peers(methods: str | Peer | Sequence[str | Peer]) -> dict[str, Peer]:
@@ -78,20 +80,26 @@ def plain_cells(cells: AnnData, label: str, name: str = "cells") -> AnnData:
     DataError
         If the values are scaled, not finite, or turned.
     """
-    found = labelled_cells(cells, name, label)
-    if n_unknown := int((found.labels == UNKNOWN).sum()):
+    if label not in cells.obs:
+        raise UnknownNameError(f"obs column of {name} called", label, cells.obs.columns)
+    expression = Expression(cells, name=f"The matrix of {name}")
+    check_orientation(cells, label, f"The matrix of {name}")
+    labels = class_labels(cells.obs[label], label)
+    known = np.flatnonzero(labels.notna())
+    if not len(known):
+        raise LabelError(f"{name}: none of {len(labels):,} cells has a {label!r}.")
+    if n_unknown := int((labels == UNKNOWN).sum()):
         raise LabelError(
             f'{name}: {n_unknown} cells are labelled "Unknown", as rejected cells are. '
             "Leave them out, or rename the class."
         )
-    if found.n_unlabelled:
-        n_all = found.n_unlabelled + len(found.labels)
+    if n_unlabelled := len(labels) - len(known):
         warnings.warn(
-            f"{name}: {found.n_unlabelled:,} of {n_all:,} cells have no {label!r} and are left out.", stacklevel=4
+            f"{name}: {n_unlabelled:,} of {len(labels):,} cells have no {label!r} and are left out.", stacklevel=4
         )
-    numbers = np.arange(len(found.labels)).astype(str)
-    obs = pd.DataFrame({"label": found.labels.astype(str)}, index=numbers)
-    return AnnData(found.matrix, obs=obs, var=pd.DataFrame(index=found.genes))
+    obs = pd.DataFrame({"label": labels.iloc[known].to_numpy(str)}, index=np.arange(len(known)).astype(str))
+    matrix = as_csr(cells.X) if n_unlabelled == 0 else as_csr(cells.X[known])
+    return AnnData(matrix, obs=obs, var=pd.DataFrame(index=expression.var.index.astype(str)))
 
 
 def fingerprint(parts: Iterable[AnnData], *settings: object) -> str:

@@ -13,11 +13,11 @@ from anndata import AnnData
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from sims_kit.cells.genes import align_genes, shared_genes
-from sims_kit.cells.matrix import cell_matrix, label_text
-from sims_kit.cells.normalise import detect_state
+from sims_kit.cells.matrix import Expression, detect_scale
 from sims_kit.datasets import load
 from sims_kit.datasets.registry import read_registry
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
+from sims_kit.text import label_text
 
 TOO_FEW = 10  # a class of so few cells, or fewer, is left out (Abdelaal et al., Genome Biology 2019)
 
@@ -235,7 +235,7 @@ def _column(cells: AnnData, task: Task, role: str) -> str | None:
 
 def _plain(cells: AnnData, task: Task, name: str) -> AnnData:
     """Matrix, gene names, and obs with label, sample and group; nothing else, so that nothing else can leak."""
-    matrix, var = cell_matrix(cells)
+    expression = Expression(cells)
     label, sample = _column(cells, task, "label"), _column(cells, task, "sample")
     if label is None:
         raise SettingError(f'{task.name}: which obs column holds the labels? Pass label="cell_type", or the like.')
@@ -249,11 +249,11 @@ def _plain(cells: AnnData, task: Task, name: str) -> AnnData:
     obs["sample"] = own_name if whole or sample is None else cells.obs[sample].astype(str).to_numpy()
     if task.group is not None:
         obs["group"] = cells.obs[task.group].astype(str).to_numpy()
-    return AnnData(matrix, obs=obs, var=pd.DataFrame(index=var.index.astype(str)))
+    return AnnData(expression.matrix, obs=obs, var=pd.DataFrame(index=expression.var.index.astype(str)))
 
 
 def _check_states(task: Task, parts: list[AnnData]) -> None:
     """Refuse to join datasets whose values do not mean the same."""
-    states = [detect_state(part.X) for part in parts]
+    states = [detect_scale(part.X).state for part in parts]
     if len(set(states)) > 1:
         raise SettingError(f"{task.name} joins values of different states ({', '.join(states)}). Give counts of all.")

@@ -1,354 +1,330 @@
 """DataModule: any number of files in, right batches out, nothing learned from test cells, inputs left alone."""
 
 import hashlib
-from contextlib import nullcontext
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import pytorch_lightning as pl
 import scanpy as sc
 import scipy.sparse as sp
 import torch
 from anndata.tests.helpers import assert_equal
+from pytorch_lightning.callbacks import LambdaCallback
 from sklearn.utils.class_weight import compute_class_weight
 
+import sims_kit as sk
+from sims_kit.cells import matrix
 from sims_kit.cells.datamodule import DataModule
-from sims_kit.errors import LabelError, SettingError
+from sims_kit.datasets.read import open_backed
+from sims_kit.errors import DataError, GeneError, LabelError, SettingError, UnknownNameError
+
+QUIET = dict(logger=False, enable_progress_bar=False, enable_checkpointing=False, verbose=False)
+
+
+@pytest.fixture(autouse=True)
+def small_stretches(monkeypatch):
+    """A few hundred cells in a file are read in several stretches."""
+    monkeypatch.setattr(DataModule, "block_size", 8)
+    monkeypatch.setattr(DataModule, "buffer_size", 64)
 
 
 def module_of(data, **settings):
     """A quiet DataModule on `obs["cell_type"]`."""
-    return DataModule(data, class_label="cell_type", **{"verbose": False, "batch_size": 16, **settings})
+    return DataModule(data, **{"class_label": "cell_type", "verbose": False, "batch_size": 16, **settings})
 
 
 def cells_of(loader):
     """All batches of a loader as one array and one list of labels."""
-    batches = list(loader)
-    cells = np.vstack([batch.cells.to_dense().numpy() for batch in batches])
-    return cells, np.concatenate([batch.labels.numpy() for batch in batches])
+    cells, labels = zip(*loader, strict=True)
+    return np.vstack([batch.to_dense() for batch in cells]), np.concatenate(labels)
+
+
+def scanpys(counts):
+    """Cells after normalize_total and log1p, as an array."""
+    cells = counts.copy()
+    sc.pp.normalize_total(cells, target_sum=1e4)
+    sc.pp.log1p(cells)
+    return cells.X.toarray()
+
+
+def assert_alike(one, other, loader):
+    """The same genes, classes, names and parts, and the same batches of a loader."""
+    for name in ("genes", "classes", "cell_names"):
+        assert getattr(one, name) == getattr(other, name)
+    assert all(map(np.array_equal, one.split, other.split))
+    for ones, others in zip(cells_of(getattr(one, loader)()), cells_of(getattr(other, loader)()), strict=True):
+        np.testing.assert_allclose(ones, others, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture
-def two_files(make_cells):
-    """Two AnnData objects whose genes overlap in part, in different orders, with different class sizes."""
-    one, two = make_cells(n_cells=90, seed=1), make_cells(n_cells=61, seed=2)
-    two.obs_names = [f"other_{i}" for i in range(61)]
-    return one[:, :50].copy(), two[:, ::-1][:, :45].copy()
-
-
-@pytest.mark.parametrize("genes", ["intersection", "union"])
-def test_test_batches_equal_scanpy(two_files, genes):
-    """Cells of several files equal scanpy's concat (inner or outer), normalize_total and log1p, with their labels."""
-    module = module_of(list(two_files), genes=genes, test=0.3)
-    join = {"intersection": "inner", "union": "outer"}[genes]
-    expected = ad.concat(two_files, join=join, fill_value=0)[:, module.genes].copy()
-    sc.pp.normalize_total(expected, target_sum=1e4)
-    sc.pp.log1p(expected)
-    for part, loader in zip(("validation", "test"), (module.val_dataloader(), module.test_dataloader()), strict=True):
-        cells, labels = cells_of(loader)
-        names = [module.cell_names[i] for i in getattr(module.split, part)]
-        np.testing.assert_allclose(cells, expected[names].X.toarray(), rtol=2e-6)
-        assert [module.classes[label] for label in labels] == list(expected[names].obs["cell_type"])
-    assert (module.input_dim, module.output_dim) == (expected.n_vars, 3)
-
-
-def test_training_batches_hold_every_training_cell_once(two_files):
-    """An epoch is a shuffled pass over the training cells, those of all files mixed."""
-    module = module_of(list(two_files))
-    cells, _ = cells_of(module.train_dataloader())
-    in_order = cells_of(module._loader("train"))[0]
-    assert not np.array_equal(cells, in_order)
-    np.testing.assert_array_equal(np.sort(cells.sum(1)), np.sort(in_order.sum(1)))
-    assert len(cells) == len(module.split.train)
-
-
-def test_splits_are_stratified_over_all_files(two_files):
-    """A class with one cell in one file and two in another has a cell in each part."""
-    for adata, n in zip(two_files, (1, 2), strict=True):
+def tables(make_cells):
+    """Two AnnData whose genes overlap in part, in different orders; of a rare class one has a cell, the other two."""
+    tables = [make_cells(n_cells=90, seed=1)[:, :50].copy(), make_cells(n_cells=61, seed=2)[:, 59:14:-1].copy()]
+    for n, adata in enumerate(tables, 1):
         adata.obs["cell_type"] = ["rare"] * n + list(adata.obs["cell_type"][n:])
-    module = module_of(list(two_files))
-    rare = module.classes.index("rare")
-    assert [np.count_nonzero(module.labels[part] == rare) for part in module.split] == [1, 1, 1]
+    return tables
 
 
-def test_class_weights_are_scikit_learns_on_training_cells(make_cells):
-    """Weights are 'balanced' over the training cells, not over all cells."""
-    adata = make_cells(n_cells=100)
-    adata.obs["cell_type"] = ["a"] * 83 + ["b"] * 14 + ["c"] * 3
-    module = module_of(adata)
-    training = module.labels[module.split.train]
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=training)
-    np.testing.assert_allclose(module.class_weights.numpy(), expected, rtol=1e-6)
-    everything = compute_class_weight("balanced", classes=np.arange(3), y=module.labels)
-    assert not np.allclose(expected, everything)
-    assert module.class_weights.dtype == torch.float32
+@pytest.fixture
+def paths(tables, tmp_path):
+    """The same cells as an `.h5ad` and a zarr store."""
+    tables[0].write_h5ad(tmp_path / "one.h5ad", compression="gzip")
+    tables[1].write_zarr(tmp_path / "two.zarr")
+    return [tmp_path / "one.h5ad", tmp_path / "two.zarr"]
 
 
-@pytest.mark.parametrize("change", ["zero", "other genes", "doubled"])
-def test_test_cells_touch_nothing(make_cells, change):
+@pytest.mark.parametrize("genes, join", [("intersection", "inner"), ("union", "outer")])
+@pytest.mark.parametrize("place", ["memory", "file"])
+def test_batches_equal_scanpy(tables, paths, genes, join, place):
+    """Cells of all files are split by class together, and come as concat, normalize_total and log1p have them."""
+    module = module_of(tables if place == "memory" else paths, genes=genes, test=0.3, backed=place == "file")
+    expected = ad.concat(tables, join=join, fill_value=0, index_unique="-")[:, module.genes]
+    assert (module.input_dim, module.output_dim, module.backed) == (expected.n_vars, 4, place == "file")
+    assert module.cell_names == list(expected.obs_names)
+    for part, loader in zip(module.split, (None, module.val_dataloader(), module.test_dataloader()), strict=True):
+        cells, labels = cells_of(loader or module._loader("train"))
+        np.testing.assert_allclose(cells, scanpys(expected[part]), rtol=2e-6)
+        assert [module.classes[label] for label in labels] == list(expected.obs["cell_type"].iloc[part])
+        assert np.count_nonzero(labels == module.classes.index("rare")) == 1
+    (in_order, training), (shuffled, _) = map(cells_of, (module._loader("train"), module.train_dataloader()))
+    assert not np.array_equal(shuffled, in_order)
+    np.testing.assert_array_equal(np.sort(shuffled, axis=0), np.sort(in_order, axis=0))
+    weights = compute_class_weight("balanced", classes=np.arange(4), y=training)
+    np.testing.assert_allclose(module.class_weights, weights.astype(np.float32), rtol=1e-6)
+    assert_alike(module, module_of(paths, genes=genes, test=0.3, backed=False), "val_dataloader")
+
+
+def test_test_cells_touch_nothing(make_cells):
     """Whatever the test cells express, genes, classes, weights and training batches stay the same."""
     adata = make_cells()
-    before = module_of(adata)
-    X = adata.X.toarray()
-    test = before.split.test
-    X[test] = {"zero": 0 * X[test], "other genes": X[test][:, ::-1], "doubled": 2 * X[test]}[change]
-    X[before.split.train, 0] = 0  # a gene of test cells alone must not come or go either
-    adata.X = sp.csr_matrix(X)
-    after = module_of(adata)
-    adata.X = sp.csr_matrix(np.where(np.isin(np.arange(len(X)), test)[:, None], 3, X))
-    again = module_of(adata)
-    assert before.genes == after.genes == again.genes and before.classes == again.classes
-    assert torch.equal(after.class_weights, again.class_weights)
-    for one, two in zip(after.train_dataloader(), again.train_dataloader(), strict=True):
-        assert torch.equal(one.cells.to_dense(), two.cells.to_dense()) and torch.equal(one.labels, two.labels)
+    X, split = adata.X.toarray(), module_of(adata).split
+    X[split.train, 0] = 0  # a gene of test cells alone must not come or go
+    modules = []
+    for scale, more in ((1, 0), (2, 3), (0, 0)):
+        X[split.test] = scale * X[split.test] + more
+        modules.append(module_of(ad.AnnData(sp.csr_matrix(X), adata.obs, adata.var)))
+        assert_alike(modules[0], modules[-1], "train_dataloader")
+        assert torch.equal(modules[0].class_weights, modules[-1].class_weights)
 
 
-@pytest.mark.parametrize("kind", ["csr", "dense", "view", "categorical", "layer", "raw", "backed"])
-def test_inputs_are_never_changed(make_cells, kind, tmp_path):
-    """The AnnData that came in is the same after an epoch with label file and filters, whatever its kind."""
-    adata, layer = make_cells(), None
-    adata.obs["sample"] = pd.Categorical(np.arange(adata.n_obs) % 4)
-    labelfile = tmp_path / "labels.csv"
-    adata.obs[["cell_type"]].assign(cell_type=lambda t: "new_" + t.cell_type).to_csv(labelfile)
-    if kind == "dense":
-        adata.X = adata.X.toarray()
-    elif kind == "view":
-        adata = adata[:100, ::-1]
-    elif kind == "categorical":
-        adata.strings_to_categoricals()
-    elif kind == "layer":
-        layer, adata.layers["counts"] = "counts", adata.X.copy()
-    elif kind == "raw":
-        layer, adata.raw = "raw", adata
-    elif kind == "backed":
+@pytest.mark.parametrize("backed", [False, True])
+def test_any_number_of_threads_trains_the_same_model(make_cells, tmp_path, backed):
+    """Every epoch is there, and a file that is sorted by class is learned well."""
+    cells = make_cells(n_cells=300)
+    cells[np.argsort(cells.obs["cell_type"])].copy().write_h5ad(path := tmp_path / "cells.h5ad")
+    settings = QUIET | dict(backed=backed, max_epochs=12, model_params={"network": {"n_models": 2}})
+    first, *others = (sk.fit(path, "cell_type", num_workers=n, **settings) for n in (0, 1, 3))
+    assert first.test_metrics["accuracy_micro"] > 0.9 and list(first.history.index) == list(range(12))
+    for other in others:
+        pd.testing.assert_frame_equal(first.history, other.history)
+        assert all(map(torch.equal, first.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("backed", [False, True])
+def test_lightning_sees_a_new_order_every_epoch_and_resumes(paths, tmp_path, backed):
+    """A second run repeats the orders, a resumed one goes on where it would have been, another seed has others."""
+
+    def train(max_epochs, ckpt_path=None, seed=0):
+        seen = {}  # what identifies the cells of every batch, by epoch
+
+        def note(trainer, model, batch, i):
+            seen.setdefault(trainer.current_epoch, []).append(batch.cells.to_dense().sum(1).tolist())
+
+        settings = QUIET | dict(max_epochs=max_epochs, seed=seed, backed=backed, recipe="thesis")
+        trainer, model, module = sk.generate_trainer(paths, None, "cell_type", batch_size=16, num_workers=2, **settings)
+        trainer.callbacks.append(LambdaCallback(on_train_batch_start=note))
+        trainer.fit(model, datamodule=module, ckpt_path=ckpt_path)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        predicted = torch.cat(trainer.predict(model, datamodule=module))
+        in_order = torch.from_numpy(cells_of(module.test_dataloader())[0])
+        torch.testing.assert_close(predicted, model.eval().probabilities(in_order.to_sparse_csr()))
+        return seen, predicted
+
+    (whole, end), (half, _), (rest, same_end) = train(4), train(2), train(4, tmp_path / "last.ckpt")
+    assert half | rest == whole and list(rest) == [2, 3] and torch.equal(end, same_end)
+    assert len({str(order) for order in [*whole.values(), train(1, seed=1)[0][0]]}) == 5
+
+
+@pytest.mark.parametrize("backed", [False, True])
+def test_groups_stay_together(tables, tmp_path, backed):
+    """Donors of validation and test cells have no cell in another part; files may write numbers in their own ways."""
+    donors = [np.arange(90.0) % 10, np.arange(61) % 12]  # 3.0 in one file, "3" in the other
+    for i, kind in enumerate((float, str)):
+        tables[i].obs["donor"], tables[i].obs["cell_type"] = donors[i].astype(kind), (donors[i] % 3).astype(kind)
+        tables[i].write_h5ad(tmp_path / f"{i}.h5ad")
+    module = module_of([tmp_path / "0.h5ad", tmp_path / "1.h5ad"], groups="donor", backed=backed)
+    parts = [set(np.concatenate(donors)[part]) for part in module.split]
+    assert all(parts) and sum(map(len, parts)) == 12 == len(set.union(*parts)) and sum(map(len, module.split)) == 151
+    assert module.classes == ["0", "1", "2"] and module.provenance["groups"] == "donor"
+
+
+@pytest.mark.parametrize("backed", [False, True])
+def test_genes_of_a_list_or_a_query(tables, paths, backed):
+    """The vocabulary is what the files share with them, in the files' order, and cells are normalised on it."""
+    wanted = list(tables[0].var_names[40:19:-1])
+    query = ad.AnnData(np.ones((3, 21)), var=pd.DataFrame({"symbol": wanted}, [f"ENSG{i:011}" for i in range(21)]))
+    expected = ad.concat(tables)[:, wanted[::-1]]
+    for genes in ([*wanted, "UNKNOWN"], query):
+        module = module_of(paths, genes=genes, backed=backed)
+        assert module.genes == wanted[::-1] and module.input_dim == 21
+        np.testing.assert_allclose(cells_of(module.test_dataloader())[0], scanpys(expected[module.split.test]), 2e-6)
+
+
+CHANGES = {  # of an AnnData of counts; they return the layer that has the counts then
+    "csc": lambda a: setattr(a, "X", a.X.tocsc().astype(float)),
+    "array": lambda a: setattr(a, "X", sp.csr_array(a.X)),
+    "dense": lambda a: setattr(a, "X", a.X.toarray()),
+    "layer": lambda a: a.layers.update(counts=a.X.copy()) or setattr(a, "X", -a.X) or "counts",
+    "raw": lambda a: setattr(a, "raw", a.copy()) or setattr(a, "X", -a.X) or "raw",
+}
+
+
+@pytest.mark.parametrize("place", ["memory", "view", "backed", "view of backed"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.filterwarnings("ignore:obs.*is replaced")
+def test_every_anndata_is_read_right_and_never_changed(make_cells, tmp_path, change, place):
+    """It is the same after an epoch, with and without a label file."""
+    adata, counts = make_cells(), make_cells()
+    adata.obs[["cell_type"]].assign(cell_type=lambda t: "new_" + t.cell_type).to_csv(tmp_path / "labels.csv")
+    layer = CHANGES[change](adata)
+    if "backed" in place:
         adata.write_h5ad(tmp_path / "cells.h5ad")
         adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    before, was_view = (adata.to_memory() if adata.isbacked else adata.copy()), adata.is_view
-    for labelfiles in (None, labelfile):
-        with pytest.warns(UserWarning, match="replaced") if labelfiles else nullcontext():
-            module = module_of(adata, labelfiles=labelfiles, drop={"sample": [3]}, layer=layer)
-            module.setup()
+    adata = adata[5:] if "view" in place else adata
+    before = adata.to_memory() if adata.isbacked else adata.copy()
+    for labelfile, first in ((None, "class_0"), (tmp_path / "labels.csv", "new_class_0")):
+        module = module_of(adata, labelfiles=labelfile, layer=layer)
         list(module.train_dataloader())
-        assert module.classes[0] == ("new_class_0" if labelfiles else "class_0")
-        assert adata.is_view == was_view
+        names = [module.cell_names[i] for i in module.split.test]
+        np.testing.assert_allclose(cells_of(module.test_dataloader())[0], scanpys(counts[names]), rtol=2e-6)
+        assert module.classes[0] == first and adata.is_view == ("view" in place)
         assert_equal(adata.to_memory() if adata.isbacked else adata, before, exact=True)
 
 
-@pytest.mark.parametrize(
-    ("labels", "classes"),
-    [
-        ([1, 2, 10], ["1", "10", "2"]),
-        ([1.0, 2.0, np.nan], ["1", "2"]),
-        ([0.5, 1.5, 2.0], ["0.5", "1.5", "2.0"]),
-        ([True, False, True], ["False", "True"]),
-        (["b", " a", ""], ["a", "b"]),
-        (["b", None, "nan"], None),
-        (pd.Categorical([3, 1, 3], categories=[1, 2, 3]), ["1", "3"]),
-        (pd.Categorical([3.0, 1.0, np.nan]), ["1", "3"]),
-        (pd.array([1, None, 3], dtype="Int64"), ["1", "3"]),
-        (pd.array(["x", pd.NA, "y"], dtype="string"), ["x", "y"]),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:.*are left out")
-def test_labels_become_text(make_cells, labels, classes):
-    """Numbers, categories, missing values and blanks give sorted text classes; unused categories vanish."""
-    adata = make_cells(n_cells=30)
-    adata.obs["cell_type"] = pd.Series(labels).repeat(10).set_axis(adata.obs_names)
-    if classes is None:
-        with pytest.raises(LabelError, match="one class only, 'b'"):
-            module_of(adata).setup()
-    else:
-        assert module_of(adata).classes == classes
-
-
-def test_unlabelled_cells_are_left_out_and_counted(make_cells):
-    """Cells without a label are in no part; one warning over all files says how many there were."""
-    adatas = [make_cells(seed=seed) for seed in (1, 2)]
-    adatas[0].obs.loc[adatas[0].obs_names[:5], "cell_type"] = np.nan
-    adatas[1].obs.loc[adatas[1].obs_names[7:9], "cell_type"] = ""
-    module = module_of(adatas)
-    with pytest.warns(UserWarning, match="7 of 240 cells have no 'cell_type'") as warned:
-        module.setup()
-    assert len(warned) == 1 and len(module.labels) == len(module.cell_names) == 233
-    assert sum(map(len, module.split)) == 233
+@pytest.mark.parametrize("backed", [False, True])
+def test_unlabelled_cells_are_left_out_and_counted(make_cells, tmp_path, backed):
+    """They are in no part, and one warning says how many there were in all files; pretraining takes them."""
+    paths = [tmp_path / "0.h5ad", tmp_path / "1.h5ad"]
+    for seed, path in enumerate(paths):
+        cells = make_cells(seed=seed)
+        cells.obs.iloc[:5, 0] = np.nan if seed else ""
+        cells.write_h5ad(path)
+    with pytest.warns(UserWarning, match="10 of 240 cells have no 'cell_type'") as warned:
+        module = module_of(paths, backed=backed)
+    assert len(warned) == 1 and len(module.labels) == len(module.cell_names) == 230 == sum(map(len, module.split))
     assert module.cell_names[0] == "cell_0005-0" and module.cell_names[-1] == "cell_0119-1"
+    cells.obs["n_counts"] = 7 * np.arange(120)
+    with pytest.warns(UserWarning, match="'n_counts' holds 120 different numbers in 120 cells"):
+        assert module_of(cells, class_label="n_counts", validation=0, test=0).val_dataloader() == []
+    everything = DataModule(paths, labelled=False, backed=backed, verbose=False, test=0)
+    assert [len(part) for part in everything.split] == [216, 24, 0] and everything.classes == []
+    assert (cells_of(everything.train_dataloader())[1] == np.full(216, -1)).all()
 
 
-def test_states_are_told_and_mixed_ones_warned_about(make_cells, capsys):
-    """Each file's state is printed and kept; different states go through with a warning, on one scale."""
-    counts, logs = make_cells(seed=3), make_cells(seed=3, state="log-normalised")
-    module = module_of([counts, logs], verbose=True)
-    with pytest.warns(UserWarning, match=r"\['counts', 'log-normalised'\]"):
-        module.setup()
-    assert module.states == ["counts", "log-normalised"]
-    printed = capsys.readouterr().out
-    assert "AnnData 1: 120 cells x 60 genes, counts" in printed and "log-normalised (used as they are)" in printed
-    both = [source.rows(np.arange(120)) for source in module._dataset.sources]
-    np.testing.assert_allclose(module._dataset.__getitems__(range(120)).cells.to_dense(), both[1].toarray(), rtol=1e-5)
+def test_files_of_different_scales_are_joined(make_cells, capsys):
+    """Each file's scale is undone, printed and warned about: batches are those of counts."""
+    counts, others, logs = (make_cells(seed=seed) for seed in (3, 4, 4))
+    sc.pp.normalize_total(logs)  # to the median, scanpy's default
+    sc.pp.log1p(logs)
+    with pytest.warns(UserWarning, match="The files differ in scale: counts, log1p"):
+        module = module_of([counts, logs], verbose=True)
+    assert module.states[0] == "counts" and module.states[1].startswith("log1p(x), ")
+    assert f"AnnData 2: 120 cells x 60 genes, {module.states[1]}" in capsys.readouterr().out
+    assert_alike(module, module_of([counts, others]), "train_dataloader")
 
 
-def test_provenance_is_plain_and_complete(make_cells):
-    """Files, registry names, states, hashes, kind of genes, seed and sizes, in plain values only."""
+def test_provenance_is_plain_and_complete(make_cells, paths):
+    """Files, registry names, scales, hashes, genes, seed and sizes; what others put into uns does no harm."""
     adata = make_cells()
     adata.uns["sims_kit"] = {"dataset": "made-up", "sha256": np.array(["ab"])}
-    provenance = module_of(adata, seed=5).provenance
-    sizes = {"cells": 120, "genes": 60}
-    assert provenance == {
-        "files": [{"file": "AnnData 1", "dataset": "made-up", "state": "counts", **sizes, "sha256": ["ab"]}],
-        "class_label": "cell_type",
-        "gene_kind": "symbol",
-        "seed": 5,
-        "cells": {"train": 96, "validation": 12, "test": 12},
-    }
-
-
-def test_files_are_known_by_their_hash(make_cells, tmp_path):
-    """Of a file and its label file, the SHA-256 that hashlib finds."""
-    cells = make_cells()
-    paths = [tmp_path / "cells.csv", tmp_path / "labels.csv"]
-    cells.to_df().to_csv(paths[0])
-    cells.obs.to_csv(paths[1])
-    module = module_of(paths[0], labelfiles=paths[1])
-    module.setup()
-    assert module.provenance["files"][0]["sha256"] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-
-
-class _Recorder(pl.LightningModule):
-    """Learns one number, and keeps the labels and sums of every batch it trains on, by epoch."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.seen = torch.nn.Linear(1, 1), {}
-
-    def forward(self, batch):
-        return batch.cells.to_dense().sum(1, keepdim=True)
-
-    def training_step(self, batch, _):
-        self.seen.setdefault(self.current_epoch, []).append(self(batch).flatten().tolist())
-        return self.layer(self(batch) * 0).mean()
-
-    def validation_step(self, batch, _):
-        assert not self.training
-
-    def predict_step(self, batch, _):
-        return self(batch)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def trained(module, folder, epochs, ckpt_path=None):
-    """A recorder after some epochs, and its trainer."""
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    model = _Recorder()
-    trainer.fit(model, datamodule=module, ckpt_path=ckpt_path)
-    trainer.save_checkpoint(folder / "last.ckpt")
-    return model, trainer
-
-
-def test_lightning_sees_a_new_order_each_epoch_and_resumes(two_files, tmp_path):
-    """Every epoch has its own order, the same in a second run; a resumed run goes on where it would have been."""
-    whole, _ = trained(module_of(list(two_files)), tmp_path, 4)
-    assert len({str(order) for order in whole.seen.values()}) == 4
-    half, _ = trained(module_of(list(two_files)), tmp_path, 2)
-    rest, _ = trained(module_of(list(two_files)), tmp_path, 4, tmp_path / "last.ckpt")
-    assert half.seen | rest.seen == whole.seen and set(rest.seen) == {2, 3}
-    other, _ = trained(module_of(list(two_files), seed=1), tmp_path, 1)
-    assert other.seen[0] != whole.seen[0]
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_lightning_predicts_the_test_cells_in_order(two_files, tmp_path, num_workers):
-    """trainer.predict gives the test cells, each once and in order, although Lightning rebuilds the loader."""
-    module = module_of(list(two_files), num_workers=num_workers)
-    model, trainer = trained(module, tmp_path, 1)
-    predicted = torch.cat(trainer.predict(model, datamodule=module)).flatten().numpy()
-    expected = cells_of(module.test_dataloader())[0].sum(1)
-    np.testing.assert_allclose(predicted, expected, rtol=1e-5)
-
-
-def test_parts_that_are_not_asked_for_are_empty(two_files, tmp_path):
-    """Without validation and test shares everything trains, and Lightning runs without them."""
-    module = module_of(list(two_files), validation=0, test=0)
-    assert len(module.split.train) == 151
-    assert module.val_dataloader() == module.test_dataloader() == module.predict_dataloader() == []
-    trained(module, tmp_path, 1)
-
-
-def test_files_are_read_once(make_cells, tmp_path, monkeypatch):
-    """Properties, loaders and repeated setup read each file a single time; the constructor reads none."""
-    from sims_kit.cells import datamodule
-
-    reads = []
-    monkeypatch.setattr(datamodule, "read", lambda path, **_: reads.append(path) or make_cells())
-    (tmp_path / "cells.h5ad").touch()
-    module = module_of(tmp_path / "cells.h5ad")
-    assert not reads and "not read yet" in str(module)
-    assert module.genes and module.class_weights is not None and module.train_dataloader()
-    module.setup("fit")
-    assert reads == [tmp_path / "cells.h5ad"] and "120 cells" in str(module)
-
-
-def test_someone_elses_entry_in_uns(make_cells):
-    """`uns["sims_kit"]` that is no provenance is left alone and does no harm."""
-    adata = make_cells()
+    found = {"file": "AnnData 1", "dataset": "made-up", "state": "counts", "cells": 120, "genes": 60, "sha256": ["ab"]}
+    parts = {"train": 96, "validation": 12, "test": 12}
+    expected = {"files": [found], "class_label": "cell_type", "gene_kind": "symbol", "seed": 5, "cells": parts}
+    assert module_of(adata, seed=5).provenance == expected
     adata.uns["sims_kit"] = "mine"
     assert module_of(adata).provenance["files"][0]["dataset"] == "" and adata.uns["sims_kit"] == "mine"
+    one, two = module_of(paths).provenance["files"]
+    assert one["sha256"] == [hashlib.sha256(paths[0].read_bytes()).hexdigest()] and two["file"] == "two.zarr"
 
 
-def test_paths_from_the_home_folder(make_cells, tmp_path, monkeypatch):
-    """``~`` stands for the home folder, in data and label files, and numpy's whole numbers are whole numbers."""
+def test_text_is_converted_once_into_the_cache(tables, tmp_path, monkeypatch):
+    """With backed=True text may stand among `.h5ad` files; `~` is the home folder."""
+    monkeypatch.setenv("SIMS_KIT_DATA", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    cells = make_cells()
-    cells.obs.to_csv(tmp_path / "labels.csv")
-    cells.obs = cells.obs[[]]
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    module = module_of("~/cells.h5ad", labelfiles="~/labels.csv", batch_size=np.int64(16))
-    assert module.classes == ["class_0", "class_1", "class_2"]
+    tables[0].write_h5ad(tmp_path / "one.h5ad")
+    tables[1].to_df().T.to_csv(tmp_path / "two.csv.gz")
+    tables[1].obs.to_csv(tmp_path / "labels.csv")
+    settings = dict(labelfiles=[None, "~/labels.csv"], orientation=["cells_by_genes", "genes_by_cells"])
+    modules = [module_of(["~/one.h5ad", "~/two.csv.gz"], backed=backed, **settings) for backed in (False, True, True)]
+    for module in modules[1:]:
+        assert module.backed and module.provenance == modules[0].provenance
+        assert_alike(modules[0], module, "test_dataloader")
+    assert len(list((tmp_path / "cache").rglob("*.h5ad"))) == 1
+
+
+def test_what_fills_the_memory_stays_in_its_file(paths, tables, monkeypatch):
+    """All files together are compared with the memory; of many cells, names are read only when asked for."""
+    assert not module_of(paths).backed
+    monkeypatch.setattr(matrix, "MEMORY_SHARE", 1e-12)
+    monkeypatch.setitem(open_backed.__globals__, "NAMED", 50)
+    assert not module_of(paths, backed=False).backed and not module_of(tables).backed
+    for files in (paths, paths[0], paths[1]):
+        assert module_of(files).backed
+        assert_alike(module_of(files), module_of(files, backed=False), "val_dataloader")
+    with pytest.raises(UnknownNameError, match="Did you mean 'cell_type'"):
+        module_of(paths, class_label="celltype")
 
 
 @pytest.mark.dataset("cell-lines-5cl-p1", "cell-lines-5cl-p2")
 def test_two_real_plates(real_data):
-    """Two plates straight from their packed files: singlets of five lines, genes intersected, as pandas counts them."""
+    """Two plates straight from their packed files: five cell lines, genes intersected, as pandas counts them."""
     stems = [real_data / "sc_mixology" / f"sc_celseq2_5cl_p{plate}" for plate in (1, 2)]
-    module = DataModule(
-        [f"{stem}.count.csv.gz" for stem in stems],
-        [f"{stem}.metadata.csv.gz" for stem in stems],
-        "cell_line_demuxlet",
-        orientation="genes_by_cells",
-        keep={"cell_number": [1]},
-        drop={"demuxlet_cls": ["DBL"]},
-        verbose=False,
-    )
-    counts = [pd.read_csv(f"{stem}.count.csv.gz", index_col=0) for stem in stems]
-    sheets = [pd.read_csv(f"{stem}.metadata.csv.gz", index_col=0) for stem in stems]
-    singlets = [sheet[(sheet.cell_number == 1) & (sheet.demuxlet_cls != "DBL")] for sheet in sheets]
-    labels = pd.concat(singlets)["cell_line_demuxlet"]
+    files, sheets = ([f"{stem}.{kind}.csv.gz" for stem in stems] for kind in ("count", "metadata"))
+    module = module_of(files, labelfiles=sheets, class_label="cell_line_demuxlet", orientation="genes_by_cells")
+    counts, sheets = ([pd.read_csv(path, index_col=0) for path in found] for found in (files, sheets))
     assert module.classes == ["A549", "H1975", "H2228", "H838", "HCC827"] and module.gene_kind == "ensembl"
     assert module.genes == list(counts[0].index[counts[0].index.isin(counts[1].index)])
-    assert [module.classes[label] for label in module.labels] == list(labels)
-    assert module.states == ["counts", "counts"] and len(set(module.cell_names)) == len(labels) == 304
-    raw = [table.loc[module.genes, sheet.index].T for table, sheet in zip(counts, singlets, strict=True)]
-    expected = pd.concat(raw).iloc[module.split.test]
-    expected = np.log1p(expected.div(expected.sum(axis=1), axis=0) * 1e4)
-    np.testing.assert_allclose(cells_of(module.test_dataloader())[0], expected, rtol=1e-5)
+    assert [module.classes[label] for label in module.labels] == list(pd.concat(sheets)["cell_line_demuxlet"])
+    assert module.states == ["counts", "counts"] and len(set(module.cell_names)) == 604
+    tables = (table.loc[module.genes, sheet.index].T for table, sheet in zip(counts, sheets, strict=True))
+    raw = pd.concat(tables).iloc[module.split.test]
+    np.testing.assert_allclose(cells_of(module.test_dataloader())[0], np.log1p(raw.div(raw.sum(1), axis=0) * 1e4), 1e-5)
 
 
-def test_a_trainer_that_deals_cells_out_as_well_is_refused(make_cells):
-    """Lightning's own sampler would take the place of the shards, and their order."""
-    module = DataModule(make_cells(), class_label="cell_type", verbose=False)
-    settings = dict(accelerator="cpu", strategy="ddp", logger=False, enable_checkpointing=False)
-    module.trainer = pl.Trainer(devices=2, **settings)
-    with pytest.raises(SettingError, match="use_distributed_sampler=False"):
-        module.train_dataloader()
-    module.trainer = pl.Trainer(devices=2, use_distributed_sampler=False, **settings)
-    assert len(module.train_dataloader()) > 0
+ENSEMBL = pd.DataFrame(index=[f"ENSG{i:011}" for i in range(60)])
+SETTINGS = dict(num_workers=-1, seed=-1, backed="yes", genes="all")
+BAD = [  # settings, or what becomes of good cells
+    *(({k: v}, SettingError, f"{k}={v!r}") for k, v in SETTINGS.items()),
+    *((dict(batch_size=size), SettingError, f"batch_size={size}: give a whole number, 2 or more") for size in (1, 2.5)),
+    (dict(class_label=["cell_type"]), SettingError, "one column"),
+    (dict(genes=["NONE", "OTHER"]), GeneError, "at least 2 genes"),
+    (dict(orientation="turned"), SettingError, "genes_by_cells"),
+    (dict(orientation=["cells_by_genes"] * 2), SettingError, "one for each datafile"),
+    (dict(labelfiles=[None, None]), LabelError, "2 labelfiles for 1 datafiles"),
+    (dict(labelfiles="nowhere.csv"), FileNotFoundError, r"1 of 1 files do not exist: nowhere\.csv"),
+    (dict(class_label=None), LabelError, r"one of \['cell_type'\]"),
+    (dict(class_label="celltype"), UnknownNameError, "AnnData 1 called 'celltype'. Did you mean 'cell_type'"),
+    (dict(groups="donor"), UnknownNameError, "AnnData 1 called 'donor'"),
+    (lambda a: [], SettingError, "datafiles is empty"),
+    (lambda a: [np.zeros((3, 3))], SettingError, "ndarray"),
+    (lambda a: ["a.h5ad", "b.csv"], FileNotFoundError, r"2 of 2 files do not exist: a\.h5ad, b\.csv.*sims_kit\.load"),
+    (lambda a: [a, a.T], DataError, "AnnData 2 .*genes_by_cells"),
+    (lambda a: [a, a[:0].copy()], DataError, r"AnnData 2 is empty \(0 cells x 60 genes\)"),
+    (lambda a: [a, ad.AnnData(a.X * np.nan, a.obs, a.var)], DataError, "AnnData 2 holds .* NaN"),
+    (lambda a: [a, ad.AnnData(-a.X, a.obs, a.var, layers={"x": a.X})], DataError, "2 holds negative.*layer='x'"),
+    (lambda a: [a, ad.AnnData(a.X, a.obs[[]].assign(cell_type=""), a.var)], LabelError, "AnnData 2: none of 120 cells"),
+    (lambda a: [a, ad.AnnData(a.X, a.obs, ENSEMBL)], GeneError, "AnnData 2 shares no gene with AnnData 1: 60 Ensembl"),
+    (lambda a: a[a.obs["cell_type"] == "class_0"], LabelError, "one class only, 'class_0', in 40 cells"),
+    (lambda a: a[np.unique(a.obs["cell_type"], return_index=True)[1]], LabelError, "validation=0"),
+]
+
+
+@pytest.mark.parametrize("spoil, error, message", BAD)
+def test_what_cannot_be_used_is_named(make_cells, spoil, error, message):
+    """Each mistake has its own message, with the value and the next step."""
+    cells = make_cells()
+    cells.var_names = ["ACTB", "GAPDH", "MALAT1", "RPL3", "RPS6", *cells.var_names[5:]]
+    data, settings = (spoil(cells), {}) if callable(spoil) else (cells, spoil)
+    with pytest.raises(error, match=message):
+        module_of(data, **settings)

@@ -1,144 +1,199 @@
-"""Gene alignment against a dense pandas reference; the coverage report; one vocabulary for several files."""
+"""Gene names: one table of queries and models, and properties against a dense pandas reference."""
+
+import warnings
+from importlib import import_module
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from sims_kit.cells import genes
 from sims_kit.cells.genes import GeneAlignment, align_genes, id_kind, shared_genes
-from sims_kit.errors import DataError, GeneError, SettingError
+from sims_kit.errors import DataError, FetchError, GeneError, SettingError
 
-ENSEMBL = [f"ENSG{i:011d}" for i in range(10)]
+IDS = [f"ENSG{i:011d}" for i in range(20)]
+SYMBOLS = [f"GENE{i}" for i in range(20)]
+MOUSE = [f"Gene{i}" for i in range(20)]
+NUMBERS = [str(i) for i in range(20)]
+ENTREZ = [str(7157 * (i + 1)) for i in range(20)]
+GENCODE = pd.DataFrame({"gene_id": [*IDS, "ENSG1000000", "ENSG2000000"], "symbol": [*SYMBOLS, "TWIN", "TWIN"]})
+ORTHOLOGS = pd.DataFrame({"human": [*SYMBOLS, "GENE19", "ONLY_HUMAN"], "mouse": [*MOUSE, "Gene19b", ""]})
 
 
-def by_pandas(cells, query_genes, vocabulary):
-    """Dense reference: group columns of one name, sum, and reindex to the vocabulary."""
-    table = pd.DataFrame(cells.toarray().T, index=query_genes)
-    return table.groupby(level=0).sum().reindex(vocabulary).fillna(0).T.to_numpy()
+@pytest.fixture(autouse=True)
+def tables(monkeypatch):
+    """Tables of 20 genes instead of those of the registry."""
+    tables = {"gencode-human": GENCODE, "orthologs-human-mouse": ORTHOLOGS[ORTHOLOGS["mouse"] != ""]}
+    monkeypatch.setattr(import_module("sims_kit.datasets.load"), "gene_table", tables.get)
+
+
+def var(index, **columns):
+    """A `var` whose columns may have names such as "gene_ids-0", written with "__"."""
+    return pd.DataFrame({name.replace("__", "-"): values for name, values in columns.items()}, index=list(index))
+
+
+def half(names, n=14):
+    """The first n of 20 names, and others."""
+    return [*names[:n], *(f"other{i}" for i in range(20 - n))]
+
+
+N, ID_TO_SYMBOL, SYMBOL_TO_ID = "var_names", "Ensembl id -> symbol", "symbol -> Ensembl id"
+CASES = [  # what, var of the query, genes of the model, species, genes matched by what, or the error and its words
+    ("the same names", var(SYMBOLS), SYMBOLS, None, {N: 20}),
+    ("blanks around names", var([f" {gene} " for gene in SYMBOLS]), SYMBOLS, None, {N: 20}),
+    ("versions of ids", var([f"{gene}.7" for gene in IDS]), IDS, None, {N: 20}),
+    ("80 % are enough", var(half(SYMBOLS, 16), gene_ids=SYMBOLS), SYMBOLS, None, {N: 16}),
+    ("a better column below 80 %", var(half(SYMBOLS), gene_symbols=SYMBOLS), SYMBOLS, None, {"gene_symbols": 20}),
+    ("20 % are usable", var(half(SYMBOLS, 4)), SYMBOLS, None, {N: 4}),
+    ("15 % are not", var(half(SYMBOLS, 3)), SYMBOLS, None, (GeneError, ["Only 3 of the model's 20", "at least 20%"])),
+    ("a worse column", var(half(SYMBOLS), gene_ids=half(SYMBOLS, 9)), SYMBOLS, None, {N: 14}),
+    ("ids of scanpy's concat", var(SYMBOLS, n=range(20), gene_ids__0=IDS), IDS, None, {"gene_ids-0": 20}),
+    ("a column of any name", var(SYMBOLS, mine=pd.Categorical(IDS)), IDS, None, {"mine": 20}),
+    ("running numbers, feature_id", var(NUMBERS, feature_id=IDS), IDS, None, {"feature_id": 20}),
+    ("running numbers from 1, Accession", var(range(1, 21), Accession=IDS), IDS, None, {"Accession": 20}),
+    ("running numbers, chosen genes", var(range(0, 400, 20), features=IDS), IDS, None, {"features": 20}),
+    ("running numbers, symbols for ids", var(NUMBERS, features=SYMBOLS), IDS, None, {"features": 0, SYMBOL_TO_ID: 20}),
+    ("running numbers only", var(NUMBERS), IDS, None, (GeneError, ["the query have running numbers, '0', '1'"])),
+    ("running numbers in the model too", var(NUMBERS), NUMBERS, None, (GeneError, ["running numbers"])),
+    ("no column that fits", var(NUMBERS, n=ENTREZ[::-1], name=MOUSE), IDS, None, (GeneError, ["adata.var['name']"])),
+    ("Entrez ids", var(ENTREZ), ENTREZ, None, {N: 20}),
+    ("Entrez ids as a column of integers", var(SYMBOLS, entrez=map(int, ENTREZ)), ENTREZ, None, {"entrez": 20}),
+    ("ids for symbols", var(IDS), SYMBOLS, None, {N: 0, ID_TO_SYMBOL: 20}),
+    ("symbols for ids", var(SYMBOLS), IDS, None, {N: 0, SYMBOL_TO_ID: 20}),
+    ("symbols for versioned ids", var(SYMBOLS), [f"{gene}.2" for gene in IDS], None, {N: 0, SYMBOL_TO_ID: 20}),
+    ("ids and symbols for symbols", var(IDS[:15] + SYMBOLS[15:]), SYMBOLS, None, {N: 5, ID_TO_SYMBOL: 15}),
+    ("mouse for human", var(MOUSE), SYMBOLS, "mouse", {N: 0, "ortholog": 19}),
+    ("human for mouse", var(SYMBOLS), MOUSE, "human", {N: 0, "ortholog": 19}),
+    ("mouse symbols for human ids", var(MOUSE), IDS, "mouse", {N: 0, "ortholog -> Ensembl id": 19}),
+    ("human ids for mouse symbols", var(IDS), MOUSE, "human", {N: 0, "Ensembl id -> ortholog": 19}),
+    ("mouse for human, not said", var(MOUSE), SYMBOLS, None, (GeneError, ["'Gene0'", "'GENE0'", "species="])),
+    ("a species that has no table", var(SYMBOLS), MOUSE, "rat", (SettingError, ["species='rat'", '"mouse"'])),
+    ("names of another kind", var(SYMBOLS), ENTREZ, None, (GeneError, ["20 Entrez ids such as", "20 symbols such as"])),
+    ("a panel", var(SYMBOLS[:4]), [*SYMBOLS, *half(IDS, 10)], None, (GeneError, ["panel", "4 of its", "genes=query"])),
+]
+
+
+@pytest.mark.parametrize(("query", "model", "species", "expected"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_names_are_matched_or_refused(query, model, species, expected):
+    """Each query meets the model's genes by names, by a column or by a table, as the report says, or not at all."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if not isinstance(expected, dict):
+            with pytest.raises(expected[0]) as error:
+                align_genes(query, model, species=species)
+            assert all(words in str(error.value) for words in expected[1])
+            return
+        alignment = align_genes(query, model, species=species)
+    coverage, n_matched = alignment.coverage, sum(expected.values())
+    assert (coverage.matched_by, coverage.n_matched, coverage.column) == (expected, n_matched, next(iter(expected)))
+    assert len(caught) == (coverage.fraction < 0.8)
+    assert all(f"{n} by {how}" in str(coverage) for how, n in expected.items())
+    aligned = alignment.apply(sp.csr_matrix(np.eye(20, dtype=np.float32)))  # every gene keeps its place
+    matched = np.flatnonzero(alignment.places() >= 0)
+    assert (aligned.toarray()[alignment.places()[matched], matched] == 1).all() and aligned.sum() == n_matched
+
+
+def test_a_symbol_of_several_ids_stands_for_the_one_the_model_has():
+    """Of two ids the model's is taken; where it has both, neither; both ids of the query are summed in the symbol."""
+    twins, query = ["ENSG1000000", "ENSG2000000"], var([*SYMBOLS, "TWIN"])
+    assert align_genes(query, [*IDS, twins[1]]).places()[-1] == 20
+    assert align_genes(query, [*IDS, *twins]).coverage.missing == twins
+    assert align_genes(var([*IDS, *twins]), query.index).coverage.duplicates == 1
+
+
+def test_a_table_that_is_not_there_is_named(monkeypatch):
+    """Offline, a warning says which table could have helped, and how to get it."""
+    offline = Mock(side_effect=FetchError("download it by hand"))
+    monkeypatch.setattr(import_module("sims_kit.datasets.load"), "gene_table", offline)
+    with pytest.warns(UserWarning, match=r"'gencode-human'.*download it by hand"), pytest.raises(GeneError):
+        align_genes(var(IDS), SYMBOLS)
+
+
+def test_references_have_names():
+    """A reference keeps stripped names and Entrez ids; for running numbers the error offers a column."""
+    assert genes.named_genes(var([" A", *ENTREZ]), "a.h5ad") == ["A", *ENTREZ]
+    with pytest.raises(GeneError, match=r"a\.h5ad have running.*'gene_ids-0' .*var_names = adata.var\['gene_ids-0'"):
+        genes.named_genes(var(NUMBERS, n=range(20), genome=["x"] * 20, gene_ids__0=IDS), "a.h5ad")
+    with pytest.raises(GeneError, match=r"Set adata\.var_names"):
+        genes.named_genes(var(NUMBERS), "a.h5ad")
+
+
+COMMON = [
+    ("one kind", var(SYMBOLS[::-1]), SYMBOLS[::-1], None),
+    ("a column of the first's kind", var([*IDS, "ENSG77"], name=[*SYMBOLS, "NEW"]), [*SYMBOLS, "NEW"], "20 by name"),
+    ("ids, by the table", var([*IDS, "ENSG77"]), [*SYMBOLS, "ENSG77"], "20 by Ensembl id -> symbol"),
+    ("running numbers with a column", var(NUMBERS, features=SYMBOLS), SYMBOLS, "20 by features"),
+]
+
+
+@pytest.mark.parametrize(("second", "names", "told"), [case[1:] for case in COMMON], ids=[case[0] for case in COMMON])
+def test_references_come_to_one_kind(second, names, told, recwarn):
+    """The first file's names stay; those of the second become its kind, with a warning."""
+    assert genes.common_names([var(SYMBOLS), second], ["one", "two"]) == [SYMBOLS, names]
+    assert [told in str(w.message) and "two" in str(w.message) for w in recwarn] == [True] * bool(told)
+
+
+def test_genes_of_a_panel():
+    """A list, or a query by whatever its names are found, chooses genes in the reference's order."""
+    assert genes.restrict_genes(SYMBOLS, ["GENE7", "GENE3 "]) == ["GENE3", "GENE7"]
+    assert genes.restrict_genes(SYMBOLS, var(["x", "y"], gene_name=SYMBOLS[4:6])) == SYMBOLS[4:6]
+    assert genes.restrict_genes(SYMBOLS, MOUSE[:3], species="mouse") == SYMBOLS[:3]
+    with pytest.warns(UserWarning, match=r"Only 2 of 20 symbols .* 4 symbols such as 'GENE0', 'GENE1', 'Actb'"):
+        assert genes.restrict_genes(SYMBOLS, ["GENE0", "GENE1", "Actb", "Tp53"]) == SYMBOLS[:2]
+    for chosen in (["GENE0"], [], ["a", "b"], NUMBERS):
+        with pytest.raises(GeneError):
+            genes.restrict_genes(SYMBOLS, chosen)
+
+
+def test_rows_that_are_genes():
+    """Antibodies, peaks and guides are no genes; without the column, or without any gene in it, all rows are."""
+    types = pd.Categorical(["Gene Expression", "Antibody Capture", "Peaks", None])
+    assert genes.gene_rows(var("abcd", feature_types=types)).tolist() == [True, False, False, True]
+    assert genes.gene_rows(var("ab", feature_types=["protein_coding"] * 2)).all() and genes.gene_rows(var("ab")).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_alignment_equals_groupby_sum(seed):
-    """Any query with missing, extra, shuffled and repeated genes is aligned as pandas would do it."""
+    """Any query with missing, extra, shuffled and repeated genes is aligned, and counted, as pandas would do it."""
     random = np.random.default_rng(seed)
-    query = random.choice([f"g{i}" for i in range(40)], size=50)
-    vocabulary = [f"g{i}" for i in random.permutation(60)[:30]]
+    query, vocabulary = random.choice([f"g{i}" for i in range(40)], 50), [f"g{i}" for i in random.permutation(60)[:30]]
     cells = sp.random(17, 50, density=0.3, format="csr", dtype=np.float32, random_state=seed)
-    before = cells.copy()
-    aligned = GeneAlignment(query, vocabulary).apply(cells)
-    np.testing.assert_allclose(aligned.toarray(), by_pandas(cells, query, vocabulary), rtol=1e-6)
+    alignment = GeneAlignment(query, vocabulary)
+    aligned, table = alignment.apply(cells), pd.DataFrame(cells.toarray().T, index=query).groupby(level=0).sum()
+    np.testing.assert_allclose(aligned.toarray(), table.reindex(vocabulary).fillna(0).T, rtol=1e-6)
     assert aligned.dtype == np.float32 and aligned.has_canonical_format
-    assert (cells != before).nnz == 0
+    assert alignment.coverage.missing == [gene for gene in vocabulary if gene not in query]
+    assert alignment.coverage.duplicates == 50 - alignment.coverage.extra - alignment.coverage.n_matched
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_coverage_counts_what_a_set_says(seed):
-    """Matched, missing, extra and duplicate genes are those that sets and counts give."""
-    random = np.random.default_rng(seed)
-    query, vocabulary = list(random.choice([f"g{i}" for i in range(40)], size=50)), [f"g{i}" for i in range(10, 60)]
-    coverage = GeneAlignment(query, vocabulary).coverage
-    matched = set(query) & set(vocabulary)
-    assert coverage.n_matched == len(matched) and coverage.fraction == len(matched) / 50
-    assert coverage.missing == [gene for gene in vocabulary if gene not in query]
-    assert coverage.extra == sum(gene not in vocabulary for gene in query)
-    assert coverage.duplicates == sum(gene in matched for gene in query) - len(matched)
+def test_identical_genes_cost_nothing_and_what_does_not_fit_is_refused():
+    """With the model's own genes the matrix itself comes back; other widths, repeats and turned queries are told."""
+    cells = sp.random(4, 20, density=0.5, format="csr", dtype=np.float32, random_state=0)
+    assert GeneAlignment(IDS, IDS).apply(cells) is cells
+    with pytest.raises(DataError, match="19 columns but 20 genes"):
+        GeneAlignment(IDS, IDS).apply(cells[:, :19])
+    with pytest.raises(GeneError, match=r"\('a'\).* once"):
+        GeneAlignment(["a"], ["a", "b", "a"])
+    with pytest.raises(DataError, match=r"turned.*'GENE0'.*query.T"):
+        align_genes(var(NUMBERS), SYMBOLS, SYMBOLS)
 
 
-def test_identical_genes_cost_nothing():
-    """With the model's own gene list the matrix itself comes back."""
-    cells = sp.random(4, 10, density=0.5, format="csr", dtype=np.float32, random_state=0)
-    assert GeneAlignment(ENSEMBL, ENSEMBL).apply(cells) is cells
-
-
-def test_a_matrix_of_another_width_is_refused():
-    """Aligning a matrix whose columns are not the aligned genes is an error, not a shift."""
-    with pytest.raises(DataError, match="9 columns but 10 genes"):
-        GeneAlignment(ENSEMBL, ENSEMBL).apply(sp.csr_matrix((3, 9), dtype=np.float32))
-
-
-@pytest.mark.parametrize(("vocabulary", "message"), [([], "is empty"), (["a", "b", "a"], "'a'")])
-def test_vocabulary_names_each_gene_once(vocabulary, message):
-    """An empty vocabulary and one with a repeated gene are refused."""
-    with pytest.raises(GeneError, match=message):
-        GeneAlignment(["a"], vocabulary)
-
-
-@pytest.mark.parametrize(
-    ("genes", "kind"),
-    [
-        (["ENSG00000141510", "ENSG00000141510.18", "ENSMUSG00000059552"], "ensembl"),
-        (["WBGene00000001", "FBgn0000008"], "ensembl"),
-        (["7157", "100", "1"], "entrez"),
-        (["TP53", "Gapdh", "7SK", "ENSA"], "symbol"),
-        ([*ENSEMBL, "ERCC-00002"], "ensembl"),
-        ([], "symbol"),
-    ],
-)
-def test_id_kind(genes, kind):
+def test_id_kind():
     """The kind of most names decides; a few foreign ones (spike-ins) do not."""
-    assert id_kind(genes) == kind
+    assert id_kind(["ENSG00000141510.18", "FBgn0000008", "ERCC-00002"]) == "ensembl"
+    assert (id_kind(["7157", "1"]), id_kind(["7SK", "ENSA"]), id_kind([])) == ("entrez", "symbol", "symbol")
 
 
-def test_ensembl_versions_are_not_compared():
-    """An id with a version meets the same id without one, and an exact match comes first."""
-    alignment = GeneAlignment(["ENSG00000000001.7", "ENSG00000000002.1", "ENSG00000000003"], ENSEMBL[1:4])
-    assert alignment.coverage.missing == []
-    alignment = GeneAlignment(["ENSG00000000001.2"], ["ENSG00000000001.1", "ENSG00000000001.2"])
-    np.testing.assert_array_equal(alignment.apply(sp.csr_matrix([[5.0]])).toarray(), [[0, 5]])
-
-
-def test_another_column_is_used_when_var_names_do_not_match():
-    """Symbols in var_names and Ensembl ids in a known column: the column is used and named."""
-    var = pd.DataFrame(
-        {"n_cells": range(10), "Gene_IDs": pd.Categorical(ENSEMBL)}, index=[f"SYMBOL{i}" for i in range(10)]
-    )
-    coverage = align_genes(var, ENSEMBL).coverage
-    assert (coverage.column, coverage.fraction, coverage.kind_query) == ("Gene_IDs", 1.0, "ensembl")
-    assert "Gene_IDs" in str(coverage)
-
-
-@pytest.mark.parametrize(("n_found", "outcome"), [(10, None), (8, None), (7, "warns"), (2, "warns"), (1, "raises")])
-def test_thresholds_of_coverage(n_found, outcome, recwarn):
-    """At 80 % nothing is said, under it a warning, under 20 % an error that names both kinds of id."""
-    var = pd.DataFrame(index=[*ENSEMBL[:n_found], *(f"SYMBOL{i}" for i in range(20))])
-    if outcome == "raises":
-        with pytest.raises(GeneError, match=r"1 of the model's 10 .*Ensembl ids such as 'ENSG.*symbols such as"):
-            align_genes(var, ENSEMBL)
-    else:
-        assert align_genes(var, ENSEMBL).coverage.n_matched == n_found
-        assert [f"{n_found} of the model's 10" in str(w.message) for w in recwarn] == [True] * (outcome == "warns")
-
-
-def test_report_is_short_and_complete():
-    """The printed report has 4 to 8 lines with every number in it."""
-    report = str(GeneAlignment(["a", "a", "b", "x", "y"], ["a", "b", "c", "d"]).coverage)
-    assert 4 <= len(report.splitlines()) <= 8
-    for words in ("2 of the model's 4", "50.0%", "2 model genes", "'c', 'd'", "2 of the query's 5", "1 query genes"):
-        assert words in report
-
-
-def test_shared_genes_keep_the_first_files_order():
-    """Intersection and union name each gene once, in the order of the first file that has it."""
+def test_one_vocabulary_for_several_files():
+    """Each gene once, in the order of the first file that has it; nothing or little in common is told."""
     lists = [["d", "b", "a", "b", "c"], ["a", "b", "e", "d"], ["x", "d", "b"]]
-    assert shared_genes(lists) == ["d", "b"]
-    assert shared_genes(lists, "union") == ["d", "b", "a", "c", "e", "x"]
+    assert shared_genes(lists) == ["d", "b"] and shared_genes(lists, "union") == ["d", "b", "a", "c", "e", "x"]
     assert shared_genes([["ENSG00000000001.1", "B"], ["B", "ENSG00000000001.2"]]) == ["ENSG00000000001.1", "B"]
-
-
-@pytest.mark.parametrize("how", ["intersection", "union"])
-def test_files_without_a_common_gene_are_refused(how):
-    """The error names both files, examples of their genes and the kinds of id."""
-    with pytest.raises(GeneError, match=r"two.h5ad shares no gene with one.h5ad: .*Ensembl.*symbols such as 'TP53'"):
-        shared_genes([["TP53", "GAPDH"], ENSEMBL], how, ["one.h5ad", "two.h5ad"])
-
-
-def test_few_shared_genes_are_told():
-    """An intersection under 20 % of the smallest file is warned about."""
     with pytest.warns(UserWarning, match="share only 1 genes"):
-        shared_genes([["GAPDH", *ENSEMBL], ["GAPDH", *(f"Gene{i}" for i in range(9))]])
-
-
-def test_only_two_ways_to_share():
-    """Another word than intersection or union is refused."""
+        shared_genes([["GAPDH", *IDS], ["GAPDH", *MOUSE]])
     with pytest.raises(SettingError, match="'all'"):
-        shared_genes([["a"]], "all")
+        shared_genes(lists, "all")
+    with pytest.raises(GeneError, match=r"two.h5ad shares no gene with one.h5ad: .*Ensembl.*symbols such as 'TP53'"):
+        shared_genes([["TP53", "GAPDH"], IDS], "union", ["one.h5ad", "two.h5ad"])

@@ -1,4 +1,6 @@
-"""Splits: complete, disjoint, seeded, stratified as scikit-learn does, and fit for rare classes."""
+"""Splits: complete, disjoint, seeded, stratified as scikit-learn does, fit for rare classes, and whole groups."""
+
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -35,27 +37,17 @@ def test_proportions_equal_scikit_learn_within_one_cell(share, seed):
     assert np.abs(np.bincount(labels[ours]) - np.bincount(labels[theirs])).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("n_cells", "validation", "test", "sizes"),
-    [
-        (1, 0.1, 0.1, (1, 0, 0)),
-        (1, 0.9, 0, (1, 0, 0)),
-        (2, 0.1, 0.1, (1, 0, 1)),
-        (2, 0.1, 0, (1, 1, 0)),
-        (2, 0, 0.4, (1, 0, 1)),
-        (2, 0, 0, (2, 0, 0)),
-        (3, 0.1, 0.1, (1, 1, 1)),
-        (3, 0.5, 0.4, (1, 1, 1)),
-        (3, 0, 0.1, (2, 0, 1)),
-        (4, 0.1, 0.1, (2, 1, 1)),
-        (100, 0.1, 0.2, (70, 10, 20)),
-    ],
-)
-def test_rare_classes(n_cells, validation, test, sizes):
+# cells of the rare class, shares of validation and test, and the cells that it gives to train, validation and test
+RARE = """1 .1 .1 1 0 0; 1 .9 0 1 0 0; 2 .1 .1 1 0 1; 2 .1 0 1 1 0; 2 0 .4 1 0 1; 2 0 0 2 0 0; 3 .1 .1 1 1 1; 3 .5 .4 1 1 1;
+3 0 .1 2 0 1; 4 .1 .1 2 1 1; 100 .1 .2 70 10 20"""
+
+
+@pytest.mark.parametrize("case", RARE.split(";"))
+def test_rare_classes(case):
     """Classes of 1, 2 and 3 cells are dealt out as documented, beside a large class."""
-    labels = ["rare"] * n_cells + ["common"] * 500
-    split = stratified_split(labels, validation, test, seed=1)
-    assert tuple((part < n_cells).sum() for part in split) == sizes
+    n_cells, validation, test, *sizes = map(float, case.split())
+    split = stratified_split(["rare"] * int(n_cells) + ["common"] * 500, validation, test, seed=1)
+    assert [(part < n_cells).sum() for part in split] == sizes
 
 
 def test_seed_decides():
@@ -68,10 +60,13 @@ def test_seed_decides():
     np.testing.assert_array_equal(one.test, text.test)
 
 
-def test_unlabelled_cells_are_in_no_part():
-    """NaN and None labels belong to no part."""
+def test_cells_without_a_label():
+    """NaN and None labels belong to no part, and without any label there is nothing to split."""
     split = stratified_split(["a", None, "b", np.nan] * 10)
     assert set(np.concatenate(split) % 2) == {0} and sum(map(len, split)) == 20
+    for labels in ([], [None, None]):
+        with pytest.raises(LabelError, match=f"None of the {len(labels)} cells"):
+            stratified_split(labels)
 
 
 @pytest.mark.parametrize(("validation", "test"), [(-0.1, 0.1), (0.5, 0.5), (1, 0), (0, 10), (np.nan, 0), ("0.1", 0)])
@@ -81,8 +76,45 @@ def test_shares_out_of_range(validation, test):
         stratified_split([0, 1], validation, test)
 
 
-@pytest.mark.parametrize("labels", [[], [None, None]])
-def test_no_label_at_all(labels):
-    """Without a label there is nothing to split."""
-    with pytest.raises(LabelError, match=f"None of the {len(labels)} cells"):
-        stratified_split(labels)
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("validation", "test"), [(0.1, 0.1), (0.2, 0), (0, 0.3)])
+def test_groups_stay_whole(seed, validation, test):
+    """No donor is on two sides, every class trains, also one that a single donor has, and the shares are near."""
+    random = np.random.default_rng(seed)
+    donors, labels = random.integers(0, 20, 2000), random.integers(0, 5, 2000).astype(object)
+    labels[donors == 3] = 9
+    labels[::50] = None
+    with warnings.catch_warnings(action="error"):
+        split = stratified_split(labels, validation, test, seed, groups=pd.Categorical(donors))
+    sides = [set(donors[part]) for part in split]
+    assert sum(map(len, sides)) == 20 and set(labels[split.train]) == {0, 1, 2, 3, 4, 9}
+    np.testing.assert_array_equal(np.sort(np.concatenate(split)), np.flatnonzero(pd.notna(labels)))
+    np.testing.assert_allclose([len(part) / 1960 for part in split[1:]], [validation, test], atol=0.04)
+
+
+@pytest.mark.parametrize(
+    ("donors", "labels", "said"),
+    [
+        ([0, 1, 1], [0, 1], "2 groups .*: validation cells come from"),
+        ([0], [0, 1], "1 groups .*: test and validation cells come from"),
+        ([0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 1, 1, 2, 2, 3, 3], "4 groups .*: test and validation cells"),  # of one class
+    ],
+)
+def test_too_few_groups_are_said(donors, labels, said):
+    """What cannot come from groups of its own is drawn cell by cell, and all parts are there."""
+    donors, labels = np.resize(donors, 600), np.random.default_rng(0).permutation(np.resize(labels, 600))
+    labels = donors if said.startswith("4") else labels
+    with pytest.warns(UserWarning, match=said):
+        split = stratified_split(labels, groups=donors)
+    assert set(labels[split.train]) == set(labels[split.validation]) == set(labels) and len(split.test) >= 60
+    if ": validation" in said:
+        assert not set(donors[split.test]) & {*donors[split.train], *donors[split.validation]}
+
+
+def test_groups_that_are_missing_or_too_few():
+    """Cells without a group are named; those without a label need none."""
+    donors = pd.Series(["a", "b", "NA", None] * 3, index=[f"cell_{i}" for i in range(12)])
+    with pytest.raises(LabelError, match=r"3 labelled cells have no group \('cell_2', 'cell_6', 'cell_10'\)"):
+        stratified_split(["T", "B", "T", None] * 3, groups=donors)
+    with pytest.raises(LabelError, match="groups has 1 entries for 2 cells"):
+        stratified_split(["T", "B"], groups="donor")

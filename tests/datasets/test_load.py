@@ -1,5 +1,7 @@
-"""`load`: every dataset that needs no network, and files by path."""
+"""`load`: the datasets that need no network, files by path, and tables of genes."""
 
+import hashlib
+import zipfile
 from dataclasses import replace
 
 import anndata
@@ -7,111 +9,118 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sims_kit.datasets import catalogue, load, prepare
-from sims_kit.datasets.registry import read_registry
-from sims_kit.datasets.simulate import PRESETS
+from sims_kit.datasets import catalogue, gene_table, load, prepare
+from sims_kit.datasets.registry import DataFile, Source, read_registry
 from sims_kit.errors import DataError, FetchError, SettingError, UnknownNameError
 
-SMALL = [name for name, entry in read_registry().datasets.items() if entry.tier == "small"]
+DATASETS = read_registry().datasets
 
 
-def test_pbmc68k(tmp_path):
-    """The bundled dataset has labels, log-normalised values, and a provenance that an .h5ad file can hold."""
-    adata = load("pbmc68k")
-    assert adata.shape == (700, 765)
-    assert adata.X.format == "csr" and adata.X.min() == 0
-    assert adata.uns["sims_kit"]["label"] == "bulk_labels" and adata.obs["bulk_labels"].nunique() == 10
-    adata.write_h5ad(tmp_path / "pbmc.h5ad")
-    assert anndata.read_h5ad(tmp_path / "pbmc.h5ad").uns["sims_kit"]["doi"] == "10.1038/ncomms14049"
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_small_datasets(name, real_data, tmp_path):
-    """Each small dataset loads with the cells, genes and classes of its entry, as whole counts."""
-    entry, adata = read_registry()[name], load(name)
-    assert adata.shape == (entry.cells, entry.genes)
-    assert adata.obs[entry.label].nunique() == entry.classes and adata.obs[entry.label].notna().all()
-    assert (adata.X.data >= 0).all() and (adata.X.data == np.round(adata.X.data)).all()
-    assert adata.uns["sims_kit"]["sha256"] == [file.sha256 for file in entry.source.files]
-    adata.write_h5ad(tmp_path / "cells.h5ad")
+@pytest.mark.parametrize("name", [name for name, entry in DATASETS.items() if entry.tier != "full"])
+def test_dataset(name, request, tmp_path):
+    """Cells, genes, classes, columns, state and origin are those of the entry, and can be written."""
+    entry = DATASETS[name]
+    if entry.tier == "small":
+        request.getfixturevalue("real_data")
+    cells = load(name)
+    assert cells.shape == (entry.cells, entry.genes) and cells.X.format == "csr"
+    assert (cells.X.data >= 0).all() and (cells.X.data == np.round(cells.X.data)).all() == (entry.state == "counts")
+    origin = cells.uns["sims_kit"]
+    assert origin["dataset"] == name and origin.get("doi") == entry.doi and None not in origin.values()
+    assert origin.get("sha256", []) == [file.sha256 for file in entry.source.files]
+    for column in filter(None, (entry.label, entry.sample, entry.condition, entry.region)):
+        assert cells.obs[column].notna().all() and column in origin.values()
+    assert entry.label is None or cells.obs[entry.label].nunique() == entry.classes
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    assert anndata.read_h5ad(tmp_path / "cells.h5ad").uns["sims_kit"]["licence"] == entry.licence
 
 
 @pytest.mark.dataset("cell-lines-5cl-p3")
 def test_filters_of_the_plates(real_data):
     """Values, labels and filters agree with the published tables read by pandas alone."""
-    folder = real_data / "sc_mixology"
-    metadata = pd.read_csv(folder / "sc_celseq2_5cl_p3.metadata.csv.gz")
-    metadata = metadata[(metadata.cell_number == 1) & (metadata.demuxlet_cls == "SNG")]
-    counts = pd.read_csv(folder / "sc_celseq2_5cl_p3.count.csv.gz")[metadata.index].T
-    adata = load("cell-lines-5cl-p3")
-    pd.testing.assert_frame_equal(adata.to_df().loc[counts.index], counts.astype("float32"), check_names=False)
-    assert adata.obs.loc[metadata.index, "cell_line_demuxlet"].tolist() == metadata.cell_line_demuxlet.tolist()
+    folder, cells = real_data / "sc_mixology", load("cell-lines-5cl-p3")
+    metadata = pd.read_csv(folder / "sc_celseq2_5cl_p3.metadata.csv.gz").query(
+        "cell_number == 1 & demuxlet_cls == 'SNG'"
+    )
+    counts = pd.read_csv(folder / "sc_celseq2_5cl_p3.count.csv.gz")[metadata.index].T.astype("float32")
+    pd.testing.assert_frame_equal(cells.to_df().loc[counts.index], counts, check_names=False)
+    assert cells.obs.loc[metadata.index, "cell_line_demuxlet"].tolist() == metadata.cell_line_demuxlet.tolist()
 
 
-@pytest.mark.parametrize("name", ["sim-cortex", "sim-mouse", "sim-organoid"])
-def test_simulated_datasets(name):
-    """A simulated dataset loads at its fast size by default, the same each time, and knows the truth."""
-    entry, adata = read_registry()[name], load(name)
-    assert adata.shape == (entry.cells, entry.genes) and adata.obs[entry.label].nunique() == entry.classes
-    assert (adata.X != load(name, size="fast").X).nnz == 0
-    assert adata.uns["sims_kit"]["dataset"] == name and "truth" in adata.uns
+@pytest.mark.dataset("gencode-human", "orthologs-human-mouse")
+def test_gene_tables(real_data):
+    """Ids and symbols of human genes, and the pairs of human and mouse, without rows that lack one."""
+    symbols, orthologs = gene_table("gencode-human"), gene_table("orthologs-human-mouse")
+    assert symbols.shape == (62_754, 2) and orthologs.shape == (24_857, 2)
+    assert symbols.set_index("gene_id").loc["ENSG00000141510", "symbol"] == "TP53"
+    assert orthologs.set_index("human").loc["TP53", "mouse"] == "Trp53"
 
 
-def test_full_size_of_a_simulated_dataset(monkeypatch):
-    """`size` chooses the settings, and the shape is compared with the one of that size."""
-    small = PRESETS["sim-cortex"]["fast"]
-    monkeypatch.setitem(PRESETS["sim-cortex"], "full", replace(small, n_cells=60))
-    with pytest.raises(DataError, match=r"60 cells instead of 20,000, 2,000 genes instead of 20,000"):
-        load("sim-cortex", size="full")
+@pytest.fixture
+def toy(cache, monkeypatch):
+    """A dataset of the tier full: an archive of two matrices that are summed, labels and a table of genes."""
+    archive = cache / "toys" / "toy.zip"
+    archive.parent.mkdir(parents=True)
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("exon.csv", "gene,a,b,c,d\n11,1,0,2,0\n12,0,3,0,1\n")
+        file.writestr("intron.csv", "gene,a,b,c,d\n11,0,1,0,0\n12,0,1,0,0\n")
+        file.writestr("cells.csv", "cell,type,donor\nb,T,1\na,B,2\nc,T,1\nd,no class,2\n")
+        file.writestr("genes.csv", "symbol,entrez\nVIM,12\nACTB,11\n")
+    zipped = DataFile("toy.zip", ("https://a.example/x",), hashlib.sha256(archive.read_bytes()).hexdigest(), None)
+    source = Source("archive", "toys", zipped, ("exon.csv", "intron.csv"), "cells.csv", genes="genes.csv")
+    settings = dict(cells=3, genes=2, classes=2, gene_column="symbol", drop={"type": ["no class"]})
+    entry = replace(DATASETS["allen-mtg"], source=source, label="type", other_labels=(), region=None, **settings)
+    monkeypatch.setitem(DATASETS, "toy", entry)
+    return archive
 
 
-def test_size_of_others_is_refused():
-    """Only simulated data have sizes, and only two."""
-    with pytest.raises(SettingError, match="pbmc68k has one size"):
-        load("pbmc68k", size="full")
-    with pytest.raises(UnknownNameError, match="'full'"):
-        load("sim-cortex", size="ful")
+def test_archive_is_converted_once(toy, monkeypatch):
+    """Members are summed, labelled, named and filtered; then the archive may go, until the registry names another."""
+    for _ in range(2):
+        cells = load("toy")
+        assert cells.to_df().to_dict("list") == {"ACTB": [1, 1, 2], "VIM": [0, 4, 0]}
+        assert cells.obs["type"].tolist() == ["B", "T", "T"] and cells.obs["donor"].tolist() == ["2", "1", "1"]
+        assert cells.var["gene_ids"].tolist() == ["11", "12"] and list(cells.uns) == ["sims_kit"]
+        toy.unlink(missing_ok=True)
+    source = DATASETS["toy"].source
+    source = replace(source, archive=replace(source.archive, sha256="0" * 64))
+    monkeypatch.setitem(DATASETS, "toy", replace(DATASETS["toy"], source=source))
+    with pytest.raises(FetchError, match=r"toy\.zip"):
+        load("toy")
 
 
-def test_prepare_of_data_without_files():
-    """Bundled and simulated data need nothing; an unknown name is told."""
+@pytest.mark.parametrize(("tier", "told"), [("full", pytest.warns(UserWarning)), ("small", pytest.raises(DataError))])
+def test_entry_that_does_not_fit_the_data(toy, monkeypatch, tier, told):
+    """When cells, genes, classes or columns differ from the entry, both are told: an error, but of the tier full."""
+    monkeypatch.setitem(DATASETS, "toy", replace(DATASETS["toy"], cells=701, region="area", tier=tier))
+    with told as caught:
+        load("toy")
+    message = str(caught.value) if tier == "small" else str(caught[0].message)
+    assert "toy: after loading there are 3 cells instead of 701, no column 'area' in obs" in message
+
+
+def test_names_and_paths(tmp_path, make_cells, cache):
+    """A path gives the file as it is; what cannot be had is told, with the nearest names."""
+    path = tmp_path / "cells.h5ad"
+    make_cells(n_cells=5, n_genes=4).write_h5ad(path)
+    assert load(path).shape == load(str(path)).shape == (5, 4)
     assert prepare("pbmc68k") == prepare("sim-mouse") == []
-    with pytest.raises(UnknownNameError, match="'sim-mouse'"):
-        prepare("sim-mous")
+    for wrong, error, told in [
+        (lambda: load("pbmc86k"), UnknownNameError, "'pbmc68k'"),
+        (lambda: load("pbmc68k.h5ad"), FileNotFoundError, "pbmc68k.h5ad"),
+        (lambda: load("mouse-immune"), FetchError, "train_set.csv.gz"),
+        (lambda: load("pbmc68k", size="full"), SettingError, "one size"),
+        (lambda: load("sim-cortex", size="ful"), UnknownNameError, "'full'"),
+        (lambda: gene_table("gencode"), UnknownNameError, "'gencode-human'"),
+    ]:
+        with pytest.raises(error, match=told):
+            wrong()
 
 
-def test_entry_that_does_not_fit_the_data(monkeypatch):
-    """When cells, genes or classes differ from the entry, the error gives both numbers."""
-    wrong = read_registry()["pbmc68k"].model_copy(update={"cells": 701})
-    monkeypatch.setitem(read_registry().datasets, "pbmc68k", wrong)
-    with pytest.raises(DataError, match=r"pbmc68k.*700 cells instead of 701"):
-        load("pbmc68k")
-
-
-def test_no_network_and_no_cache(tmp_path, monkeypatch):
-    """Without network and cache the error names the dataset and the file to place."""
-    monkeypatch.setenv("SIMS_KIT_DATA", str(tmp_path))
-    with pytest.raises(FetchError, match="mouse-immune") as caught:
-        load("mouse-immune")
-    assert str(tmp_path / "actinn" / "train_set.csv.gz") in str(caught.value)
-
-
-def test_unknown_name_offers_the_nearest():
-    """A misspelt dataset leads to the right one; a misspelt path is a missing file."""
-    with pytest.raises(UnknownNameError, match="'pbmc68k'"):
-        load("pbmc86k")
-    with pytest.raises(FileNotFoundError):
-        load("pbmc68k.h5ad")
-
-
-def test_path_is_read(tmp_path, make_cells):
-    """A path gives the file as it is."""
-    cells = make_cells(n_cells=5, n_genes=4)
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    for path in (tmp_path / "cells.h5ad", str(tmp_path / "cells.h5ad")):
-        assert list(load(path).obs_names) == list(cells.obs_names)
-
-
-def test_catalogue_names_can_be_loaded():
-    """The catalogue's index holds the names that `load` takes."""
-    assert load(catalogue().index[0]).n_obs == catalogue()["cells"].iloc[0]
+def test_catalogue():
+    """The catalogue says for each entry what the registry says; what is unknown is missing."""
+    table = catalogue()
+    assert table.loc["cell-lines-5cl-p2", ["cells", "genes", "classes"]].tolist() == [155, 14078, 5]
+    assert table["megabytes"][["mouse-immune", "pbmc68k"]].tolist() == [2.3, 0]
+    assert table.loc["allen-human", "other_labels"] == "class_label, cluster_label"
+    assert list(table.index) == list(DATASETS) and table[["genes", "megabytes"]].isna().loc["retina"].all()

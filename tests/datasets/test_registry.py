@@ -1,4 +1,4 @@
-"""The registry of datasets."""
+"""The registry of datasets: what is in it, and how mistakes in it are told."""
 
 import copy
 
@@ -6,176 +6,83 @@ import pytest
 import yaml
 
 import write_catalogue
-from sims_kit.datasets import catalogue
-from sims_kit.datasets.load import converted_path
 from sims_kit.datasets.registry import read_registry, registry_path
-from sims_kit.errors import RegistryError, UnknownNameError
+from sims_kit.errors import RegistryError
 
-NAMES = {
-    *("pbmc68k", "cell-lines-celseq2", "cell-lines-dropseq", "cell-lines-5cl-p1", "cell-lines-5cl-p2"),
-    *("cell-lines-5cl-p3", "mouse-immune", "worm-neurons", "sim-cortex", "sim-mouse", "sim-organoid"),
-    *("allen-human", "allen-human-ucsc", "allen-human-cellxgene", "allen-mouse", "allen-mouse-cellxgene"),
-    *("allen-mtg", "retina", "dental", "ucsf-cortex", "ucsf-organoids", "mouse-retina"),
-    *("abdelaal-amb", "baron-human", "muraro", "segerstolpe", "xin", "zheng68k"),
-}
-LESSONS = {
-    *("01_preprocessing_background", "02_learning_a_classifier", "03_tabnet_and_training", "04_interpretability"),
-    *("05_generalization", "06_ablation", "07_benchmark", "08_organoid_inference", "09_pretraining"),
-    "10_annotate_your_data",
-}
+KEYS = {"files": "folder matrix", "archive": "folder archive matrix", "scanpy": "function", "simulated": "sizes"}
+DATASETS, TABLES = vars(read_registry()).values()
+ENTRIES = DATASETS | TABLES
 
 
-@pytest.fixture
-def content():
-    """The registry as plain Python, free to be spoiled."""
-    return copy.deepcopy(yaml.safe_load(registry_path().read_text()))
-
-
-def spoiled(tmp_path, content):
-    """The message of the error that a spoiled registry raises."""
-    path = tmp_path / "data_registry.yaml"
-    path.write_text(yaml.safe_dump(content))
-    with pytest.raises(RegistryError) as caught:
-        read_registry(path)
-    assert str(path) in str(caught.value)
-    return str(caught.value)
-
-
-def test_registry_lists_all_datasets():
-    """The file in the repository follows its schema and holds every promised entry."""
-    assert set(read_registry().datasets) == NAMES
-
-
-def test_catalogue_has_a_row_per_dataset():
-    """The catalogue says for each entry what the registry says."""
-    table = catalogue()
-    assert list(table.index) == list(read_registry().datasets)
-    assert table.loc["cell-lines-5cl-p2", ["cells", "genes", "classes"]].tolist() == [155, 14078, 5]
-    assert table.loc["mouse-immune", "megabytes"] == pytest.approx(2.3)
-    assert table.loc["pbmc68k", "tier"] == "bundled" and table.loc["pbmc68k", "megabytes"] == 0
-    assert table.loc["allen-human", "other_labels"] == "class_label, cluster_label"
-    assert table[["genes", "megabytes"]].isna().loc["retina"].all()  # unknown
-
-
-def test_page_is_in_step_with_the_registry():
-    """docs/datasets.md is what `make catalogue` would write now."""
+def test_registry_and_page():
+    """The file in the repository follows its schema, and the page is in step with it."""
+    assert len(DATASETS) == 35 and list(TABLES) == ["gencode-human", "orthologs-human-mouse"]
     assert write_catalogue.PAGE.read_text(encoding="utf-8") == write_catalogue.page(), "run `make catalogue`"
 
 
-def test_every_small_file_has_hash_and_size():
-    """No small dataset is fetched unchecked."""
-    for name, entry in read_registry().datasets.items():
-        assert entry.tier != "small" or all(file.sha256 and file.size for file in entry.source.files), name
+@pytest.mark.parametrize("name", ENTRIES)
+def test_entry_is_complete(name):
+    """Each source has what its kind needs, small files have a hash and a size, and names lead to what exists."""
+    entry = ENTRIES[name]
+    needed = KEYS.get(entry.source.kind, "folder matrix columns").split()
+    assert all(getattr(entry.source, key) for key in needed)
+    assert entry.tier != "small" or all(file.sha256 and file.size for file in entry.source.files)
+    assert all(name in DATASETS[other].alternatives for other in entry.alternatives)
+    assert all((registry_path().parent / f"notebooks/{lesson}.ipynb").exists() for lesson in entry.lessons)
+    assert name in TABLES or {entry.tissue, entry.protocol}.isdisjoint({None})
+    assert (entry.label is None) == (name in {"immune-unlabelled", *TABLES})
 
 
 def test_every_file_has_its_own_place():
-    """A place in the cache belongs to one file, which several datasets may share, or to one converted dataset."""
+    """A place in the cache belongs to one file, which several entries may share, or to one converted dataset."""
     at = {}
-    for name, entry in read_registry().datasets.items():
+    for name, entry in ENTRIES.items():
         for file in entry.source.files:
             assert at.setdefault((entry.source.folder, file.name), file) == file, name
-        if entry.source.files:
-            converted = converted_path(name, entry)
-            assert at.setdefault((converted.parent.name, converted.name), name) == name
+        assert at.setdefault((entry.source.folder, f"{name}.h5ad"), name) == name
 
 
-def test_every_dataset_serves_a_lesson():
-    """The lessons that an entry names are the ten of the kit, and every entry has one."""
-    for name, entry in read_registry().datasets.items():
-        assert entry.lessons and set(entry.lessons) <= LESSONS, name
+MATRIX = ("source", "matrix")
+MISTAKES = [  # a dataset, the way to a key, the new value (None: the key is removed), what the error tells
+    ("mouse-immune", ("speceis",), "Mus musculus", ["'speceis'", "'Mus musculus'", "'species'"]),
+    ("mouse-immune", ("source", "labels", "sha265"), "0" * 64, ["'source'", "'labels'", "'sha265'", "'sha256'"]),
+    ("pbmc68k", ("orientation",), "genes", ["'genes'", "genes_by_cells"]),
+    ("pbmc68k", ("cells",), -3, ["-3"]),
+    ("pbmc68k", ("other_labels",), "louvain", ["'louvain'", "tuple"]),
+    ("pbmc68k", ("licence",), None, ["licence"]),
+    ("pbmc68k", ("source", "kind"), "web", ["'web'", "'archive'"]),
+    ("pbmc68k", ("drop_unlabelled",), "no", ["'no'", "False"]),
+    ("muraro", ("gene_pattern",), "(.*)", ["'(.*)'", "symbol"]),
+    ("worm-neurons", (*MATRIX, "sha256"), "abc", ["'matrix'", "'sha256'", "'abc'", "64"]),
+    ("worm-neurons", (*MATRIX, "urls"), [], ["'urls'", "[]", "https"]),
+    ("worm-neurons", (*MATRIX, "urls"), ["http://host/file"], ["http://host/file", "https"]),
+    ("worm-neurons", (*MATRIX, "name"), "../escape.csv", ["'../escape.csv'"]),
+    ("worm-neurons", ("source", "folder"), "/etc", ["'/etc'"]),
+]
 
 
-def test_alternatives_are_mutual():
-    """Where one entry names another as the same cells, the other names it too."""
-    datasets = read_registry().datasets
-    for name, entry in datasets.items():
-        assert all(name in datasets[other].alternatives for other in entry.alternatives), name
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "told"),
-    [
-        ("gene_pattern", "(.*", "no regular expression"),
-        ("gene_pattern", "(.*)", "(?P<symbol>...)"),
-        ("source", {"kind": "simulated", "sizes": {"huge": {"cells": 1, "genes": 1}}}, "huge"),
-        ("source", {"kind": "archive", "folder": "a", "matrix": ["../b.csv"]}, "matrix"),
-        ("source", {"kind": "web"}, "'archive'"),
-    ],
-)
-def test_wrong_layout_is_refused(tmp_path, content, key, value, told):
-    """Patterns without a symbol, unknown sizes, members outside of the archive and unknown kinds are mistakes."""
-    content["datasets"]["allen-human"][key] = value
-    message = spoiled(tmp_path, content)
-    assert "entry 'allen-human'" in message and key in message and told in message
-
-
-def test_unknown_alternative_offers_the_nearest(tmp_path, content):
-    """An entry can only point to another one."""
-    content["datasets"]["allen-human"]["alternatives"] = ["allen-human-uscs"]
-    message = spoiled(tmp_path, content)
-    assert "'allen-human'" in message and "'alternatives'" in message and "'allen-human-ucsc'" in message
-
-
-def test_unknown_key_names_entry_key_value_and_nearest(tmp_path, content):
-    """A misspelt key is refused, and the right one offered."""
-    content["datasets"]["mouse-immune"]["speceis"] = "Mus musculus"
-    message = spoiled(tmp_path, content)
-    assert "entry 'mouse-immune'" in message and "'speceis'" in message
-    assert "'Mus musculus'" in message and "'species'" in message
-
-
-def test_unknown_key_inside_a_file_names_the_whole_key(tmp_path, content):
-    """The message leads to a key deep in the entry."""
-    content["datasets"]["mouse-immune"]["source"]["labels"]["sha265"] = "0" * 64
-    message = spoiled(tmp_path, content)
-    assert "key 'source.labels'" in message and "'sha265'" in message and "'sha256'" in message
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "allowed"),
-    [("orientation", "genes", "genes_by_cells"), ("tier", "huge", "small"), ("cells", -3, "greater than 0")],
-)
-def test_wrong_value_names_entry_key_value_and_what_is_allowed(tmp_path, content, key, value, allowed):
-    """A value outside of what is allowed is reported with the alternatives."""
-    content["datasets"]["pbmc68k"][key] = value
-    message = spoiled(tmp_path, content)
-    assert "entry 'pbmc68k'" in message and f"key {key!r}" in message
-    assert repr(value) in message and allowed in message
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("sha256", "abc"), ("urls", []), ("urls", ["ftp://host/file"]), ("name", "../escape.csv"), ("size", 0)],
-)
-def test_wrong_file_is_refused(tmp_path, content, key, value):
-    """Hashes, addresses, sizes and names of files are checked, and no name leaves the cache folder."""
-    content["datasets"]["worm-neurons"]["source"]["matrix"][key] = value
-    message = spoiled(tmp_path, content)
-    assert "entry 'worm-neurons'" in message and f"source.matrix.{key}" in message
-
-
-def test_missing_key_is_named(tmp_path, content):
-    """An entry without a licence is refused."""
-    del content["datasets"]["pbmc68k"]["licence"]
-    assert "entry 'pbmc68k', key 'licence': Field required" in spoiled(tmp_path, content)
-
-
-def test_other_schema_version_is_refused(tmp_path, content):
-    """A registry of another schema is not half understood."""
-    content["schema_version"] = 2
-    assert "'schema_version'" in spoiled(tmp_path, content)
-
-
-@pytest.mark.parametrize("text", ["", "just a sentence", "a: [1, 2", "- 1\n- 2"])
-def test_file_that_is_no_registry(tmp_path, text):
-    """Empty, other and broken YAML give a RegistryError that names the file."""
+@pytest.mark.parametrize(("name", "way", "value", "told"), MISTAKES)
+def test_mistake_names_file_entry_key_and_value(tmp_path, name, way, value, told):
+    """The error leads to the mistake, and says what is allowed."""
+    content = copy.deepcopy(yaml.safe_load(registry_path().read_text(encoding="utf-8")))
+    place = content["datasets"][name]
+    for key in way[:-1]:
+        place = place[key]
+    place[way[-1]] = value
+    if value is None:
+        del place[way[-1]]
     path = tmp_path / "data_registry.yaml"
-    path.write_text(text)
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(RegistryError) as caught:
+        read_registry(path)
+    for part in (str(path), f"entry {name!r}", *told):
+        assert part in str(caught.value), part
+
+
+@pytest.mark.parametrize("text", ["", "a sentence", "a: [1, 2", "- 1", "schema_version: 2\ndatasets: {}\ntables: {}"])
+def test_file_that_is_no_registry(tmp_path, text):
+    """Empty, other, newer and broken YAML give a RegistryError that names the file."""
+    path = tmp_path / "data_registry.yaml"
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(RegistryError, match=r"data_registry\.yaml"):
         read_registry(path)
-
-
-def test_unknown_dataset_offers_the_nearest():
-    """A misspelt name of a dataset leads to the right one."""
-    with pytest.raises(UnknownNameError, match="'worm-neurons'"):
-        read_registry()["worm-neuron"]

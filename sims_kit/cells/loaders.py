@@ -1,0 +1,258 @@
+"""Mini-batches of cells: in which order they come, how they are read, and what a model receives."""
+
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import chain, islice
+from numbers import Integral
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+
+from sims_kit.cells.genes import GeneCoverage
+from sims_kit.cells.matrix import Expression, Scale
+from sims_kit.errors import SettingError
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
+UNLABELLED = -1  # class of a cell whose label is not known
+BLOCK_SIZE = 64  # neighbouring cells read together from a file
+BUFFER_SIZE = 4096  # cells of a file held at once, to be mixed: 130 MB at 2,000 values per cell
+
+
+class CellBatch(NamedTuple):
+    """Model input: `cells`, sparse CSR (B, genes) float32; `labels`, (B,) int64, -1 where unknown."""
+
+    cells: torch.Tensor
+    labels: torch.Tensor
+
+
+class CellDataset:
+    """Cells of several `Expression`, one after the other, aligned to the same genes.
+
+    `labels`, (cells,) int64, is the class of each cell, -1 where it is not known.
+    """
+
+    def __init__(self, sources: Sequence[Expression], labels: np.ndarray | None = None):
+        self.sources = list(sources)
+        self._starts = np.cumsum([0, *map(len, self.sources)])
+        self.labels = np.full(len(self), UNLABELLED) if labels is None else np.asarray(labels, dtype=np.int64)
+        _quiet_sparse_tensors()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def in_file(self) -> bool:
+        """Whether any of the cells are read from a file."""
+        return any(source.in_file for source in self.sources)
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each position, and the position within that source."""
+        owner = np.searchsorted(self._starts[1:], positions, side="right")
+        return owner, positions - self._starts[owner]
+
+    def rows(self, positions: np.ndarray) -> sp.csr_matrix:
+        """Model input of these cells, in this order: (cells, genes) CSR float32."""
+        positions = np.asarray(positions, dtype=np.int64)
+        owner, within = self.locate(positions)
+        parts = [self.sources[i].rows(within[owner == i]) for i in np.unique(owner)]
+        if len(parts) == 1:
+            return parts[0]
+        return sp.vstack(parts, format="csr")[np.argsort(np.argsort(owner, kind="stable"))]
+
+    def batch(self, rows: sp.csr_matrix, positions: Sequence[int]) -> CellBatch:
+        """Rows of these positions with their labels, as tensors."""
+        cells = torch.sparse_csr_tensor(
+            torch.from_numpy(rows.indptr.astype(np.int64)),
+            torch.from_numpy(rows.indices.astype(np.int64)),  # cells x genes may not fit into 32 bits
+            torch.from_numpy(rows.data),
+            size=rows.shape,
+            check_invariants=False,
+        )
+        return CellBatch(cells, torch.from_numpy(self.labels[np.asarray(positions, dtype=np.int64)]))
+
+
+@cache
+def _quiet_sparse_tensors() -> None:
+    """Torch warns once in a process that sparse tensors are in beta; let it do so here, unseen."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
+        torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))
+
+
+class CellLoader:
+    """Batches of cells; it stands where a torch DataLoader does.
+
+    Cells in memory are gathered batch by batch. Cells in a file are read many batches at a time, in the order of the
+    file, while the model works on the ones before. The order follows from seed and epoch alone, so that a resumed run
+    repeats it, whatever the number of threads.
+
+    Parameters
+    ----------
+    dataset, positions
+        The cells, and which of them, rising.
+    batch_size
+        Cells per batch. The last batch may hold fewer, or one more: batch normalisation needs two cells.
+    shuffle, seed
+        A new order in every epoch; in order otherwise.
+    num_workers
+        Threads that prepare batches ahead; cells in a file always have one.
+    shard
+        Rank of this process and number of processes. Their parts are disjoint, complete, and of one length, or one
+        cell more.
+    block_size, buffer_size
+        Cells of a file that are read together, and that are held and mixed.
+
+    Examples
+    --------
+    >>> for cells, labels in CellLoader(dataset, range(len(dataset)), batch_size=256):
+    ...     logits = model(cells)
+    """
+
+    def __init__(
+        self,
+        dataset: CellDataset,
+        positions: Sequence[int],
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+        shard: tuple[int, int] = (0, 1),
+        block_size: int = BLOCK_SIZE,
+        buffer_size: int = BUFFER_SIZE,
+    ):
+        self.dataset, self.positions = dataset, np.asarray(positions, dtype=np.int64)
+        self.batch_size, self.shuffle, self.seed, self.epoch = batch_size, shuffle, seed, 0
+        self.num_workers, self.shard, self.block_size = max(num_workers, int(dataset.in_file)), shard, block_size
+        self.batches_at_once = max(1, buffer_size // batch_size) if dataset.in_file else 1
+        self.batch_sampler = SimpleNamespace(sampler=self)  # Lightning calls set_epoch of this sampler
+        window = self.batches_at_once * batch_size
+        self._turns, rest = divmod(len(self.positions), window * shard[1])
+        self._smallest = self._turns * window + rest // shard[1]  # part of a process: all take as many steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        full, rest = divmod(self._smallest, self.batch_size)
+        return full + (rest > 0 and not (rest == 1 and full > 0))
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Positions of the cells of each batch of this process, in this epoch."""
+        order, window, (rank, n_ranks) = self._order(), self.batches_at_once * self.batch_size, self.shard
+        if n_ranks > 1:  # whole windows in turn, so that neighbours stay together; then the remainder
+            shared, rest = np.split(order, [self._turns * window * n_ranks])
+            own = shared.reshape(-1, n_ranks, window)[:, rank].ravel()
+            order = np.concatenate([own, np.array_split(rest, n_ranks)[rank]])
+        starts = np.arange(len(self)) * self.batch_size
+        yield from np.split(order, starts[1:]) if len(order) else ()
+
+    def __iter__(self) -> Iterator[CellBatch]:
+        batches = self.batches()
+        stretches = iter(lambda: list(islice(batches, self.batches_at_once)), [])
+        if not self.num_workers:
+            for stretch in stretches:
+                yield from self._cut(stretch, *self._read(stretch))
+            return
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            ahead = deque()
+            for stretch in chain(stretches, [None] * self.num_workers):
+                ahead.append((stretch, stretch and pool.submit(self._read, stretch)))
+                if len(ahead) > self.num_workers and (first := ahead.popleft())[0]:
+                    yield from self._cut(first[0], *first[1].result())
+                    del first  # its cells go before the next ones come
+
+    def _read(self, stretch: list[np.ndarray]) -> tuple[np.ndarray, sp.csr_matrix]:
+        """The cells of some batches, and their positions; in rising order, unless there is one batch only."""
+        positions = stretch[0] if len(stretch) == 1 else np.sort(np.concatenate(stretch))
+        return positions, self.dataset.rows(positions)
+
+    def _cut(self, stretch: list[np.ndarray], positions: np.ndarray, cells: sp.csr_matrix) -> Iterator[CellBatch]:
+        for batch in stretch:
+            rows = cells if len(stretch) == 1 else cells[np.searchsorted(positions, batch)]
+            yield self.dataset.batch(rows, batch)
+
+    def _order(self) -> np.ndarray:
+        """All positions, of all processes, in the order of this epoch."""
+        if not self.shuffle:
+            return self.positions
+        if self.dataset.in_file:
+            return self._order_of_blocks(np.random.default_rng([self.seed, self.epoch]))
+        seed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(seed))
+        return self.positions[torch.randperm(len(self.positions), generator=generator).numpy()]
+
+    def _order_of_blocks(self, random: np.random.Generator) -> np.ndarray:
+        """An order that suits reading from files and mixes cells even where a file is sorted by class.
+
+        Blocks of neighbours of each file and class are spread evenly over the epoch, in random order; then each window
+        of positions that are held at once is shuffled. Each window has about the mixture of the whole.
+        """
+        source, within = self.dataset.locate(self.positions)
+        starts_anew = (np.diff(source) > 0) | (np.diff(within // self.block_size) != 0)
+        edges = np.concatenate([[0], np.flatnonzero(starts_anew) + 1, [len(self.positions)]])
+        middle = (edges[:-1] + edges[1:]) // 2
+        groups = np.column_stack([source[middle], self.dataset.labels[self.positions[middle]]])
+        _, group, sizes = np.unique(groups, axis=0, return_inverse=True, return_counts=True)
+        blocks = random.permutation(len(group.ravel()))
+        blocks = blocks[np.argsort(group.ravel()[blocks], kind="stable")]
+        # the k-th of n blocks of a group comes somewhere between k / n and (k + 1) / n of the epoch
+        rank = np.arange(len(blocks)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        blocks = blocks[np.argsort((rank + random.random(len(blocks))) / np.repeat(sizes, sizes), kind="stable")]
+        order = np.concatenate([self.positions[edges[block] : edges[block + 1]] for block in blocks])
+        window = self.batches_at_once * self.batch_size
+        return np.concatenate([random.permutation(part) for part in np.split(order, range(window, len(order), window))])
+
+
+def shard_of(trainer: "Trainer | None", part: str, n_cells: int) -> tuple[int, int]:
+    """Rank of this process and number of processes, for a part (``"train"``, ...) of `n_cells` cells."""
+    if trainer is None or trainer.world_size == 1:
+        return 0, 1
+    if n_cells < 2 * trainer.world_size:
+        raise SettingError(
+            f"The {part} part has {n_cells} cells for {trainer.world_size} processes; each needs two. Use fewer "
+            f"devices, or {'more cells' if part == 'train' else 'a larger share'}."
+        )
+    return trainer.global_rank, trainer.world_size
+
+
+def query_batches(
+    adata: AnnData,
+    vocabulary: Sequence[str],
+    *,
+    layer: str | None = None,
+    batch_size: int = 1024,
+    species: str | None = None,
+    trained_on: Sequence[str] = (),
+    cells: Sequence[int] | None = None,
+) -> tuple[CellLoader, GeneCoverage, Scale]:
+    """The cells of a query in order, as a model with this vocabulary takes them, gene coverage, and scale.
+
+    Parameters
+    ----------
+    adata, layer
+        As in `Expression`.
+    species
+        As in `align_genes`.
+    trained_on
+        The scales of the model's reference files, as its provenance has them.
+    cells
+        Positions of the cells to read, rising; all by default. The scale is recognised from all cells either way.
+    """
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise SettingError(f"batch_size={batch_size!r}: give a whole number of cells, 1 or more.")
+    query = Expression(adata, layer, name="The query's matrix")
+    query.match_scale(trained_on)
+    coverage = query.align(vocabulary, adata.obs_names, species)
+    positions = range(len(query)) if cells is None else cells
+    return CellLoader(CellDataset([query]), positions, batch_size), coverage, query.scale

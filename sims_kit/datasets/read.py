@@ -1,0 +1,410 @@
+"""Files of the field: `read` into memory, `open_backed` with the matrix left in its file, `convert` text to `.h5ad`."""
+
+import csv
+import gzip
+import hashlib
+import io
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.io
+import scipy.sparse as sp
+import zarr
+from anndata import AnnData
+from anndata.experimental import read_dispatched
+from anndata.io import read_elem, sparse_dataset, write_elem
+
+from sims_kit.datasets.fetch import cache_folder
+from sims_kit.datasets.r_files import read_r
+from sims_kit.errors import DataError, SettingError, UnknownNameError, nearest
+from sims_kit.files import written_whole
+
+ORIENTATIONS = ("cells_by_genes", "genes_by_cells")
+TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+FORMATS = ".h5ad, zarr, 10x (.h5 or a folder with matrix.mtx), .loom, .csv, .tsv, .txt (also .gz), .rds, .rda, .RData"
+LOOM_NAMES = {"col_attrs": ("CellID", "obs_names", "Barcode"), "row_attrs": ("Gene", "var_names", "Accession")}
+NAMED = 100_000  # cells; of more, `open_backed` reads no names, and only the columns that are asked for
+BLOCK_VALUES = 2**23  # of text or of a dense matrix, made sparse at once: 32 MB
+LONGEST_LINE, MOST_FIELDS = 2**28, 2**22  # without an end of line, a small packed file would fill the memory
+STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "chunks": (2**15,)}
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+NAMES = re.compile(  # headers of a first column whose numbers are names of cells, not values of a gene
+    r"[\W_]*|x|v1|unnamed.*|(.*[\W_])?(id|no|nr|number)s?|.*(cell|barcode|index|name|sample|spot|row)s?", re.IGNORECASE
+)
+Source = str | Path | zipfile.Path
+
+
+def read(path: str | Path, *, orientation: str = "cells_by_genes", object_name: str | None = None) -> AnnData:
+    """Read a matrix of cells and genes from a file of any format of the field, every value as it is in the file.
+
+    Parameters
+    ----------
+    path
+        ``.h5ad`` or zarr of any anndata; a 10x file (``.h5``), its folder or one ``matrix.mtx``; ``.loom``; text
+        (``.csv``, ``.tsv``, ``.txt``, also ``.gz``) with names in its first line and column; ``.rds``, ``.rda``,
+        ``.RData`` of R (see `read_r`); HDF5 with datasets ``X`` and ``Y`` (labels).
+    orientation
+        ``"genes_by_cells"`` where text or an AnnData has genes in rows; 10x, loom and R always have.
+    object_name
+        Which object of a file of R that holds several.
+
+    Returns
+    -------
+    AnnData, cells x genes
+        `X` is CSR, float32 unless the file holds CSR of another number type. Names are str; duplicates stay.
+
+    >>> cells = read("~/data/GSE1_counts.csv.gz", orientation="genes_by_cells")
+    """
+    path = _checked(path, orientation)
+    with _reading(path), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*(names are not unique|very old version of AnnData)")
+        adata = _read(path, orientation, object_name)
+        if 0 in adata.shape:
+            raise DataError(f"{path} has {adata.n_obs:,} cells and {adata.n_vars:,} genes. Expected some of both.")
+        adata.X = adata.X if adata.X is None else _csr(adata.X)
+        adata.obs_names, adata.var_names = adata.obs_names.astype(str), adata.var_names.astype(str)
+    return adata
+
+
+def is_backable(path: str | Path) -> bool:
+    """Whether this is an `.h5ad` or a zarr store, whose matrix can stay there."""
+    path = Path(path).expanduser()
+    is_store = any((path / marker).exists() for marker in (".zgroup", "zarr.json"))
+    return is_store or (path.exists() and path.suffix.lower() in (".h5ad", ".zarr"))
+
+
+def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[str] | None = None) -> AnnData:
+    """Open an `.h5ad` or zarr store, cells x genes, with tables in memory; `X` is a backed CSR or dense dataset.
+
+    Parameters
+    ----------
+    layer
+        None for `X`, the name of a layer, or ``"raw"`` for `raw` with its own genes (a layer of that name wins).
+    columns
+        The columns of `obs` that are needed. Of more than 100,000 cells, no others and no names are read.
+
+    >>> open_backed("atlas.h5ad", "counts", columns=["cell_type"]).X[:1000]
+    """
+    path = _checked(path)
+    if not is_backable(path):
+        raise SettingError(f"{path} cannot stay on disk: only .h5ad and zarr can. Read it, or convert it first.")
+    with _reading(path), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*(names are not unique|very old version of AnnData)")
+        root = zarr.open_group(str(path), mode="r") if path.is_dir() else h5py.File(path, "r")
+        layers, raw = list(root.get("layers", ())), next((key for key in ("raw/X", "raw.X") if key in root), None)
+        if layer == "raw" and layer in layers and raw:
+            warnings.warn(f'{path} has a layer "raw" beside adata.raw. The layer is taken.', stacklevel=2)
+        is_raw = layer == "raw" and layer not in layers
+        key = "X" if layer is None else raw if is_raw else f"layers/{layer}"
+        if key is None or key not in root:
+            raise UnknownNameError("layer", layer or "X", layers + ["raw"] * bool(raw))
+        matrix = root[key] if hasattr(root[key], "dtype") else sparse_dataset(root[key])
+        if getattr(matrix, "format", "csr") != "csr":
+            way_out = "Read it into memory (backed=False); to write it by cells: adata.X = adata.X.tocsr()"
+            raise DataError(f"{path} stores {key} by genes (CSC), so no cells can be read alone. {way_out}")
+        if hasattr(root["obs"], "dtype"):  # before anndata 0.7
+            whole = anndata.io.read_h5ad(path, backed="r")
+            obs, var = whole.obs, whole.raw.var if is_raw else whole.var
+        else:
+            is_lean = columns is not None and matrix.shape[0] > NAMED and all(name in root["obs"] for name in columns)
+            obs = _frame(root["obs"], list(columns) if is_lean else None, matrix.shape[0])
+            var = _frame(root["raw/var" if is_raw else "var"])
+        uns = {"sims_kit": read_elem(root["uns/sims_kit"])} if "uns/sims_kit" in root else {}
+        adata = AnnData(matrix, obs=obs, var=var, uns=uns)
+        adata.obs_names, adata.var_names = adata.obs_names.astype(str), adata.var_names.astype(str)
+    return adata
+
+
+def convert(
+    source: Source | Sequence[Source],
+    target: str | Path | None = None,
+    *,
+    orientation: str = "cells_by_genes",
+    complete: Callable[[AnnData], None] | None = None,
+) -> Path:
+    """Turn text of any size, or any other file that `read` takes, into an `.h5ad` whose CSR matrix can stay on disk.
+
+    Text with cells in rows is converted block by block; otherwise the sparse matrix has to fit into memory once.
+
+    Parameters
+    ----------
+    source
+        A path, a member of a zip archive as `zipfile.Path`, or several of the same names whose values are summed.
+    target
+        The `.h5ad` to write; one that is there is replaced. None for a file in the cache, made once per `source`.
+    complete
+        Called with an AnnData of names without a matrix before they are written. It may rename and add, no more.
+
+    >>> cells = open_backed(convert("exprMatrix.tsv.gz", orientation="genes_by_cells"))
+    """
+    target = target and Path(target).expanduser()
+    sources = [source] if isinstance(source, Source) else list(source)
+    sources = [one if isinstance(one, zipfile.Path) else _checked(one, orientation) for one in sources]
+    if target is None:
+        files = [Path(one.root.filename if isinstance(one, zipfile.Path) else one).resolve() for one in sources]
+        versions = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        made_of = [list(map(str, sources)), versions, orientation, complete is None]
+        stamp = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+        target = cache_folder() / "converted" / f"{sources[0].name.partition('.')[0]}-{stamp}.h5ad"
+        if target.exists() and complete is None:
+            return target
+    in_blocks = len(sources) == 1 and orientation == "cells_by_genes" and sources[0].name.lower().endswith(TEXT)
+    if in_blocks:
+        genes, blocks = _text(sources[0], orientation)
+    else:
+        readers = (_read_text if isinstance(one, zipfile.Path) else read for one in sources)
+        whole = [reader(one, orientation=orientation) for reader, one in zip(readers, sources, strict=True)]
+        shell, genes = whole[0], list(whole[0].var_names)
+        if any(list(one.var_names) != genes or list(one.obs_names) != list(shell.obs_names) for one in whole):
+            raise DataError(f"{sources[0]} and the others cannot be summed: names of their cells or genes differ.")
+        blocks = [(list(shell.obs_names), _csr(sum((one.X for one in whole[1:]), start=shell.X)))]
+    cells = []
+    with written_whole(target) as part, h5py.File(part, "w") as file:
+        for names, block in blocks:
+            cells += names
+            block.indptr = block.indptr.astype(np.int64)  # more than 2**31 values may follow
+            if "X" in file:
+                sparse_dataset(file["X"]).append(block)
+            else:
+                write_elem(file, "X", block, dataset_kwargs=STORAGE)
+        shell = AnnData(obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=genes)) if in_blocks else shell
+        shell.X = None
+        if complete is not None:
+            complete(shell)
+        if shell.shape != (len(cells), len(genes)):
+            raise SettingError(f"complete changed the shape to {shell.shape}. It may only rename and add.")
+        shell.strings_to_categoricals()
+        for key in ("obs", "var", "uns", "obsm", "layers"):
+            write_elem(file, key, getattr(shell, key) if key in ("obs", "var") else dict(getattr(shell, key)))
+        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    return target
+
+
+def _checked(path: str | Path, orientation: str = "cells_by_genes") -> Path:
+    if orientation not in ORIENTATIONS:
+        raise SettingError(f"orientation={orientation!r} does not exist. {nearest(orientation, ORIENTATIONS)}")
+    path = Path(path).expanduser()
+    if not os.path.exists(path):  # unlike Path's, it takes names that are too long
+        siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise FileNotFoundError(f"There is no file {path}. In its folder: {nearest(path.name, siblings)}")
+    return path
+
+
+@contextmanager
+def _reading(path: Source) -> Iterator[None]:
+    """One error that names the path, for whatever a format's library raises."""
+    try:
+        yield
+    except (DataError, SettingError, UnknownNameError, MemoryError, PermissionError, ImportError):
+        raise
+    except Exception as error:
+        found = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        way_out = "It is damaged, cut short, or not what its name says. Download or write it again."
+        raise DataError(f"{path} cannot be read ({found}). {way_out}") from error
+
+
+def _read(path: Path, orientation: str, object_name: str | None) -> AnnData:
+    """Cells x genes of a file, by its name or else by what lies in it."""
+    name = path.name.lower()
+    if name.endswith((".rds", ".rda", ".rdata")):
+        return read_r(path, object_name)
+    if object_name is not None:
+        raise SettingError(f"object_name={object_name!r} is for files of R, and {path} is none.")
+    if name.endswith(TEXT):
+        return _read_text(path, orientation)
+    if name.endswith(("matrix.mtx", "matrix.mtx.gz")):
+        return _read_10x(path.parent, path.name[: name.index("matrix.mtx")])
+    if path.is_dir() and not is_backable(path):
+        return _read_10x(path)
+    if path.is_dir():
+        adata = _read_anndata(zarr.open_group(str(path), mode="r"))
+    elif not h5py.is_hdf5(path):
+        raise DataError(f"{path} starts with {path.open('rb').read(8)!r}: no known format. Expected {FORMATS}.")
+    else:
+        with h5py.File(path, "r") as file:
+            if {"row_attrs", "col_attrs", "matrix"} <= set(file):
+                return _read_loom(file)
+            if any(isinstance(group, h5py.Group) and {"barcodes", "indptr"} <= set(group) for group in file.values()):
+                import scanpy  # takes seconds
+
+                return scanpy.read_10x_h5(path, gex_only=False)
+            if {"obs", "var"} <= set(file):
+                adata = _read_anndata(file)
+            elif isinstance(file.get("X"), h5py.Dataset):  # as scDeepCluster has it: no names, labels in Y
+                adata = AnnData(_csr(file["X"]))
+                adata.obs_names = [f"cell_{i:05}" for i in range(1, adata.n_obs + 1)]
+                adata.var_names = [f"gene_{i:05}" for i in range(1, adata.n_vars + 1)]
+                if "Y" in file:
+                    labels = read_elem(file["Y"])
+                    adata.obs["cell_type"] = [y if isinstance(y, str) else f"type {y:g}" for y in labels]
+            else:
+                way_out = (
+                    "Tables of pandas can run code when opened; if you trust it: pandas.read_hdf(path).to_csv(...)"
+                )
+                raise DataError(f"{path} is HDF5 with {list(file)[:8]}: no known layout. Expected {FORMATS}. {way_out}")
+    return adata.T.copy() if orientation == "genes_by_cells" else adata
+
+
+def _read_anndata(root: h5py.File | zarr.Group) -> AnnData:
+    """An AnnData file, whose dense matrices become CSR; anndata's own readers do the rest."""
+    if hasattr(root["obs"], "dtype"):  # before anndata 0.7
+        return anndata.io.read_h5ad(root.filename) if isinstance(root, h5py.File) else anndata.io.read_zarr(root)
+
+    def element(function: Callable, name: str, stored: object, iospec: object) -> object:
+        if iospec.encoding_type == "dataframe":
+            return _frame(stored)
+        if name.strip("/") == "raw":
+            return {key: read_dispatched(stored[key], element) for key in ("X", "var", "varm") if key in stored}
+        is_dense = re.fullmatch("/?(X|raw/X|layers/[^/]+)", name) and getattr(stored, "ndim", 0) == 2
+        return _csr(stored) if is_dense else function(stored)
+
+    keys = ("X", "obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns", "raw")
+    return AnnData(**{key: read_dispatched(root[key], element) for key in keys if key in root})
+
+
+def _frame(group: h5py.Group | zarr.Group, columns: list[str] | None = None, n_rows: int = 0) -> pd.DataFrame:
+    """A table, or chosen columns of it without names; anndata 0.7 and SeuratDisk keep categories apart from codes."""
+    apart, index = group.get("__categories", {}), group.attrs["_index"]
+    if columns is None and not apart and "column-order" in group.attrs:
+        return read_elem(group)
+    names = read_elem(group[index]) if columns is None else np.full(n_rows, "", object)
+    if columns is None:
+        columns = group.attrs.get("column-order", [key for key in group if key not in (index, "__categories")])
+    table = pd.DataFrame({column: read_elem(group[column]) for column in columns}, index=names)
+    for column in table.columns.intersection(list(apart)):
+        codes = table[column].where(table[column] >= 0, -1)  # R's missing value is far below
+        ordered = bool(apart[column].attrs.get("ordered", False))
+        table[column] = pd.Categorical.from_codes(codes, read_elem(apart[column]), ordered=ordered)
+    return table
+
+
+def _csr(matrix: object) -> sp.csr_matrix:
+    """A matrix as CSR; a dense one, also in a file, becomes float32 in bands of rows."""
+    if sp.issparse(matrix):
+        is_right = matrix.format == "csr" and matrix.dtype.kind in "iuf"
+        return matrix if is_right else sp.csr_matrix(matrix, dtype=np.float32)
+    step = max(BLOCK_VALUES // max(matrix.shape[1], 1), *(getattr(matrix, "chunks", None) or (1,))[:1])
+    bands = [sp.csr_matrix(np.asarray(matrix[i : i + step], np.float32)) for i in range(0, matrix.shape[0], step)]
+    return sp.vstack(bands, format="csr") if bands else sp.csr_matrix(matrix.shape, dtype=np.float32)
+
+
+def _read_loom(file: h5py.File) -> AnnData:
+    tables = []
+    for key, candidates in LOOM_NAMES.items():
+        columns = {name: values for name, values in file[key].items() if values.ndim == 1}
+        name = next((candidate for candidate in candidates if candidate in columns), None)
+        if name is None:
+            raise DataError(f"{file.filename}: {key} has no names. Expected one of {candidates}, got {list(columns)}.")
+        table = pd.DataFrame({column: np.atleast_1d(read_elem(values)) for column, values in columns.items()})
+        tables.append(table.set_index(name).rename_axis(None))
+    layers = {name: _csr(layer).T.tocsr() for name, layer in file.get("layers", {}).items()}
+    return AnnData(_csr(file["matrix"]).T.tocsr(), *tables, layers=layers)
+
+
+def _read_10x(folder: Path, prefix: str = "") -> AnnData:
+    """A 10x folder of any release, packed or not, with any prefix to its names."""
+    files = {}
+    for endings in (("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)):
+        names = [file.name for file in sorted(folder.iterdir()) if file.name.startswith(prefix)]
+        found = [name for name in names if name.removesuffix(".gz").endswith(endings)]
+        if len(found) != 1:
+            needed = f"one {' or '.join(endings)}, packed or not; of several samples, give the path of a matrix.mtx"
+            raise DataError(f"{folder} holds {(found or names)[:8]}. Expected {needed}. Other formats: {FORMATS}.")
+        files[endings[0]] = folder / found[0]
+    options = {"sep": "\t", "header": None, "dtype": str, "na_filter": False, "quoting": csv.QUOTE_NONE}
+    features, barcodes = (pd.read_csv(files[name], **options) for name in ("features.tsv", "barcodes.tsv"))
+    var = features.set_index(features.columns[:2][-1], drop=False).rename_axis(None)
+    var = var.rename(columns={0: "gene_ids", 2: "feature_types"}).filter(["gene_ids", "feature_types"])
+    X = scipy.io.mmread(files["matrix.mtx"]).T.tocsr().astype(np.float32)
+    return AnnData(X, pd.DataFrame(index=barcodes[0].tolist()), var)
+
+
+def _read_text(path: Source, orientation: str) -> AnnData:
+    columns, blocks = _text(path, orientation)
+    names, values = zip(*blocks, strict=True)
+    names = pd.DataFrame(index=[name for some in names for name in some])
+    adata = AnnData(sp.vstack(values, format="csr"), names, pd.DataFrame(index=columns))
+    return adata if orientation == "cells_by_genes" else adata.T
+
+
+def _text(path: Source, orientation: str) -> tuple[list[str], Iterator[tuple[list[str], sp.csr_matrix]]]:
+    """The names of the columns of a matrix in text, and block by block the names and values of its rows."""
+    lines = _lines(path)
+    top = [next(lines, "").strip(" \n"), next(lines, "").strip(" \n")]
+    plain = [re.sub('"[^"]*"| +(?= )', "", line) for line in top]
+    counts = {d: [line.count(d) + bool(line) for line in plain] for d in "\t,; "}
+    delimiter = max(counts, key=lambda d: (0 <= counts[d][1] - counts[d][0] <= 1 < counts[d][1], *counts[d][::-1]))
+    n_header, n = counts[delimiter]
+    if not 0 <= n - n_header <= 1 < n <= MOST_FIELDS:
+        expected = (
+            "names in the first line and column, numbers with a point, and tab, comma, semicolon or blank between"
+        )
+        raise DataError(f"{path} is no matrix: {n_header:,} and {n:,} fields in its first lines. Expected {expected}.")
+    header, first = csv.reader(top, delimiter=delimiter, skipinitialspace=True)
+    header = [name.strip() for name in header]
+    columns = header[n == n_header :]
+    if all(map(NUMBER.fullmatch, columns)) and len(set(columns)) < len(columns):
+        raise DataError(f"{path} has numbers in its first line, such as {columns[0]!r}. Expected names.")
+    names = [first[0], *(line[:99].split(delimiter)[0].strip(' "') for line in islice(lines, 1000))]
+    are_values = all(map(NUMBER.fullmatch, names)) and (len(set(names)) < max(len(names), 20) or "." in "".join(names))
+    is_nameless = are_values and n == n_header and orientation == "cells_by_genes" and not NAMES.fullmatch(header[0])
+    if is_nameless:
+        columns, found = header, f"its first column {header[0]!r} holds values, so it is read as a gene"
+        warnings.warn(f"{path} names no cells: {found}, and cells are called cell_1, cell_2, ...", stacklevel=3)
+    return columns, _blocks(path, delimiter, columns, is_nameless, len(top[0]))
+
+
+def _blocks(path: Source, delimiter: str, columns: list[str], is_nameless: bool, longest: int) -> Iterator:
+    options = {"comments": None, "delimiter": delimiter.strip(" ") or None, "quotechar": '"', "ndmin": 2}
+    first_field = re.compile(f' *(?:"((?:[^"]|"")*)"|([^{delimiter}]*)) *')
+    lines, n = islice(_lines(path, longest + 40 * len(columns) + 1000), 1, None), 0
+    while block := list(islice(lines, BLOCK_VALUES // (len(columns) + 100) + 1)):
+        names, rows = [f"cell_{i}" for i in range(n + 1, n + len(block) + 1)], block
+        if not is_nameless:
+            heads = [first_field.match(line) for line in block]
+            names = [(head[1] or head[2] or "").replace('""', '"').strip() for head in heads]
+            rows = [line[head.end() :].removeprefix(delimiter) for head, line in zip(heads, block, strict=True)]
+        kind = np.float32 if any(letter in row for row in rows for letter in ".eE") else np.int64  # seven times as fast
+        try:
+            values = np.loadtxt(rows, kind, **options).astype(np.float32)
+            if values.shape != (len(rows), len(columns)) or not np.isfinite(values).all():
+                raise ValueError("rows of other lengths, or values that are not finite")
+        except ValueError as error:
+            raise _wrong_value(path, delimiter, columns, names, rows) from error
+        yield names, sp.csr_matrix(values)
+        n += len(block)
+
+
+def _wrong_value(path: Source, delimiter: str, columns: list[str], names: list[str], rows: list[str]) -> DataError:
+    table = csv.reader((row.strip(" \n") for row in rows), delimiter=delimiter, skipinitialspace=True)
+    for name, values in zip(names, table, strict=False):
+        for column, value in zip(columns, map(str.strip, values), strict=False):
+            if not NUMBER.fullmatch(value) or abs(float(value)) > 3.4e38:
+                hint = "a number with a point, no comma" if "," in value else "a number; labels go into their own file"
+                return DataError(f"{path}: {value[:40]!r} in row {name!r}, column {column!r}. Expected {hint}.")
+        if len(values) != len(columns):
+            return DataError(f"{path}: {len(values):,} values in row {name!r}. Expected {len(columns):,} of them.")
+    return DataError(f"{path} has a value that is no number, in one of {len(rows):,} rows from {names[0]!r} on.")
+
+
+def _lines(path: Source, longest: int = LONGEST_LINE) -> Iterator[str]:
+    """The lines of text that are not empty, from the first that is no comment; `.gz` is unpacked, none is endless."""
+    with _reading(path), path.open("rb") as raw:
+        unpacked = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
+        text, is_comment = io.TextIOWrapper(unpacked, encoding="utf-8-sig"), True
+        while line := text.readline(longest):
+            if len(line) == longest:
+                raise DataError(f"{path} has a line of {longest:,} letters or more, which is no row of numbers.")
+            is_comment = is_comment and (line.isspace() or line[0] in "#%")
+            if not (is_comment or line.isspace()):
+                yield line

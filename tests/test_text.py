@@ -1,0 +1,134 @@
+"""Labels have one written form, wherever they come from and wherever they are compared."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sims_kit.metrics import per_class, score
+from sims_kit.text import best_match, class_labels, examples, label_text
+
+NAIVE, NAIVE_NFD = "na\u00efve T", "nai\u0308ve T"
+MISSING = [
+    None,
+    np.nan,
+    pd.NA,
+    pd.NaT,
+    "nan",
+    "NaN",
+    "NA",
+    "<NA>",
+    "N/A",
+    "#N/A",
+    "n/a",
+    "None",
+    "null",
+    "NULL",
+    "",
+    " \t",
+]
+
+
+@pytest.mark.parametrize(
+    ("labels", "texts"),
+    [
+        (MISSING, [None] * len(MISSING)),
+        (pd.Categorical(["a ", "NA", None, "a"]), ["a", None, None, "a"]),
+        (pd.Categorical([3.0, 1.0, None]), ["3", "1", None]),
+        ([3.0, 2.5, np.nan, np.inf], ["3", "2.5", None, "inf"]),
+        (["3.0", "3"], ["3.0", "3"]),  # text is not made numbers of: "1.0" may be a part of cluster "1"
+        (np.array([0.1, 2], np.float32), ["0.1", "2"]),
+        (np.array([1, 20]), ["1", "20"]),
+        ([True, None, False], ["True", None, "False"]),
+        (np.array(["a ", "b"]), ["a", "b"]),
+        (np.array([b"a", b"b "]), ["a", "b"]),
+        ([["a", 1], "b", None], ["['a', 1]", "b", None]),  # cannot be hashed
+        (pd.Series(["a", None, " nan"], dtype="string"), ["a", None, None]),
+        (pd.Series([1, None], dtype="Int64"), ["1", None]),
+        (pd.Series([True, None], dtype="boolean"), ["True", None]),
+        ([NAIVE_NFD, f" {NAIVE}"], [NAIVE, NAIVE]),
+        (["T  cell", "T\u00a0cell", "T cell\n"], ["T cell"] * 3),
+        ([], []),
+    ],
+)
+def test_written_form(labels, texts):
+    """Every type of labels becomes text or None, in an object column."""
+    found = label_text(labels)
+    assert found.tolist() == texts and found.dtype == object
+    assert label_text(found).tolist() == texts
+
+
+def test_index_and_name_stay():
+    """A column keeps the names of its cells and its own."""
+    column = pd.Series([1.0, 2.0], index=["c1", "c2"], name="cluster")
+    pd.testing.assert_series_equal(
+        label_text(column), pd.Series(["1", "2"], ["c1", "c2"], dtype=object, name="cluster")
+    )
+
+
+def test_categories_are_written_once(monkeypatch):
+    """The cost is that of the categories, not that of the cells."""
+    asked = []
+    monkeypatch.setattr("sims_kit.text._text", lambda value: asked.append(value) or value)
+    label_text(pd.Series(pd.Categorical(["a", "b"] * 5000)))
+    assert asked == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (["T", "T ", "B"], r"differ only in blanks.*\['T', 'T '\]"),
+        (pd.Categorical(["T cell", "T  cell"]), r"\['T  cell', 'T cell'\]|\['T cell', 'T  cell'\]"),
+        ([NAIVE, NAIVE_NFD], r"\['na\\xefve T', 'nai\\u0308ve T'\]"),
+        (np.linspace(0, 1, 30), "30 different numbers in 30 cells.*measurement"),
+        (np.linspace(0, 1, 300).astype(str), "300 different numbers"),
+        (pd.Categorical(np.arange(300) // 3 * 10), "100 different numbers in 300 cells"),
+        (["T", "B", "t"], None),
+        (np.arange(400) % 40, None),
+        ([0.1, 0.5, 1.0] * 10, None),
+        ([f"barcode{i}" for i in range(300)], None),
+        (pd.Categorical(["T"], categories=["T", "T "]), None),  # no cell has the twin
+    ],
+)
+def test_odd_labels_are_said(labels, told):
+    """Twins and measurements warn, once; labels as usual do not."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert class_labels(labels, "type").equals(label_text(labels))
+    if told is None:
+        assert not caught
+    else:
+        with pytest.warns(UserWarning, match=told):
+            class_labels(labels, "type")
+        assert len(caught) == 1 and "'type'" in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    ("truth", "classes"),
+    [
+        ([3.0, 1.0, 3.0], ["3", "1", "3"]),
+        (pd.Series(pd.Categorical([3.0, 1.0, 3.0])), ["3", "1", "3"]),
+        (["T ", "B", "T "], pd.Categorical(["T", "B", "T"])),
+        ([NAIVE_NFD, "B", NAIVE_NFD], [NAIVE, "B", NAIVE]),
+    ],
+)
+def test_scores_compare_the_written_form(truth, classes):
+    """A model that is right scores 1, however the truth is written."""
+    columns = sorted(set(classes))
+    probabilities = pd.DataFrame({name: [float(name == found) for found in classes] for name in columns})
+    found = score(truth, classes, probabilities.to_numpy(), columns)
+    assert found["accuracy_micro"] == found["median_f1"] == 1 and found["calibration_error"] == 0
+    assert list(per_class(truth, classes).index) == columns
+
+
+def test_best_match_needs_unique_names():
+    """Names of other lanes and other plates stay apart."""
+    lanes = pd.Index(["AAACCCGG-1", "AAACCCGG-2"])
+    assert best_match(lanes, pd.Index(["AAACCCGG", "TTTGGGCC"]))[0] == 0
+    assert best_match(pd.Index(["p1_A1", "p1_A2"]), pd.Index(["p2_A1", "p2_A2"]))[0] == 0
+
+
+def test_examples():
+    """A few names stand for many."""
+    assert examples(["a", 2, "c", "d"]) == "'a', '2', 'c', ..." and examples(["a"]) == "'a'" and examples([]) == ""
