@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from sims_kit.errors import SettingError
 
@@ -38,7 +39,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         Where the file shall be; missing folders are made.
     """
     make_folder(path.parent)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         yield part
         with part.open("rb+") as written:

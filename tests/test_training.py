@@ -254,7 +254,7 @@ def test_two_plates_of_real_files(real_data):
         **QUIET,
     )
     trainer.fit(model, datamodule=module)
-    assert (module.input_dim, module.output_dim, len(module.labels)) == (13_723, 5, 304)
+    assert (module.input_dim, module.output_dim, len(module.labels)) == (13_723, 5, 604)
 
 
 INTERRUPTED = """

@@ -236,7 +236,7 @@ def _registry_seeds() -> dict[str, bytes]:
     registry = yaml.safe_load(registry_path().read_text(encoding="utf-8"))
     by_kind = {entry["source"]["kind"]: (name, entry) for name, entry in registry["datasets"].items()}
     for _, entry in by_kind.values():
-        entry["alternatives"] = []
+        entry.pop("alternatives", None)
     return {".yaml": yaml.safe_dump({**registry, "datasets": dict(by_kind.values())}).encode()}
 
 

@@ -103,7 +103,7 @@ class DataModule(LightningDataModule):
         self.seed, self.num_workers, self.labelled = seed, num_workers, labelled
         self._check_settings()
         paths = [item for item in self.datafiles if isinstance(item, Path)]
-        self.backed = bool(paths) and stay_in_files(paths, layer, backed)
+        self.backed = stay_in_files(paths, layer, backed) and bool(paths)
         self._files = [self._read(i) for i in range(len(self.datafiles))]
         self._encode_labels()
         self.split = self._split()
@@ -225,12 +225,12 @@ class DataModule(LightningDataModule):
         origin = origin if isinstance(origin, Mapping) else {}
         hashes = [_hash(path) for path in (item, labelfile) if isinstance(path, Path) and path.is_file()]
         # names of many cells take more memory than all else: those of a file are read when they are asked for
-        by_file = isinstance(item, Path) and self.backed
+        stored = self.datafiles[i].absolute() if isinstance(item, Path) and self.backed else None
         return _File(
             expression.select(rows),
             labels[has_label],
             None if self.groups is None else obs[self.groups][has_label],
-            partial(_stored_names, item, rows) if by_file else adata.obs_names[rows].astype(str).tolist,
+            partial(_stored_names, stored, rows) if stored else adata.obs_names[rows].astype(str).tolist,
             {
                 "file": name,
                 "dataset": str(origin.get("dataset", "")),
@@ -273,7 +273,7 @@ class DataModule(LightningDataModule):
             )
 
     def _split(self) -> Split:
-        groups = None if self.groups is None else pd.concat([file.groups for file in self._files]).to_numpy()
+        groups = None if self.groups is None else pd.concat([file.groups for file in self._files])
         split = stratified_split(self.labels, self.validation, self.test, self.seed, groups=groups)
         for part, share in (("validation", self.validation), ("test", self.test)):
             if share and not len(getattr(split, part)):

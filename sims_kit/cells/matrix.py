@@ -435,12 +435,16 @@ def stay_in_files(paths: Sequence[Path], layer: str | None, backed: bool | str) 
     sizes = [path.stat().st_size if path.is_file() else limit for path in paths]  # of a zarr store it is not known
     if sum(sizes) < MEMORY_SHARE * limit / MOST_PACKED:
         return False
-    return sum(FileMatrix(open_backed(path, layer, []).X).nbytes for path in paths) > MEMORY_SHARE * limit
+    try:
+        return sum(FileMatrix(open_backed(path, layer, []).X).nbytes for path in paths) > MEMORY_SHARE * limit
+    except DataError:  # stored by genes, or damaged, of which the reader tells
+        return False
 
 
 def layer_names(adata: AnnData) -> list[str]:
     """What `layer` may be: the names of the layers and, where it is set, ``"raw"``."""
-    return list(dict.fromkeys([*adata.layers, *(["raw"] if adata.raw is not None else [])]))
+    names = [*adata.layers, *(["raw"] if adata.raw is not None else [])]
+    return list(dict.fromkeys(name for name in names if name is not None))  # anndata 0.13 lists X as None
 
 
 def _matrix_and_var(adata: AnnData, layer: str | None) -> tuple[object, pd.DataFrame]:

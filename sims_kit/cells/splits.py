@@ -97,7 +97,7 @@ def _split_by_group(codes: np.ndarray, groups: Sequence, validation: float, test
     rest = np.flatnonzero((part_of_cell := part_of_group[groups]) == 0)
     scale = len(cells) / len(rest)  # shares are of all cells
     if by_cell := {part: min(share * scale, max(share, 0.5)) for part, share in asked.items() if part not in whole}:
-        few = f"{len(sizes)} groups are too few for {' and '.join(asked)} cells from groups of their own"
+        few = f"Too few groups ({len(sizes)}) for {' and '.join(asked)} cells from groups of their own"
         also = f"{' and '.join(by_cell)} cells come from groups that train, too"
         warnings.warn(f"{few} that leave every class in training: {also}.", stacklevel=3)
     inner = stratified_split(codes[rest], by_cell.get("validation", 0), by_cell.get("test", 0), seed)

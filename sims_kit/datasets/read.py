@@ -35,7 +35,7 @@ FORMATS = ".h5ad, zarr, 10x (.h5 or a folder with matrix.mtx), .loom, .csv, .tsv
 LOOM_NAMES = {"col_attrs": ("CellID", "obs_names", "Barcode"), "row_attrs": ("Gene", "var_names", "Accession")}
 NAMED = 100_000  # cells; of more, `open_backed` reads no names, and only the columns that are asked for
 BLOCK_VALUES = 2**23  # of text or of a dense matrix, made sparse at once: 32 MB
-LONGEST_LINE, MOST_FIELDS = 2**28, 2**22  # without an end of line, a small packed file would fill the memory
+LONGEST_LINE, MOST_NAMES = 2**28, 2**22  # of text: a small packed file could fill the memory
 STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "chunks": (2**15,)}
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 NAMES = re.compile(  # headers of a first column whose numbers are names of cells, not values of a gene
@@ -152,6 +152,7 @@ def convert(
     sources = [one if isinstance(one, zipfile.Path) else _checked(one, orientation) for one in sources]
     if target is None:
         files = [Path(one.root.filename if isinstance(one, zipfile.Path) else one).resolve() for one in sources]
+        files = [one for file in files for one in (sorted(file.rglob("*")) if file.is_dir() else [file])]
         versions = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         made_of = [list(map(str, sources)), versions, orientation, complete is None]
         stamp = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
@@ -177,7 +178,8 @@ def convert(
                 sparse_dataset(file["X"]).append(block)
             else:
                 write_elem(file, "X", block, dataset_kwargs=STORAGE)
-        shell = AnnData(obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=genes)) if in_blocks else shell
+        with warnings.catch_warnings(action="ignore"):  # names may repeat
+            shell = AnnData(obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=genes)) if in_blocks else shell
         shell.X = None
         if complete is not None:
             complete(shell)
@@ -197,6 +199,8 @@ def _checked(path: str | Path, orientation: str = "cells_by_genes") -> Path:
     if not os.path.exists(path):  # unlike Path's, it takes names that are too long
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
         raise FileNotFoundError(f"There is no file {path}. In its folder: {nearest(path.name, siblings)}")
+    if path.is_file() and not path.stat().st_size:
+        raise DataError(f"{path} is empty (0 bytes). Download or write it again.")
     return path
 
 
@@ -345,7 +349,7 @@ def _text(path: Source, orientation: str) -> tuple[list[str], Iterator[tuple[lis
     counts = {d: [line.count(d) + bool(line) for line in plain] for d in "\t,; "}
     delimiter = max(counts, key=lambda d: (0 <= counts[d][1] - counts[d][0] <= 1 < counts[d][1], *counts[d][::-1]))
     n_header, n = counts[delimiter]
-    if not 0 <= n - n_header <= 1 < n <= MOST_FIELDS:
+    if not 0 <= n - n_header <= 1 < n <= MOST_NAMES:
         expected = (
             "names in the first line and column, numbers with a point, and tab, comma, semicolon or blank between"
         )
@@ -383,6 +387,8 @@ def _blocks(path: Source, delimiter: str, columns: list[str], is_nameless: bool,
             raise _wrong_value(path, delimiter, columns, names, rows) from error
         yield names, sp.csr_matrix(values)
         n += len(block)
+        if n > MOST_NAMES:
+            raise DataError(f"{path} has more than {MOST_NAMES:,} rows, which is no matrix of cells and genes.")
 
 
 def _wrong_value(path: Source, delimiter: str, columns: list[str], names: list[str], rows: list[str]) -> DataError:

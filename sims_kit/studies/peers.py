@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
@@ -73,7 +74,8 @@ def _behaviour(recipe: Recipe) -> str:
         labels = random.integers(5, size=300)
         rates = random.gamma(1.0, 1.0, size=(5, 400))
         counts = random.poisson(0.1 * (rates[labels] + random.gamma(1.0, 1.0, size=400)))
-        cells = AnnData(csr_matrix(counts, dtype=np.float32), {"cell_type": labels.astype(str)})
+        genes = pd.DataFrame(index=[f"GENE{i}" for i in range(counts.shape[1])])
+        cells = AnnData(csr_matrix(counts, dtype=np.float32), {"cell_type": labels.astype(str)}, genes)
         sims = Sims("behaviour", replace(recipe, max_epochs=5))
         sims.fit(cells[:200].copy(), "cell_type")
         found = sims.predict(cells[200:].copy())

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import scipy.io
 import scipy.sparse as sp
+import zarr
 
 from sims_kit.datasets.read import convert, is_backable, open_backed, read
 from sims_kit.errors import DataError, SettingError, UnknownNameError
@@ -51,8 +52,8 @@ def values_of(matrix):
 def test_files_of_every_anndata(path, layer, monkeypatch):
     """Old, new, dense, zarr and SeuratDisk's files: labels are labels, and disk and memory agree."""
     is_seurat, expected = "seurat" in path.name, RAW if layer == "raw" else RAW[:, :8]
-    if is_seurat and layer == "counts":
-        return
+    if (is_seurat and layer == "counts") or (path.name == "anndata-0.13.4.zarr" and zarr.__version__ < "3"):
+        pytest.skip("not in this file, or not in this version of zarr")
     whole, kept = read(path), open_backed(path, layer)
     held = whole.X if layer is None else whole.raw.X if layer == "raw" else whole.layers[layer]
     expected = np.log1p(expected) if is_seurat and layer is None else expected
@@ -248,11 +249,14 @@ def test_wrong_text(tmp_path, content):
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
-@pytest.mark.parametrize("text", [b"0" * 300, b"n,a\n" + b"x,1\n" * 50 + b"0" * 3000, b"0,1," * 50 + b"\n1"])
+@pytest.mark.parametrize(
+    "text", [b"0" * 300, b"n,a\n" + b"x,1\n" * 50 + b"0" * 3000, b"0,1," * 50 + b"\n1", b"n,a\n" + b"x,1\n" * 99]
+)
 def test_small_files_that_fill_the_memory(tmp_path, monkeypatch, text):
-    """A line without an end, or of too many fields, is refused before it is read."""
+    """A line without an end, or of too many fields, and too many lines are refused before all is read."""
     monkeypatch.setattr(module, "LONGEST_LINE", 250)
-    monkeypatch.setattr(module, "MOST_FIELDS", 90)
+    monkeypatch.setattr(module, "BLOCK_VALUES", 99)
+    monkeypatch.setattr(module, "MOST_NAMES", 90)
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text))
     with pytest.raises(DataError, match=r"letters or more|no matrix"):
         read(tmp_path / "a.csv.gz")

@@ -122,8 +122,7 @@ def test_doublets_and_ambient_counts_come_on_top():
     """A doublet adds a cell of the type that it names; ambient RNA adds Poisson counts of what the tissue expresses."""
     changes = ({}, dict(doublet_rate=0.2), dict(ambient_fraction=0.03))
     clean, double, soiled = (simulate(**PLAIN, **change) for change in changes)
-    doublet, second = double.obs["is_doublet"], double.obs["doublet_with"]
-    added = (double.X - clean.X).toarray()
+    doublet, second, added = double.obs["is_doublet"], double.obs["doublet_with"], (double.X - clean.X).toarray()
     assert added.min() == added[~doublet].max() == 0 and set(second[~doublet]) == {""} and 0.15 < doublet.mean() < 0.25
     assert added[doublet].sum(axis=1).mean() == pytest.approx(20_000, rel=0.05)
     for name in double.uns["truth"]["types"]:
@@ -143,8 +142,9 @@ def test_chunks_bound_the_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert first.shape == (2_000, 2_000) and peak < 6 * 32e6  # six dense arrays of a chunk; the tissue has 320 MB
-    chunks = list(Simulation(SimulationSettings(n_cells=2_500)).chunks())
-    assert (sp.vstack(chunks) != simulate(n_cells=2_500).X).nnz == 0 and (first != second).nnz > 1_000
+    settings = SimulationSettings(**ONE_TYPE | dict(n_cells=4_000, n_genes=2_000))  # the same means in both chunks
+    first, second = Simulation(settings).chunks()
+    assert (sp.vstack([first, second]) != simulate(settings).X).nnz == 0 and (first != second).nnz > 1_000
 
 
 @pytest.mark.parametrize("expected", REFUSED)
@@ -159,11 +159,11 @@ def test_impossible_settings_are_refused(expected):
 def test_presets(size):
     """Cortex and organoid share types and genes, but not protocol and stress; unknown names are refused."""
     cortex, mouse, organoid = (PRESETS[name][size] for name in ("sim-cortex", "sim-mouse", "sim-organoid"))
-    assert (len(cortex.types), len(cortex.regions), len(mouse.types)) == (19, 8, 42)
     assert cortex.stress_strength == 0 < organoid.stress_strength and not {*cortex.protocols} & {*organoid.protocols}
     assert [gene.upper() for gene in mouse.stress_genes] == list(cortex.stress_genes)
     assert pickle.loads(pickle.dumps(mouse)) == mouse  # studies send settings to other processes
     few, other = (simulated(name, size, n_cells=60) for name in ("sim-cortex", "sim-organoid"))
+    assert (few.n_vars, len(cortex.types), len(cortex.regions), len(mouse.types)) == (cortex.n_genes, 19, 8, 42)
     pd.testing.assert_frame_equal(true_factors(few), true_factors(other))
     for name, of_size, offered in (("sim-cortx", size, "'sim-cortex'"), ("sim-cortex", size[:3], f"'{size}'")):
         with pytest.raises(UnknownNameError, match=offered):
