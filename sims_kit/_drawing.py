@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from sims_kit.errors import DataError, LabelError, SettingError, UnknownNameError
+from sims_kit.text import label_text
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"  # two of Okabe and Ito's palette, and a grey between them
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY)  # Okabe and Ito's, then grey
@@ -27,10 +28,10 @@ LOWER_IS_BETTER = ("loss", "calibration_error")
 
 def checked_labels(labels: Sequence, argument: str) -> pd.Series:
     """Labels as strings, one per cell, numbered from 0; missing ones as ``"(no label)"``."""
-    values = pd.Series(np.asarray(labels, dtype=object), dtype=object)
+    values = label_text(labels).reset_index(drop=True)
     if not len(values):
         raise LabelError(f"{argument} is empty; expected one label per cell. Was every cell filtered out?")
-    return values.where(values.notna() & (values != ""), "(no label)").astype(str)
+    return values.fillna("(no label)").astype(str)
 
 
 def check_lengths(**arguments: Sequence) -> None:

@@ -22,6 +22,7 @@ from sims_kit.model.explained import csr, explain_batches
 from sims_kit.model.file import fitted_model
 from sims_kit.model.trainer import plain_torch
 from sims_kit.progress import progress_bar
+from sims_kit.text import label_text
 
 PART = 4096  # cells summed at once
 
@@ -213,7 +214,7 @@ def explain(
     batches = progress_bar(batches, desc="explaining", unit="batch")
     masks, added, predicted, by_step = explain_batches(model, batches, keep_steps=steps)
     predicted = np.asarray(model.classes)[predicted]
-    labels = predicted if groupby is None else cells.obs[groupby].astype(str).to_numpy()
+    labels = predicted if groupby is None else label_text(cells.obs[groupby]).fillna("(no label)").to_numpy(str)
     gene_names = pd.Index(model.genes, name="gene")
     return Explanation(
         cells=masks,

@@ -16,6 +16,7 @@ from scipy.special import logsumexp, softmax
 
 from sims_kit.calibration.reliability import share_interval
 from sims_kit.errors import DataError, SettingError, UnknownNameError
+from sims_kit.text import label_text
 
 RAPS_PENALTY, RAPS_FREE = 0.01, 2  # per class beyond the second most probable (Angelopoulos et al., ICLR 2021)
 
@@ -160,7 +161,7 @@ def coverage_table(sets: np.ndarray, truth: np.ndarray, classes: list[str]) -> p
     DataError
         If there are no cells, or shapes do not fit together.
     """
-    sets, truth = np.asarray(sets, dtype=bool), np.asarray(truth).astype(str)
+    sets, truth = np.asarray(sets, dtype=bool), label_text(truth).to_numpy(str)
     if not len(truth) or sets.shape != (len(truth), len(classes)):
         raise DataError(
             f"sets has shape {sets.shape}; expected {len(truth)} cells (1 or more) x {len(classes)} classes."

@@ -23,7 +23,7 @@ from sims_kit.cells.splits import Split, check_shares, stratified_split
 from sims_kit.datasets.labels import attach_labels, check_orientation
 from sims_kit.datasets.read import convert, is_backable, open_backed, read
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
-from sims_kit.text import class_labels
+from sims_kit.text import class_labels, label_text
 
 ORIENTATIONS = ("cells_by_genes", "genes_by_cells")
 
@@ -213,8 +213,8 @@ class DataModule(LightningDataModule):
         for column in filter(None, [self.class_label if self.labelled else None, self.groups]):
             if column not in obs:
                 raise UnknownNameError(f"obs column of {name} called", column, obs.columns)
-        labels = class_labels(obs[self.class_label], self.class_label) if self.labelled else pd.Series("", obs.index)
-        has_label = labels.notna().to_numpy()
+        labels = obs[self.class_label] if self.labelled else pd.Series("all", obs.index)
+        has_label = label_text(labels).notna().to_numpy()
         if not has_label.any():
             raise LabelError(
                 f"{name}: none of {len(labels):,} cells has a {self.class_label!r}. Check class_label, and whether the "
@@ -255,7 +255,7 @@ class DataModule(LightningDataModule):
         return open_backed(item, self.layer, columns), None
 
     def _encode_labels(self) -> None:
-        labels = np.concatenate([file.labels.to_numpy() for file in self._files])
+        labels = class_labels(pd.concat([file.labels for file in self._files]), self.class_label).to_numpy()
         if not self.labelled:
             self.classes, self.labels = [], np.full(len(labels), UNLABELLED)
             return
@@ -339,7 +339,7 @@ class _File(NamedTuple):
     """The labelled cells of one file."""
 
     expression: Expression
-    labels: pd.Series
+    labels: pd.Series  # as they are in the file
     groups: pd.Series | None
     cell_names: Callable[[], list[str]]
     description: dict  # what a summary and a model's provenance say of it

@@ -20,6 +20,7 @@ from sims_kit.cells.loaders import query_batches
 from sims_kit.datasets.simulate import STRESS_GENES
 from sims_kit.errors import DataError, GeneError, SettingError, UnknownNameError
 from sims_kit.explanation import Explanation
+from sims_kit.text import label_text
 
 MEASURES = ("weight", "contribution")
 TESTS = (*MEASURES, *(f"top_by_{measure}" for measure in MEASURES))  # shares, and how many are among the first
@@ -140,7 +141,9 @@ def check_gene_set(
         )
     if groupby is not None and groupby not in cells.obs:
         raise UnknownNameError("obs column", groupby, cells.obs.columns)
-    labels = explanation.labels if groupby is None else cells.obs[groupby].astype(str).to_numpy()
+    labels = (
+        explanation.labels if groupby is None else label_text(cells.obs[groupby]).fillna("(no label)").to_numpy(str)
+    )
     members, missing = find_members(genes, explanation.gene_names)
     classes, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     bins = _expression_bins(_mean_expression(cells, explanation.gene_names, layer), n_bins)
