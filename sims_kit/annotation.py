@@ -94,7 +94,7 @@ def annotate(
         An `obs` column with clusters, such as ``"leiden"``: adds the most frequent label of each cell's cluster.
     backed
         Of a path: leave the matrix of an `.h5ad` or `.zarr` on disk and read blocks of cells as they are needed. True,
-        False, or ``"auto"``, when it would take more than three tenths of the memory. The answer has `X` still
+        False, or ``"auto"``, when the file is larger than a tenth of the memory. The answer has `X` still
         in the file, and of the file's other parts `obs` and `var`.
     species
         Of the query's genes, ``"human"`` or ``"mouse"``, when the model's genes are those of the other species: genes

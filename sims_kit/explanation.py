@@ -195,7 +195,7 @@ def explain(
         Keep the mask of each decision step as well.
     backed
         Of a path: leave the matrix of an `.h5ad` or `.zarr` on disk and read blocks of cells as they are needed. True,
-        False, or ``"auto"``, when it would take more than three tenths of the memory.
+        False, or ``"auto"``, when the file is larger than a tenth of the memory.
     species
         As in `annotate`.
 

@@ -60,8 +60,8 @@ class DataModule(LightningDataModule):
     num_workers
         Threads that prepare batches ahead; the batches stay the same.
     backed
-        Leave the matrices in their files and read cells as they are needed: True, False, or ``"auto"``, when together
-        they would fill three tenths of the memory. Text is converted once, into the cache.
+        Leave the matrices in their files and read cells as they are needed: True, False, or ``"auto"``, when the files
+        are larger than a tenth of the memory. Text is converted once, into the cache.
     labelled
         False takes all cells, with or without a label, as pretraining does.
     verbose
@@ -103,7 +103,7 @@ class DataModule(LightningDataModule):
         self.seed, self.num_workers, self.labelled = seed, num_workers, labelled
         self._check_settings()
         paths = [item for item in self.datafiles if isinstance(item, Path)]
-        self.backed = stay_in_files(paths, layer, backed) and bool(paths)
+        self.backed = stay_in_files(paths, backed)
         self._files = [self._read(i) for i in range(len(self.datafiles))]
         self._encode_labels()
         self.split = self._split()

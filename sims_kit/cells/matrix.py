@@ -30,7 +30,7 @@ BLOCK = 4096  # cells of a dense matrix converted at once
 SAMPLE_BLOCKS, SAMPLE_CELLS = 16, 24  # cells that a scale is recognised from, spread over the matrix
 LARGEST_LOG = 30.0  # log1p of 1e13: no logarithm of an expression value is above it
 LARGEST_GAP = 64  # cells between two wanted ones that are read along rather than skipped
-MEMORY_SHARE, MOST_PACKED = 0.3, 50  # of the memory, for matrices; how many times smaller a file can be
+MEMORY_SHARE = 0.1  # of the memory: larger files stay on disk; packed ones are several times as large when read
 DISTINCT, MULTIPLES = 64, 50  # values of a cell that are looked at, and the largest count among them
 ROUNDING = 1e-5  # of float32
 EXACT, MARGIN = -1.5, 0.3  # log10 of the largest mean distance to whole numbers, and of its ratio to the second best
@@ -374,7 +374,6 @@ class FileMatrix:
         is_hdf5 = isinstance(place, h5py.Group | h5py.Dataset)
         self._place = (os.path.abspath(place.file.filename), place.name) if is_hdf5 else place
         self._element, self._process = None, None
-        self.nbytes = 8 * int(np.prod(element.shape) if place is element else place["data"].shape[0])  # as CSR
 
     @staticmethod
     def can_read(matrix: object) -> bool:
@@ -418,27 +417,22 @@ def open_cells(
     if isinstance(source, AnnData):
         return source, layer
     path = Path(source).expanduser()
-    if path.exists() and stay_in_files([path], layer, backed):
+    if path.exists() and stay_in_files([path], backed):
         return open_backed(path if is_backable(path) else convert(path), layer), None
     return load(source), layer
 
 
-def stay_in_files(paths: Sequence[Path], layer: str | None, backed: bool | str) -> bool:
-    """Whether to leave matrices in their files: as `backed` says; for "auto", when they would fill the memory."""
+def stay_in_files(paths: Sequence[Path], backed: bool | str) -> bool:
+    """Whether to leave matrices in their files: as `backed` says; for "auto", when the files are large."""
     if backed not in (True, False, "auto"):
         raise SettingError(f'backed={backed!r}: choose True (cells stay in the file), False (in memory) or "auto".')
     if backed != "auto" or not all(map(is_backable, paths)):
-        return backed != "auto" and bool(backed)
+        return bool(paths) and backed is True
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if (container := Path("/sys/fs/cgroup/memory.max")).exists() and (text := container.read_text().strip()).isdigit():
         limit = min(limit, int(text))
-    sizes = [path.stat().st_size if path.is_file() else limit for path in paths]  # of a zarr store it is not known
-    if sum(sizes) < MEMORY_SHARE * limit / MOST_PACKED:
-        return False
-    try:
-        return sum(FileMatrix(open_backed(path, layer, []).X).nbytes for path in paths) > MEMORY_SHARE * limit
-    except DataError:  # stored by genes, or damaged, of which the reader tells
-        return False
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
+    return sum(file.stat().st_size for file in files) > MEMORY_SHARE * limit
 
 
 def layer_names(adata: AnnData) -> list[str]:
