@@ -119,6 +119,9 @@ class DataModule(LightningDataModule):
         if verbose:
             rank_zero_only(print)(self)
 
+    def setup(self, stage: str | None = None) -> None:
+        """Do nothing: everything was read when the module was made."""
+
     @property
     def gene_kind(self) -> str:
         """What the genes are: ``"ensembl"``, ``"entrez"`` or ``"symbol"``."""
