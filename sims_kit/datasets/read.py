@@ -378,7 +378,9 @@ def _blocks(path: Source, delimiter: str, columns: list[str], is_nameless: bool,
             heads = [first_field.match(line) for line in block]
             names = [(head[1] or head[2] or "").replace('""', '"').strip() for head in heads]
             rows = [line[head.end() :].removeprefix(delimiter) for head, line in zip(heads, block, strict=True)]
-        kind = np.float32 if any(letter in row for row in rows for letter in ".eEnN") else np.int64  # seven times as fast
+        kind = (
+            np.float32 if any(letter in row for row in rows for letter in ".eEnN") else np.int64
+        )  # seven times as fast
         try:
             values = np.loadtxt(rows, kind, **options).astype(np.float32)
             if values.shape != (len(rows), len(columns)) or not np.isfinite(values).all():
