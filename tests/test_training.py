@@ -281,7 +281,7 @@ def test_ctrl_c_ends_in_keyboard_interrupt(tmp_path, clean_environment):
 
 
 @pytest.mark.parametrize("state", ["float64", "inference_mode", "no_grad"])
-def test_torchs_global_state_does_not_matter(make_cells, state):
+def test_torchs_global_state_does_not_matter(make_cells, tmp_path, state):
     """Another default dtype, inference mode or no_grad around the calls change nothing, and stay as they are."""
     cells = make_cells(n_cells=150)
     options = dict(max_epochs=2, **QUIET)
@@ -292,7 +292,7 @@ def test_torchs_global_state_does_not_matter(make_cells, state):
         with guard():
             model = sk.fit(cells, "cell_type", **options)
             found = sk.annotate(cells, model, copy=True)
-            sk.explain(model, cells)
+            sk.explain(sk.load_model(sk.save_model(model, tmp_path / "model.safetensors")), cells)
         assert torch.get_default_dtype() == (torch.float64 if state == "float64" else torch.float32)
     finally:
         torch.set_default_dtype(torch.float32)

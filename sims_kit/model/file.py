@@ -28,6 +28,7 @@ from sims_kit.model.file_check import (
     read_index,
 )
 from sims_kit.model.recipes import Recipe
+from sims_kit.model.trainer import plain_torch
 
 FORMAT, FORMAT_VERSION = "sims_kit", 4
 # version 1 had no temperature; 2 neither recipe, kind of genes, licence nor notes; 3 another unseen score
@@ -104,6 +105,7 @@ def save_model(
     return path
 
 
+@plain_torch()
 def load_model(path: str | os.PathLike) -> SIMSClassifier:
     """Read a model that `save_model` wrote, on the CPU and ready to predict.
 

@@ -16,6 +16,7 @@ from sims_kit.model.file import read_tensors
 from sims_kit.model.file_check import check_entries, check_names, check_settings, read_header, read_index
 from sims_kit.model.pretraining import MaskedPretraining
 from sims_kit.model.recipes import Recipe
+from sims_kit.model.trainer import plain_torch
 
 FORMAT, FORMAT_VERSION = "sims_kit pretrained", 1
 _KINDS = {"format_version": int, "genes": list, "network": dict, "provenance": dict}
@@ -64,6 +65,7 @@ def save_pretrained(pretrained: MaskedPretraining, path: str | os.PathLike) -> P
     return path
 
 
+@plain_torch()
 def load_pretrained(path: str | os.PathLike) -> MaskedPretraining:
     """Read what `save_pretrained` wrote, on the CPU, ready for ``fit(..., pretrained=...)``.
 
