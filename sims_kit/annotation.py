@@ -146,11 +146,15 @@ def annotate(
     """
     model = fitted_model(model)
     rules = _rules(model, reject, hierarchy, alpha)
+    if "/" in key_added:
+        raise SettingError(f"key_added={key_added!r}: give a name without a slash, which files could not hold.")
     out = out if out is None else _new_file(out, query)
     if not isinstance(query, ad.AnnData):
         (query, layer), copy = open_cells(query, layer, backed), True
+    elif query.isbacked and query.is_view and not copy:
+        raise SettingError("The query is a view of a backed AnnData, which cannot be written to: pass copy=True.")
     elif copy:
-        query = query.copy()
+        query = query.to_memory() if query.isbacked else query.copy()
     if vote_by is not None and vote_by not in query.obs:
         raise UnknownNameError("obs column", vote_by, query.obs.columns)
     options = dict(layer=layer, batch_size=batch_size, species=species, trained_on=scales_of(model))
@@ -387,7 +391,7 @@ def _remove_earlier(query: ad.AnnData, key: str) -> None:
 def _new_file(out: str | os.PathLike, query: ad.AnnData | str | os.PathLike) -> Path:
     """The file to write; `SettingError` for one that `query` comes from, a folder, or another format."""
     path = Path(out).expanduser()
-    if path.suffix != ".h5ad" or path.is_dir():
+    if path.suffix.lower() != ".h5ad" or path.is_dir():
         raise SettingError(f"out={str(out)!r}: name a file to write that ends in .h5ad, such as 'annotated.h5ad'.")
     make_folder(path.parent)
     origin = query.filename if isinstance(query, ad.AnnData) else query
@@ -401,7 +405,8 @@ def _new_file(out: str | os.PathLike, query: ad.AnnData | str | os.PathLike) -> 
 def _write_h5ad(query: ad.AnnData, path: Path) -> None:
     """Write the annotated cells; a matrix that is in an HDF5 file is copied from there as it is stored."""
     element = None if query.isbacked else getattr(query.X, "group", query.X)
-    with written_whole(path) as part:
+    # anndata before 0.11 reads no nullable text
+    with written_whole(path) as part, ad.settings.override(allow_write_nullable_strings=False):
         if not isinstance(element, h5py.Group | h5py.Dataset):
             query.write_h5ad(part)
             return

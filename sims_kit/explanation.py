@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 
 from sims_kit.annotation import scales_of
-from sims_kit.cells.genes import align_genes
+from sims_kit.cells.genes import align_genes, gene_rows
 from sims_kit.cells.loaders import query_batches
 from sims_kit.cells.matrix import open_cells
 from sims_kit.errors import DataError, UnknownNameError
@@ -121,7 +121,9 @@ class Explanation:
             )
         with warnings.catch_warnings():  # told when the cells were explained
             warnings.simplefilter("ignore")
-            places = align_genes(adata.var, self.gene_names, species=self.species).places()
+            rows = np.flatnonzero(gene_rows(adata.var))
+            places = align_genes(adata.var.iloc[rows], self.gene_names, species=self.species).places()
+        places = np.where(places >= 0, rows[places], -1)
         found = np.flatnonzero(places >= 0)
         known = sparse.csr_matrix(
             (np.ones(len(found), np.float32), (found, places[found])), shape=(len(places), adata.n_vars)

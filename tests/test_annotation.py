@@ -290,7 +290,8 @@ def test_a_second_annotation_leaves_nothing_of_the_first(model, make_cells):
         *("sims_label", "sims_confidence", "sims_second_label", "sims_unseen", "sims_quality")
     }
     assert list(query.obsm) == ["sims_probabilities"]
-    assert not len(query.layers) and not len(query.varm) and list(query.uns) == ["sims_kit"]
+    assert set(query.layers) <= {None}  # anndata 0.13 has X there, too
+    assert not len(query.varm) and list(query.uns) == ["sims_kit"]
 
 
 def test_what_is_written_can_be_read_by_older_anndata(model, make_cells, tmp_path):
@@ -298,7 +299,8 @@ def test_what_is_written_can_be_read_by_older_anndata(model, make_cells, tmp_pat
     query = make_cells(n_cells=200)
     sk.annotate(query, model, reject=0.3, alpha=0.2)
     sk.explain(model, query).add_to(query)
-    query.write_h5ad(path := tmp_path / "annotated.h5ad")
+    with ad.settings.override(allow_write_nullable_strings=False):  # as `out=` does
+        query.write_h5ad(path := tmp_path / "annotated.h5ad")
     found = set()
     with h5py.File(path) as file:
         file.visititems(lambda name, item: found.add((item.attrs.get("encoding-type", ""), name)))

@@ -146,9 +146,9 @@ def restrict_genes(vocabulary: Sequence[str], genes: Sequence[str] | pd.DataFram
     best = _best_alignment(var, vocabulary, species, enough)
     chosen = [str(gene) for gene, place in zip(vocabulary, best.places(), strict=True) if place >= 0]
     told = f"Only {len(chosen):,} of {_described(vocabulary)} are in genes=, {_described(var.index)}."
-    if len(chosen) < 2:
+    if len(chosen) < max(2, USABLE * min(len(vocabulary), len(var))):
         named_genes(var, "genes=")
-        raise GeneError(f"{told} Give at least 2 genes of the reference.")
+        raise GeneError(f"{told} Give at least 2 genes of the reference, and names of its kind and species.")
     if len(chosen) < enough:
         warnings.warn(told, stacklevel=2)
     return chosen

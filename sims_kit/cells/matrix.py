@@ -7,7 +7,7 @@ matrix is in memory or in a file.
 import copy
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,13 +28,14 @@ from sims_kit.errors import DataError, SettingError, UnknownNameError
 TARGET_SUM = 1e4  # every cell's sum before the logarithm
 BLOCK = 4096  # cells of a dense matrix converted at once
 SAMPLE_BLOCKS, SAMPLE_CELLS = 16, 24  # cells that a scale is recognised from, spread over the matrix
-LARGEST_LOG = 30.0  # log1p of 1e13: no logarithm of an expression value is above it
+LARGEST = {"log1p(x)": 21.0, "log2(x + 1)": 30.0, "log10(x + 1)": 9.2}  # logarithms of 1e9: no expression is above it
 LARGEST_GAP = 64  # cells between two wanted ones that are read along rather than skipped
 MEMORY_SHARE = 0.1  # of the memory: larger files stay on disk; packed ones are several times as large when read
 DISTINCT, MULTIPLES = 64, 50  # values of a cell that are looked at, and the largest count among them
 ROUNDING = 1e-5  # of float32
 EXACT, MARGIN = -1.5, 0.3  # log10 of the largest mean distance to whole numbers, and of its ratio to the second best
 RANDOM = -0.74  # the same of random values
+SMALL_SPREAD = 20  # largest value of a cell over its smallest one; of linear values it is larger
 UNDO = {
     "linear": lambda values: values,
     "log1p(x)": np.expm1,
@@ -80,19 +81,30 @@ def detect_scale(matrix: sp.csr_matrix, *, name: str = "The matrix", layers: Seq
     """
     _check_values(matrix, name, layers)
     is_whole = _whole_rows(matrix)
-    sizes = np.diff(matrix.indptr)
     if is_whole.all():
         return Scale("linear", is_counts=True)
     others = np.flatnonzero(~is_whole)
     sample = matrix[others[np.linspace(0, len(others) - 1, min(len(others), SAMPLE_BLOCKS * SAMPLE_CELLS)).astype(int)]]
     scale = _scale_of_rows(sample, name, log1p)
-    counted = is_whole & (sizes >= 5) & (matrix.max(axis=1).toarray().ravel() >= 2)
-    if scale.transform != "linear" and counted.any():
+    other = _of_other_scale(matrix, scale)
+    if other.any():
         raise DataError(
-            f"{name} mixes scales: {counted.sum():,} cells hold whole numbers, as counts do, and {len(others):,} hold "
-            f"{scale}. Bring all cells to one scale before they are joined, or pass a layer that has counts throughout."
+            f"{name} mixes scales: {other.sum():,} cells hold whole numbers, as counts do, or values too large for a "
+            f"logarithm, and the others {scale}. Bring all cells to one scale before they are joined, or pass a layer "
+            "that has counts throughout."
         )
     return scale
+
+
+def _of_other_scale(matrix: sp.csr_matrix, scale: Scale) -> np.ndarray:
+    """(cells,) bool: cells that cannot be of this scale, although their values are finite and not negative."""
+    if scale.is_counts:
+        return ~_whole_rows(matrix)
+    if scale.transform == "linear":
+        return np.zeros(matrix.shape[0], bool)
+    largest = matrix.max(axis=1).toarray().ravel()
+    is_counted = _whole_rows(matrix) & (np.diff(matrix.indptr) >= 5) & (largest >= 2)
+    return is_counted | (largest > LARGEST.get(scale.transform, np.inf))
 
 
 def _check_values(matrix: sp.csr_matrix, name: str, layers: Sequence[str]) -> None:
@@ -126,29 +138,38 @@ def _whole_rows(matrix: sp.csr_matrix) -> np.ndarray:
 def _scale_of_rows(cells: sp.csr_matrix, name: str, log1p) -> Scale:
     """The scale of cells whose values are not whole."""
     rows = [row[row > 0].astype(np.float64) for row in np.split(cells.data, cells.indptr[1:-1])]
-    possible = list(UNDO) if cells.data.max() <= LARGEST_LOG else ["linear", "sqrt(x)"]
-    sums = {transform: np.array([UNDO[transform](row).sum() for row in rows]) for transform in possible}
-    distances = np.array([_distances_to_whole(row, possible) for row in rows])  # (cells, transforms, sum and number)
-    votes = pd.Series([_vote(distances[i], {t: sums[t][i] for t in possible}) for i in range(len(rows))]).value_counts()
+    fits = np.array([[row.max(initial=0) <= LARGEST.get(transform, np.inf) for transform in UNDO] for row in rows])
+    with np.errstate(over="ignore"):
+        sums = np.array([[undo(row).sum() for undo in UNDO.values()] for row in rows])
+        distances = np.array([_distances_to_whole(row) for row in rows])  # (cells, transforms, sum and number)
+    sums[~fits], distances[~fits] = np.inf, 0
+    votes = pd.Series([_vote(*of_row) for of_row in zip(distances, sums, strict=True)]).value_counts()
     if len(votes) > 1 and votes.iloc[1] > max(1, 0.05 * len(rows)):
         (first, n_first), (second, n_second) = list(votes.items())[:2]
         raise DataError(
             f"{name} mixes scales: of {len(rows):,} cells looked at, {n_first:,} hold {first} values and {n_second:,} "
             f"{second} values. Bring all cells to one scale before they are joined, or pass a layer of counts."
         )
-    totals = {transform: _common_total(sums[transform]) for transform in possible}
-    transform = _best_transform(distances.sum(axis=0), possible)
+    possible = fits.mean(axis=0) >= 0.9
+    totals = {transform: _common_total(of_all) for transform, of_all in zip(UNDO, sums.T, strict=True)}
+    transform = _best_transform(distances.sum(axis=0) * possible[:, None])
     if transform is None:
-        transform = next((transform for transform in possible if totals[transform]), None)
-    if transform is None and hasattr(log1p, "get") and len(possible) > 2:
-        base = log1p.get("base") or np.e
-        transform = {2: "log2(x + 1)", 3: "log1p(x)", 10: "log10(x + 1)"}.get(round(float(base)))
-    whole = (cells.data == np.rint(cells.data)).mean()
-    if transform is None and (len(possible) == 2 or not distances.any() or whole > 0.2):
-        transform = "linear"
+        by_total = (t for t, is_possible in zip(UNDO, possible, strict=True) if is_possible and totals[t])
+        transform = next((found for found in by_total if found != "sqrt(x)"), None)
+        spread = np.median([row.max() / row.min() for row in rows if len(row)])
+        is_flat = transform == "linear" and spread < SMALL_SPREAD  # as logarithms that were brought to one sum
+        transform = None if is_flat else transform
+        large = cells.data[cells.data > 4.5]  # logarithms and roots of small counts are whole now and then
+        is_fractional = len(large) and (large == np.rint(large)).mean() > 0.2
+        if transform is None and not is_flat and (possible.sum() == 2 or not distances.any() or is_fractional):
+            transform = "linear"
     if transform is not None:
         return Scale(transform, total=totals[transform])
-    found, taken = (Scale("linear"), "estimated counts") if _look_linear(rows) else (AS_IS, "values to use as they are")
+    base = log1p.get("base") if hasattr(log1p, "get") else None
+    found = Scale({2: "log2(x + 1)", 10: "log10(x + 1)"}.get(base and round(float(base)), UNKNOWN))
+    if found == AS_IS and (possible.sum() == 2 or _look_linear(rows)):
+        found = Scale("linear")
+    taken = {"linear": "estimated counts", UNKNOWN: "values to use as they are"}.get(found.transform, found.transform)
     warnings.warn(
         f"The scale of {name[0].lower()}{name[1:]} cannot be recognised for certain: its values are no counts, and no "
         f"logarithm of counts or of values with equal sums. They are taken for {taken}, which is right only if "
@@ -158,10 +179,10 @@ def _scale_of_rows(cells: sp.csr_matrix, name: str, log1p) -> Scale:
     return found
 
 
-def _vote(distances: np.ndarray, sums: Mapping[str, float]) -> str | None:
+def _vote(distances: np.ndarray, sums: np.ndarray) -> str | None:
     """The transform that a single cell speaks for: by a sum that is a power of ten, or by multiples."""
-    by_sum = (transform for transform, total in sums.items() if total > 0 and _is_power_of_ten(total))
-    return next(by_sum, None) or _best_transform(distances, list(sums), least=3)
+    by_sum = (transform for transform, total in zip(UNDO, sums, strict=True) if total > 0 and _is_power_of_ten(total))
+    return next((found for found in by_sum if found != "sqrt(x)"), None) or _best_transform(distances, least=3)
 
 
 def _is_power_of_ten(total: float) -> bool:
@@ -177,15 +198,15 @@ def _common_total(sums: np.ndarray) -> float | None:
     return float(middle) if len(sums) > 2 or _is_power_of_ten(middle) else None
 
 
-def _distances_to_whole(row: np.ndarray, possible: Sequence[str]) -> np.ndarray:
+def _distances_to_whole(row: np.ndarray) -> np.ndarray:
     """How far a cell's values are from multiples of one value, when each transform is undone.
 
     Returns (transforms, 2): the sum of the log10 of the distances to the nearest whole number, and their number.
     """
     distinct = np.unique(row)[:DISTINCT]
-    found = np.zeros((len(possible), 2))
-    for i, transform in enumerate(possible):
-        values = UNDO[transform](distinct)
+    found = np.zeros((len(UNDO), 2))
+    for i, undo in enumerate(UNDO.values()):
+        values = undo(distinct)
         ratios = values[values > 1.2 * values[:1]] / values[:1]
         best = np.inf
         for divisor in (1, 2, 3):  # the smallest value of a cell may stand for two or three counts
@@ -197,15 +218,19 @@ def _distances_to_whole(row: np.ndarray, possible: Sequence[str]) -> np.ndarray:
     return found
 
 
-def _best_transform(distances: np.ndarray, possible: Sequence[str], least: int = 1) -> str | None:
+def _best_transform(distances: np.ndarray, least: int = 1) -> str | None:
     """The transform whose undoing gives multiples; None when none does, or several do."""
     sums, numbers = distances.T
     means = np.where(numbers >= least, sums / np.maximum(numbers, 1), 0.0)
+    transforms = list(UNDO)
+    linear, root = transforms.index("linear"), transforms.index("sqrt(x)")
+    if means[linear] <= EXACT and means[linear] - means[root] < MARGIN:
+        means[root] = 0  # squares of whole numbers are whole
     first, second = np.argsort(means)[:2]
     evidence = numbers[first] * (RANDOM - means[first])
     if means[first] > EXACT or means[second] - means[first] < MARGIN or evidence < 2.5:
         return None
-    return possible[first]
+    return transforms[first]
 
 
 def _look_linear(rows: Sequence[np.ndarray]) -> bool:
@@ -260,15 +285,15 @@ class Expression:
         matrix, self.var = _matrix_and_var(adata, layer)
         self.matrix = FileMatrix(matrix) if FileMatrix.can_read(matrix) else as_csr(matrix)
         self.name, self.alignment, self.cells = name, None, None
-        sample = self.matrix.sample() if self.in_file else self.matrix
-        self.scale = detect_scale(sample, name=name, layers=layer_names(adata), log1p=adata.uns.get("log1p"))
-        if not (is_gene := gene_rows(self.var)).all():
+        self._is_gene = is_gene = gene_rows(self.var)
+        if not is_gene.all():
             warnings.warn(
                 f"{name} has {(~is_gene).sum():,} columns that are no gene expression ("
                 f"{', '.join(self.var['feature_types'][~is_gene].astype(str).unique()[:3])}); they are left out.",
                 stacklevel=3,
             )
-        self._is_gene = is_gene
+        sample = self._of_genes(self.matrix.sample() if self.in_file else self.matrix)
+        self.scale = detect_scale(sample, name=name, layers=layer_names(adata), log1p=adata.uns.get("log1p"))
 
     @property
     def in_file(self) -> bool:
@@ -289,7 +314,7 @@ class Expression:
         """Compare the scale with those of a model's reference files, as its provenance has them."""
         if EARLIER_LOG in trained_on and self.scale.transform == "log1p(x)":
             self.scale = AS_IS  # as the reference was read at that time
-        elif str(AS_IS) in trained_on and self.scale is not AS_IS:
+        elif str(AS_IS) in trained_on and self.scale != AS_IS:
             warnings.warn(
                 f"{self.name} holds {self.scale}, but the model was trained on values of unknown scale: its labels may "
                 "be wrong. Train the model on counts, or prepare the query as the reference was.",
@@ -310,7 +335,7 @@ class Expression:
         """Apply an alignment of `genes`: to a matrix in memory at once, to one in a file when rows are read."""
         self.alignment = alignment
         if not self.in_file:
-            self.matrix, self.alignment = self._aligned(self.matrix), None
+            self.matrix, self.alignment = alignment.apply(self._of_genes(self.matrix)), None
             self._is_gene = np.ones(self.matrix.shape[1], bool)
 
     def __len__(self) -> int:
@@ -321,34 +346,28 @@ class Expression:
         positions = np.asarray(positions)
         if self.in_file:
             positions = positions if self.cells is None else self.cells[positions]
-            rows = self.matrix.rows(positions)
-            self._check_rows(rows)
+            self._check_rows(rows := self._of_genes(self.matrix.rows(positions)))
         else:
-            rows = self.matrix[positions]
-        return self._aligned(rows)
+            rows = self._of_genes(self.matrix[positions])
+        return self.alignment.apply(rows) if self.alignment else rows
 
     def rows(self, positions: np.ndarray) -> sp.csr_matrix:
         """Model input of these cells, in this order: (cells, genes) CSR float32."""
         return normalise(self.raw_rows(positions), self.scale)
 
-    def _aligned(self, rows: sp.csr_matrix) -> sp.csr_matrix:
-        if not self._is_gene.all():
-            rows = rows[:, self._is_gene]
-        return self.alignment.apply(rows) if self.alignment else rows
+    def _of_genes(self, rows: sp.csr_matrix) -> sp.csr_matrix:
+        return rows if self._is_gene.all() else rows[:, self._is_gene]
 
     def _check_rows(self, rows: sp.csr_matrix) -> None:
         """Refuse rows of a file that are not of the scale that the sample had."""
         if rows.nnz == 0:
             return
         low, high = float(rows.data.min()), float(rows.data.max())
-        if low < 0 or not np.isfinite([low, high]).all():
-            found = f"values from {low:.3g} to {high:.3g}"
-        elif self.scale.is_counts and not _whole_rows(rows).all():
-            found = "values that are not whole"
-        elif self.scale.transform.startswith("log") and high > LARGEST_LOG:
-            found = f"values up to {high:.3g}"
-        else:
+        if low >= 0 and np.isfinite([low, high]).all() and not _of_other_scale(rows, self.scale).any():
             return
+        found = (
+            "values that are not whole" if self.scale.is_counts and low >= 0 else f"values from {low:.3g} to {high:.3g}"
+        )
         raise DataError(
             f"{self.name} was taken for {self.scale} by a sample of its cells, but other cells hold {found}. Expected "
             "one kind of values throughout, none negative or missing: write the file anew, or pass another layer."
@@ -426,12 +445,13 @@ def stay_in_files(paths: Sequence[Path], backed: bool | str) -> bool:
     """Whether to leave matrices in their files: as `backed` says; for "auto", when the files are large."""
     if backed not in (True, False, "auto"):
         raise SettingError(f'backed={backed!r}: choose True (cells stay in the file), False (in memory) or "auto".')
-    if backed != "auto" or not all(map(is_backable, paths)):
-        return bool(paths) and backed is True
+    if backed != "auto":
+        return bool(paths) and bool(backed)
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if (container := Path("/sys/fs/cgroup/memory.max")).exists() and (text := container.read_text().strip()).isdigit():
         limit = min(limit, int(text))
-    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
+    backable = filter(is_backable, paths)
+    files = [file for path in backable for file in ([path] if path.is_file() else path.rglob("*"))]
     return sum(file.stat().st_size for file in files) > MEMORY_SHARE * limit
 
 

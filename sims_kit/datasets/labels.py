@@ -152,6 +152,7 @@ def _matched(table: pd.DataFrame, cells: pd.Index) -> tuple[str, str, pd.Index, 
     for i, column in enumerate(table):
         names, numbers = pd.Index(table[column].fillna("")), _numbers(table[column])
         is_count = numbers is not None and (i or numbers.min() < len(table))  # unlike the large numbers of an archive
+        is_count |= len(names) == len(cells) and _are_running(names) and _are_running(cells)  # cell1, cell2, ...
         if best > 0.9 or (is_count and set(names) != set(cells)):
             continue
         share, *match = best_match(names, cells)
@@ -183,6 +184,11 @@ def _by_name(table: pd.DataFrame, cells: pd.Index, labelfile: object, match: tup
 
 def _counts_rows(column: pd.Series) -> bool:
     return any(column.tolist() == [str(start + i) for i in range(len(column))] for start in (0, 1))
+
+
+def _are_running(names: pd.Index) -> bool:
+    numbers = pd.to_numeric(names.to_series().str.extract(r"^\D*(\d+)$")[0])
+    return bool(numbers.is_unique and numbers.max() - numbers.min() == len(numbers) - 1)
 
 
 def _numbers(column: pd.Series) -> pd.Series | None:

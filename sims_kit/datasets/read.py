@@ -280,7 +280,7 @@ def _frame(group: h5py.Group | zarr.Group, columns: list[str] | None = None, n_r
     """A table, or chosen columns of it without names; anndata 0.7 and SeuratDisk keep categories apart from codes."""
     apart, index = group.get("__categories", {}), group.attrs["_index"]
     if columns is None and not apart and "column-order" in group.attrs:
-        return read_elem(group)
+        return _plain_text(read_elem(group))
     names = read_elem(group[index]) if columns is None else np.full(n_rows, "", object)
     if columns is None:
         columns = group.attrs.get("column-order", [key for key in group if key not in (index, "__categories")])
@@ -289,7 +289,14 @@ def _frame(group: h5py.Group | zarr.Group, columns: list[str] | None = None, n_r
         codes = table[column].where(table[column] >= 0, -1)  # R's missing value is far below
         ordered = bool(apart[column].attrs.get("ordered", False))
         table[column] = pd.Categorical.from_codes(codes, read_elem(apart[column]), ordered=ordered)
-    return table
+    return _plain_text(table)
+
+
+def _plain_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Text as objects, or as categories where values are missing: anndata before 0.13 writes no other."""
+    text = [column for column in table if isinstance(table[column].dtype, pd.StringDtype)]
+    table = table.astype({column: "category" if table[column].isna().any() else object for column in text})
+    return table.set_axis(table.index.astype(object))
 
 
 def _csr(matrix: object) -> sp.csr_matrix:

@@ -287,7 +287,7 @@ def _gains(runs: pd.DataFrame) -> pd.DataFrame:
     rows, keys = [], RUN[1:]
     own = runs[runs["start"] == RANDOM].set_index(keys)
     for start, table in runs[runs["start"] != RANDOM].groupby("start", sort=False):
-        paired = table.set_index(keys).join(own[[*SCORES, "steps_to_random"]], rsuffix="_random", how="inner")
+        paired = table.set_index(keys).join(own[[*SCORES, "steps_to_random"]].add_suffix("_random"), how="inner")
         for (proportion, length), pairs in paired.groupby(keys[:-1], sort=False):
             ratio = (pairs["steps_to_random_random"] / pairs["steps_to_random"]).dropna()
             speed = {"speedup": np.exp(np.log(ratio).mean()), "n_reached": len(ratio), "n_seeds": len(pairs)}

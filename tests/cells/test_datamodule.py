@@ -263,7 +263,7 @@ def test_text_is_converted_once_into_the_cache(tables, paths, tmp_path, monkeypa
 
 
 def test_what_fills_the_memory_stays_in_its_file(paths, tables, monkeypatch):
-    """All files together are compared with the memory; of many cells, names are read only when asked for."""
+    """All files together are compared with the memory; a matrix stored by genes cannot stay, which is told."""
     assert not module_of(paths).backed
     monkeypatch.setattr(matrix, "MEMORY_SHARE", 1e-12)
     monkeypatch.setitem(open_backed.__globals__, "NAMED", 50)
@@ -271,9 +271,9 @@ def test_what_fills_the_memory_stays_in_its_file(paths, tables, monkeypatch):
     for files in (paths, paths[0], paths[1]):
         assert module_of(files).backed
         assert_alike(module_of(files), module_of(files, backed=False), "val_dataloader")
-    tables[0].X = tables[0].X.tocsc()
-    tables[0].write_h5ad(by_genes := paths[0].with_name("csc.h5ad"))
-    assert not module_of(by_genes).backed  # stored by genes: no cell can be read alone
+    ad.AnnData(tables[0].X.tocsc(), tables[0].obs, tables[0].var).write_h5ad(by_genes := paths[0].with_name("csc.h5ad"))
+    with pytest.raises(DataError, match=r"stores X by genes .*backed=False"):
+        module_of(by_genes)
 
 
 @pytest.mark.dataset("cell-lines-5cl-p1", "cell-lines-5cl-p2")

@@ -167,9 +167,45 @@ def test_values_of_unknown_scale_are_used_as_they_are_with_a_warning():
     matrix = each(scaled(COUNTS @ sp.diags(1 / lengths), 1e6), log(2))[:, CHOSEN]
     with pytest.warns(UserWarning, match="cannot be recognised"):
         scale = detect_scale(matrix)
-    assert scale is AS_IS
+    assert scale == AS_IS
     np.testing.assert_array_equal(normalise(matrix, scale).toarray(), matrix.toarray().astype(np.float32))
-    assert detect_scale(matrix, log1p={"base": 2}).transform == "log2(x + 1)"  # as scanpy notes it in uns
+    with pytest.warns(UserWarning, match="taken for log2"):
+        assert detect_scale(matrix, log1p={"base": 2}).transform == "log2(x + 1)"  # as scanpy notes it in uns
+
+
+def first(matrix, rows, n) -> sp.csr_matrix:
+    """A matrix whose first cells are others."""
+    return sp.vstack([rows[:n], matrix[n:]], format="csr")
+
+
+LOG_TEN = each(TEN, np.log1p)
+SPOILED = {  # must be refused, or read with a warning
+    "one linear cell among logarithms": first(LOG_TEN, TEN, 1),
+    "half of the cells linear": first(LOG_TEN, TEN, 30),
+    "logarithms brought to one sum": scaled(LOG_TEN, 1e4),
+    "logarithms of unit length": each(LOG_TEN, lambda values: values / 40),
+    "logarithms of fractional counts": each(FRACTIONAL["ambient RNA removed"], log(2))[:, CHOSEN],
+}
+
+
+@pytest.mark.parametrize("matrix", SPOILED.values(), ids=SPOILED)
+def test_spoiled_matrices_are_told(matrix):
+    """Nothing of these passes in silence."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises((DataError, UserWarning)):
+            detect_scale(matrix)
+
+
+def test_rounding_and_length_do_not_mislead():
+    """log2(CPM + 1) with two decimals is no log10, and cells of unit length are no square roots."""
+    cpm = each(scaled(COUNTS, 1e6), lambda values: np.log2(values + 1).round(2))
+    assert detect_scale(cpm).transform == "log2(x + 1)"
+    assert (
+        detect_scale(each(cpm, lambda values: values.astype(np.float16).astype(np.float32))).transform == "log2(x + 1)"
+    )
+    unit = sp.csr_matrix(COUNTS / np.sqrt(COUNTS.power(2).sum(1)))
+    assert detect_scale(unit).transform == "linear"
 
 
 def test_normalise_agrees_with_scanpy():
@@ -230,6 +266,9 @@ def test_a_layer_called_raw_comes_before_raw(adata):
 def test_other_features_than_genes_are_left_out(adata):
     """Antibody counts are no expression."""
     adata.var["feature_types"] = ["Gene Expression"] * 290 + ["Antibody Capture"] * 10
+    counts = adata.layers["counts"].toarray()
+    counts[:, 290:] = -1.5  # whatever they hold
+    adata.layers["counts"] = sp.csr_matrix(counts)
     with pytest.warns(UserWarning, match="10 columns that are no gene expression"):
         expression = Expression(adata, "counts")
     assert expression.rows([0]).shape == (1, 290)
