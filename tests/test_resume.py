@@ -154,8 +154,8 @@ def test_divergence_names_batch_cells_and_cause(make_cells):
     cells = make_cells()
     options = dict(class_label="cell_type", logger=False, enable_progress_bar=False, verbose=False)
     trainer, model, module = sk.generate_trainer(cells, model_params=SMALL, max_epochs=1, **options)
-    (first, *_), sampler = module.train_dataloader(), module.train_dataloader().batch_sampler
-    names = [module.cell_names[module.train_dataloader().dataset.indices[i]] for i in next(iter(sampler))]
+    (first, *_), batches = module.train_dataloader(), module.train_dataloader().batches()
+    names = [module.cell_names[i] for i in next(batches)]
     assert [module.labels[module.cell_names.index(name)] for name in names] == first.labels.tolist()
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
@@ -165,7 +165,6 @@ def test_divergence_names_batch_cells_and_cause(make_cells):
 
     trainer, model, module = sk.generate_trainer(cells, model_params=SMALL, max_epochs=1, **options)
     spoiled = module.split.train[7]
-    module.setup()
     matrix = module._dataset.sources[0].matrix
     matrix.data[matrix.indptr[spoiled] : matrix.indptr[spoiled + 1]] = torch.inf  # behind the checks of the data
     with pytest.raises(FloatingPointError, match="1 of 96 cells hold NaN or infinite values") as caught:
