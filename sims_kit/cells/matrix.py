@@ -392,7 +392,7 @@ class FileMatrix:
         place = getattr(element, "group", element)
         is_hdf5 = isinstance(place, h5py.Group | h5py.Dataset)
         self._place = (os.path.abspath(place.file.filename), place.name) if is_hdf5 else place
-        self._element, self._process = None, None
+        self._element, self._process, self._indptr = None, None, None
 
     @staticmethod
     def can_read(matrix: object) -> bool:
@@ -407,7 +407,7 @@ class FileMatrix:
         order = np.argsort(positions, kind="stable")
         rising = positions[order]
         runs = np.split(rising, np.flatnonzero(np.diff(rising) > LARGEST_GAP) + 1)
-        blocks = [as_csr(self._opened()[int(run[0]) : int(run[-1]) + 1])[run - run[0]] for run in runs if len(run)]
+        blocks = [self._block(int(run[0]), int(run[-1]) + 1)[run - run[0]] for run in runs if len(run)]
         cells = sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix((0, self.shape[1]), dtype=np.float32)
         return cells if (np.diff(order) > 0).all() else cells[np.argsort(order)]
 
@@ -417,6 +417,17 @@ class FileMatrix:
         starts = np.linspace(0, max(0, n_cells - SAMPLE_CELLS), SAMPLE_BLOCKS).astype(int)
         wanted = np.unique(starts[:, None] + np.arange(SAMPLE_CELLS))
         return self.rows(wanted[wanted < n_cells])
+
+    def _block(self, start: int, stop: int) -> sp.csr_matrix:
+        """Neighbouring rows, by slices of the stored arrays: anndata's own slicing takes five times as long."""
+        element = self._opened()
+        if not isinstance(element, CSRDataset):
+            return as_csr(element[start:stop])
+        if self._indptr is None:
+            self._indptr = element.group["indptr"][:].astype(np.int64)
+        ends = self._indptr[start : stop + 1]
+        data, indices = (element.group[name][ends[0] : ends[-1]] for name in ("data", "indices"))
+        return as_csr(sp.csr_matrix((data, indices, ends - ends[0]), shape=(stop - start, self.shape[1])))
 
     def _opened(self) -> CSRDataset | h5py.Dataset | zarr.Array:
         """The matrix, opened anew in each process: handles of HDF5 do not survive a fork."""
