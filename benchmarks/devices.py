@@ -146,7 +146,7 @@ def run(path: str, folder: str, processes: int, seed: int, strategy: str, die: b
     folder.mkdir(exist_ok=True)
     trainer, model, module = sk.generate_trainer(
         path,
-        **dict(class_label="cell_type", backed=True, buffer_size=512, seed=seed, max_epochs=EPOCHS, test=0),
+        **dict(class_label="cell_type", backed=True, seed=seed, max_epochs=EPOCHS, test=0),
         **dict(model_params={"network": {"n_models": 1}}, default_root_dir=folder, callbacks=Seen(folder, die)),
         **dict(devices=processes // nodes, num_nodes=nodes, accelerator="cpu"),
         strategy=strategy if processes > 1 else "auto",

@@ -61,7 +61,9 @@ def test_two_processes_train_one_model(make_cells, tmp_path, monkeypatch, backed
     monkeypatch.chdir(tmp_path)
     cells = make_cells(n_cells=301)
     cells.write_h5ad("cells.h5ad")
-    options = dict(backed=backed, block_size=8, buffer_size=64, max_epochs=8, **QUIET)
+    monkeypatch.setattr(sk.DataModule, "block_size", 8)
+    monkeypatch.setattr(sk.DataModule, "buffer_size", 64)
+    options = dict(backed=backed, max_epochs=8, **QUIET)
     trainer, model, module = sk.generate_trainer(
         "cells.h5ad", None, "cell_type", callbacks=Watch(tmp_path, cells), logger=False, **TWO, **options
     )
