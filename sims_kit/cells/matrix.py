@@ -167,7 +167,7 @@ def _scale_of_rows(cells: sp.csr_matrix, name: str, log1p) -> Scale:
         return Scale(transform, total=totals[transform])
     base = log1p.get("base") if hasattr(log1p, "get") else None
     found = Scale({2: "log2(x + 1)", 10: "log10(x + 1)"}.get(base and round(float(base)), UNKNOWN))
-    if found == AS_IS and (possible.sum() == 2 or _look_linear(rows)):
+    if found == AS_IS and (is_flat or possible.sum() == 2 or _look_linear(rows)):
         found = Scale("linear")
     taken = {"linear": "estimated counts", UNKNOWN: "values to use as they are"}.get(found.transform, found.transform)
     warnings.warn(

@@ -295,7 +295,8 @@ def _frame(group: h5py.Group | zarr.Group, columns: list[str] | None = None, n_r
 def _plain_text(table: pd.DataFrame) -> pd.DataFrame:
     """Text as objects, or as categories where values are missing: anndata before 0.13 writes no other."""
     text = [column for column in table if isinstance(table[column].dtype, pd.StringDtype)]
-    table = table.astype({column: "category" if table[column].isna().any() else object for column in text})
+    incomplete = [column for column in text if table[column].isna().any()]
+    table = table.astype(dict.fromkeys(text, object)).astype(dict.fromkeys(incomplete, "category"))
     return table.set_axis(table.index.astype(object))
 
 
