@@ -187,8 +187,8 @@ def _counts_rows(column: pd.Series) -> bool:
 
 
 def _are_running(names: pd.Index) -> bool:
-    numbers = pd.to_numeric(names.to_series().str.extract(r"^\D*(\d+)$")[0])
-    return bool(numbers.is_unique and numbers.max() - numbers.min() == len(numbers) - 1)
+    numbers = _numbers(names.to_series().str.extract(r"^[^0-9]*([0-9]{1,15})$")[0])
+    return bool(numbers is not None and numbers.is_unique and numbers.max() - numbers.min() == len(numbers) - 1)
 
 
 def _numbers(column: pd.Series) -> pd.Series | None:
