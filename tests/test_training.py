@@ -258,7 +258,7 @@ def test_two_plates_of_real_files(real_data):
 
 
 INTERRUPTED = """
-import os, signal
+import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)
 import pytorch_lightning as pl, sims_kit as sk
 class Interrupt(pl.Callback):
     def on_train_batch_end(self, *arguments):
