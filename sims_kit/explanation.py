@@ -119,7 +119,7 @@ class Explanation:
                 f"adata has {adata.n_obs} cells, the explanation {len(self.cell_names)}, or in another order; pass the "
                 "AnnData that was explained."
             )
-        with warnings.catch_warnings():  # told when the cells were explained
+        with warnings.catch_warnings():  # given already when the cells were explained
             warnings.simplefilter("ignore")
             rows = np.flatnonzero(gene_rows(adata.var))
             places = align_genes(adata.var.iloc[rows], self.gene_names, species=self.species).places()

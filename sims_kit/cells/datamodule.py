@@ -18,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from sims_kit.cells.genes import GeneAlignment, common_names, id_kind, restrict_genes, shared_genes
 from sims_kit.cells.loaders import BLOCK_SIZE, BUFFER_SIZE, UNLABELLED, CellDataset, CellLoader, shard_of
-from sims_kit.cells.matrix import Expression, stay_in_files
+from sims_kit.cells.matrix import AS_IS, Expression, stay_in_files
 from sims_kit.cells.splits import Split, check_shares, stratified_split
 from sims_kit.datasets.labels import attach_labels, check_orientation
 from sims_kit.datasets.read import convert, is_backable, open_backed, read
@@ -109,10 +109,10 @@ class DataModule(LightningDataModule):
         self.split = self._split()
         self.genes = self._common_genes()
         sources = [file.expression for file in self._files]
-        if len({source.scale.state for source in sources}) > 1:
+        if len({(source.scale.state, source.scale == AS_IS) for source in sources}) > 1:
             warnings.warn(
-                f"The files differ in scale: {', '.join(self.states)}. All are brought to log1p of 10,000 per cell; "
-                "counts in every file would be safer.",
+                f"The files differ in scale: {', '.join(self.states)}. All but those of unknown scale are brought to "
+                "log1p of 10,000 per cell; counts in every file would be safer.",
                 stacklevel=2,
             )
         self._dataset = CellDataset(sources, self.labels)

@@ -45,7 +45,7 @@ def plain_torch() -> Iterator[None]:
 class Trainer(pl.Trainer):
     """Lightning's trainer, in which Ctrl-C ends in `KeyboardInterrupt`.
 
-    Lightning turns it into `SystemExit` and ignores further interrupts, which would leave a notebook's kernel deaf.
+    Lightning turns it into `SystemExit` and ignores further interrupts, so that a notebook could no longer be stopped.
     """
 
     def fit(self, *args, **kwargs) -> None:

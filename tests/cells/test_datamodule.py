@@ -328,3 +328,13 @@ def test_what_cannot_be_used_is_named(make_cells, spoil, error, message):
     data, settings = (spoil(cells), {}) if callable(spoil) else (cells, spoil)
     with pytest.raises(error, match=message):
         module_of(data, **settings)
+
+
+def test_a_file_of_unknown_scale_among_others_is_told(make_cells):
+    """Its values are used as they are, those of the other file are not."""
+    one, other = make_cells(state="log-normalised"), make_cells(seed=1)
+    rates = other.X.toarray() / np.random.default_rng(0).lognormal(0, 1, 60)  # by gene length
+    other.X = sp.csr_matrix(np.log2(rates / rates.sum(axis=1, keepdims=True) * 1e6 + 1), dtype=np.float32)
+    with pytest.warns(UserWarning, match="differ in scale"):
+        module = DataModule([one, other[:, :40].copy()], class_label="cell_type", verbose=False)
+    assert module.states[1] == "values of unknown scale"
