@@ -161,6 +161,8 @@ class DataModule(LightningDataModule):
     def provenance(self) -> dict:
         """Where the cells come from, as plain values that any file format can hold."""
         settings = {"class_label": self.class_label, "layer": self.layer, "groups": self.groups, "seed": self.seed}
+        colours = {label: colour for file in self._files for label, colour in file.colours.items()}
+        settings["label_colors"] = {label: colours[label] for label in self.classes if label in colours} or None
         return {
             "files": [dict(file.description) for file in self._files],
             "gene_kind": self.gene_kind,
@@ -243,6 +245,7 @@ class DataModule(LightningDataModule):
                 "sha256": hashes or [str(found) for found in origin.get("sha256", ())],
             },
             n_unlabelled=len(labels) - len(rows),
+            colours=_colours(adata, self.class_label) if labelfile is None else {},
         )
 
     def _open(self, i: int) -> tuple[AnnData, str | None]:
@@ -347,12 +350,23 @@ class _File(NamedTuple):
     cell_names: Callable[[], list[str]]
     description: dict  # what a summary and a model's provenance say of it
     n_unlabelled: int
+    colours: dict[str, str]  # of the labels, where scanpy has drawn them
 
 
 def _listed(value) -> list:
     """One entry or several as a list; text becomes a path."""
     items = value if isinstance(value, list | tuple) else [value]
     return [Path(os.fspath(item)).expanduser() if isinstance(item, str | os.PathLike) else item for item in items]
+
+
+def _colours(adata: AnnData, label: str | None) -> dict[str, str]:
+    """The colours that scanpy keeps of a column of `obs`, by label."""
+    colours, column = adata.uns.get(f"{label}_colors", ()), adata.obs.get(label)
+    if not isinstance(getattr(column, "dtype", None), pd.CategoricalDtype) or len(colours) != len(
+        column.cat.categories
+    ):
+        return {}
+    return dict(zip(label_text(column.cat.categories), map(str, colours), strict=True))
 
 
 def _with_label_file(adata: AnnData, labelfile: Path, class_label: str) -> pd.DataFrame:

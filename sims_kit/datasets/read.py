@@ -119,7 +119,8 @@ def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[st
             is_lean = columns is not None and matrix.shape[0] > NAMED and all(name in root["obs"] for name in columns)
             obs = _frame(root["obs"], list(columns) if is_lean else None, matrix.shape[0])
             var = _frame(root["raw/var" if is_raw else "var"])
-        uns = {"sims_kit": read_elem(root["uns/sims_kit"])} if "uns/sims_kit" in root else {}
+        kept = (key for key in root.get("uns", ()) if key == "sims_kit" or key.endswith("_colors"))
+        uns = {key: read_elem(root["uns"][key]) for key in kept}
         adata = AnnData(matrix, obs=obs, var=var, uns=uns)
         adata.obs_names, adata.var_names = adata.obs_names.astype(str), adata.var_names.astype(str)
     return adata

@@ -338,3 +338,16 @@ def test_a_file_of_unknown_scale_among_others_is_told(make_cells):
     with pytest.warns(UserWarning, match="differ in scale"):
         module = DataModule([one, other[:, :40].copy()], class_label="cell_type", verbose=False)
     assert module.states[1] == "values of unknown scale"
+
+
+@pytest.mark.parametrize("backed", [False, True])
+def test_colours_of_labels_go_with_the_model(make_cells, tmp_path, backed):
+    """Those that scanpy keeps, by label; none where they do not fit the categories."""
+    cells = make_cells()
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype("category")
+    cells.uns["cell_type_colors"] = ["#ff0000", "#00ff00", "#0000ff"]
+    cells.write_h5ad(tmp_path / "a.h5ad")
+    module = DataModule(tmp_path / "a.h5ad", class_label="cell_type", backed=backed, verbose=False)
+    assert module.provenance["label_colors"] == dict(zip(module.classes, cells.uns["cell_type_colors"], strict=True))
+    cells.uns["cell_type_colors"] = ["#ff0000"]
+    assert "label_colors" not in module_of(cells).provenance
