@@ -49,7 +49,7 @@ class Module(pl.LightningModule):
         self.recipe, self.genes = recipe, genes
         self.history = pd.DataFrame()
         self.provenance: dict[str, Any] = {}
-        self.save_hyperparameters(recipe.plain() | hyperparameters)  # for loggers and Lightning's checkpoints
+        self.hparams.update(recipe.plain() | hyperparameters)  # for loggers and Lightning's checkpoints
 
     @property
     def is_fitted(self) -> bool:
@@ -59,6 +59,8 @@ class Module(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Take genes and provenance from the data module, and give it the recipe's batch size, where they are unset."""
         module = getattr(self.trainer, "datamodule", None)
+        for logger in self.trainer.loggers if stage == "fit" else ():
+            logger.log_hyperparams(dict(self.hparams))
         if stage != "fit" or module is None:
             return
         self.genes = self.genes or module.genes
