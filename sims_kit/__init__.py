@@ -27,7 +27,6 @@ from sims_kit.model import (
     load_pretrained,
     save_model,
     save_pretrained,
-    where_to_resume,
 )
 from sims_kit.pretraining import pretrain
 from sims_kit.training import fit, generate_trainer
@@ -63,6 +62,5 @@ __all__ = [
     "save_pretrained",
     "stratified_split",
     "studies",
-    "where_to_resume",
     "widgets",
 ]

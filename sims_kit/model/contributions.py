@@ -33,7 +33,9 @@ class Explained(NamedTuple):
 
 
 @torch.no_grad()
-def explain_batch(network: TabNet | Ensemble, cells: Tensor, towards: Tensor | None = None) -> Explained:
+def explain_batch(
+    network: TabNet | Ensemble, cells: Tensor, towards: Tensor | None = None, adjustment: Tensor | float = 0
+) -> Explained:
     """Aggregated masks of a batch, and what each gene adds to a combination of the logits.
 
     Contributions of a cell sum to the value of the combination less its value where all masked values are zero, up to
@@ -49,6 +51,8 @@ def explain_batch(network: TabNet | Ensemble, cells: Tensor, towards: Tensor | N
     towards
         Shape (B, classes), the weights of the logits: 1 for one class and -1 for another compares the two. When left
         out, the predicted class against the mean of all.
+    adjustment
+        Added to each network's logits: the classifier's `logit_adjustment`.
 
     Raises
     ------
@@ -57,7 +61,7 @@ def explain_batch(network: TabNet | Ensemble, cells: Tensor, towards: Tensor | N
     """
     members = list(getattr(network, "members", [network]))
     steps = [member.steps(cells) for member in members]
-    each = [member.logits_of(own) for member, own in zip(members, steps, strict=True)]
+    each = [member.logits_of(own) + adjustment for member, own in zip(members, steps, strict=True)]
     logits = mean_logits(each) if len(each) > 1 else each[0]
     if towards is None:
         towards = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)[logits.argmax(1)]

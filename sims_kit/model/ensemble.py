@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import SettingError
-from sims_kit.model.devices import share_statistics
 from sims_kit.model.tabnet import TabNet, TabNetOutput
+from sims_kit.model.trainer import average_statistics
 
 
 class Ensemble(nn.Module):
@@ -67,11 +67,6 @@ class Ensemble(nn.Module):
         masks, logits = zip(*(member.explain(cells) for member in self.members), strict=True)
         return _mean_of_shares(masks), mean_logits(logits)
 
-    def raise_logits(self, by: Tensor) -> None:
-        """As `TabNet.raise_logits`, of each member."""
-        for member in self.members:
-            member.raise_logits(by)
-
     def measure_input(self, batches: Iterable) -> None:
         """As `TabNet.measure_input`; one pass for all members."""
         first, *others = self.members
@@ -85,7 +80,7 @@ class Ensemble(nn.Module):
             for member in self.members:
                 stack.enter_context(member.whole_cells())
             update_bn(batches, self, device=self.members[0].final_mapping.weight.device)
-        share_statistics(self)
+        average_statistics(self)
 
 
 def make_network(n_genes: int, n_classes: int, **settings) -> "TabNet | Ensemble":

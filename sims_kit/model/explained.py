@@ -19,7 +19,7 @@ def explain_batches(model: SIMSClassifier, batches: Iterable[CellBatch], keep_st
     predicted, steps = [], []
     for batch in batches:
         values = batch.cells.to(model.device)
-        found = explain_batch(model.network, values)
+        found = explain_batch(model.network, values, adjustment=model.logit_adjustment)
         _append(rows, rows[-1] + found.masks.crow_indices()[1:])
         _append(genes, found.masks.col_indices())
         _append(weights, found.masks.values())

@@ -16,8 +16,7 @@ from safetensors.torch import save_file
 from sims_kit.calibration import CalibrationCells
 from sims_kit.errors import ModelFileError, SettingError
 from sims_kit.files import written_whole
-from sims_kit.model.about import present_versions, recipe_settings
-from sims_kit.model.classifier import SIMSClassifier
+from sims_kit.model.classifier import SIMSClassifier, present_versions
 from sims_kit.model.file_check import (
     PROFILES,
     check_names,
@@ -27,13 +26,14 @@ from sims_kit.model.file_check import (
     read_header,
     read_index,
 )
-from sims_kit.model.recipes import Recipe
+from sims_kit.model.recipe import Recipe
 from sims_kit.model.trainer import plain_torch
 
-FORMAT, FORMAT_VERSION = "sims_kit", 4
-# version 1 had no temperature; 2 neither recipe, kind of genes, licence nor notes; 3 another unseen score
-READABLE = (1, 2, 3, 4)
-_ABOUT = ("saved", "versions", "recipe", "gene_kind", "licence", "notes")  # of the header, kept in `model.about`
+FORMAT, FORMAT_VERSION = "sims_kit", 5
+# version 1 had no temperature; 2 neither recipe, kind of genes, licence nor notes; 3 another unseen score;
+# 4 added the logit adjustment to the bias of the networks
+READABLE = (1, 2, 3, 4, 5)
+_ABOUT = ("saved", "versions", "recipe", "gene_kind", "licence", "notes")  # of the header, kept in `model.metadata`
 _REQUIRED = {"format_version", "genes", "classes", "network", "provenance", "test_metrics"}
 _CELLS = {  # tensors that say what the validation cells were like; not in every file
     "calibration.labels": torch.int64,
@@ -86,16 +86,16 @@ def save_model(
         "format_version": FORMAT_VERSION,
         "genes": model.genes,
         "classes": model.classes,
-        "network": model.network_params,
-        "calibration": {"temperature": model.temperature.item(), "raised": model.raised.tolist()},
+        "network": model.recipe.network_settings,
+        "calibration": {"temperature": model.temperature.item(), "raised": model.logit_adjustment.tolist()},
         "provenance": model.provenance,
         "test_metrics": None if model.test_metrics is None else model.test_metrics.to_dict(),
         "saved": date.today().isoformat(),
         "versions": present_versions(),
-        "recipe": model.about.get("recipe") or recipe_settings(model),
-        "gene_kind": model.provenance.get("gene_kind", model.about.get("gene_kind")),
-        "licence": model.about.get("licence") if licence is None else licence,
-        "notes": model.about.get("notes", "") if notes is None else notes,
+        "recipe": model.metadata.get("recipe") or model.recipe.plain(),
+        "gene_kind": model.provenance.get("gene_kind", model.metadata.get("gene_kind")),
+        "licence": model.metadata.get("licence") if licence is None else licence,
+        "notes": model.metadata.get("notes", "") if notes is None else notes,
     }
     check_plain(header, path)
     metadata = {"format": FORMAT, "header": json.dumps(header, allow_nan=True)}
@@ -141,16 +141,22 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
         len(header["classes"]),
         genes=header["genes"],
         classes=header["classes"],
-        recipe=Recipe(network=header["network"]),
+        recipe=Recipe(**header["network"]),
     )
     own = named_tensors(model.network, model.profiles)
+    if "n_models" not in header["network"]:  # one network, which was no ensemble
+        own |= {name.removeprefix("members.0."): tensor for name, tensor in own.items()}
     for name, tensor in tensors.items():
         own[name].data.copy_(tensor)
     model.temperature.fill_(temperature)
-    model.raised.copy_(raised)
+    if header["format_version"] < 5:
+        for member in model.network.members:  # whose bias had the adjustment in it
+            if member.additive_bias is not None:
+                member.additive_bias.data -= raised
+    model.logit_adjustment.copy_(raised)
     model.calibration_cells = cells
     model.provenance = header["provenance"]
-    model.about = {key: header[key] for key in _ABOUT if key in header}
+    model.metadata = {key: header[key] for key in _ABOUT if key in header}
     if header["test_metrics"] is not None:
         model.test_metrics = pd.Series(header["test_metrics"], name="test")
     return model.eval()

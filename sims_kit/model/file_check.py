@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sims_kit.errors import ModelFileError
+from sims_kit.errors import ModelFileError, SettingError
 from sims_kit.model.ensemble import make_network
-from sims_kit.model.network_settings import DEFAULTS, wrong_setting
 from sims_kit.model.profiles import ClassProfiles
+from sims_kit.model.recipe import NETWORK_FIELDS, Recipe
 
 LARGEST_INDEX = 2**24  # bytes: 60,000 genes need 1.2 million
 WIDTHS = {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64, "BOOL": torch.bool}  # all that is written
@@ -171,11 +171,14 @@ def named_tensors(network: nn.Module, profiles: nn.Module) -> dict[str, torch.Te
 
 def check_settings(network: dict[str, Any], n_tensors: int, path: Path) -> None:
     """Each setting of the kind that `TabNet` takes, and no more layers than the file has tensors."""
-    unknown = [name for name in network if name not in DEFAULTS]
-    wrong = f"there is no setting {_short(unknown[0])}." if unknown else wrong_setting(network)
-    if wrong:
+    unknown = [name for name in network if name not in NETWORK_FIELDS]
+    if unknown:
+        wrong = f"there is no setting {_short(unknown[0])}."
         raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {wrong}")
-    counts = {**DEFAULTS, **network}
+    try:
+        counts = Recipe(**network).network_settings
+    except SettingError as error:
+        raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {error}") from error
     n_layers = counts["n_models"] * (counts["n_steps"] * (1 + counts["n_independent"]) + counts["n_shared"])
     if n_layers > n_tensors:
         raise ModelFileError(

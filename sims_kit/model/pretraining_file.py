@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 
 from sims_kit.errors import ModelFileError, SettingError
 from sims_kit.files import written_whole
-from sims_kit.model.about import present_versions
+from sims_kit.model.classifier import present_versions
 from sims_kit.model.file import read_tensors
 from sims_kit.model.file_check import check_entries, check_names, check_settings, read_header, read_index
 from sims_kit.model.pretraining import MaskedPretraining
-from sims_kit.model.recipes import Recipe
+from sims_kit.model.recipe import Recipe
 from sims_kit.model.trainer import plain_torch
 
 FORMAT, FORMAT_VERSION = "sims_kit pretrained", 1
@@ -50,7 +50,7 @@ def save_pretrained(pretrained: MaskedPretraining, path: str | os.PathLike) -> P
     header = {
         "format_version": FORMAT_VERSION,
         "genes": pretrained.genes,
-        "network": pretrained.network_params,
+        "network": pretrained.recipe.network_settings,
         "mask_share": pretrained.mask_share,
         "unexpressed": pretrained.unexpressed,
         "provenance": pretrained.provenance,
@@ -128,7 +128,7 @@ def _built(header: dict[str, Any]) -> MaskedPretraining:
     return MaskedPretraining(
         len(header["genes"]),
         genes=header["genes"],
-        recipe=Recipe(network=header["network"]),
+        recipe=Recipe(**header["network"]),
         mask_share=header["mask_share"],
         unexpressed=header["unexpressed"],
     )

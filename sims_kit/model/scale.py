@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from sims_kit.model.devices import total
+from sims_kit.model.trainer import sum_across_devices
 
 
 class FixedScale(nn.Module):
@@ -36,7 +36,7 @@ class FixedScale(nn.Module):
             sums.index_add_(0, genes, values)
             squares.index_add_(0, genes, values.square())
         counted = torch.tensor(n_cells, dtype=torch.float64)
-        n_cells, sums, squares = (total(part, self.scale.device) for part in (counted, sums, squares))
+        n_cells, sums, squares = (sum_across_devices(part, self.scale.device) for part in (counted, sums, squares))
         mean = sums / n_cells
         variance = (squares / n_cells - mean.square()).clamp_(min=0)
         varies = variance > 0

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import SettingError
-from sims_kit.model.devices import share_statistics
 from sims_kit.model.first_layer import first_layer, masked_first_layer, moments, unpacked
 from sims_kit.model.masks import Mask, expressed, expressed_mask, narrow_mask, update_statistics
 from sims_kit.model.scale import FixedScale
 from sims_kit.model.sparsemax import Sparsemax
+from sims_kit.model.trainer import average_statistics
 
 NARROW = 1 / 16  # share of the genes: masks up to this width are computed on pairs of cell and gene, wider ones on all
 HALF = torch.tensor(0.5, dtype=torch.float32).sqrt().item()  # rounded as in pytorch-tabnet
@@ -235,12 +235,6 @@ class TabNet(nn.Module):
             weighted.append(mask._replace(weights=mask.weights * strength).to_sparse())
         return sum(weighted[1:], start=weighted[0]).coalesce().to_sparse_csr(), self.logits_of(steps)
 
-    @torch.no_grad()
-    def raise_logits(self, by: Tensor) -> None:
-        """Add to the logits of each class from now on, shape (n_classes,); only an `additive` network has a bias."""
-        if self.additive_bias is not None:
-            self.additive_bias += by
-
     def measure_input(self, batches: Iterable) -> None:
         """With `fixed_scale`, measure the genes on training cells; to be called once, before training."""
         if isinstance(self.encoder.initial_bn, FixedScale):
@@ -259,7 +253,7 @@ class TabNet(nn.Module):
         """
         with self.whole_cells():
             update_bn(batches, self, device=self.final_mapping.weight.device)
-        share_statistics(self)
+        average_statistics(self)
 
     @contextmanager
     def whole_cells(self) -> Iterator[None]:

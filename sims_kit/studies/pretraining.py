@@ -26,7 +26,7 @@ from sims_kit.datasets import read
 from sims_kit.errors import LabelError, SettingError
 from sims_kit.model.pretraining import MaskedPretraining
 from sims_kit.model.pretraining_file import load_pretrained, save_pretrained
-from sims_kit.model.recipes import Recipe, get_recipe
+from sims_kit.model.recipe import Recipe, get_recipe
 from sims_kit.pretraining import pretrain
 from sims_kit.studies.runs import as_seeds, fingerprint, plain_cells
 from sims_kit.studies.sweep import sweep
@@ -267,7 +267,7 @@ def _encoder(start: str, seed: int, study: _Study, folder: Path, key: str) -> Ma
     return load_pretrained(path)
 
 
-_QUIET = dict(verbose=False, logger=False, enable_progress_bar=False)
+_QUIET = dict(verbose=False)
 
 
 def _plain(source: AnnData | str | os.PathLike) -> AnnData:
