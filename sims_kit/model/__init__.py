@@ -6,8 +6,8 @@ from sims_kit.model.file import load_model, save_model
 from sims_kit.model.pretraining import MaskedPretraining
 from sims_kit.model.pretraining_file import load_pretrained, save_pretrained
 from sims_kit.model.recipes import RECIPES, Recipe
-from sims_kit.model.sparsemax import sparsemax
-from sims_kit.model.tabnet import TabNet
+from sims_kit.model.sparse import sparsemax
+from sims_kit.model.network import TabNet
 
 __all__ = [
     "RECIPES",

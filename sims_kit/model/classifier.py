@@ -18,9 +18,9 @@ from sims_kit.metrics import metric_collection
 from sims_kit.model.about import summary
 from sims_kit.model.devices import gathered
 from sims_kit.model.divergence import divergence
-from sims_kit.model.ensemble import make_network, mean_logits
+from sims_kit.model.network import make_network, mean_logits, members
 from sims_kit.model.network_settings import DEFAULTS, plain_settings, wrong_setting
-from sims_kit.model.profiles import ClassProfiles
+from sims_kit.model.novelty import Novelty
 from sims_kit.model.recipes import Recipe, get_recipe
 from sims_kit.model.trainer import optimisation
 
@@ -40,7 +40,7 @@ class SIMSClassifier(pl.LightningModule):
         ``"default"``, ``"thesis"`` (exactly the settings of section 0.3.2) or a `Recipe`.
     network
         Arguments of `TabNet` that differ from the recipe's, such as ``{"n_steps": 5}``, and ``n_models``: how many
-        networks learn side by side and answer together (`sims_kit.model.ensemble.Ensemble`).
+        networks learn side by side and answer together (`sims_kit.model.network.Ensemble`).
     optimizer, optimizer_params
         Any optimiser class and its arguments; the recipe's when left out.
     scheduler, scheduler_params
@@ -67,8 +67,8 @@ class SIMSClassifier(pl.LightningModule):
     temperature
         What `forward`'s logits are divided by before the softmax: 1 until training ends, then fitted on the validation
         cells (`sims_kit.calibration.fit_temperature`).
-    profiles
-        What cells of each class are like (`sims_kit.model.profiles.ClassProfiles`), for the unseen score.
+    novelty
+        What cells of each class are like (`sims_kit.model.novelty.Novelty`), for the unseen score.
     calibration_cells
         What the validation cells say of confidence (`sims_kit.calibration.CalibrationCells`), for rejection and
         prediction sets; None without validation cells, or in files of older versions.
@@ -115,7 +115,7 @@ class SIMSClassifier(pl.LightningModule):
         )
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
-        self.profiles = ClassProfiles(input_dim, output_dim)
+        self.novelty = Novelty(input_dim, output_dim)
         self.register_buffer("raised", torch.zeros(output_dim))  # what logits were raised by since they were trained
         self._is_finished = False
         self._weights_given = class_weights is not None
@@ -173,7 +173,7 @@ class SIMSClassifier(pl.LightningModule):
     def on_train_start(self) -> None:
         """Measure the genes on the training cells, where the network normalises by fixed numbers; undo a rise."""
         self.temperature.fill_(1)
-        self.network.raise_logits(-self.raised)
+        self._raise_logits(-self.raised)
         self.raised.zero_()
         if not self.is_fitted:  # a run that goes on keeps what it has
             self.network.measure_input(self.trainer.train_dataloader)
@@ -221,9 +221,9 @@ class SIMSClassifier(pl.LightningModule):
         if self.network.gene_dropout:
             self.network.refresh_statistics(self.trainer.train_dataloader)
         adjustment = self._adjustment()
-        self.network.raise_logits(adjustment - self.raised)
+        self._raise_logits(adjustment - self.raised)
         self.raised.copy_(adjustment)
-        self.profiles.measure(self.trainer.train_dataloader)
+        self.novelty.measure(self.trainer.train_dataloader)
         self.calibrate(*self._held_out(self.trainer.val_dataloaders))
         self._is_finished = True
 
@@ -237,13 +237,13 @@ class SIMSClassifier(pl.LightningModule):
         labels
             Shape (B,), int64, the true classes. Without cells the temperature is 1 and nothing is kept.
         unlike
-            Shape (B, 2), of `ClassProfiles.unlike`.
+            Shape (B, 2), of `Novelty.distances`.
         """
         self.temperature.fill_(fit_temperature(logits.cpu().numpy(), labels.cpu().numpy()))
         logits = self.calibrated(logits.to(self.device))
         self.calibration_cells = None
         if len(labels):
-            self.profiles.set_usual(logits, unlike.to(self.device))
+            self.novelty.set_reference(logits, unlike.to(self.device))
             self.calibration_cells = calibration_cells(logits.cpu().numpy(), labels.cpu().numpy())
 
     def predict_step(self, batch, batch_index: int) -> Tensor:
@@ -253,6 +253,12 @@ class SIMSClassifier(pl.LightningModule):
     def configure_optimizers(self):
         """The recipe's optimiser and scheduler, or the ones given."""
         return optimisation(self, self.optimizer_choice, self.scheduler_choice)
+
+    @torch.no_grad()
+    def _raise_logits(self, by: Tensor) -> None:
+        for member in members(self.network):
+            if member.additive_bias is not None:
+                member.additive_bias += by
 
     def _adjustment(self) -> Tensor:
         module = getattr(self.trainer, "datamodule", None)
@@ -280,12 +286,12 @@ class SIMSClassifier(pl.LightningModule):
 
     @torch.no_grad()
     def _held_out(self, batches) -> list[Tensor]:
-        """Logits, labels and `ClassProfiles.unlike` of validation cells, of all devices."""
+        """Logits, labels and `Novelty.distances` of validation cells, of all devices."""
         training, parts = self.training, []
         self.eval()
         for batch in batches or ():
             cells = batch.cells.to(self.device)
-            parts.append((self(cells), batch.labels.to(self.device), self.profiles.unlike(cells)))
+            parts.append((self(cells), batch.labels.to(self.device), self.novelty.distances(cells)))
         self.train(training)
         if not parts:
             return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64), torch.empty(0, 2)]

@@ -143,7 +143,7 @@ def load_model(path: str | os.PathLike) -> SIMSClassifier:
         classes=header["classes"],
         recipe=Recipe(network=header["network"]),
     )
-    own = named_tensors(model.network, model.profiles)
+    own = named_tensors(model.network, model.novelty)
     for name, tensor in tensors.items():
         own[name].data.copy_(tensor)
     model.temperature.fill_(temperature)
@@ -188,8 +188,8 @@ def _path(path: str | os.PathLike) -> Path:
 
 def _tensors(model: SIMSClassifier) -> dict[str, torch.Tensor]:
     """The network's parameters and running statistics, layers that steps share once; profiles; calibration cells."""
-    named = named_tensors(model.network, model.profiles)
-    if not model.profiles.is_measured:
+    named = named_tensors(model.network, model.novelty)
+    if not model.novelty.is_measured:
         named = {name: tensor for name, tensor in named.items() if not name.startswith(PROFILES)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     cells = model.calibration_cells or ()

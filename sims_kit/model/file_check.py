@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from sims_kit.errors import ModelFileError
-from sims_kit.model.ensemble import make_network
+from sims_kit.model.network import make_network
 from sims_kit.model.network_settings import DEFAULTS, wrong_setting
-from sims_kit.model.profiles import ClassProfiles
+from sims_kit.model.novelty import Novelty
 
 LARGEST_INDEX = 2**24  # bytes: 60,000 genes need 1.2 million
 WIDTHS = {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64, "BOOL": torch.bool}  # all that is written
@@ -140,7 +140,7 @@ def check_tensors(header: dict[str, Any], entries: dict[str, Entry], extra: set[
     try:
         with torch.device("meta"):  # shapes without memory
             sizes = len(header["genes"]), len(header["classes"])
-            needed = named_tensors(make_network(*sizes, **network), ClassProfiles(*sizes))
+            needed = named_tensors(make_network(*sizes, **network), Novelty(*sizes))
     except (TypeError, ValueError, KeyError, RuntimeError, OverflowError, ZeroDivisionError) as error:
         raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {_short(error)}") from error
     if not any(name.startswith(PROFILES) for name in entries):  # files of earlier versions

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sims_kit.model.tabnet import TabNet
+from sims_kit.model.network import TabNet
 
 DEFAULTS: Mapping[str, Any] = {
     "n_models": 1,  # the `Ensemble`'s own
