@@ -18,7 +18,7 @@ from sims_kit.metrics import metric_collection
 from sims_kit.model.about import summary
 from sims_kit.model.devices import gathered
 from sims_kit.model.divergence import divergence
-from sims_kit.model.network import make_network, mean_logits, members
+from sims_kit.model.network import make_network, mean_logits
 from sims_kit.model.network_settings import DEFAULTS, plain_settings, wrong_setting
 from sims_kit.model.novelty import Novelty
 from sims_kit.model.recipes import Recipe, get_recipe
@@ -116,7 +116,9 @@ class SIMSClassifier(pl.LightningModule):
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
         self.novelty = Novelty(input_dim, output_dim)
-        self.register_buffer("raised", torch.zeros(output_dim))  # what logits were raised by since they were trained
+        self.register_buffer(
+            "logit_adjustment", torch.zeros(output_dim)
+        )  # what logits were raised by since they were trained
         self._is_finished = False
         self._weights_given = class_weights is not None
         if self._weights_given:
@@ -136,7 +138,7 @@ class SIMSClassifier(pl.LightningModule):
 
     def forward(self, cells: Tensor) -> Tensor:
         """Logits, shape (B, classes), of a batch of log-normalised cells, shape (B, genes), dense or CSR."""
-        return self.network(cells).logits
+        return mean_logits([output.logits + self.logit_adjustment for output in self.network.outputs(cells)])
 
     def probabilities(self, cells: Tensor) -> Tensor:
         """Probabilities, shape (B, classes): the full softmax at the model's temperature, rows sum to one."""
@@ -173,8 +175,7 @@ class SIMSClassifier(pl.LightningModule):
     def on_train_start(self) -> None:
         """Measure the genes on the training cells, where the network normalises by fixed numbers; undo a rise."""
         self.temperature.fill_(1)
-        self._raise_logits(-self.raised)
-        self.raised.zero_()
+        self.logit_adjustment.zero_()
         if not self.is_fitted:  # a run that goes on keeps what it has
             self.network.measure_input(self.trainer.train_dataloader)
 
@@ -221,8 +222,7 @@ class SIMSClassifier(pl.LightningModule):
         if self.network.gene_dropout:
             self.network.refresh_statistics(self.trainer.train_dataloader)
         adjustment = self._adjustment()
-        self._raise_logits(adjustment - self.raised)
-        self.raised.copy_(adjustment)
+        self.logit_adjustment.copy_(adjustment)
         self.novelty.measure(self.trainer.train_dataloader)
         self.calibrate(*self._held_out(self.trainer.val_dataloaders))
         self._is_finished = True
@@ -254,19 +254,13 @@ class SIMSClassifier(pl.LightningModule):
         """The recipe's optimiser and scheduler, or the ones given."""
         return optimisation(self, self.optimizer_choice, self.scheduler_choice)
 
-    @torch.no_grad()
-    def _raise_logits(self, by: Tensor) -> None:
-        for member in members(self.network):
-            if member.additive_bias is not None:
-                member.additive_bias += by
-
     def _adjustment(self) -> Tensor:
         module = getattr(self.trainer, "datamodule", None)
         asked = self.recipe.logit_adjustment and self.network_params.get("additive")  # only then is there a bias
         if not asked or module is None or self._weights_given:
-            return torch.zeros_like(self.raised)
+            return torch.zeros_like(self.logit_adjustment)
         n_cells = np.bincount(module.labels[module.split.train], minlength=self.output_dim)
-        return torch.from_numpy(self.recipe.adjustment(n_cells)).to(self.raised)
+        return torch.from_numpy(self.recipe.adjustment(n_cells)).to(self.logit_adjustment)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(

@@ -14,7 +14,6 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from sims_kit.model.network import Ensemble, Step, TabNet, after_first_layer, mean_logits, members, normalisation
-from sims_kit.model.sparse import unpacked
 
 NODES = 32  # at which the integral is evaluated; the tests bound its remainder
 PAIRS = 2**16  # of cell and gene, treated at once
@@ -37,7 +36,7 @@ def explain_batch(
     network: TabNet | Ensemble,
     cells: Tensor,
     towards: Tensor | None = None,
-    logit_adjustment: Tensor | float = 0.0,
+    adjustment: Tensor | float = 0.0,
 ) -> Explained:
     """Aggregated masks of a batch, and what each gene adds to a combination of the logits.
 
@@ -54,12 +53,12 @@ def explain_batch(
     towards
         (B, C), the weights of the logits: 1 for one class and -1 for another compares the two. By default the predicted
         class against the mean of all.
-    logit_adjustment
-        (C,), added to the logits of each network.
+    adjustment
+        (C,), added to the logits of each network: the classifier's `logit_adjustment`.
     """
     steps = [member.steps(cells) for member in members(network)]
     pairs = list(zip(members(network), steps, strict=True))
-    each = [member.logits_of(own) + logit_adjustment for member, own in pairs]
+    each = [member.logits_of(own) + adjustment for member, own in pairs]
     logits = mean_logits(each) if len(each) > 1 else each[0]
     if towards is None:
         towards = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)[logits.argmax(1)]
@@ -84,7 +83,7 @@ def explain_batches(model: nn.Module, batches: Iterable, keep_steps: bool = Fals
     predicted, steps = [], []
     for batch in batches:
         cells = batch.cells.to(model.device)
-        found = explain_batch(model.network, cells)
+        found = explain_batch(model.network, cells, adjustment=model.logit_adjustment)
         _append(rows, rows[-1] + found.masks.crow_indices()[1:])
         _append(genes, found.masks.col_indices())
         _append(weights, found.masks.values())
@@ -106,7 +105,7 @@ def csr(matrix: Tensor) -> sparse.csr_matrix:
 
 def _of_member(network: TabNet, steps: Sequence[Step], cells: Tensor, towards: Tensor) -> Tensor:
     """Masks divided by their sums, and contributions: sparse COO (B, G, 2)."""
-    encoder, dense, parts = network.encoder, unpacked(cells), []
+    encoder, dense, parts = network.encoder, cells.to_dense(), []
     scale, shift = normalisation(encoder.initial_bn, cells, dense)
     table = encoder.initial_splitter.shared.glu_layers[0].fc.weight.T  # (G, W)
     for step, transform in zip(steps, encoder.feat_transformers, strict=True):

@@ -28,13 +28,13 @@ def gathered(tensor: Tensor, device: torch.device | str) -> list[Tensor]:
     return [part.to(tensor.device) for part in gather_all_tensors(sent)]
 
 
-def total(tensor: Tensor, device: torch.device | str) -> Tensor:
+def sum_across_devices(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The sum over processes, the same in each."""
     first, *others = gathered(tensor, device)
     return sum(others, start=first)
 
 
-def share_statistics(network: torch.nn.Module) -> None:
+def average_statistics(network: torch.nn.Module) -> None:
     """Set the running statistics of every batch normalisation to their mean over the processes, in place."""
     for name, statistics in network.named_buffers():
         if name.endswith(("running_mean", "running_var")):

@@ -17,17 +17,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import SettingError
-from sims_kit.model.devices import share_statistics, total
+from sims_kit.model.devices import average_statistics, sum_across_devices
 from sims_kit.model.sparse import (
     Mask,
-    Sparsemax,
     expressed,
     expressed_mask,
     first_layer,
     masked_first_layer,
     moments,
     narrow_mask,
-    unpacked,
+    sparsemax,
     update_statistics,
 )
 
@@ -84,7 +83,7 @@ class _Network(nn.Module):
         finally:
             for member, share in zip(members(self), hidden, strict=True):
                 member.gene_dropout = share
-        share_statistics(self)
+        average_statistics(self)
 
 
 class TabNet(_Network):
@@ -94,34 +93,8 @@ class TabNet(_Network):
     ----------
     n_genes, n_classes
         Width of the input and of the output.
-    n_d, n_a
-        Width of the decision and of the attention part of each step.
-    n_steps
-        Number of decision steps.
-    gamma
-        How freely a gene may be used again: 1 allows each gene in one step only, larger values relax this.
-    n_independent, n_shared
-        Gated layers of each step alone, and of all steps.
-    virtual_batch_size
-        Cells in a ghost batch of the batch normalisation.
-    momentum, input_momentum
-        Of the running statistics of the batch normalisation within steps, and of the input.
-    mask_start
-        Initial weight of the attention's batch normalisation. At 1, TabNet's own, the first masks over thousands of
-        genes are almost one-hot on random genes; at 0.01 masks start broad and narrow while they learn.
-    rescale_masked
-        Multiply the masked input by the mask's effective number of genes, 1 / sum(mask^2).
-    gene_dropout
-        Share of the genes hidden from each cell in training, drawn anew for every batch.
-    mask_temperature
-        None: masks over all genes, as in pytorch-tabnet. A number: masks over the genes that a cell expresses, logits
-        divided by it. Around 30 some 200 genes pass; lower values pass fewer.
-    fixed_scale
-        Normalise the input by numbers measured once (`FixedScale`), in place of a batch normalisation.
-    additive
-        Add to the logits a linear function of the masked genes.
-    epsilon
-        Added to the masks inside the logarithm of the entropy.
+    n_d, n_a, ...
+        The network's settings: see `sims_kit.model.recipe.Recipe`, which also checks them.
 
     Examples
     --------
@@ -153,14 +126,10 @@ class TabNet(_Network):
         epsilon: float = 1e-15,
     ):
         super().__init__()
-        at_least_one = dict(n_genes=n_genes, n_classes=n_classes, n_d=n_d, n_a=n_a, n_steps=n_steps, n_shared=n_shared)
-        for name, value in (at_least_one | dict(gamma=gamma)).items():
+        sizes = dict(n_genes=n_genes, n_classes=n_classes, n_d=n_d, n_a=n_a, n_steps=n_steps, n_shared=n_shared)
+        for name, value in (sizes | dict(gamma=gamma)).items():
             if value < 1:
                 raise SettingError(f"{name} is {value}; TabNet needs at least 1.")
-        if not 0 <= gene_dropout < 1:
-            raise SettingError(f"gene_dropout is {gene_dropout}; it is a share of the genes, at least 0 and below 1.")
-        if mask_temperature is not None and not mask_temperature > 0:
-            raise SettingError(f"mask_temperature is {mask_temperature}; give a number above 0, or None.")
         self.n_genes, self.n_classes = n_genes, n_classes
         self.narrow = NARROW
         self.rescale_masked, self.gene_dropout, self.mask_temperature = rescale_masked, gene_dropout, mask_temperature
@@ -204,7 +173,7 @@ class TabNet(_Network):
             return self._steps(cells)
 
     def _steps(self, cells: Tensor) -> list[Step]:
-        encoder, n_d, dense = self.encoder, self.encoder.n_d, unpacked(cells)  # dense: (B, G)
+        encoder, n_d, dense = self.encoder, self.encoder.n_d, cells.to_dense()  # dense: (B, G)
         pairs = expressed(cells) if self.mask_temperature is not None else None  # (P,) twice: cells, genes
         scale, shift = normalisation(encoder.initial_bn, cells, dense)  # (G,), (G,)
         weight = encoder.initial_splitter.shared.glu_layers[0].fc.weight  # (W, G), shared by all steps
@@ -238,7 +207,7 @@ class TabNet(_Network):
         mask = narrow_mask(attention, attend, past, gamma, self.narrow * self.n_genes)
         if mask is None:
             prior = math.prod((gamma - other.to_dense() for other in past), start=attention.new_ones(()))  # (B, G)
-            mask = Mask(attend(prior, attention), None, None, (len(attention), self.n_genes))
+            mask = Mask(sparsemax(attend.bn(attend.fc(attention)) * prior), None, None, (len(attention), self.n_genes))
         return mask
 
     def logits_of(self, steps: Sequence[Step]) -> Tensor:
@@ -286,8 +255,6 @@ class Ensemble(_Network):
 
     def __init__(self, n_genes: int, n_classes: int, *, n_models: int, **settings):
         super().__init__()
-        if n_models < 1:
-            raise SettingError(f"n_models is {n_models}; an ensemble has at least one network.")
         self.members = nn.ModuleList(TabNet(n_genes, n_classes, **settings) for _ in range(n_models))
 
     @property
@@ -396,7 +363,7 @@ class FixedScale(nn.Module):
             n_cells += len(cells)
             sums.index_add_(0, genes, values)
             squares.index_add_(0, genes, values.square())
-        n_cells, sums, squares = (total(part, self.scale.device) for part in (n_cells, sums, squares))
+        n_cells, sums, squares = (sum_across_devices(part, self.scale.device) for part in (n_cells, sums, squares))
         mean = sums / n_cells
         variance = (squares / n_cells - mean.square()).clamp_(min=0)
         if (variance > 0).any():
@@ -425,5 +392,3 @@ class _Encoder(nn.Module):
         self.att_transformers = nn.ModuleList(
             AttentiveTransformer(n_a, n_genes, group_matrix=None, **ghost) for _ in range(n_steps)
         )
-        for attention in self.att_transformers:
-            attention.selector = Sparsemax()

@@ -12,7 +12,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from sims_kit.model.devices import total
+from sims_kit.model.devices import sum_across_devices
 
 ROBUST = 1.4826  # median absolute deviations of a normal distribution make one standard deviation
 LEAST_SPREAD = 1e-3  # of scores that hardly differ
@@ -66,7 +66,7 @@ class Novelty(nn.Module):
             squares.index_add_(0, genes, values.square())
             sizes += labels.bincount(minlength=n_classes)
         found = (sums, squares, sizes, *_planes(sample, n_classes, n_genes))
-        sums, squares, sizes, planes, offsets, fitted = (total(part, self.means.device) for part in found)
+        sums, squares, sizes, planes, offsets, fitted = (sum_across_devices(part, self.means.device) for part in found)
         means = sums.view(n_classes, n_genes) / sizes.clamp(min=1)[:, None]
         within = squares - (sizes[:, None] * means.square()).sum(0)
         variance = (within / (sizes.sum() - n_classes).clamp(min=1)).clamp(min=0)  # (G,)

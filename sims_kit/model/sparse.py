@@ -1,29 +1,26 @@
 """Masks over genes, and the network's first layer, on sparse batches of cells.
 
-Sparsemax keeps a few genes of each cell. A search without gradients finds them: the logits of all genes pass through
-reused memory and are not recorded. Only the pairs of cell and gene that it finds are computed with gradients. The
-numbers are those of pytorch-tabnet, which computes all of it on dense (cells, genes) matrices.
+Sparsemax keeps a few genes of each cell. A search without gradients finds them among the logits of all genes, for some
+cells at a time; only the pairs of cell and gene that it finds are computed with gradients. The numbers are those of
+pytorch-tabnet, which computes and records all of it on dense (cells, genes) matrices.
 
 Shapes in comments: B cells, G genes, P pairs of cell and gene, A attention width, W outputs of the first layer,
 V ghost batches.
 """
 
-import itertools
-import math
-import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from pytorch_tabnet.tab_network import AttentiveTransformer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 BLOCK = 8  # genes whose maximum the search looks at first, and maxima whose maximum; larger blocks leave more to sort
 STAGGER = 16  # unused columns: rows that start a multiple of 4 kB apart would evict each other from the cache
 PROBE = 8  # cells whose masks are measured before masks on pairs are made
 AT_ONCE = 2**21 + 2**19  # logits searched at once on a CPU, 10 MB: 128 cells of 20,000 genes fit the cache
-WEIGHT_ROWS = 128  # rows of the first layer's weight that are scaled at once
 VALUES = 2**18  # values summed at once in float64: copies of 2 MB
 DIVERGED = (
     "The attention produced NaN or infinite values, so no mask can be drawn. Training has diverged: "
@@ -190,9 +187,8 @@ def _ghosts(attention: Tensor, attend: AttentiveTransformer) -> _Ghosts:
     centred = [part - of_part for part, of_part in zip(parts, mean, strict=True)]
     covariance = torch.stack([part.T @ part / len(part) for part in centred])
     variance = weight.new_empty(len(parts), len(weight))
-    product = workspace("table", weight.shape, weight)
     for of_attention, of_logits in zip(covariance.detach(), variance, strict=True):
-        torch.sum(torch.mm(weight, of_attention, out=product).mul_(weight), 1, out=of_logits)
+        torch.sum(torch.mm(weight, of_attention).mul_(weight), 1, out=of_logits)
     scale = norm.weight.detach() * torch.rsqrt(variance + norm.eps)
     return _Ghosts(size, torch.cat(centred), scale, norm.bias.detach(), mean.detach(), covariance, variance)
 
@@ -211,10 +207,11 @@ def _all_logits(
         at_once = max(PROBE, AT_ONCE // columns)
         at_once -= at_once % ghosts.size if at_once > ghosts.size else 0
     factors = F.pad(ghosts.centred, (0, 1), value=1.0)  # (B, A + 1): the shift is one more column of the table
-    table, of_ghost = workspace("table", (n_genes, factors.shape[1]), factors), None
+    table, of_ghost = factors.new_empty(n_genes, factors.shape[1]), None
+    memory = factors.new_empty(min(at_once, n_cells), columns + STAGGER)
     for start in range(0, n_cells, at_once):
         rows = slice(start, min(start + at_once, n_cells))
-        logits = workspace("logits", (rows.stop - start, columns + STAGGER), ghosts.centred)[:, :columns]
+        logits = memory[: rows.stop - start, :columns]
         logits[:, n_genes:] = -torch.inf
         for ghost in range(start // ghosts.size, -(-rows.stop // ghosts.size)):
             if ghost != of_ghost:
@@ -332,7 +329,7 @@ def update_statistics(norm: nn.BatchNorm1d, means: Tensor, variances: Tensor, si
 def first_layer(cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """A linear layer on normalised cells, ``(cells * scale + shift) @ weight.T``, (B, W); and the weight by gene.
 
-    Cells are (B, G), `scale` and `shift` (G,), `weight` (W, G); `dense` is ``unpacked(cells)``. Differentiable in
+    Cells are (B, G), `scale` and `shift` (G,), `weight` (W, G); `dense` is ``cells.to_dense()``. Differentiable in
     scale, shift and weight, and in dense cells. The second result, (G, W), is for `masked_first_layer`: its gradients,
     on few genes each, are added up in this layer's, so that none of them is as large as the weight.
     """
@@ -342,31 +339,20 @@ def first_layer(cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weig
 
 
 class _FirstLayer(torch.autograd.Function):
-    """`first_layer` for sparse cells. A dense product is the fastest."""
+    """`first_layer` for sparse cells, as a dense product, which is the fastest."""
 
     @staticmethod
     def forward(ctx, cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> tuple:
         ctx.save_for_backward(cells, scale, shift, weight)
-        ctx.dense, ctx.last_call = dense, last_call("cells", dense)
-        out = (weight @ shift).repeat(len(dense), 1)
-        for rows, scaled in _row_parts(weight):
-            out[:, rows].addmm_(dense, torch.mul(weight[rows], scale, out=scaled).T)
-        return out, weight.T
+        return F.linear(dense, weight * scale, weight @ shift), weight.T
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor, of_table: Tensor) -> tuple:
-        if torch.is_grad_enabled():  # by create_graph alone
-            raise RuntimeError("Sparse cells have no second derivatives here. Pass the cells dense: cells.to_dense().")
         cells, scale, shift, weight = ctx.saved_tensors
-        unchanged = ctx.last_call == last_call("cells", ctx.dense)  # else another batch has taken the memory
-        total, of_weight = gradient.sum(0), gradient.T @ (ctx.dense if unchanged else unpacked(cells))
-        of_scale = of_shift = None
-        if ctx.needs_input_grad[2]:
-            of_scale = torch.zeros_like(scale)
-            for rows, product in _row_parts(weight):
-                of_scale += torch.mul(of_weight[rows], weight[rows], out=product).sum(0)
-        if ctx.needs_input_grad[3]:
-            of_shift = total @ weight
+        total, of_weight = gradient.sum(0), gradient.T @ cells.to_dense()  # (W,), (W, G)
+        of_scale = (of_weight * weight).sum(0) if ctx.needs_input_grad[2] else None
+        of_shift = total @ weight if ctx.needs_input_grad[3] else None
         of_weight.mul_(scale).addr_(total, shift)
         if of_table.is_sparse:
             genes, values = of_table._indices()[0], of_table._values()
@@ -374,13 +360,6 @@ class _FirstLayer(torch.autograd.Function):
         else:
             of_weight += of_table.T
         return None, None, of_scale, of_shift, of_weight
-
-
-def _row_parts(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """A few rows of the weight at a time, and memory of their shape."""
-    for start in range(0, len(weight), WEIGHT_ROWS):
-        rows = slice(start, min(start + WEIGHT_ROWS, len(weight)))
-        yield rows, workspace("logits", (rows.stop - start, weight.shape[1]), weight)
 
 
 def masked_first_layer(
@@ -428,7 +407,7 @@ class _RowsOf(torch.autograd.Function):
 
 @torch.no_grad()
 def moments(cells: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each gene, (G,); `dense` is ``unpacked(cells)``."""
+    """Mean and biased variance of each gene, (G,); `dense` is ``cells.to_dense()``."""
     if cells.layout == torch.strided or cells.device.type != "cpu":
         variance, mean = torch.var_mean(dense, dim=0, correction=0)
         return mean, variance
@@ -458,14 +437,6 @@ def sparsemax(logits: Tensor) -> Tensor:
     return _Sparsemax.apply(logits)
 
 
-class Sparsemax(nn.Module):
-    """`sparsemax` as a layer."""
-
-    def forward(self, logits: Tensor) -> Tensor:
-        """Masks of the logits, row by row."""
-        return sparsemax(logits)
-
-
 class _Sparsemax(torch.autograd.Function):
     """Projection of each row onto the probability simplex, with its exact gradient."""
 
@@ -491,42 +462,3 @@ class _Sparsemax(torch.autograd.Function):
         gradient = gradient * support
         mean = gradient.sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
         return gradient.sub_(mean * support)
-
-
-# --- Reused memory ---
-
-_spaces = threading.local()  # two threads must not write into the same memory
-_numbers = itertools.count()  # of calls, in all threads
-
-
-def workspace(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """A tensor with undefined content, of the type and device of `like`, valid until the next call with this name.
-
-    Mapping fresh megabytes takes longer than filling them. Not part of an autograd graph: what a backward pass needs is
-    computed anew or copied.
-    """
-    key, size = f"{name} {like.dtype} {like.device}", math.prod(shape)
-    space, _ = getattr(_spaces, key, (None, None))
-    if space is None or len(space) < size:
-        with torch.inference_mode(False):  # a tensor made for inference could not serve training later
-            space = torch.empty(size, dtype=like.dtype, device=like.device)
-    setattr(_spaces, key, (space, next(_numbers)))
-    return space[:size].view(shape)
-
-
-def last_call(name: str, like: Tensor) -> int | None:
-    """The number of this thread's last call of `workspace`: while it stays the same, so does the content."""
-    _, number = getattr(_spaces, f"{name} {like.dtype} {like.device}", (None, None))
-    return number
-
-
-def unpacked(cells: Tensor) -> Tensor:
-    """Sparse cells, dense, in a workspace that the next call overwrites; dense cells as they are."""
-    if cells.layout == torch.strided:
-        return cells
-    n_cells, n_genes = cells.shape
-    row_starts = torch.arange(0, n_cells * n_genes, n_genes, device=cells.device)
-    places = row_starts.repeat_interleave(cells.crow_indices().diff()).add_(cells.col_indices())
-    dense = workspace("cells", (n_cells, n_genes), cells.values()).zero_()
-    dense.view(-1).scatter_(0, places, cells.values())
-    return dense
