@@ -256,7 +256,7 @@ def explain_cell(
     (batch,) = batches
     model.eval()
     values = batch.cells.to(model.device)
-    explained = explain_batch(model.network, values)
+    explained = explain_batch(model.network, values, adjustment=model.logit_adjustment)
     best, second = explained.logits[0].topk(2).indices.tolist()
     versus = torch.zeros_like(explained.logits)
     versus[0, best], versus[0, second] = 1, -1

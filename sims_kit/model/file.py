@@ -7,7 +7,6 @@ are those of the model's `state_dict`, layers that steps share once, and the cal
 
 import hashlib
 import json
-import math
 import os
 import pickle
 import re
@@ -190,9 +189,7 @@ def _find(source: str | os.PathLike, known_hash: str | None) -> Path:
         if str(source) in published:
             return fetch_model(str(source))
         offered = f" Among published models: {nearest(source, published)}" if published else ""
-        raise FileNotFoundError(
-            f"There is no model file {str(path)!r}. `save_model(model, path)` writes one.{offered}"
-        )
+        raise FileNotFoundError(f"There is no model file {str(path)!r}. `save_model(model, path)` writes one.{offered}")
     return path
 
 
@@ -300,7 +297,7 @@ def _calibration_cells(tensors: dict[str, torch.Tensor], n_classes: int, path: P
         return None
     try:
         cells = CalibrationCells(*(tensors[CELLS + name].numpy() for name in CalibrationCells._fields))
-        labels, nonconformity, confidence, correct = cells
+        labels, nonconformity, confidence = cells[:3]
         fits = (labels >= 0) & (labels < n_classes) & (confidence >= 0) & (confidence <= 1) & np.isfinite(nonconformity)
         kinds = [part.dtype.kind for part in cells] == ["i", "f", "f", "b"]
         whole = len(tensors) == len(cells) and len({part.shape for part in cells}) == 1 and labels.ndim == 1

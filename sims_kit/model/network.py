@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import SettingError
-from sims_kit.model.devices import average_statistics, sum_across_devices
 from sims_kit.model.sparse import (
     Mask,
     expressed,
@@ -29,6 +28,7 @@ from sims_kit.model.sparse import (
     sparsemax,
     update_statistics,
 )
+from sims_kit.model.trainer import average_statistics, sum_across_devices
 
 NARROW = 1 / 16  # share of the genes: masks up to this width are computed on pairs of cell and gene, wider ones on all
 HALF = torch.tensor(0.5, dtype=torch.float32).sqrt().item()  # rounded as in pytorch-tabnet

@@ -12,7 +12,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from sims_kit.model.devices import sum_across_devices
+from sims_kit.model.trainer import sum_across_devices
 
 ROBUST = 1.4826  # median absolute deviations of a normal distribution make one standard deviation
 LEAST_SPREAD = 1e-3  # of scores that hardly differ
