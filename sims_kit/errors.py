@@ -57,6 +57,14 @@ class UnknownNameError(KeyError):
         return self.args[0]
 
 
+def refuse_unknown(function: str, unknown: dict, known: list[str], hints: dict[str, str]) -> None:
+    """Raise for an argument that a function does not have: with the hint for it, or the nearest names."""
+    for name in unknown:
+        if name in hints:
+            raise SettingError(f"{function} has no argument {name!r}: {hints[name]}.")
+        raise UnknownNameError(f"argument of {function}", name, known)
+
+
 def nearest(name: object, options: Iterable[object], n: int = 3) -> str:
     """A sentence that offers the `n` names most like `name`, or all of them when few."""
     options = [str(option) for option in options]

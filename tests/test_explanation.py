@@ -85,6 +85,8 @@ def test_one_cell_and_top_genes(cells, explanation):
         explanation.cell("cell_00007")
     with pytest.raises(KeyError, match="weight"):
         explanation.top_genes(by="weights")
+    shown = explanation._repr_html_()
+    assert shown.startswith("<p>Explanation of 300 cells") and all(gene in shown for gene in top.iloc[:, 0])
 
 
 def test_top_genes_are_markers(cells, explanation):

@@ -129,6 +129,11 @@ class SIMSClassifier(pl.LightningModule):
         self.calibration_cells: CalibrationCells | None = None
 
     @property
+    def novelty(self) -> ClassProfiles:
+        """As `profiles`."""
+        return self.profiles
+
+    @property
     def is_fitted(self) -> bool:
         """Whether its genes and classes have names and its weights have seen a training batch."""
         seen = self.network.encoder.att_transformers[0].bn.bn.num_batches_tracked

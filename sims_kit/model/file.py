@@ -258,6 +258,6 @@ def _calibration_cells(tensors: dict[str, torch.Tensor], n_classes: int, path: P
             raise ModelFileError(f"{str(path)!r} does not hold {name!r} as one {dtype} for each validation cell.")
     cells = CalibrationCells(*(found[name].numpy() for name in _CELLS))
     in_range = (cells.labels >= 0) & (cells.labels < n_classes) & (cells.confidence >= 0) & (cells.confidence <= 1)
-    if not len(in_range) or not (in_range & np.isfinite(cells.strangeness)).all():
+    if not len(in_range) or not (in_range & np.isfinite(cells.nonconformity)).all():
         raise ModelFileError(f"The calibration cells of {str(path)!r} hold classes or numbers out of range.")
     return cells

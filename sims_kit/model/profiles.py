@@ -104,6 +104,10 @@ class ClassProfiles(nn.Module):
         return parts.logsumexp(1) - math.log(parts.shape[1])
 
 
+ClassProfiles.is_calibrated, ClassProfiles.distances = ClassProfiles.knows_usual, ClassProfiles.unlike
+ClassProfiles.scores = ClassProfiles.unseen
+
+
 def doubt(logits: Tensor) -> Tensor:
     """Log odds against the most probable class, shape (B,); its probability alone would round to one."""
     first = logits.argmax(1, keepdim=True)
