@@ -215,7 +215,7 @@ def rejection_threshold(confidence: np.ndarray, correct: np.ndarray, *, error_ra
     Examples
     --------
     >>> float(rejection_threshold(np.linspace(0.51, 1, 50), np.arange(50) >= 20, error_rate=0.1).threshold)
-    0.69
+    0.71
     """
     if not 0 < error_rate < 1:
         raise SettingError(f"error_rate is {error_rate}; expected a share above 0 and below 1, such as 0.05.")
