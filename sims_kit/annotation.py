@@ -52,13 +52,13 @@ WRITTEN = {  # by `annotate`, `prediction_sets` and `Explanation.add_to`, behind
     "uns": "label_colors second_label_colors vote_colors set_colors explained_colors",
 }
 OTHER_WORDS = {  # arguments of scanpy, CellTypist, scvi-tools and of earlier versions
-    "alpha": "prediction sets are written by sims_kit.prediction_sets(query, model, alpha=0.1)",
-    "vote_by": "pass vote='leiden', an obs column with clusters, or vote='auto'",
-    "majority_voting": "pass vote='auto', the majority label of over-clusters",
-    "over_clustering": "pass vote='leiden', an obs column with clusters, or vote='auto'",
-    "probability_threshold": "pass threshold=0.5, or reject=0.05 for a share of errors among labelled cells",
-    "use_raw": "pass layer='raw' to read query.raw",
-    "batch_key": "the query's batches are not needed; pass groups= to sims_kit.fit to validate on whole batches",
+    "alpha": "Prediction sets are written by sims_kit.prediction_sets(query, model, alpha=0.1).",
+    "vote_by": "Pass vote='leiden', an obs column with clusters, or vote='auto'.",
+    "majority_voting": "Pass vote='auto', the majority label of over-clusters.",
+    "over_clustering": "Pass vote='leiden', an obs column with clusters, or vote='auto'.",
+    "probability_threshold": "Pass threshold=0.5, or reject=0.05 for a share of errors among labelled cells.",
+    "use_raw": "Pass layer='raw' to read query.raw.",
+    "batch_key": "The query's batches are not needed. To validate on whole batches, pass groups= to sims_kit.fit.",
 }
 
 

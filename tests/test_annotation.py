@@ -19,11 +19,10 @@ from sims_kit.errors import GeneError, LabelError, SettingError, UnknownNameErro
 
 
 @pytest.fixture(scope="module")
-def model(make_cells, tmp_path_factory):
+def model(make_cells):
     """A model fitted on 300 of 700 easy cells."""
-    quiet = dict(enable_progress_bar=False, logger=False, verbose=False)
-    folder = tmp_path_factory.mktemp("fit")
-    return sk.fit(make_cells(n_cells=700)[:300].copy(), "cell_type", max_epochs=15, default_root_dir=folder, **quiet)
+    quiet = dict(verbose=False, logger=False)
+    return sk.fit(make_cells(n_cells=700)[:300].copy(), "cell_type", max_epochs=15, **quiet)
 
 
 def test_columns(model, make_cells):
@@ -316,7 +315,7 @@ def test_unseen_types_stand_out(make_cells):
     """Cells of a type that the model never saw have a higher unseen score than others."""
     cells = make_cells(n_cells=400, n_genes=200, n_classes=4)
     hidden = (cells.obs["cell_type"] == "class_3").to_numpy()
-    quiet = dict(enable_progress_bar=False, logger=False, verbose=False)
+    quiet = dict(verbose=False, logger=False)
     model = sk.fit(cells[~hidden][:200].copy(), "cell_type", test=0, max_epochs=15, **quiet)
     query = cells[np.r_[np.flatnonzero(~hidden)[200:], np.flatnonzero(hidden)]].copy()
     sk.annotate(query, model)

@@ -17,10 +17,10 @@ def cells(make_cells):
 
 
 @pytest.fixture(scope="module")
-def model(cells, tmp_path_factory):
+def model(cells):
     """A model fitted on them."""
-    quiet = dict(enable_progress_bar=False, logger=False, verbose=False)
-    return sk.fit(cells, "cell_type", max_epochs=15, default_root_dir=tmp_path_factory.mktemp("fit"), **quiet)
+    quiet = dict(verbose=False, logger=False)
+    return sk.fit(cells, "cell_type", max_epochs=15, **quiet)
 
 
 @pytest.fixture(scope="module")

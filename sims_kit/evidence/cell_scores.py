@@ -107,8 +107,20 @@ def scores_of_values(
     if method == "integrated gradients":
         return _by_batch(model, values, _integrated_gradients, DENSE_CELLS)
     if method == "SIMS masks":
-        return _by_batch(model, values, lambda model, batch: explain_batch(model.network, batch).masks.to_dense())
-    added = _by_batch(model, values, lambda model, batch: explain_batch(model.network, batch).contributions.to_dense())
+        return _by_batch(
+            model,
+            values,
+            lambda model, batch: explain_batch(
+                model.network, batch, adjustment=model.logit_adjustment
+            ).masks.to_dense(),
+        )
+    added = _by_batch(
+        model,
+        values,
+        lambda model, batch: explain_batch(
+            model.network, batch, adjustment=model.logit_adjustment
+        ).contributions.to_dense(),
+    )
     return added if method == "SIMS contributions" else _shuffled_among_alike(added, values, random)
 
 

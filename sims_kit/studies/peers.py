@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,7 @@ from scipy.sparse import csr_matrix
 
 from sims_kit.annotation import annotate
 from sims_kit.errors import UnknownNameError
-from sims_kit.model.recipes import RECIPES, Recipe, get_recipe
+from sims_kit.model.recipe import RECIPES, Recipe, get_recipe
 from sims_kit.studies import classical
 from sims_kit.studies.adaptor import Peer, Prediction, labels_of
 from sims_kit.studies.packages import CellTypist, ScANVI, Scsims
@@ -49,9 +48,7 @@ class Sims:
     def fit(self, reference: AnnData, label: str, *, sample: str | None = None, seed: int = 0) -> None:
         """Train on a reference, a tenth of it for validation; samples are not corrected for. See `Peer.fit`."""
         labels_of(reference, label)
-        with tempfile.TemporaryDirectory(prefix="sims_kit_") as folder:
-            quiet = dict(verbose=False, logger=False, enable_progress_bar=False, default_root_dir=folder)
-            self.model = fit(reference, label, recipe=self.recipe, seed=seed, test=0, **quiet)
+        self.model = fit(reference, label, recipe=self.recipe, seed=seed, test=0, verbose=False)
 
     def predict(self, query: AnnData) -> Prediction:
         """Label cells. See `Peer.predict`."""
@@ -101,7 +98,7 @@ _OPTIONS = {
     "LightGBM": {"packages": ("lightgbm",)},
 }
 
-_ONE_NETWORK = replace(RECIPES["default"], network={**RECIPES["default"].network, "n_models": 1})
+_ONE_NETWORK = replace(RECIPES["default"], n_models=1)
 
 PEERS: Mapping[str, Callable[[], Peer]] = MappingProxyType(
     {name: partial(classical.Estimator, name, make, **_OPTIONS.get(name, {})) for name, make in _CLASSICAL.items()}

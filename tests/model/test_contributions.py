@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sims_kit.model.contributions import explain_batch
-from sims_kit.model.ensemble import make_network
+from sims_kit.model.network import make_network
 
 N_GENES, N_CLASSES = 60, 4
 KINDS = {
@@ -69,7 +69,7 @@ def test_they_sum_to_what_the_cell_adds(kind):
 
 def _logits_of_nothing(network, n_cells):
     """The logits when every step's first layer reads zeros."""
-    from sims_kit.model.tabnet import after_first_layer
+    from sims_kit.model.network import after_first_layer
 
     encoder, total = network.encoder, 0
     for transform in encoder.feat_transformers:

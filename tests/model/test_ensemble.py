@@ -5,7 +5,7 @@ import torch
 
 from sims_kit.errors import SettingError
 from sims_kit.model import SIMSClassifier
-from sims_kit.model.ensemble import Ensemble
+from sims_kit.model.network import Ensemble
 
 SETTINGS = dict(mask_temperature=5.0, fixed_scale=True, rescale_masked=True, n_steps=1)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sims_kit.model.first_layer import first_layer, masked_first_layer, moments, unpacked
-from sims_kit.model.masks import Mask
+from sims_kit.model.sparse import first_layer, masked_first_layer, moments, unpacked
+from sims_kit.model.sparse import Mask
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 

@@ -5,8 +5,8 @@ import torch
 
 from sims_kit.errors import SettingError
 from sims_kit.model import TabNet, sparsemax
-from sims_kit.model.masks import expressed, expressed_mask
-from sims_kit.model.scale import FixedScale
+from sims_kit.model.sparse import expressed, expressed_mask
+from sims_kit.model.network import FixedScale
 
 SETTINGS = dict(mask_temperature=5.0, rescale_masked=True, fixed_scale=True, additive=True, n_steps=2)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pytorch_tabnet.sparsemax import Sparsemax as Oracle
 
-from sims_kit.model.sparsemax import sparsemax
+from sims_kit.model.sparse import sparsemax
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 0.1, 1.0, 50.0])

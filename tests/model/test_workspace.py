@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from sims_kit.model import first_layer
-from sims_kit.model.tabnet import TabNet
-from sims_kit.model.workspace import last_call, workspace
+from sims_kit.model import sparse as first_layer
+from sims_kit.model.network import TabNet
+from sims_kit.model.sparse import last_call, workspace
 
 N_GENES = 500
 PATHS = pytest.mark.parametrize("narrow", [1, -1], ids=["pairs", "all-genes"])

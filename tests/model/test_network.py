@@ -10,7 +10,7 @@ from pytorch_tabnet.tab_network import TabNetNoEmbeddings
 from torch.nn.functional import cross_entropy
 
 from sims_kit.errors import SettingError
-from sims_kit.model.tabnet import TabNet
+from sims_kit.model.network import TabNet
 
 CASES = {  # cells, genes, how the attention came about, settings
     "defaults": (64, 200, "trained", {}),
@@ -233,7 +233,7 @@ def test_ghost_batch_of_one_cell(n_cells, virtual_batch_size):
 
 def test_imported_in_double_precision():
     """The networks stay equal when the default type at import was float64: the oracle's one constant is in float32."""
-    spec = importlib.util.find_spec("sims_kit.model.tabnet")
+    spec = importlib.util.find_spec("sims_kit.model.network")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     oracle, cells = (copy.deepcopy(part) for part in _case("defaults"))

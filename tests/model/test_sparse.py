@@ -8,7 +8,7 @@ from pytorch_tabnet.sparsemax import Sparsemax
 from pytorch_tabnet.tab_network import AttentiveTransformer
 from torch import nn
 
-from sims_kit.model.masks import Mask, expressed_mask, narrow_mask, update_statistics
+from sims_kit.model.sparse import Mask, expressed_mask, narrow_mask, update_statistics
 
 ALL = 10**6  # wider than any mask: pairs are never refused
 
