@@ -15,16 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sims_kit.calibration import (
-    UNKNOWN,
-    CalibrationCells,
-    conformal_quantiles,
-    hierarchical_labels,
-    majority_vote,
-    nonconformity,
-    paths_to_root,
-    rejection_threshold,
-)
+from sims_kit import calibration
+from sims_kit.calibration import UNKNOWN
 from sims_kit.cells.genes import GeneCoverage
 from sims_kit.cells.loaders import CellLoader, query_batches
 from sims_kit.cells.matrix import Expression, Scale, open_cells
@@ -163,7 +155,7 @@ def annotate(
     probabilities, labels = probabilities.numpy(), classes[first[:, 0].numpy()]
     confidence = probabilities.max(axis=1)
     if hierarchy is not None:
-        found = hierarchical_labels(probabilities, model.classes, hierarchy, threshold)
+        found = calibration.hierarchical_labels(probabilities, model.classes, hierarchy, threshold)
         labels, confidence = found["label"].to_numpy(object), found["probability"].to_numpy(np.float32)
     elif threshold is not None:
         labels[confidence < threshold] = UNKNOWN
@@ -182,7 +174,7 @@ def annotate(
         query.obs[f"{key_added}_unseen"] = unseen.numpy()
     query.obsm[f"{key_added}_probabilities"] = probabilities
     if vote is not None:
-        votes = majority_vote(labels, clusters)
+        votes = calibration.majority_vote(labels, clusters)
         query.obs[f"{key_added}_vote"] = _categorical(votes["label"], colours)
         query.uns[f"{key_added}_vote_colors"] = [*colours.values()]
         query.obs[f"{key_added}_vote_proportion"] = votes["proportion"].to_numpy()
@@ -232,11 +224,11 @@ def prediction_sets(
     """
     model = fitted_model(model)
     cells = _calibration_cells(model)
-    quantiles = conformal_quantiles(cells.nonconformity, cells.labels, len(model.classes), alpha)
+    quantiles = calibration.conformal_quantiles(cells.nonconformity, cells.labels, len(model.classes), alpha)
     query, is_own, batches, *_ = _opened(query, model, layer, species, copy)
     with on_device(model, device):
         logits, _ = predict_logits(model, progress_bar(batches, desc="predicting", unit="batch"))
-    sets = nonconformity(logits.numpy()) <= quantiles
+    sets = calibration.nonconformity(logits.numpy()) <= quantiles
     order, names = logits.argsort(dim=1, descending=True, stable=True).numpy(), np.array(model.classes, dtype=object)
     texts = [SEPARATOR.join(names[row[own[row]]]) or UNKNOWN for row, own in zip(order, sets, strict=True)]
     query.obs[f"{key_added}_set"] = _categorical(texts, sorted({*texts, UNKNOWN}))
@@ -393,7 +385,7 @@ def _threshold(
 ) -> float | None:
     """The confidence that a label must reach; what cannot be promised is refused before anything is predicted."""
     if hierarchy is not None:
-        paths_to_root(model.classes, hierarchy)
+        calibration.paths_to_root(model.classes, hierarchy)
         reject = ERROR_RATE if reject is None and threshold is None else reject
     if reject is None and threshold is None:
         return None
@@ -408,8 +400,8 @@ def _threshold(
             "such as 0.05. To set a confidence of your own, pass threshold=."
         )
     cells = _calibration_cells(model)
-    found = rejection_threshold(cells.confidence, cells.correct, error_rate=reject)
-    if not found.is_reached:
+    found = calibration.rejection_threshold(cells.confidence, cells.correct, error_rate=reject)
+    if math.isinf(found.threshold):
         raise SettingError(
             f"reject={reject} cannot be promised from {len(cells.labels)} validation cells; the lowest rate that "
             f"can is {math.ceil(1000 * found.lowest_error_rate) / 1000}. Pass that or more, or calibrate on more "
@@ -418,7 +410,7 @@ def _threshold(
     return found.threshold
 
 
-def _calibration_cells(model: SIMSClassifier) -> CalibrationCells:
+def _calibration_cells(model: SIMSClassifier) -> calibration.CalibrationCells:
     _refuse_unknown_class(model)
     if model.calibration_cells is None:
         raise SettingError(
@@ -480,15 +472,12 @@ def _categorical(values, names) -> pd.Categorical:
 
 def _new_file(out: str | os.PathLike, query: Cells) -> Path:
     """The file to write; `SettingError` for one that `query` comes from, a folder, or another format."""
-    path = Path(out).expanduser()
+    path, origin = Path(out).expanduser(), query.filename if isinstance(query, ad.AnnData) else query
     if path.suffix.lower() != ".h5ad" or path.is_dir():
         raise SettingError(f"out={str(out)!r}: name a file to write that ends in .h5ad, such as 'annotated.h5ad'.")
     make_folder(path.parent)
-    origin = query.filename if isinstance(query, ad.AnnData) else query
     if origin is not None and path.exists() and Path(origin).expanduser().exists() and path.samefile(origin):
-        raise SettingError(
-            f"out={str(out)!r} is the file that the cells come from, which is never changed. Name another."
-        )
+        raise SettingError(f"out={str(out)!r} is the file that the cells come from, which is never changed.")
     return path
 
 

@@ -46,11 +46,6 @@ class Rejection(NamedTuple):
     answered: float  # share of the cells that are answered
     lowest_error_rate: float  # the smallest rate that these cells could promise, answering fewer
 
-    @property
-    def is_reached(self) -> bool:
-        """Whether a threshold keeps the error rate."""
-        return math.isfinite(self.threshold)
-
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the number to divide logits by so that probabilities fit held-out cells (Guo et al., ICML 2017).
@@ -58,15 +53,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Minimises the negative log-likelihood over one positive number; predicted classes stay as they are. A weak normal
     prior on its logarithm, worth about one cell, keeps it finite where every cell is right.
 
-    Parameters
-    ----------
-    logits, labels
-        (cells, classes) and (cells,) true classes, 0 to ``classes - 1``, of cells that the model did not learn from.
-
-    Returns
-    -------
-    float
-        Above 1 for an overconfident model, below 1 for an underconfident one; 1 without cells.
+    `logits`, (cells, classes), and `labels`, (cells,) true classes, are of cells that the model did not learn from. The
+    temperature is above 1 for an overconfident model, below 1 for an underconfident one, and 1 without cells.
 
     Examples
     --------
@@ -101,6 +89,8 @@ def calibration_cells(logits: np.ndarray, labels: np.ndarray) -> CalibrationCell
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, *, n_bins: int = BINS) -> float:
     """Return the mean absolute difference of confidence and accuracy over bins of confidence, weighted by their cells.
 
+    It is torchmetrics' number, from 0 to 1. Chance alone makes it large where cells are few.
+
     Parameters
     ----------
     confidence
@@ -109,11 +99,6 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, *, n
         (cells,) whether that class is the true one.
     n_bins
         Bins of equal width.
-
-    Returns
-    -------
-    float
-        From 0 to 1, torchmetrics' number. Chance alone makes it large where cells are few.
 
     Examples
     --------
@@ -126,18 +111,10 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, *, n
 
 
 def reliability_table(confidence: np.ndarray, correct: np.ndarray, *, n_bins: int = BINS) -> pd.DataFrame:
-    """Compare confidence and accuracy by bin of confidence; bins without cells are left out.
+    """Compare confidence and accuracy by bin of confidence; arguments as in `expected_calibration_error`.
 
-    Parameters
-    ----------
-    confidence, correct, n_bins
-        As in `expected_calibration_error`, whose value is ``(n_cells * |accuracy - confidence|).sum() / cells``.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``low`` and ``high`` (the bin's edges), ``confidence`` and ``accuracy`` (means over its cells), ``n_cells``, and
-        ``accuracy_low`` and ``accuracy_high``, Wilson's 95 % interval.
+    A row per bin with cells: ``low`` and ``high`` (the bin's edges), ``confidence`` and ``accuracy`` (means over its
+    cells), ``n_cells``, and ``accuracy_low`` and ``accuracy_high``, Wilson's 95 % interval.
 
     Examples
     --------
@@ -166,18 +143,10 @@ def share_interval(n_hits: int, n_cells: int) -> tuple[float, float]:
 
 
 def rejection_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Count answered cells and their errors at every threshold of confidence, the highest first.
+    """Count answered cells and their errors at every threshold; arguments as in `expected_calibration_error`.
 
-    Parameters
-    ----------
-    confidence, correct
-        As in `expected_calibration_error`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``threshold`` (cells of this confidence or more are answered), ``n_answered``, ``n_errors``, ``answered`` (share
-        of the cells) and ``error`` (share of the answered).
+    A row per threshold, the highest first: ``threshold`` (cells of this confidence or more are answered),
+    ``n_answered``, ``n_errors``, ``answered`` (share of the cells) and ``error`` (share of the answered).
 
     Examples
     --------
@@ -209,8 +178,7 @@ def rejection_threshold(confidence: np.ndarray, correct: np.ndarray, *, error_ra
     Returns
     -------
     Rejection
-        With an infinite threshold where the rate cannot be promised: 0.05 takes at least 45 answered cells without an
-        error, 0.1 takes 22.
+        Its threshold is infinite where the rate cannot be promised: 0.05 takes 45 answered cells without an error.
 
     Examples
     --------

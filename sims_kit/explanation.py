@@ -1,6 +1,5 @@
 """Explanation: which genes a model used, per cell, per class and overall (thesis sections 0.2.6 and 0.3.3)."""
 
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from sims_kit.annotation import on_device, scales_of
+from sims_kit.annotation import Cells, Model, on_device, scales_of
 from sims_kit.cells.genes import align_genes, gene_rows
 from sims_kit.cells.loaders import query_batches
 from sims_kit.cells.matrix import open_cells
 from sims_kit.errors import DataError, UnknownNameError
-from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.contributions import csr, explain_batch, explain_batches
 from sims_kit.model.file import fitted_model
 from sims_kit.model.trainer import plain_torch
@@ -98,19 +96,15 @@ class Explanation:
         - ``obs["sims_explained"]``: the classes by which cells were grouped, categorical.
         """
         if list(adata.obs_names) != list(self.cell_names):
-            raise DataError(
-                f"adata has {adata.n_obs} cells, the explanation {len(self.cell_names)}, or in another order; pass the "
-                "AnnData that was explained."
-            )
+            sizes = f"adata has {adata.n_obs} cells, the explanation {len(self.cell_names)}, or in another order"
+            raise DataError(f"{sizes}; pass the AnnData that was explained.")
         with warnings.catch_warnings():  # given already when the cells were explained
             warnings.simplefilter("ignore")
             rows = np.flatnonzero(gene_rows(adata.var))
             places = align_genes(adata.var.iloc[rows], self.gene_names, species=self.species).places()
-        places = np.where(places >= 0, rows[places], -1)
         found = np.flatnonzero(places >= 0)
-        known = sparse.csr_matrix(
-            (np.ones(len(found), np.float32), (found, places[found])), shape=(len(places), adata.n_vars)
-        )
+        parts = np.ones(len(found), np.float32), (found, rows[places[found]])
+        known = sparse.csr_matrix(parts, shape=(len(places), adata.n_vars))  # genes of the model x genes of adata
         adata.layers[f"{key_added}_masks"] = self.cells @ known
         adata.layers[f"{key_added}_contributions"] = self.contributions @ known
         adata.varm[f"{key_added}_class_masks"] = (self.classes.to_numpy() @ known).T
@@ -126,14 +120,9 @@ class Explanation:
 class CellExplanation:
     """The genes behind the label of one cell.
 
-    Attributes
-    ----------
-    label, second_label, probability, second_probability
-        The most probable class, the runner-up, and their probabilities.
-    genes
-        DataFrame, one row per gene that the masks pass, largest `contribution` first: `weight` in the masks,
-        `contribution` to the logit of `label` against the mean of all classes, `against_second`, the same against
-        `second_label` alone, and `expression`, log-normalised.
+    `label` is the most probable class and `second_label` the runner-up. `genes` has a row per gene that the masks pass,
+    largest `contribution` first: `weight` in the masks, `contribution` to the logit of `label` against the mean of all
+    classes, `against_second`, the same against `second_label` alone, and `expression`, log-normalised.
     """
 
     label: str
@@ -145,8 +134,8 @@ class CellExplanation:
 
 @plain_torch()
 def explain(
-    model: SIMSClassifier | str | os.PathLike,
-    cells: ad.AnnData | str | os.PathLike,
+    model: Model,
+    cells: Cells,
     *,
     groupby: str | None = None,
     layer: str | None = None,
@@ -167,8 +156,8 @@ def explain(
     model, cells, layer, backed, species, device
         As in `annotate`.
     groupby
-        `obs` column that defines the classes of the class tables; the predicted class when left out. Contributions are
-        to the predicted class either way.
+        `obs` column that the class tables group by, in place of the predicted class. Contributions are to the predicted
+        class either way.
     batch_size
         Cells explained at once.
     steps
@@ -210,9 +199,7 @@ def explain(
 
 
 @plain_torch()
-def explain_cell(
-    model: SIMSClassifier | str | os.PathLike, cells: ad.AnnData, name: str, *, layer: str | None = None
-) -> CellExplanation:
+def explain_cell(model: Model, cells: ad.AnnData, name: str, *, layer: str | None = None) -> CellExplanation:
     """Return the genes behind the label of one cell, and those that favour its label over the runner-up.
 
     `name` is that of the cell in ``cells.obs_names``; other arguments are those of `explain`.
@@ -250,10 +237,8 @@ def _position(name: str, cell_names: pd.Index) -> int:
     if not len(found):
         raise UnknownNameError("cell", name, cell_names[:1000])
     if len(found) > 1:
-        raise DataError(
-            f"{len(found)} cells are called {name!r}, at positions {', '.join(map(str, found[:5]))}. Make the names "
-            "unique first: adata.obs_names_make_unique()"
-        )
+        places = ", ".join(map(str, found[:5]))
+        raise DataError(f"{len(found)} cells are called {name!r}, at positions {places}: adata.obs_names_make_unique()")
     return int(found[0])
 
 

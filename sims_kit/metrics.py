@@ -70,18 +70,10 @@ def score(
 
 
 def per_class(y_true: Sequence, y_pred: Sequence) -> pd.DataFrame:
-    """Return precision, recall, specificity and F1 of each class, and the number of its cells.
+    """Return precision, recall, specificity and F1 of each class, and its cells; arguments as in `score`.
 
-    Parameters
-    ----------
-    y_true, y_pred
-        As in `score`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per class that occurs in either array, sorted by name; columns ``precision``, ``recall``,
-        ``specificity``, ``f1`` (0 to 1) and ``support`` (cells with that true label).
+    One row per class that occurs in either array, sorted by name; columns ``precision``, ``recall``, ``specificity``,
+    ``f1`` (0 to 1) and ``support`` (cells with that true label).
 
     Examples
     --------
@@ -114,10 +106,8 @@ def metric_collection(
 
     Parameters
     ----------
-    n_classes
-        1 or more.
-    prefix
-        Put before each name, such as ``"val_"``.
+    n_classes, prefix
+        1 or more; and what to put before each name, such as ``"val_"``.
     metrics
         Names of the metrics to track, or torchmetrics objects, tracked under the name of their class; all fourteen of
         this module when left out.
@@ -170,8 +160,8 @@ class LabelMetric(MulticlassConfusionMatrix):
 class MedianF1(LabelMetric):
     """Median of the F1 scores of the classes that occur in the target, as a torchmetrics object.
 
-    Thesis section 0.3.2, and the measure of the benchmark by Abdelaal et al. (Genome Biology 2019): half of the classes
-    are annotated at least this well. An even number of classes gives the mean of the middle two.
+    Thesis section 0.3.2, and the measure of Abdelaal et al. (Genome Biology 2019): half of the classes are annotated at
+    least this well. An even number of classes gives the mean of the middle two.
     """
 
     def __init__(self, n_classes: int):
@@ -226,15 +216,10 @@ def _confusion(y_true: Sequence, y_pred: Sequence) -> tuple[Tensor, list[str], T
     """Counts of cells, true x predicted, the sorted names of all labels, and the true labels as positions in these."""
     indexes = [labels.index for labels in (y_true, y_pred) if isinstance(labels, pd.Series)]
     if len(indexes) == 2 and not indexes[0].equals(indexes[1]) and set(indexes[0]) == set(indexes[1]):
-        raise LabelError(
-            "y_true and y_pred hold the same cells in another order (their indexes differ). "
-            "Align them, for example y_pred.loc[y_true.index]."
-        )
+        raise LabelError("y_true and y_pred hold the same cells in another order: pass y_pred.loc[y_true.index].")
     truth, prediction = _strings(y_true, "y_true"), _strings(y_pred, "y_pred")
     if len(truth) != len(prediction):
-        raise LabelError(
-            f"y_true has {len(truth)} labels and y_pred {len(prediction)}; both need one per cell, in the same order."
-        )
+        raise LabelError(f"y_true has {len(truth)} labels and y_pred {len(prediction)}; expected one per cell in each.")
     codes, names = pd.factorize(np.concatenate([truth, prediction]), sort=True)
     true, predicted = torch.from_numpy(codes).view(2, -1)
     counts = torch.bincount(true * len(names) + predicted, minlength=len(names) ** 2)
@@ -244,18 +229,15 @@ def _confusion(y_true: Sequence, y_pred: Sequence) -> tuple[Tensor, list[str], T
 def _strings(labels: Sequence, argument: str) -> np.ndarray:
     """Labels as text; refuses what is empty, missing or not one per cell."""
     values = labels if isinstance(labels, pd.Series | np.ndarray) else np.asarray(labels, dtype=object)
-    if values.ndim != 1:
+    if values.ndim != 1 or not len(values):
         raise LabelError(
-            f"{argument} has shape {values.shape}; expected one label per cell. "
-            "Of probabilities (cells x classes) take the most probable class first."
+            f"{argument} has shape {values.shape}; expected one label for each of one or more cells. Of probabilities "
+            "(cells x classes) take the most probable class first."
         )
-    if not len(values):
-        raise LabelError(f"{argument} is empty; expected one label per cell. Was every cell filtered out?")
     text = label_text(values)
     if missing := text.isna().sum():
         raise LabelError(
-            f"{argument} has {missing} of {len(values)} cells without a label; a score needs one for each. "
-            "Leave these cells out of both arrays first."
+            f"{argument} has {missing} of {len(values)} cells without a label; leave these cells out first."
         )
     return text.to_numpy()
 
