@@ -17,10 +17,10 @@ def cells(make_cells):
 
 
 @pytest.fixture(scope="module")
-def model(cells, tmp_path_factory):
+def model(cells):
     """A model fitted on them."""
-    quiet = dict(enable_progress_bar=False, logger=False, verbose=False)
-    return sk.fit(cells, "cell_type", max_epochs=15, default_root_dir=tmp_path_factory.mktemp("fit"), **quiet)
+    quiet = dict(verbose=False, logger=False)
+    return sk.fit(cells, "cell_type", max_epochs=15, **quiet)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,8 @@ def test_one_cell_and_top_genes(cells, explanation):
         explanation.cell("cell_00007")
     with pytest.raises(KeyError, match="weight"):
         explanation.top_genes(by="weights")
+    shown = explanation._repr_html_()
+    assert shown.startswith("<p>Explanation of 300 cells") and all(gene in shown for gene in top.iloc[:, 0])
 
 
 def test_top_genes_are_markers(cells, explanation):

@@ -15,7 +15,7 @@ from anndata import AnnData
 from scipy.stats import ttest_ind
 
 from sims_kit.annotation import annotate
-from sims_kit.calibration.reliability import share_interval
+from sims_kit.calibration import share_interval
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load
 from sims_kit.errors import SettingError, UnknownNameError

@@ -15,7 +15,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import stats
 
-from sims_kit.calibration.reliability import share_interval
+from sims_kit.calibration import share_interval
 from sims_kit.datasets.simulate import PRESETS, SimulationSettings, simulate
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.explanation import explain
