@@ -1,7 +1,7 @@
 """Recipes: every setting of a training run in one place, each with its reason."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from types import MappingProxyType
 from typing import Any
@@ -126,6 +126,10 @@ def get_recipe(recipe: "str | Recipe") -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return recipe
+    if isinstance(recipe, Mapping):  # changes of the default recipe
+        default, changes = RECIPES["default"], dict(recipe)
+        own = {name: changes.pop(name) for name in recipe if name in {item.name for item in fields(Recipe)}}
+        return replace(default, network={**default.network, **changes}, **own)
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise UnknownNameError("recipe", recipe, RECIPES)
     return RECIPES[recipe]
