@@ -123,7 +123,7 @@ def _run(make, fold: int, seed: int, *, cells: AnnData, folds: list) -> pd.DataF
     query, started = without_labels(cells[asked]), time.process_time()
     predicted, confidence = estimator.predict(query), np.nan
     if hasattr(estimator, "predict_proba"):
-        confidence = estimator.predict_proba(query).max(axis=1)
+        confidence = estimator.predict_proba(query).max(axis=1).astype(float)
     seconds = {"fit_cpu_seconds": fit_seconds, "predict_cpu_seconds": round(time.process_time() - started, 2)}
     truth = cells.obs["label"].to_numpy(str)[asked]
     found = {
