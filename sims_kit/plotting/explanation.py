@@ -13,7 +13,6 @@ from sims_kit.plotting import style
 
 ROWS_DRAWN = 600  # of an explain matrix, about one per pixel
 VALUES = {"probability": "probability of the predicted class", "unchanged": "share of predictions unchanged"}
-MEASURES = {"weight": "mask weight", "contribution": "contributions"}
 
 
 def top_genes(genes: pd.DataFrame, n: int = 20, *, ax: Axes | None = None) -> Axes:
@@ -194,42 +193,37 @@ def faithfulness_curves(
     return axes
 
 
-def gene_set_weight(
-    classes: pd.DataFrame, measure: str = "weight", *, alpha: float = 0.05, ax: Axes | None = None
-) -> Axes:
-    """Draw the share of a set of genes in each class, and of random sets with equally expressed genes.
+def gene_set_weight(classes: pd.DataFrame, *, alpha: float = 0.05, ax: Axes | None = None) -> Axes:
+    """Draw how much of a set of genes is among the top genes of each class, and of random sets of equal expression.
 
     Parameters
     ----------
     classes
-        One row per class, such as ``check_gene_set(...).classes``: the measure (a share, 0 to 1), and the same with
-        ``_expected``, ``_low``, ``_high`` (mean and central 95 % of the random sets) and ``_p_adjusted``.
-    measure
-        ``"weight"`` or ``"contribution"``.
+        One row per class, such as ``check_gene_set(...).drop("overall")``: ``share`` of the set (0 to 1), ``expected``,
+        ``low`` and ``high`` (mean and central 95 % of the random sets) and ``p``.
     alpha
-        Adjusted p-value below which a class is marked by a diamond.
+        p-value below which a class is marked by a diamond.
 
     Examples
     --------
-    >>> classes = pd.DataFrame({"weight": [0.01, 0.20], "weight_expected": 0.03}, index=["B", "T"])
-    >>> classes = classes.assign(weight_low=0.01, weight_high=0.05, weight_p_adjusted=[1.0, 0.002])
-    >>> ax = sk.plotting.gene_set_weight(classes)
+    >>> classes = pd.DataFrame({"share": [0.01, 0.20], "expected": 0.03, "p": [1.0, 0.002]}, index=["B", "T"])
+    >>> ax = sk.plotting.gene_set_weight(classes.assign(low=0.01, high=0.05))
     """
-    columns = [f"{measure}{ending}" for ending in ("", "_expected", "_low", "_high", "_p_adjusted")]
+    columns = ["share", "expected", "low", "high", "p"]
     style.check_table(classes, columns)
     if not 0 < alpha < 1:
         raise SettingError(f"alpha={alpha!r}; expected a number above 0 and below 1, such as 0.05.")
-    share, expected, low, high = 100 * classes[columns[:4]].to_numpy(dtype=float).T
-    rows, more = np.arange(len(classes)), classes[columns[4]].to_numpy() < alpha
+    share, expected, low, high, p = classes[columns].to_numpy(dtype=float).T
+    rows = np.arange(len(classes))
     ax = ax if ax is not None else style.new_axes(6, style.ROW * len(classes), names=classes.index)
-    ax.hlines(rows, low, high, color=style.GREY, alpha=0.45, linewidth=5, label="random sets, 95 %")
-    ax.plot(expected, rows, "|", color=style.GREY, markersize=8, label="their mean")
-    kinds = ((~more, style.BLUE, "o", "the set"), (more, style.ORANGE, "D", f"the set, adjusted p < {alpha:g}"))
+    ax.hlines(rows, 100 * low, 100 * high, color=style.GREY, alpha=0.45, linewidth=5, label="random sets, 95 %")
+    ax.plot(100 * expected, rows, "|", color=style.GREY, markersize=8, label="their mean")
+    kinds = ((p >= alpha, style.BLUE, "o", "the set"), (p < alpha, style.ORANGE, "D", f"the set, p < {alpha:g}"))
     for some, colour, marker, label in kinds:
         if some.any():
-            ax.scatter(share[some], rows[some], s=28, color=colour, marker=marker, zorder=3, label=label)
+            ax.scatter(100 * share[some], rows[some], s=28, color=colour, marker=marker, zorder=3, label=label)
     style.name_rows(ax, classes.index)
-    ax.set_xlabel(f"share of the {MEASURES.get(measure, style.words(measure))} (%)")
+    ax.set_xlabel("share of the set among the top genes (%)")
     ax.set_xlim(left=-0.02 * ax.get_xlim()[1])
     style.legend_beside(ax)
     sns.despine(ax=ax)

@@ -110,14 +110,16 @@ def ablation(
     epochs = epochs[epochs["method"] == method].sort_values(["proportion", "epoch"])
     axes = style.panels(axes, (1, 4) if axes is not None else (2, 2), (10, 6.4)).ravel()
     runs = epochs.groupby(["proportion", "seed"])
-    final = runs.tail(FINAL_EPOCHS).groupby(["proportion", "seed"])["val_median_f1"].mean().reset_index()
-    span = dict(errorbar=("pi", 100), err_style="bars", color=style.BLUE, marker="o")
-    sns.lineplot(final, x="proportion", y="val_median_f1", ax=axes[0], label="validation, final ten epochs", **span)
+    final = runs.tail(FINAL_EPOCHS).groupby(["proportion", "seed"])["val_median_f1"].mean().groupby("proportion")
+    final = final.agg(median_f1="mean", median_f1_low="min", median_f1_high="max").reset_index()
+    lines = [(final, 1, style.BLUE, "o", "validation, final ten epochs")]
     if scores is not None:
         test = scores[scores["method"] == method].sort_values("proportion")
-        places = 1.06 * test["proportion"]  # beside the validation points
-        style.intervals(axes[0], test, "median_f1", places, style.ORANGE, vertical=True, marker="s")
-        axes[0].plot(places, test["median_f1"], "s-", ms=5, color=style.ORANGE, label="fixed test cells, 95 % interval")
+        lines.append((test, 1.06, style.ORANGE, "s", "fixed test cells, 95 % interval"))
+    for table, shift, colour, marker, label in lines:
+        places = shift * table["proportion"].to_numpy()  # beside each other
+        style.intervals(axes[0], table, "median_f1", places, colour, vertical=True, marker=marker, label=label)
+        axes[0].plot(places, table["median_f1"], color=colour)
     style.log_axis(axes[0].xaxis)
     proportions = epochs["proportion"].unique()
     axes[0].set_xticks(proportions, [f"{100 * value:g} %" for value in proportions], fontsize=style.FONT - 1)

@@ -37,8 +37,8 @@ def tables():
     x["probability"], x["unchanged"] = [0.2, 1.0, 0.9, 0.3], [0.1, 1.0, 0.8, 0.2]
     t.curves = pd.concat([x, x.assign(method="y", probability=0.5)], ignore_index=True)
     # a set of genes in three classes; more than chance in the second
-    t.gene_set = pd.DataFrame({"weight": [0.01, 0.2, 0], "weight_expected": [0.02, 0.03, 0.04]}, index=list("abc"))
-    t.gene_set = t.gene_set.assign(weight_low=0.01, weight_high=[0.05, 0.06, 0.07], weight_p_adjusted=[0.9, 0.001, 1])
+    t.gene_set = pd.DataFrame({"share": [0.01, 0.2, 0], "expected": [0.02, 0.03, 0.04]}, index=list("abc"))
+    t.gene_set = t.gene_set.assign(low=0.01, high=[0.05, 0.06, 0.07], p=[0.9, 0.001, 1])
     # three methods on two tasks; one method has no score on the second
     t.methods = with_interval({"task": list("aaabbb"), "method": ["x", "y", "z"] * 2}, [0.9, 0.8, 0.95, 0.5, np.nan, 1])
     t.methods["unlabelled_percent"] = [0.0, 0.0, 37.7, 0.0, np.nan, 0.0]

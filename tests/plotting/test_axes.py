@@ -107,7 +107,7 @@ REFUSED = {  # what is drawn, and the error
     "value": (lambda t: plotting.faithfulness_curves(t.curves, "accuracy"), UnknownNameError, "accuracy"),
     "many": (lambda t: plotting.faithfulness_curves(eightfold(t.curves, "method")), SettingError, "8 methods are"),
     "alpha": (lambda t: plotting.gene_set_weight(t.gene_set, alpha=5), SettingError, "alpha=5"),
-    "measure": (lambda t: plotting.gene_set_weight(t.gene_set, "contribution"), UnknownNameError, "contribution"),
+    "no p": (lambda t: plotting.gene_set_weight(t.gene_set.drop(columns="p")), UnknownNameError, "'p'"),
     "confidences": (lambda t: plotting.confidence([0.5], ["T", "B"]), LabelError, "confidences: 1, labels: 2"),
     "correct": (lambda t: plotting.confidence([0.5] * 2, ["T"] * 2, [True]), LabelError, "correct: 1"),
     "NaN": (lambda t: plotting.confidence([0.5, np.nan], ["T", "B"]), DataError, "1 of 2 confidences"),

@@ -226,8 +226,8 @@ def test_ablation_averages_the_final_epochs_and_the_seeds(tables):
     assert [ax.get_title()[:3] for ax in axes] == ["(a)", "(b)", "(c)", "(d)"]
     np.testing.assert_allclose(axes[0].lines[0].get_xydata(), [[0.1, 0.06 + 0.145], [1, 0.51 + 0.065]])
     np.testing.assert_allclose(ends(axes[0].collections[0], 1), [[0.195, 0.215], [0.565, 0.585]])
-    np.testing.assert_allclose(ends(axes[0].collections[1], 1), [[0.5, 0.64], [0.8, 0.94]])
-    np.testing.assert_allclose(points(axes[0].collections[2])[:, 1], [0.6, 0.9])
+    np.testing.assert_allclose(ends(axes[0].collections[2], 1), [[0.5, 0.64], [0.8, 0.94]])
+    np.testing.assert_allclose(points(axes[0].collections[3])[:, 1], [0.6, 0.9])
     for ax, column in zip(axes[1:], ("val_loss", "val_median_f1", "val_accuracy_weighted"), strict=True):
         for line, (_, runs) in zip(ax.lines[:2], tables.epochs.groupby("proportion"), strict=True):
             by_epoch = runs.groupby("epoch")[column].mean()
