@@ -19,12 +19,12 @@ from sims_kit.calibration.reliability import share_interval
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load
 from sims_kit.errors import SettingError, UnknownNameError
-from sims_kit.evidence.gene_sets import STRESS_GENES, GeneSetCheck, check_gene_set, find_members
 from sims_kit.explanation import explain
 from sims_kit.metrics import score
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.studies.adaptor import UNKNOWN, vocabulary
+from sims_kit.studies.interpretation import STRESS_GENES, check_gene_set, members_of
 from sims_kit.studies.scores import LEVEL
 from sims_kit.studies.tasks import registered
 from sims_kit.text import label_text
@@ -59,10 +59,10 @@ class Inference:
     test_scores
         `sims_kit.metrics.score` of the best labels in the primary test set, calibration error included.
     stress
-        `GeneSetCheck` of each tissue as a table: ``tissue``, ``class`` (``"overall"`` and each best label), then its
-        columns. Empty without a gene set.
+        `check_gene_set` of each tissue: ``tissue``, ``class`` (``"overall"`` and each best label), then its columns.
+        Empty without a gene set.
     checks
-        These checks whole, by tissue: ``checks["culture"].verdict`` says it in words.
+        The same, a table for each tissue.
     expected
         One row per value of `expected`: ``column``, ``value``, ``allowed``, ``n_cells``, ``n_unknown``,
         ``n_consistent``, and ``consistent_percent`` of the cells that are not ``"Unknown"``, with ``_low``, ``_high``.
@@ -77,7 +77,7 @@ class Inference:
     confidence: pd.DataFrame
     test_scores: pd.Series
     stress: pd.DataFrame
-    checks: Mapping[str, GeneSetCheck]
+    checks: Mapping[str, pd.DataFrame]
     expected: pd.DataFrame
     unexpected: pd.DataFrame
     model: SIMSClassifier
@@ -149,7 +149,7 @@ def inference(
     genes = vocabulary(primary) if model is None else list(model.genes)
     expected = _checked_expectation(culture, expected, sorted(set(truth.dropna())) if model is None else model.classes)
     if gene_set is not None:
-        find_members(gene_set, genes)  # refuses a set in other names before the training
+        members_of(gene_set, pd.Index(genes))  # refuses a set in other names before the training
     if model is None:
         split = stratified_split(truth, validation=0, test=test, seed=seed)
         model = fit(primary[split.train].copy(), label, seed=seed, test=0, **({"logger": False} | settings))
@@ -270,17 +270,15 @@ def _percent(count: int, total: int, name: str = "percent") -> dict[str, float]:
     return {name: 100 * share, f"{name}_low": 100 * low, f"{name}_high": 100 * high}
 
 
-def _check(model: SIMSClassifier, cells: AnnData, gene_set: Sequence[str], seed: int) -> GeneSetCheck:
+def _check(model: SIMSClassifier, cells: AnnData, gene_set: Sequence[str], seed: int) -> pd.DataFrame:
     return check_gene_set(explain(model, cells), cells, gene_set, seed=seed)
 
 
-def _stress_table(checks: Mapping[str, GeneSetCheck]) -> pd.DataFrame:
+def _stress_table(checks: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """All cells and each class, one tissue after the other."""
-    rows = {}
-    for tissue, check in checks.items():
-        overall = check.overall.rename("overall").to_frame().T.infer_objects()
-        rows[tissue] = pd.concat([overall, check.classes]).rename_axis("class")
-    return pd.concat(rows, names=["tissue"]).reset_index() if rows else pd.DataFrame(columns=["tissue", "class"])
+    if not checks:
+        return pd.DataFrame(columns=["tissue", "class"])
+    return pd.concat(checks, names=["tissue"]).reset_index()
 
 
 def _against(calls: pd.DataFrame, culture: AnnData, expected: list[tuple]) -> tuple[pd.DataFrame, pd.DataFrame]:

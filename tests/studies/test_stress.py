@@ -67,7 +67,7 @@ def test_methods_see_neither_truth_nor_left_out_genes():
     stress_test(Constant(), (1,), seeds=(0,), knows_stress_genes=False, **SMALL)
     peer = Constant.last  # a run has a copy of its own
     assert list(peer.query.obs) == ["donor"] and not len(peer.query.var.columns) and not len(peer.query.uns)
-    assert set(peer.query.var_names) - set(peer.reference.var_names) == set(sk.evidence.STRESS_GENES)
+    assert set(peer.query.var_names) - set(peer.reference.var_names) == set(sk.studies.STRESS_GENES)
 
 
 def test_masks_of_sims_are_looked_at():
@@ -78,7 +78,7 @@ def test_masks_of_sims_are_looked_at():
     peer.fit(simulate(cortex, seed=0), "cell_type", seed=0)
     organoid = simulate(culture, seed=0, stress_strength=1.0)
     weights = sk.explain(peer.model, organoid).genes["weight"]
-    own = weights[weights.index.isin(sk.evidence.STRESS_GENES)]
+    own = weights[weights.index.isin(sk.studies.STRESS_GENES)]
     assert row["stress_mask_percent"] == pytest.approx(100 * own.sum(), rel=1e-4)
     assert (row["stress_genes_in_masks"], row["genes_in_masks"]) == ((own > 0).sum(), (weights > 0).sum())
     assert 0 < row["stress_contribution_percent"] < 100 and 0 < row["mean_confidence"] <= 1
