@@ -36,10 +36,9 @@ def cells(make_cells):
 
 
 @pytest.fixture(scope="module")
-def model(cells, tmp_path_factory):
+def model(cells):
     """A model fitted on them."""
-    quiet = dict(enable_progress_bar=False, logger=False, verbose=False)
-    return sk.fit(cells, "cell_type", max_epochs=10, default_root_dir=tmp_path_factory.mktemp("fit"), **quiet)
+    return sk.fit(cells, "cell_type", max_epochs=10, logger=False, verbose=False)
 
 
 # rankings of genes
@@ -310,14 +309,13 @@ def test_a_planted_set_is_found_in_its_class(noisy_cells, explained):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stressed", [True, False])
-def test_stress_that_leaks_into_a_class_is_caught(stressed, tmp_path):
+def test_stress_that_leaks_into_a_class_is_caught(stressed):
     """Where one type alone is stressed the model uses it, and the check tells; without stress there is no sign."""
     assert STRESS_GENES is SimulationSettings.stress_genes and {"PGK1", "ARCN1", "GORASP2"} < set(STRESS_GENES)
     stress = dict(stress_strength=1.5 * stressed, stress_types=("a2",), stress_genes=STRESS_GENES[:20])
     tissue = dict(n_cells=300, n_genes=240, tree={"A": ("a1", "a2"), "B": ("b1", "b2")}, class_skew=0.0)
     cells = simulate(**tissue, **stress, lib_loc=7.5, de_prob=0.03)
-    quiet = dict(enable_progress_bar=False, logger=False, verbose=False)
-    model = sk.fit(cells, "cell_type", max_epochs=10, default_root_dir=tmp_path, **quiet)
+    model = sk.fit(cells, "cell_type", max_epochs=10, logger=False, verbose=False)
     check = check_gene_set(sk.explain(model, cells, groupby="cell_type"), cells, top=40)
     assert (check["p"] < 0.05).drop("overall").to_dict() == {"a1": False, "a2": stressed, "b1": False, "b2": False}
 
