@@ -11,9 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sims_kit as sk
-from sims_kit.cells.loaders import CellDataset
 from sims_kit.errors import GeneError, ModelFileError, SettingError, UnknownNameError
-from sims_kit.evidence.cell_scores import ValueSource
 from sims_kit.model import RECIPES
 from sims_kit.model.pretraining import MaskedPretraining, mask_genes, reconstruct
 from sims_kit.model.file import load_model, save_model
@@ -27,8 +25,8 @@ def batch():
     """Forty cells x thirty genes, CSR, a third of them expressed; the first cell has none, the second all."""
     values = sp.random(40, 30, density=0.3, format="lil", random_state=0, dtype=np.float32)
     values[0], values[1] = 0, 1
-    dataset = CellDataset([ValueSource(values.tocsr())])
-    return dataset.batch(dataset.rows(np.arange(40)), range(40)).cells
+    values = values.tocsr()
+    return torch.sparse_csr_tensor(*map(torch.from_numpy, (values.indptr, values.indices, values.data)), values.shape)
 
 
 @pytest.fixture(scope="module")
