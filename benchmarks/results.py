@@ -19,10 +19,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from sims_kit.studies.store import slug
 
 import sims_kit as sk
 from sims_kit.studies import PEERS, TASKS, Benchmark
-from sims_kit.studies.store import slug
 
 ROOT = Path(__file__).resolve().parent.parent
 AGAINST = "SIMS, default"

@@ -25,9 +25,9 @@ import pandas as pd
 import pytorch_lightning as pl
 from anndata.io import sparse_dataset, write_elem
 from matplotlib import pyplot as plt
+from sims_kit._drawing import BLUE, ORANGE
 
 import sims_kit as sk
-from sims_kit._drawing import BLUE, ORANGE
 from sims_kit.datasets.simulate import PRESETS, Simulation
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,10 +16,10 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 from matplotlib import pyplot as plt
+from sims_kit.studies.pretraining import RANDOM, PretrainingStudy, summarised
 
 import sims_kit as sk
 from sims_kit.datasets.simulate import PRESETS, simulate
-from sims_kit.studies.pretraining import RANDOM, PretrainingStudy, summarised
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "benchmarks/measured_studies/pretraining"

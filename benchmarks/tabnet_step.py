@@ -40,7 +40,6 @@ from predict_explain import (
     training_step,
     turns,
 )
-
 from sims_kit._drawing import BLUE, ORANGE
 
 TASKS = {"training step": training_step, "prediction": prediction}  # of the second table

@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import softmax
+from sims_kit.studies.store import slug
+from sims_kit.studies.sweep import sweep
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -29,8 +31,6 @@ from sims_kit.annotation import predict_logits
 from sims_kit.cells.loaders import query_batches
 from sims_kit.errors import PeerError
 from sims_kit.studies import TASKS, Folds, make_peer
-from sims_kit.studies.store import slug
-from sims_kit.studies.sweep import sweep
 
 ACROSS = ("cell lines across plates", "cell lines across protocols", "sim-cortex across regions")  # not alike
 LEFT_OUT = {  # types large and small, alone in their lineage and with close relatives

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from interpretation import table
 from matplotlib import pyplot as plt
+from sims_kit.studies.store import slug
 
 import sims_kit as sk
 from sims_kit.studies import TASKS
-from sims_kit.studies.store import slug
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "benchmarks/measured_trust"

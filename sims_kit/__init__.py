@@ -1,63 +1,52 @@
 """sims_kit: label single cells with SIMS, an interpretable neural network, and learn how it works.
 
-The public face. `load` or `read` cells, `fit` a model (or `generate_trainer`, as in the thesis), `annotate` a query,
-`pretrain` it without labels first, `explain` which genes were used, `calibrate` a model anew, `save_model` and
-`load_model`; `calibration`, `datasets`, `lessons`, `metrics`, `plotting`, `studies` and `widgets` beside
-them.
+>>> import sims_kit as sk
+>>> reference = sk.load("pbmc68k")
+>>> model = sk.fit(reference, "bulk_labels")
+>>> sk.annotate(query, model)
+
+Each name is loaded with its room when it is first used, so that the import itself takes no time.
 """
 
 import os
+from importlib import import_module
 from importlib.metadata import version
 
-# Threads that wait for each other sleep instead of spinning: spinning ones slow each other down ten times and more as
-# soon as another program needs a core. Read when torch is first imported, hence before it.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-from sims_kit import calibration, datasets, lessons, metrics, plotting, studies, widgets
-from sims_kit.annotation import annotate, calibrate, gene_coverage
-from sims_kit.cells.datamodule import DataModule
-from sims_kit.cells.splits import stratified_split
-from sims_kit.datasets import load, read
-from sims_kit.estimator import SIMS
-from sims_kit.explanation import CellExplanation, Explanation, explain, explain_cell
-from sims_kit.model import (
-    RECIPES,
-    Recipe,
-    SIMSClassifier,
-    load_model,
-    save_model,
-)
-from sims_kit.pretraining import pretrain
-from sims_kit.training import fit, generate_trainer
+_HOMES = {  # the module in which each name of the face is defined
+    "annotation": ("annotate", "calibrate", "embed", "gene_coverage", "prediction_sets"),
+    "cells.datamodule": ("DataModule",),
+    "cells.splits": ("stratified_split",),
+    "datasets": ("load", "read"),
+    "estimator": ("SIMS",),
+    "explanation": ("CellExplanation", "Explanation", "explain", "explain_cell"),
+    "model.classifier": ("SIMSClassifier",),
+    "model.file": ("load_model", "save_model"),
+    "model.recipe": ("RECIPES", "Recipe"),
+    "pretraining": ("pretrain",),
+    "training": ("fit", "generate_trainer"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_ROOMS = ("calibration", "datasets", "errors", "lessons", "metrics", "plotting", "studies", "text", "widgets")
 
 __version__ = version("sims_kit")
+__all__ = sorted([*_HOME_OF, *(room for room in _ROOMS if room not in ("errors", "text"))])
 
-__all__ = [
-    "RECIPES",
-    "SIMS",
-    "CellExplanation",
-    "DataModule",
-    "Explanation",
-    "Recipe",
-    "SIMSClassifier",
-    "annotate",
-    "calibrate",
-    "calibration",
-    "datasets",
-    "explain",
-    "explain_cell",
-    "fit",
-    "gene_coverage",
-    "generate_trainer",
-    "lessons",
-    "load",
-    "load_model",
-    "metrics",
-    "plotting",
-    "pretrain",
-    "read",
-    "save_model",
-    "stratified_split",
-    "studies",
-    "widgets",
-]
+
+def __getattr__(name: str) -> object:
+    """Load a room, or a name of the face, when it is first asked for."""
+    if name not in _HOME_OF and name not in _ROOMS:
+        from sims_kit.errors import nearest
+
+        raise AttributeError(f"sims_kit has no {name!r}. {nearest(name, __all__)}")
+    # Threads that wait sleep instead of spinning: spinning ones slow each other down ten times and more as soon as
+    # another program needs a core. OpenMP reads this when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if name in _ROOMS:
+        return import_module(f"sims_kit.{name}")
+    globals()[name] = value = getattr(import_module(f"sims_kit.{_HOME_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """The names of the face alone."""
+    return __all__

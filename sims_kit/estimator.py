@@ -1,6 +1,5 @@
 """SIMS as a scikit-learn classifier: `fit` and `annotate` behind ``fit(X, y)`` and ``predict_proba(X)``."""
 
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +14,7 @@ from sims_kit.cells.loaders import query_batches
 from sims_kit.cells.matrix import as_csr
 from sims_kit.errors import LabelError, UnknownNameError
 from sims_kit.model.classifier import SIMSClassifier
-from sims_kit.model.recipes import Recipe
+from sims_kit.model.recipe import Recipe
 from sims_kit.text import class_labels
 from sims_kit.training import fit
 
@@ -118,22 +117,9 @@ class SIMS(ClassifierMixin, BaseEstimator):
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def _train(self, cells: AnnData) -> SIMSClassifier:
-        settings = {} if self.max_epochs is None else {"max_epochs": self.max_epochs}
-        with tempfile.TemporaryDirectory(prefix="sims_kit_") as folder:  # of checkpoints
-            return fit(
-                cells,
-                "label",
-                recipe=self.recipe,
-                seed=self.seed,
-                groups="group" if "group" in cells.obs else None,
-                validation=self.validation,
-                test=0,
-                verbose=self.verbose,
-                enable_progress_bar=self.verbose,
-                logger=False,
-                default_root_dir=folder,
-                **settings,
-            )
+        groups = "group" if "group" in cells.obs else None
+        settings = dict(recipe=self.recipe, max_epochs=self.max_epochs, seed=self.seed, verbose=self.verbose)
+        return fit(cells, "label", groups=groups, validation=self.validation, test=0, **settings)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -8,6 +8,8 @@ from IPython.display import HTML
 
 from sims_kit.errors import SettingError
 
+__all__ = ["check", "quiz"]
+
 LETTERS = "ABCDEFGH"
 
 

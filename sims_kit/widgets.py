@@ -20,6 +20,8 @@ from sims_kit import plotting
 from sims_kit.errors import SettingError
 from sims_kit.progress import in_notebook
 
+__all__ = ["LiveTraining", "slider_figure"]
+
 DRAWING = 0.1  # largest share of the training time that goes into curves
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 import sims_kit as sk
 from sims_kit.errors import GeneError, ModelFileError, SettingError, UnknownNameError
 from sims_kit.model import RECIPES
-from sims_kit.model.pretraining import MaskedPretraining, mask_genes, reconstruct
 from sims_kit.model.file import load_model, save_model
+from sims_kit.model.pretraining import MaskedPretraining, mask_genes, reconstruct
 
 QUIET = dict(verbose=False)
 SMALL = {"n_models": 1, "n_d": 8, "n_a": 8}
