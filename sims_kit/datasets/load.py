@@ -17,7 +17,7 @@ from sims_kit.datasets.labels import attach_labels, check_orientation, select_ce
 from sims_kit.datasets.r_files import r_objects
 from sims_kit.datasets.read import convert, read
 from sims_kit.datasets.registry import Dataset, read_registry
-from sims_kit.datasets.simulate import simulated
+from sims_kit.datasets.simulate import simulate
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
 COLUMNS = [  # of the catalogue; the texts among them also travel with the data
@@ -117,7 +117,7 @@ def _load_dataset(name: str, entry: Dataset, size: str) -> AnnData:
     """Read a dataset of the registry, filter it, name its genes, check it, and note where it comes from."""
     source = entry.source
     if source.sizes:
-        adata = simulated(name, size)
+        adata = simulate(name, size=size)
     elif source.function:
         adata = getattr(import_module("scanpy.datasets"), source.function)()  # takes seconds
     else:

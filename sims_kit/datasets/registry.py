@@ -115,10 +115,10 @@ def read_registry(path: Path | None = None) -> SimpleNamespace:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if content["schema_version"] != 1:
             raise ValueError(f"key 'schema_version': value {content['schema_version']!r}. Expected 1.")
-        registry, kinds = SimpleNamespace(datasets={}, tables={}, models={}), {"models": PublishedModel}
+        registry = SimpleNamespace(datasets={}, tables={}, models={})
         for group, entries in vars(registry).items():
-            given, kind = content[group] if group != "models" else content.get(group) or {}, kinds.get(group, Dataset)
-            entries |= {name: _build(kind, of, f"entry {name!r}") for name, of in given.items()}
+            kind = PublishedModel if group == "models" else Dataset
+            entries |= {name: _build(kind, of, f"entry {name!r}") for name, of in content[group].items()}
         return registry
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise RegistryError(f"{path} is no registry of datasets: {error}") from error

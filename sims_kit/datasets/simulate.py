@@ -67,27 +67,29 @@ PRESETS = {
 }
 
 
-def simulate(settings: SimulationSettings | None = None, **changes) -> AnnData:
+def simulate(settings: SimulationSettings | str | None = None, *, size: str = "fast", **changes) -> AnnData:
     """Simulate counts, cells x genes in CSR float32; `Simulation` describes the truth in obs, var, varm and uns.
 
-    >>> simulate(n_cells=500, n_genes=1_000, stress_strength=1.0).shape
-    (500, 1000)
+    Parameters
+    ----------
+    settings
+        `SimulationSettings`, or the name of a tissue of `PRESETS`.
+    size
+        Of a tissue: ``"fast"`` (2,500 cells x 2,000 genes) or ``"full"`` (20,000 x 20,000).
+    **changes
+        Single settings, such as `seed`.
+
+    >>> simulate("sim-cortex", regions=("MTG", "V1C"), seed=1).shape
+    (2500, 2000)
     """
+    if isinstance(settings, str):
+        for kind, value, options in (("simulated tissue", settings, PRESETS), ("size", size, _YAML["sizes"])):
+            if value not in options:
+                raise UnknownNameError(kind, value, options)
+        settings = PRESETS[settings][size]
     tissue = Simulation(replace(settings or SimulationSettings(), **changes))
     counts = sp.vstack(list(tissue.chunks()), format="csr")
     return AnnData(counts, obs=tissue.obs, var=tissue.var, varm=tissue.varm, uns=tissue.uns)
-
-
-def simulated(name: str, size: str = "fast", seed: int = 0, **changes) -> AnnData:
-    """Simulate one of `PRESETS`, as ``"fast"`` (2,500 cells x 2,000 genes) or ``"full"`` (20,000 x 20,000).
-
-    >>> simulated("sim-cortex", regions=("MTG", "V1C")).shape
-    (2500, 2000)
-    """
-    for kind, value, options in (("simulated tissue", name, PRESETS), ("size", size, _YAML["sizes"])):
-        if value not in options:
-            raise UnknownNameError(kind, value, options)
-    return simulate(PRESETS[name][size], seed=seed, **changes)
 
 
 def true_factors(adata: AnnData) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator
 
 from sims_kit.calibration import UNKNOWN
 from sims_kit.cells.matrix import Expression, as_csr
-from sims_kit.datasets import check_orientation
+from sims_kit.datasets.labels import check_orientation
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.files import written_whole
 from sims_kit.progress import progress_bar

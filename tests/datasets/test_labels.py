@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from sims_kit.datasets import attach_labels, check_orientation, select_cells
+from sims_kit.datasets.labels import attach_labels, check_orientation, select_cells
 from sims_kit.errors import DataError, LabelError, UnknownNameError
 
 CODES = ["AAACCTGA", "AAACCTGC", "AAACCTGG", "CAACCTGT"]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from sims_kit.datasets.simulate import PRESETS, Simulation, SimulationSettings, simulate, simulated, true_factors
+from sims_kit.datasets.simulate import PRESETS, Simulation, SimulationSettings, simulate, true_factors
 from sims_kit.errors import SettingError, UnknownNameError
 
 # Only the types vary, so that mean and variance of each count can be written down.
@@ -33,7 +33,7 @@ REFUSED = {  # message: settings
 @pytest.mark.parametrize("name", PRESETS)
 def test_counts_are_those_of_every_machine(name):
     """Name and seed decide every count, in CSR float32; another seed gives other counts and markers."""
-    one, two = (simulated(name, seed=seed, n_cells=200, doublet_rate=0.2, ambient_fraction=0.1) for seed in (7, 8))
+    one, two = (simulate(name, seed=seed, n_cells=200, doublet_rate=0.2, ambient_fraction=0.1) for seed in (7, 8))
     assert hashlib.sha256(one.X.astype("<i4").toarray().tobytes()).hexdigest()[:16] == FINGERPRINTS[name]
     assert one.X.format == "csr" and one.X.dtype == np.float32 and (one.X != two.X).nnz > 1_000
     assert list(one.var["marker_of"]) != list(two.var["marker_of"])
@@ -162,9 +162,9 @@ def test_presets(size):
     assert cortex.stress_strength == 0 < organoid.stress_strength and not {*cortex.protocols} & {*organoid.protocols}
     assert [gene.upper() for gene in mouse.stress_genes] == list(cortex.stress_genes)
     assert pickle.loads(pickle.dumps(mouse)) == mouse  # studies send settings to other processes
-    few, other = (simulated(name, size, n_cells=60) for name in ("sim-cortex", "sim-organoid"))
+    few, other = (simulate(name, size=size, n_cells=60) for name in ("sim-cortex", "sim-organoid"))
     assert (few.n_vars, len(cortex.types), len(cortex.regions), len(mouse.types)) == (cortex.n_genes, 19, 8, 42)
     pd.testing.assert_frame_equal(true_factors(few), true_factors(other))
     for name, of_size, offered in (("sim-cortx", size, "'sim-cortex'"), ("sim-cortex", size[:3], f"'{size}'")):
         with pytest.raises(UnknownNameError, match=offered):
-            simulated(name, of_size)
+            simulate(name, size=of_size)
