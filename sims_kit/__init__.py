@@ -24,9 +24,7 @@ from sims_kit.model import (
     Recipe,
     SIMSClassifier,
     load_model,
-    load_pretrained,
     save_model,
-    save_pretrained,
 )
 from sims_kit.pretraining import pretrain
 from sims_kit.training import fit, generate_trainer
@@ -53,13 +51,11 @@ __all__ = [
     "lessons",
     "load",
     "load_model",
-    "load_pretrained",
     "metrics",
     "plotting",
     "pretrain",
     "read",
     "save_model",
-    "save_pretrained",
     "stratified_split",
     "studies",
     "widgets",

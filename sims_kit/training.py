@@ -15,8 +15,8 @@ from sims_kit.cells.datamodule import DataModule
 from sims_kit.cells.genes import ENOUGH, USABLE, GeneAlignment
 from sims_kit.errors import GeneError, refuse_unknown
 from sims_kit.model.classifier import SIMSClassifier
+from sims_kit.model.file import fitted_model
 from sims_kit.model.pretraining import MaskedPretraining, start_encoder
-from sims_kit.model.pretraining_file import fitted_pretrained
 from sims_kit.model.recipe import FIELDS, Recipe, get_recipe
 from sims_kit.model.trainer import Module, Trainer, make_trainer, plain_torch
 
@@ -94,7 +94,7 @@ def generate_trainer(
 
     trainer, model, module = assemble(recipe, make_model, settings, datafiles, labelfiles, class_label)
     if pretrained is not None:
-        _start(model, fitted_pretrained(pretrained))
+        _start(model, fitted_model(pretrained, kind=MaskedPretraining))
     return trainer, model, module
 
 

@@ -88,7 +88,7 @@ def test_two_processes_train_one_model(make_cells, tmp_path, monkeypatch, backed
     alone = sk.fit("cells.h5ad", "cell_type", **options)
     scale = "network.members.0.encoder.initial_bn.scale"
     torch.testing.assert_close(one["state"][scale], alone.state_dict()[scale])
-    torch.testing.assert_close(one["state"]["profiles.means"], alone.state_dict()["profiles.means"])
+    torch.testing.assert_close(one["state"]["novelty.means"], alone.state_dict()["novelty.means"])
     assert one["history"].equals(other["history"])
     gap = one["history"]["val_accuracy_micro"].iloc[-1] - alone.history["val_accuracy_micro"].iloc[-1]
     assert abs(gap) < 0.15 and alone.history["val_accuracy_micro"].iloc[-1] > 0.8

@@ -2,11 +2,10 @@
 
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import load_model, save_model
+from sims_kit.model.network import TabNet
 from sims_kit.model.pretraining import MaskedPretraining
-from sims_kit.model.pretraining_file import load_pretrained, save_pretrained
 from sims_kit.model.recipe import RECIPES, Recipe
-from sims_kit.model.sparsemax import sparsemax
-from sims_kit.model.tabnet import TabNet
+from sims_kit.model.sparse import sparsemax
 
 __all__ = [
     "RECIPES",
@@ -15,8 +14,6 @@ __all__ = [
     "SIMSClassifier",
     "TabNet",
     "load_model",
-    "load_pretrained",
     "save_model",
-    "save_pretrained",
     "sparsemax",
 ]

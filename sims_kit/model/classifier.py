@@ -15,8 +15,8 @@ from torch import Tensor
 from sims_kit.calibration import CalibrationCells, calibration_cells, fit_temperature
 from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 from sims_kit.metrics import metric_collection
-from sims_kit.model.ensemble import make_network, mean_logits
-from sims_kit.model.profiles import ClassProfiles
+from sims_kit.model.network import make_network, mean_logits
+from sims_kit.model.novelty import Novelty
 from sims_kit.model.recipe import FIELDS, HINTS, NETWORK_FIELDS, Recipe, get_recipe
 from sims_kit.model.trainer import Module, gather_across_devices
 
@@ -61,7 +61,7 @@ class SIMSClassifier(Module):
         (classes,), added to each network's logits; zero until training ends (`Recipe.logit_adjustments`).
     temperature
         What logits are divided by before the softmax; 1 until training ends, then fitted on the validation cells.
-    profiles, calibration_cells
+    novelty, calibration_cells
         What validation cells say of novelty and confidence; `calibration_cells` is None without validation cells.
 
     Examples
@@ -107,7 +107,7 @@ class SIMSClassifier(Module):
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("logit_adjustment", torch.zeros(output_dim))
-        self.profiles = ClassProfiles(input_dim, output_dim)
+        self.novelty = Novelty(input_dim, output_dim)
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
@@ -175,7 +175,7 @@ class SIMSClassifier(Module):
         """Measure the genes on the training cells; drop what an earlier training had fitted after its end."""
         self.temperature.fill_(1)
         self.logit_adjustment.zero_()
-        self.profiles.is_measured.fill_(False)
+        self.novelty.is_measured.fill_(False)
         if not self.is_fitted:  # a run that goes on keeps what it has
             self.network.measure_input(self.trainer.train_dataloader)
 
@@ -211,7 +211,7 @@ class SIMSClassifier(Module):
 
     def on_fit_end(self) -> None:
         """Finish the model when nothing was left to train, as after a run that was cut off at its very end."""
-        if not self.profiles.is_measured:
+        if not self.novelty.is_measured:
             self._finish()
 
     def _finish(self) -> None:
@@ -222,7 +222,7 @@ class SIMSClassifier(Module):
         if self.recipe.logit_adjustment and module is not None and not self._weights_given:
             n_cells = np.bincount(module.labels[module.split.train], minlength=self.output_dim)
             self.logit_adjustment.copy_(torch.from_numpy(self.recipe.logit_adjustments(n_cells)))
-        self.profiles.measure(self.trainer.train_dataloader)
+        self.novelty.measure(self.trainer.train_dataloader)
         self.calibrate(*self._outputs(self.trainer.val_dataloaders))
         if len(getattr(getattr(module, "split", None), "test", ())):
             logits, labels, _ = self._outputs(module.test_dataloader())
@@ -239,7 +239,7 @@ class SIMSClassifier(Module):
         self.eval()
         for batch in batches or ():
             cells = batch.cells.to(self.device)
-            parts.append((self(cells), batch.labels.to(self.device), self.profiles.unlike(cells)))
+            parts.append((self(cells), batch.labels.to(self.device), self.novelty.distances(cells)))
         self.train(training)
         if not parts:
             return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64), torch.empty(0, 2)]
@@ -262,7 +262,7 @@ class SIMSClassifier(Module):
         logits = self.calibrated(logits.to(self.device))
         self.calibration_cells = None
         if len(labels):
-            self.profiles.set_usual(logits, distances.to(self.device))
+            self.novelty.set_reference(logits, distances.to(self.device))
             self.calibration_cells = calibration_cells(logits.cpu().numpy(), labels.cpu().numpy())
 
     def facts(self) -> dict[str, Any]:

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sims_kit.errors import SettingError
-from sims_kit.model.ensemble import make_network
+from sims_kit.model.network import FixedScale, TabNet, make_network, members
 from sims_kit.model.recipe import Recipe, get_recipe
-from sims_kit.model.scale import FixedScale
-from sims_kit.model.tabnet import TabNet
 from sims_kit.model.trainer import Module, sum_across_devices
 
 SETTINGS = ("n_models", "n_d", "n_a", "n_steps", "gamma", "n_independent", "n_shared", "mask_temperature")
@@ -186,11 +184,6 @@ def reconstruct(network: TabNet, decoder: TabNetDecoder, masked: MaskedCells) ->
     steps = network.steps(masked.cells)
     cells = sum(part(step.decision) for part, step in zip(decoder.feat_transformers, steps, strict=True))  # (B, n_d)
     return (cells[masked.rows] * F.embedding(masked.genes, decoder.reconstruction_layer.weight)).sum(1)
-
-
-def members(network: nn.Module) -> list[TabNet]:
-    """The networks of an ensemble, or the single one."""
-    return list(getattr(network, "members", [network]))
 
 
 def _decoder(network: TabNet) -> TabNetDecoder:

@@ -24,8 +24,8 @@ from sims_kit.cells.matrix import Expression
 from sims_kit.cells.splits import Split, check_shares, stratified_split
 from sims_kit.datasets import read
 from sims_kit.errors import LabelError, SettingError
+from sims_kit.model.file import load_model, save_model
 from sims_kit.model.pretraining import MaskedPretraining
-from sims_kit.model.pretraining_file import load_pretrained, save_pretrained
 from sims_kit.model.recipe import Recipe, get_recipe
 from sims_kit.pretraining import pretrain
 from sims_kit.studies.runs import as_seeds, fingerprint, plain_cells
@@ -263,8 +263,8 @@ def _encoder(start: str, seed: int, study: _Study, folder: Path, key: str) -> Ma
     if not path.is_file():
         made = pretrain(study.unlabelled(start), recipe=study.recipe, seed=seed, **_QUIET, **study.settings)
         made.provenance["explained"] = float(made.history["val_explained"].iloc[-1])
-        save_pretrained(made, path)
-    return load_pretrained(path)
+        save_model(made, path)
+    return load_model(path)
 
 
 _QUIET = dict(verbose=False)

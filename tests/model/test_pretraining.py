@@ -16,7 +16,7 @@ from sims_kit.errors import GeneError, ModelFileError, SettingError, UnknownName
 from sims_kit.evidence.cell_scores import ValueSource
 from sims_kit.model import RECIPES
 from sims_kit.model.pretraining import MaskedPretraining, mask_genes, reconstruct
-from sims_kit.model.pretraining_file import load_pretrained, save_pretrained
+from sims_kit.model.file import load_model, save_model
 
 QUIET = dict(verbose=False)
 SMALL = {"n_models": 1, "n_d": 8, "n_a": 8}
@@ -231,8 +231,8 @@ def test_settings_out_of_range(make_cells, settings, error, words):
 
 def test_round_trip(tmp_path, pretrained, batch):
     """Answers, genes and provenance come back from the file; a classifier starts from the file as from the object."""
-    path = save_pretrained(pretrained, tmp_path / "new" / "encoder.safetensors")
-    loaded = load_pretrained(path)
+    path = save_model(pretrained, tmp_path / "new" / "encoder.safetensors")
+    loaded = load_model(path)
     cells = torch.rand(20, 60).to_sparse_csr()
     masked = mask_genes(cells, 0.5)
     torch.testing.assert_close(loaded(masked)[0], pretrained(masked)[0], rtol=0, atol=0)
@@ -264,8 +264,8 @@ def _rewritten(path, tensors=None, **header):
 )
 def test_damaged_files(tmp_path, pretrained, damage, message):
     """A damaged, foreign or contradictory file gives one clear error that names it."""
-    path = save_pretrained(pretrained, tmp_path / "encoder.safetensors")
+    path = save_model(pretrained, tmp_path / "encoder.safetensors")
     damage(path)
     with pytest.raises(ModelFileError, match=message) as error:
-        load_pretrained(path)
+        load_model(path)
     assert "encoder.safetensors" in str(error.value)
