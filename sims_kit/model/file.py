@@ -136,9 +136,6 @@ def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> S
         header, tensors = _from_earlier(header, tensors, path)
     _check_header(header, path)
     cells = {name: tensors.pop(name) for name in list(tensors) if name.startswith(CELLS)}
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ModelFileError(f"Tensor {name!r} of {str(path)!r} holds NaN or infinite values.")
     model = _built(header, tensors, path)
     model.provenance = header["provenance"]
     if isinstance(model, SIMSClassifier):
@@ -198,9 +195,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, no dict
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name).clone() for name in names}  # else they change with the file
         header = json.loads(texts["header"]) if texts.get("format", "").startswith(FORMAT) else None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        digest = _digest(texts["header"], tensors) if "sha256" in texts else None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelFileError(
             f"{str(path)!r} is not a whole model file ({_short(error)}). Copy or download it again. Only what "
             "`save_model` wrote can be opened, and checkpoints of Lightning (*.ckpt)."
@@ -215,7 +214,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         )
     if texts["format"] != FORMAT:  # pretrained encoders had a format of their own, before version 5
         header["kind"] = "pretrained encoder"
-    if version == VERSION and texts.get("sha256") != _digest(texts["header"], tensors):
+    if version == VERSION and (digest is None or texts["sha256"] != digest):
         raise ModelFileError(
             f"{str(path)!r} is damaged: its content does not have the SHA-256 that it was saved with. Copy or download "
             "it again."
@@ -276,6 +275,8 @@ def _built(header: dict[str, Any], tensors: dict[str, torch.Tensor], path: Path)
         found, wanted = ((part.dtype, tuple(part.shape)) for part in (tensors[name], tensor))
         if found != wanted:
             raise ModelFileError(f"Tensor {name!r} of {str(path)!r} is {found}; its network needs {wanted}.")
+        if not torch.isfinite(tensors[name]).all():
+            raise ModelFileError(f"Tensor {name!r} of {str(path)!r} holds NaN or infinite values.")
     names = {id(tensor): name for name, tensor in needed.items()}
     state = {name: tensors[names[id(tensor)]] for name, tensor in model.state_dict(keep_vars=True).items()}
     model.load_state_dict(state, strict=True, assign=True)

@@ -15,7 +15,7 @@ from sklearn.multiclass import OneVsRestClassifier
 import sims_kit as sk
 from sims_kit.errors import LabelError, PeerError, UnknownNameError
 from sims_kit.model import SIMSClassifier
-from sims_kit.model.recipes import get_recipe
+from sims_kit.model.recipe import get_recipe
 from sims_kit.studies import PEERS, classical, make_peer, packages, peers
 from sims_kit.studies.adaptor import UNKNOWN, log_normalised
 
