@@ -247,11 +247,6 @@ def majority_vote(labels: Sequence[str], clusters: Sequence) -> pd.DataFrame:
 
     Cells that are ``"Unknown"`` do not vote but count; ``"Unknown"`` wins only where all are. Of equally frequent
     labels the first in alphabetical order wins. Cells without a cluster (NaN) keep their own label.
-
-    Examples
-    --------
-    >>> majority_vote(["T", "T", "B", "B"], [0, 0, 0, 1])["label"].tolist()
-    ['T', 'T', 'T', 'B']
     """
     labels, clusters = pd.Series(np.asarray(labels, dtype=str)), pd.Series(np.asarray(clusters, dtype=object))
     if len(labels) != len(clusters):
@@ -274,12 +269,6 @@ def hierarchical_labels(
     `probabilities` are (cells, classes); that of a parent is the sum of its classes'. `hierarchy` maps child to parent,
     of classes and of parents. A row per cell: ``label``, ``"Unknown"`` where not even the root reaches the threshold,
     and ``probability``, of that label (of the root where it is ``"Unknown"``).
-
-    Examples
-    --------
-    >>> p = np.array([[0.5, 0.4, 0.1]])
-    >>> hierarchical_labels(p, ["CD4 T", "CD8 T", "B"], {"CD4 T": "T", "CD8 T": "T"}, threshold=0.8)["label"].tolist()
-    ['T']
     """
     paths = paths_to_root(classes, hierarchy)
     probabilities = np.asarray(probabilities, dtype=np.float64)
