@@ -44,7 +44,7 @@ SCSIMS = (
     "and 2,000 genes; its rows are kept and cannot be measured anew here. It stays near chance, on its own validation "
     "cells too. It makes the same training batches in every epoch: with 448 cells of pbmc68k it fits these to .88 and "
     "has .15 to .19 on validation cells, whichever statistics batch normalisation uses; shuffled, at its learning "
-    "rate, it learns nothing in 50 epochs (.13), at ten times the rate a little (.24 to .27). The data that it was made for "
+    "rate, it learns nothing in 50 epochs (.13), at ten times the rate a little (.24 to .27). The data it was made for "
     "has hundreds of times as many cells."
 )
 IN_FIGURE = (AGAINST, "SIMS, thesis", "linear SVM", "logistic regression", "CellTypist", "scANVI", "LightGBM")
