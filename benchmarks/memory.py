@@ -57,7 +57,7 @@ def _network(make: str, n_genes: int) -> torch.nn.Module:
     from pytorch_tabnet.tab_network import TabNetNoEmbeddings
 
     from sims_kit.model import RECIPES
-    from sims_kit.model.ensemble import make_network
+    from sims_kit.model.network import make_network
 
     if make == "pytorch-tabnet":
         return TabNetNoEmbeddings(n_genes, 20)

@@ -84,7 +84,7 @@ def fitted(task: str, models: Path, left_out: str = ""):
         default = sk.RECIPES["default"]
         recipe = sk.Recipe(**{**vars(default), "network": {**default.network, "n_models": 1}})
     path = models / f"{slug(f'{task}-{left_out}-' + ('one' if left_out else 'default'))}.safetensors"
-    if not path.exists() or not sk.load_model(path).profiles.knows_usual:  # of an earlier version
+    if not path.exists() or not sk.load_model(path).novelty.is_calibrated:  # of an earlier version
         sk.save_model(sk.fit(reference, "label", recipe=recipe, **QUIET), path)
     return sk.load_model(path), reference
 

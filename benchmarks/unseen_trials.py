@@ -23,7 +23,7 @@ from trust_page import table as in_markdown
 
 import sims_kit as sk
 from sims_kit.cells.loaders import query_batches
-from sims_kit.model.profiles import LEAST_SPREAD, ClassProfiles, doubt
+from sims_kit.model.novelty import LEAST_SPREAD, Novelty, odds_against
 
 TRIED = ("pbmc68k", "mouse-immune", "worm-neurons", "sim-cortex", "sim-mouse")
 FEWEST = 12  # cells of a type in the reference
@@ -81,19 +81,19 @@ def parts(model, cells: list) -> dict[str, np.ndarray]:
     angle, margin, distance = [], [], []
     for some in cells:
         for batch in query_batches(some, model.genes)[0]:
-            unlike = model.profiles.unlike(batch.cells)
+            unlike = model.novelty.distances(batch.cells)
             angle.append(unlike[:, 0].numpy())
             margin.append(unlike[:, 1].numpy())
-            distance.append(_distance(model.profiles, batch.cells))
+            distance.append(_distance(model.novelty, batch.cells))
     return {
-        "doubt": doubt(torch.from_numpy(logits)).numpy(),
+        "doubt": odds_against(torch.from_numpy(logits)).numpy(),
         "angle": np.concatenate(angle),
         "margin": np.concatenate(margin),
         "distance": np.concatenate(distance),
     }
 
 
-def _distance(profiles: ClassProfiles, cells) -> np.ndarray:
+def _distance(profiles: Novelty, cells) -> np.ndarray:
     values = cells.to_dense() * profiles.weights
     means = profiles.means * profiles.weights
     squared = values.square().sum(1)[:, None] - 2 * values @ means.T + means.square().sum(1)

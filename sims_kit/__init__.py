@@ -25,10 +25,7 @@ from sims_kit.model import (
     Recipe,
     SIMSClassifier,
     load_model,
-    load_pretrained,
     save_model,
-    save_pretrained,
-    where_to_resume,
 )
 from sims_kit.pretraining import pretrain
 from sims_kit.training import fit, generate_trainer
@@ -55,15 +52,12 @@ __all__ = [
     "lessons",
     "load",
     "load_model",
-    "load_pretrained",
     "metrics",
     "plotting",
     "pretrain",
     "read",
     "save_model",
-    "save_pretrained",
     "stratified_split",
     "studies",
-    "where_to_resume",
     "widgets",
 ]

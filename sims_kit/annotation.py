@@ -118,7 +118,7 @@ def annotate(
             The runner-up among the classes.
         ``obs["sims_unseen"]``
             How unlike every class the cell is, higher for types that the model never saw: standard deviations above
-            the usual validation cell, in doubt or in expression (`sims_kit.model.profiles.ClassProfiles`). It orders
+            the usual validation cell, in doubt or in expression (`sims_kit.model.novelty.Novelty`). It orders
             the cells of a query. Models of older files, and of no validation cells, have none.
         ``obs["sims_set"]``, ``obsm["sims_sets"]``
             With `alpha`: the classes of the set, the most probable first, as text (``"CD4 T | CD8 T"``; ``"Unknown"``
@@ -169,7 +169,7 @@ def annotate(
     query.obs[f"{key_added}_label"] = labels
     query.obs[f"{key_added}_confidence"] = confidence
     query.obs[f"{key_added}_second_label"] = pd.Categorical.from_codes(second, _names(model.classes))
-    if model.profiles.knows_usual:
+    if model.novelty.is_calibrated:
         query.obs[f"{key_added}_unseen"] = unseen.numpy()
     query.obsm[f"{key_added}_probabilities"] = probabilities
     if alpha is not None:
@@ -263,7 +263,7 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
     model.eval()
     with torch.no_grad():
         on_device = (batch.cells.to(model.device) for batch in batches)
-        parts = [(model(cells), model.profiles.unlike(cells)) for cells in on_device]
+        parts = [(model(cells), model.novelty.distances(cells)) for cells in on_device]
     logits, unlike = (torch.cat(found) for found in zip(*parts, strict=True))
     model.calibrate(logits, torch.from_numpy(codes[codes >= 0]), unlike)
 
@@ -287,7 +287,7 @@ def predict_logits(model: SIMSClassifier, batches) -> tuple[torch.Tensor, torch.
 
     def predict(cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = model.calibrated(model(cells))
-        return logits.cpu(), model.profiles.unseen(logits, model.profiles.unlike(cells)).cpu()
+        return logits.cpu(), model.novelty.scores(logits, model.novelty.distances(cells)).cpu()
 
     parts = predict_in_parts(predict, (batch.cells for batch in batches), model.device)
     return tuple(torch.cat(found) for found in zip(*parts, strict=True))

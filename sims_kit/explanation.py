@@ -17,8 +17,7 @@ from sims_kit.cells.loaders import query_batches
 from sims_kit.cells.matrix import open_cells
 from sims_kit.errors import DataError, UnknownNameError
 from sims_kit.model.classifier import SIMSClassifier
-from sims_kit.model.contributions import explain_batch
-from sims_kit.model.explained import csr, explain_batches
+from sims_kit.model.contributions import csr, explain_batch, explain_batches
 from sims_kit.model.file import fitted_model
 from sims_kit.model.trainer import plain_torch
 from sims_kit.progress import progress_bar
@@ -257,7 +256,7 @@ def explain_cell(
     (batch,) = batches
     model.eval()
     values = batch.cells.to(model.device)
-    explained = explain_batch(model.network, values)
+    explained = explain_batch(model.network, values, adjustment=model.logit_adjustment)
     best, second = explained.logits[0].topk(2).indices.tolist()
     versus = torch.zeros_like(explained.logits)
     versus[0, best], versus[0, second] = 1, -1

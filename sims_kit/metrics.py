@@ -40,7 +40,7 @@ from torchmetrics.classification import (
 )
 
 from sims_kit._calibration_error import CalibrationError
-from sims_kit.errors import DataError, LabelError, SettingError
+from sims_kit.errors import DataError, LabelError, SettingError, UnknownNameError
 from sims_kit.text import label_text
 
 CALIBRATION_BINS = 15  # of equal width; the number most of the calibration literature reports
@@ -126,7 +126,7 @@ class _MatthewsCorrCoef(MulticlassMatthewsCorrCoef):
         return super().compute().float()
 
 
-def metric_collection(n_classes: int, prefix: str = "") -> MetricCollection:
+def metric_collection(n_classes: int, prefix: str = "", metrics: Sequence | None = None) -> MetricCollection:
     """The metrics tracked in training, to be updated batch by batch.
 
     Call ``collection.update(scores, target)`` after each batch and ``collection.compute()`` at the end of the
@@ -157,7 +157,15 @@ def metric_collection(n_classes: int, prefix: str = "") -> MetricCollection:
         raise SettingError(f"n_classes is {n_classes!r}; expected the number of classes, 1 or more.")
     n_classes = int(n_classes)
     calibration = {"calibration_error": CalibrationError(CALIBRATION_BINS)}
-    return _collection([*_label_metrics(n_classes), calibration], prefix)
+    groups = [*_label_metrics(n_classes), calibration]
+    if metrics is None:
+        return _collection(groups, prefix)
+    known = {name: metric for group in groups for name, metric in group.items()}
+    for name in metrics:
+        if isinstance(name, str) and name not in known:
+            raise UnknownNameError("metric", name, known)
+    named = {m if isinstance(m, str) else type(m).__name__: known[m] if isinstance(m, str) else m for m in metrics}
+    return MetricCollection(named, prefix=prefix or None)
 
 
 def score(

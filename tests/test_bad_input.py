@@ -20,7 +20,7 @@ from anndata.tests.helpers import assert_equal
 
 import sims_kit as sk
 from sims_kit.errors import DataError, FetchError, GeneError, LabelError, ModelFileError, SettingError, UnknownNameError
-from sims_kit.model.tabnet import TabNet
+from sims_kit.model.network import TabNet
 
 QUIET = dict(enable_progress_bar=False, verbose=False)
 ENSEMBL, SYMBOLS = [f"ENSG{i:011d}" for i in range(60)], [f"SYMBOL{i}" for i in range(60)]

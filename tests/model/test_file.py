@@ -76,7 +76,7 @@ def test_older_versions(version):
         found = model.probabilities(torch.tensor(answers["cells"]))
     torch.testing.assert_close(found, torch.tensor(answers["probabilities"]))
     assert model.test_metrics["accuracy_micro"] == 0.75 and model.provenance["class_label"] == "cell_type"
-    assert model.profiles.is_measured == (version >= 4)  # version 3 had another unseen score
+    assert model.novelty.is_measured == (version >= 4)  # version 3 had another unseen score
 
 
 def test_what_a_file_says_of_itself(model, tmp_path):
@@ -105,7 +105,7 @@ def test_what_a_file_says_of_itself(model, tmp_path):
 def calibrated(model):
     """The model with validation cells, two of three right."""
     labels = torch.tensor([0, 1, 1])
-    model.profiles.measure([(torch.rand(3, 4), labels)])
+    model.novelty.measure([(torch.rand(3, 4), labels)])
     model.calibrate(torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), labels, torch.rand(3, 2))
     return model
 
@@ -117,12 +117,12 @@ def test_calibration_cells_come_back(calibrated, tmp_path):
         np.testing.assert_array_equal(getattr(loaded.calibration_cells, name), values)
     assert loaded.calibration_cells.correct.tolist() == [True, True, False]
     assert loaded.temperature == calibrated.temperature
-    for name, values in calibrated.profiles.state_dict().items():
-        torch.testing.assert_close(loaded.profiles.state_dict()[name], values, rtol=0, atol=0)
+    for name, values in calibrated.novelty.state_dict().items():
+        torch.testing.assert_close(loaded.novelty.state_dict()[name], values, rtol=0, atol=0)
     calibrated.calibration_cells = None
-    calibrated.profiles.is_measured.fill_(False)
+    calibrated.novelty.is_measured.fill_(False)
     older = load_model(save_model(calibrated, tmp_path / "without.safetensors"))
-    assert older.calibration_cells is None and not older.profiles.is_measured
+    assert older.calibration_cells is None and not older.novelty.is_measured
 
 
 @pytest.mark.parametrize(

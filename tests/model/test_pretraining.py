@@ -14,10 +14,11 @@ import sims_kit as sk
 from sims_kit.cells.loaders import CellDataset
 from sims_kit.errors import GeneError, ModelFileError, SettingError, UnknownNameError
 from sims_kit.evidence.cell_scores import ValueSource
+from sims_kit.model import RECIPES
 from sims_kit.model.pretraining import MaskedPretraining, mask_genes, reconstruct
-from sims_kit.model.pretraining_file import load_pretrained, save_pretrained
+from sims_kit.model.file import load_model, save_model
 
-QUIET = dict(enable_progress_bar=False, verbose=False, logger=False)
+QUIET = dict(verbose=False)
 SMALL = {"n_models": 1, "n_d": 8, "n_a": 8}
 
 
@@ -35,7 +36,7 @@ def pretrained(make_cells):
     """An encoder pretrained on a few cells, whose labels are gone."""
     cells = make_cells(n_cells=200)
     del cells.obs["cell_type"]
-    return sk.pretrain(cells, model_params={"network": SMALL}, max_epochs=30, **QUIET)
+    return sk.pretrain(cells, recipe=SMALL, max_epochs=30, **QUIET)
 
 
 def test_what_is_hidden_and_asked_for(batch):
@@ -76,7 +77,7 @@ def test_unexpressed_genes_are_drawn_evenly(batch):
 def test_decoder_is_that_of_pytorch_tabnet(batch, recipe):
     """At the pairs asked for, the answer is that of pytorch-tabnet's decoder for all genes."""
     torch.manual_seed(0)
-    model = MaskedPretraining(30, recipe=recipe, network={"n_models": 1, "n_steps": 2}).eval()
+    model = MaskedPretraining(30, recipe=RECIPES[recipe].changed(n_models=1, n_steps=2)).eval()
     (member,), (decoder,) = model.network.members, model.decoders
     torch.nn.init.normal_(decoder.reconstruction_layer.weight)
     masked = mask_genes(batch, 0.3)
@@ -114,7 +115,7 @@ def _csr(dense):
 def test_explained_variance_is_that_of_its_definition(batch):
     """`val_explained` compares the errors with those of each gene's mean over the training cells."""
     torch.manual_seed(0)
-    model = MaskedPretraining(30, network=SMALL).eval()
+    model = MaskedPretraining(30, recipe=SMALL).eval()
     torch.nn.init.normal_(model.decoders[0].reconstruction_layer.weight)
     model.scale.measure([batch])
     logged = {}
@@ -137,7 +138,7 @@ def test_files_whose_genes_differ(make_cells):
     """Several files of raw counts are brought onto their common genes; some cells with labels, some without."""
     first, second = make_cells(n_cells=60), make_cells(n_cells=80, seed=1)[:, 10:].copy()
     first.obs["cell_type"] = None
-    model = sk.pretrain([first, second], model_params={"network": SMALL}, max_epochs=1, **QUIET)
+    model = sk.pretrain([first, second], recipe=SMALL, max_epochs=1, **QUIET)
     assert model.genes == list(first.var_names[10:]) and sum(model.provenance["cells"].values()) == 140
     assert model.network.encoder.initial_bn.shift.any()  # measured on the cells
 
@@ -146,8 +147,7 @@ def test_same_seed_same_encoder(make_cells):
     """The seed decides everything, and the caller's random state is left alone."""
     state = torch.get_rng_state()
     first, again, other = (
-        sk.pretrain(make_cells(), seed=seed, model_params={"network": SMALL}, max_epochs=1, **QUIET).state_dict()
-        for seed in (1, 1, 2)
+        sk.pretrain(make_cells(), seed=seed, recipe=SMALL, max_epochs=1, **QUIET).state_dict() for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -158,7 +158,7 @@ def test_classifier_starts_from_it_gene_by_gene(make_cells, pretrained):
     """Each gene takes its own weights wherever it stands; genes that are new start as without pretraining."""
     cells = make_cells(n_cells=60)[:, ::-1].copy()
     cells.var_names = ["NEW1", "NEW2", *cells.var_names[2:]]
-    options = dict(class_label="cell_type", model_params={"network": SMALL}, **QUIET)
+    options = dict(class_label="cell_type", recipe=SMALL, **QUIET)
     (_, model, _), (_, usual, _) = (sk.generate_trainer(cells, pretrained=one, **options) for one in (pretrained, None))
     theirs = dict(pretrained.network.named_parameters())
     for (name, own), (_, plain) in zip(model.network.named_parameters(), usual.network.named_parameters(), strict=True):
@@ -172,7 +172,7 @@ def test_classifier_starts_from_it_gene_by_gene(make_cells, pretrained):
             torch.testing.assert_close(own, plain)
     assert not model.is_fitted
     before = theirs["members.0.encoder.att_transformers.0.fc.weight"].clone()
-    sk.fit(cells, "cell_type", pretrained=pretrained, model_params={"network": SMALL}, max_epochs=1, **QUIET)
+    sk.fit(cells, "cell_type", pretrained=pretrained, recipe=SMALL, max_epochs=1, **QUIET)
     torch.testing.assert_close(theirs["members.0.encoder.att_transformers.0.fc.weight"], before)  # a copy was trained
 
 
@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_refused(make_cells, pretrained):
     """Other settings of the network, other genes, other objects: said before training, with both values."""
     cells = make_cells(n_cells=60)
     with pytest.raises(SettingError, match=r"n_d 16 \(pretrained: 8\).*"):
-        sk.fit(cells, "cell_type", pretrained=pretrained, model_params={"network": {**SMALL, "n_d": 16}}, **QUIET)
+        sk.fit(cells, "cell_type", pretrained=pretrained, recipe={**SMALL, "n_d": 16}, **QUIET)
     with pytest.raises(SettingError, match="type SIMSClassifier"):
         sk.fit(cells, "cell_type", pretrained=sk.SIMSClassifier(4, 2), **QUIET)
     with pytest.raises(SettingError, match="not pretrained yet"):
@@ -207,12 +207,10 @@ def test_what_does_not_fit_is_refused(make_cells, pretrained):
     other = cells.copy()
     other.var_names = [f"OTHER{i}" if i > 20 else gene for i, gene in enumerate(other.var_names)]
     with pytest.warns(UserWarning, match=r"21 of the 60 genes of these cells \(35%\)"):
-        sk.generate_trainer(
-            other, class_label="cell_type", pretrained=pretrained, model_params={"network": SMALL}, **QUIET
-        )
+        sk.generate_trainer(other, class_label="cell_type", pretrained=pretrained, recipe=SMALL, **QUIET)
     other.var_names = [f"OTHER{i}" if i > 2 else gene for i, gene in enumerate(other.var_names)]
     with pytest.raises(GeneError, match=r"3 of the 60 genes of these cells \(5%\).*OTHER"):
-        sk.fit(other[:, ::-1].copy(), "cell_type", pretrained=pretrained, model_params={"network": SMALL}, **QUIET)
+        sk.fit(other[:, ::-1].copy(), "cell_type", pretrained=pretrained, recipe=SMALL, **QUIET)
 
 
 @pytest.mark.parametrize(
@@ -221,8 +219,8 @@ def test_what_does_not_fit_is_refused(make_cells, pretrained):
         ({"mask_share": 0}, SettingError, "mask_share is 0"),
         ({"unexpressed": 0}, SettingError, "unexpressed is 0"),
         ({"mask_shar": 0.1}, UnknownNameError, "mask_shar"),
-        ({"model_params": {"n_d": 4}}, UnknownNameError, "n_d"),
-        ({"class_label": "cell_type"}, UnknownNameError, "class_label"),
+        ({"model_params": {"n_d": 4}}, SettingError, "recipe=dict"),
+        ({"test": 0.1}, UnknownNameError, "argument of pretrain 'test'"),
     ],
 )
 def test_settings_out_of_range(make_cells, settings, error, words):
@@ -233,8 +231,8 @@ def test_settings_out_of_range(make_cells, settings, error, words):
 
 def test_round_trip(tmp_path, pretrained, batch):
     """Answers, genes and provenance come back from the file; a classifier starts from the file as from the object."""
-    path = save_pretrained(pretrained, tmp_path / "new" / "encoder.safetensors")
-    loaded = load_pretrained(path)
+    path = save_model(pretrained, tmp_path / "new" / "encoder.safetensors")
+    loaded = load_model(path)
     cells = torch.rand(20, 60).to_sparse_csr()
     masked = mask_genes(cells, 0.5)
     torch.testing.assert_close(loaded(masked)[0], pretrained(masked)[0], rtol=0, atol=0)
@@ -266,8 +264,8 @@ def _rewritten(path, tensors=None, **header):
 )
 def test_damaged_files(tmp_path, pretrained, damage, message):
     """A damaged, foreign or contradictory file gives one clear error that names it."""
-    path = save_pretrained(pretrained, tmp_path / "encoder.safetensors")
+    path = save_model(pretrained, tmp_path / "encoder.safetensors")
     damage(path)
     with pytest.raises(ModelFileError, match=message) as error:
-        load_pretrained(path)
+        load_model(path)
     assert "encoder.safetensors" in str(error.value)

@@ -1,7 +1,8 @@
-"""TabNet against pytorch-tabnet's without its genes x genes identity, in float64."""
+"""TabNet against pytorch-tabnet's without its genes x genes identity, in float64; its additions; ensembles."""
 
 import copy
-import importlib.util
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import pytest
@@ -10,7 +11,7 @@ from pytorch_tabnet.tab_network import TabNetNoEmbeddings
 from torch.nn.functional import cross_entropy
 
 from sims_kit.errors import SettingError
-from sims_kit.model.tabnet import TabNet
+from sims_kit.model.network import Ensemble, FixedScale, TabNet, make_network
 
 CASES = {  # cells, genes, how the attention came about, settings
     "defaults": (64, 200, "trained", {}),
@@ -29,6 +30,7 @@ CASES = {  # cells, genes, how the attention came about, settings
     "one-step": (16, 30, "trained", dict(n_steps=1, gamma=1.0)),
     **{f"{n_genes}-genes": (24, n_genes, "trained", {}) for n_genes in (1, 2, 15, 16, 17, 33)},
 }
+FORMS = {"dense": torch.Tensor.to_dense, "csr": torch.Tensor.to_sparse_csr}
 PATHS = {  # how the cells come, and up to which share of the genes masks are computed on pairs
     "pairs": (torch.Tensor.to_sparse_csr, 1),
     "pairs-of-dense-cells": (torch.Tensor.to_dense, 1),
@@ -41,7 +43,12 @@ ATTENTION = {  # initial weights of the attention's batch normalisation, step by
     "broad-narrow": [0.01, 3.0],
     "narrow-broad-narrow": [3.0, 0.01, 3.0],
 }
+DEFAULT = dict(mask_temperature=5.0, rescale_masked=True, fixed_scale=True, additive=True, n_steps=2)
 N_CLASSES = 4
+
+forms = pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
+modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+narrows = pytest.mark.parametrize("narrow", [1, -1], ids=["pairs", "all-genes"])
 
 
 class NoMatrix:
@@ -55,11 +62,8 @@ class NoMatrix:
 
 
 @pytest.fixture(autouse=True)
-def double_precision():
-    """Everything in float64; the oracle makes its masks in the default type."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+def double(double_precision):
+    """Everything in float64: the oracle makes its masks in the default type."""
 
 
 def make_oracle(n_genes, **settings):
@@ -148,7 +152,7 @@ def assert_equal_masks(ours, oracle, cells, given):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@modes
 def test_logits_losses_gradients_and_statistics(twins, training, path):
     """Logits, both losses, every gradient and the running statistics agree to 1e-9, whatever the path."""
     ours, oracle, cells = twins
@@ -166,7 +170,7 @@ def test_masks(twins, n_cells, path):
     assert_equal_masks(ours.eval(), oracle.eval(), cells, make(cells))
 
 
-@pytest.mark.parametrize("narrow", [1, -1], ids=["pairs", "all-genes"])
+@narrows
 @pytest.mark.parametrize("name", ["defaults", "narrow", "broad-narrow"])
 def test_gradient_of_dense_cells(name, narrow):
     """In evaluation, dense cells get the oracle's gradient."""
@@ -180,12 +184,11 @@ def test_gradient_of_dense_cells(name, narrow):
 
 
 def test_transcriptome_width():
-    """The same at 20,000 genes, in training and evaluation."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        oracle = make_oracle(20_000, n_steps=2, virtual_batch_size=32)  # with 3 steps roundings grow beyond 1e-9
-        cells = torch.poisson(0.1 * torch.rand(65, 20_000)).log1p()
+    """The same at 20,000 genes, in training and evaluation, where no tensor is as large as genes x genes."""
+    oracle = make_oracle(20_000, n_steps=2, virtual_batch_size=32)  # with 3 steps roundings grow beyond 1e-9
+    cells = torch.poisson(0.1 * torch.rand(65, 20_000)).log1p()
     ours = _twin(oracle, 20_000, n_steps=2, virtual_batch_size=32)
+    assert max(tensor.numel() for tensor in ours.state_dict().values()) < 40 * 20_000
     assert_equal_step(ours, oracle, cells, cells.to_sparse_csr())
     assert all(step.mask.genes is not None for step in ours.steps(cells))
     ours.load_state_dict(oracle.state_dict(), strict=False)  # with the statistics of one batch
@@ -203,7 +206,7 @@ def test_each_step_chooses_its_path(name, narrow):
 
 
 @pytest.mark.parametrize("name", ["defaults", "narrow", "broad-narrow"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@modes
 def test_single_precision(name, training):
     """In float32 logits stay within 1e-3 of float64's, and gradients within 1 % of the largest."""
     oracle, cells = _case(name)
@@ -218,6 +221,54 @@ def test_single_precision(name, training):
         torch.testing.assert_close(other.grad.double(), parameter.grad, rtol=0, atol=1e-2 * largest.item())
 
 
+@narrows
+@pytest.mark.parametrize("settings", [{}, DEFAULT], ids=["thesis", "default"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@forms
+def test_mixed_precision(narrow, settings, dtype, make):
+    """Under autocast, and for cells of 16 bits, a step computes in 32 bits and equals one without."""
+    network = TabNet(500, 3, **settings).float()
+    network.narrow = narrow
+    cells = torch.poisson(torch.rand(40, 500)).to(dtype)  # whole numbers, which 16 bits hold
+    exact = copy.deepcopy(network)(make(cells.float()))
+    with torch.autocast("cpu", dtype):
+        found = copy.deepcopy(network)(make(cells))
+        loss = found.logits.square().mean() + found.mask_entropy
+    loss.backward()
+    torch.testing.assert_close(found, exact, rtol=0, atol=0)
+
+
+@narrows
+@forms
+def test_deterministic_algorithms(narrow, make):
+    """A step, refreshed statistics and an explanation run under torch's deterministic algorithms."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        for settings in ({}, DEFAULT):
+            network, cells = TabNet(200, 3, **settings), make(torch.poisson(torch.rand(20, 200)))
+            network.narrow = narrow
+            output = network(cells)
+            (output.logits.square().mean() + output.mask_entropy).backward()
+            network.refresh_statistics([cells])
+            network.eval().explain(cells)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@narrows
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", ["cells", "encoder.att_transformers.1.fc.weight", "encoder.initial_bn.weight"])
+@forms
+@modes
+def test_not_finite_is_an_error(narrow, bad, place, training, make):
+    """NaN or infinite cells or weights are one clear error on every path."""
+    broken, cells = TabNet(200, 3).train(training), torch.poisson(torch.rand(20, 200)).log1p()
+    broken.narrow = narrow
+    (cells if place == "cells" else dict(broken.named_parameters())[place].data).view(-1)[-1] = bad
+    with pytest.raises(FloatingPointError, match="diverged"):
+        broken(make(cells))
+
+
 @pytest.mark.parametrize("n_cells, virtual_batch_size", [(1, 128), (5, 2), (7, 3)])
 def test_ghost_batch_of_one_cell(n_cells, virtual_batch_size):
     """In training a ghost batch of one cell is refused by name, where the oracle fails inside torch."""
@@ -229,40 +280,30 @@ def test_ghost_batch_of_one_cell(n_cells, virtual_batch_size):
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         oracle(torch.rand(n_cells, 6))
     assert network.eval()(torch.rand(n_cells, 6)).logits.shape == (n_cells, 2)
-
-
-def test_imported_in_double_precision():
-    """The networks stay equal when the default type at import was float64: the oracle's one constant is in float32."""
-    spec = importlib.util.find_spec("sims_kit.model.tabnet")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    oracle, cells = (copy.deepcopy(part) for part in _case("defaults"))
-    ours = module.TabNet(cells.shape[1], N_CLASSES)
-    ours.load_state_dict(oracle.state_dict(), strict=False)
-    assert_same(ours.eval()(cells).logits, oracle.eval()(cells)[0], "logits")
+    with pytest.raises(SettingError, match="no cells"):
+        network(torch.rand(0, 6))
 
 
 def test_broad_start():
     """`mask_start` near zero makes the first masks broad."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        cells = torch.rand(64, 1000)
-        narrow, broad = TabNet(1000, 3), TabNet(1000, 3, mask_start=0.01)
-        width = [(net.steps(cells)[0].mask.to_dense() > 0).sum(1).double().mean() for net in (narrow, broad)]
+    cells = torch.rand(64, 1000)
+    narrow, broad = TabNet(1000, 3), TabNet(1000, 3, mask_start=0.01)
+    width = [(net.steps(cells)[0].mask.to_dense() > 0).sum(1).double().mean() for net in (narrow, broad)]
     assert width[0] < 20 and width[1] > 100
 
 
-def _one_step(network, cells, narrow):
-    """Logits, entropy, gradients and statistics of a training batch on one of the paths, from the same seed."""
+def _one_step(network, cells, narrow=1, seed=1):
+    """Logits, entropy, gradients and statistics of a training batch, from the same seed."""
     network = copy.deepcopy(network)
     network.narrow = narrow
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     output = network(cells)
     (output.logits.square().mean() + output.mask_entropy).backward()
+    gradients = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
     return {
-        "logits": output.logits,
-        "mask entropy": output.mask_entropy,
-        **{name: parameter.grad for name, parameter in network.named_parameters()},
+        "logits": output.logits.detach(),
+        "entropy": output.mask_entropy,
+        **gradients,
         **dict(network.named_buffers()),
     }
 
@@ -270,28 +311,23 @@ def _one_step(network, cells, narrow):
 @pytest.mark.parametrize(
     "settings",
     [dict(rescale_masked=True), dict(gene_dropout=0.3), dict(mask_start=0.01, rescale_masked=True, gene_dropout=0.1)],
-    ids=lambda settings: "-".join(settings),
+    ids="-".join,
 )
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@modes
 def test_additions_are_the_same_on_both_paths(settings, training):
     """What the oracle lacks gives the same on pairs as on all genes."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = TabNet(400, N_CLASSES, virtual_batch_size=16, **settings).train(training)
-        cells = torch.poisson(torch.rand(37, 400)).log1p().to_sparse_csr()
-        expected = _one_step(network, cells, -1)
-        for name, found in _one_step(network, cells, 1).items():
-            assert_same(found, expected[name], name)
+    network = TabNet(400, N_CLASSES, virtual_batch_size=16, **settings).train(training)
+    cells = torch.poisson(torch.rand(37, 400)).log1p().to_sparse_csr()
+    expected = _one_step(network, cells, -1)
+    for name, found in _one_step(network, cells, 1).items():
+        assert_same(found, expected[name], name)
 
 
 def test_rescaled_input_keeps_its_size():
     """With `rescale_masked` uniform masks over n genes multiply the masked input by n."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        plain = TabNet(50, 3, n_steps=1, mask_start=0.0).eval()
-        rescaled = TabNet(50, 3, n_steps=1, mask_start=0.0, rescale_masked=True).eval()
-        cells = torch.rand(5, 50)
+    plain, rescaled = (TabNet(50, 3, n_steps=1, mask_start=0.0, rescale_masked=on).eval() for on in (False, True))
     rescaled.load_state_dict(plain.state_dict())
+    cells = torch.rand(5, 50)
     expected = plain(cells * 50).logits  # no bias and unit statistics: the first layer is linear in the cells
     assert_same(rescaled(cells).logits, expected, "logits")
 
@@ -311,7 +347,7 @@ def test_refreshed_statistics(narrow):
     assert ours.gene_dropout == 0.5 and ours.encoder.att_transformers[0].bn.bn.momentum == 0.02
 
 
-@pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
+@forms
 def test_gene_dropout(make):
     """A share of the genes is hidden in training, drawn for each cell, and none in evaluation."""
     network = TabNet(2000, 3, gene_dropout=0.25, input_momentum=1.0)
@@ -324,22 +360,114 @@ def test_gene_dropout(make):
     assert (logits == logits[0]).all()
 
 
-@pytest.mark.parametrize(
-    "setting", [dict(gene_dropout=1.0), dict(n_steps=0), dict(gamma=0.5), dict(n_shared=0), dict(n_d=0)]
-)
-def test_impossible_settings(setting):
+@pytest.mark.parametrize("settings", [dict(n_steps=0), dict(gamma=0.5), dict(n_shared=0), dict(n_d=0)], ids="-".join)
+def test_impossible_settings(settings):
     """Sizes and gamma out of range are named."""
-    with pytest.raises(SettingError, match=next(iter(setting))):
-        TabNet(5, 2, **setting)
+    with pytest.raises(SettingError, match=next(iter(settings))):
+        TabNet(5, 2, **settings)
 
 
-def test_nothing_is_genes_times_genes():
-    """No tensor of the network grows with the square of the genes."""
-    network = TabNet(5000, 3)
-    assert max(tensor.numel() for tensor in network.state_dict().values()) < 40 * 5000
+@pytest.fixture
+def cells():
+    """Twelve cells x 50 genes, a third of the values zero; the last cell is empty."""
+    values = torch.rand(12, 50) * (torch.rand(12, 50) > 0.3)
+    values[-1] = 0
+    return values
 
 
-def test_no_cells():
-    """A batch without a cell is refused by name."""
-    with pytest.raises(SettingError, match="no cells"):
-        TabNet(6, 2).eval()(torch.rand(0, 6))
+def _network(cells, **changes):
+    torch.manual_seed(1)
+    network = TabNet(50, 3, **DEFAULT | changes)
+    network.measure_input([cells])
+    if network.additive_weight is not None:
+        torch.nn.init.normal_(network.additive_weight)
+    return network
+
+
+@modes
+def test_dense_and_sparse_cells_agree(cells, training):
+    """Logits and gradients do not depend on how cells come, and an empty cell has finite ones."""
+    network = _network(cells).train(training)
+    sparse = _one_step(network, cells.to_sparse_csr())
+    for name, dense in _one_step(network, cells).items():
+        assert torch.isfinite(dense).all()
+        torch.testing.assert_close(sparse[name], dense)
+
+
+def test_higher_temperature_passes_more_genes(cells):
+    """Masks widen with the temperature."""
+    widths = [len(_network(cells, mask_temperature=t).steps(cells)[0].mask.weights) for t in (0.1, 1.0, 10.0)]
+    assert widths == sorted(widths) and widths[0] < widths[-1]
+
+
+def test_additive_path_is_a_sum_over_genes(cells):
+    """What the masked genes add is mask x normalised value x weight, by gene, over the sum of squares of the mask."""
+    network = _network(cells, n_steps=1).eval()
+    (step,) = network.steps(cells)
+    mask, scale = step.mask.to_dense()[:-1], network.encoder.initial_bn
+    shares = mask * (cells[:-1] * scale.scale + scale.shift) / mask.square().sum(1, keepdim=True)
+    torch.testing.assert_close(step.evidence[:-1], shares @ network.additive_weight)
+    assert not step.evidence[-1].any()
+
+
+def test_fixed_scale(cells):
+    """It centres, brings the mean square to one, does not blow up rare genes, and is the same over any batches."""
+    cells[:, 0] = 0
+    cells[0, 0] = 1e-4
+    whole, parts = FixedScale(50), FixedScale(50)
+    whole.measure([cells])
+    parts.measure([(cells[:5].to_sparse_csr(), None), (cells[5:].to_sparse_csr(), None)])
+    torch.testing.assert_close(whole.state_dict(), parts.state_dict())
+    out = cells * whole.scale + whole.shift
+    torch.testing.assert_close(out.mean(0), torch.zeros(50), rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.square().mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
+    assert out[:, 0].abs().max() < 0.01
+    network = _network(cells, gene_dropout=0.5)  # statistics are refreshed, the scale stays
+    before = {name: value.clone() for name, value in network.encoder.initial_bn.state_dict().items()}
+    network.refresh_statistics([cells])
+    torch.testing.assert_close(dict(network.encoder.initial_bn.state_dict()), before)
+
+
+def test_ensemble(cells):
+    """Probabilities and explanations are means over members, which share the scale alone."""
+    ensemble = Ensemble(50, 4, n_models=3, **DEFAULT).eval()
+    ensemble.measure_input([cells])
+    first, second, _ = ensemble.members
+    torch.testing.assert_close(first.encoder.initial_bn.state_dict(), second.encoder.initial_bn.state_dict())
+    assert not torch.equal(first.final_mapping.weight, second.final_mapping.weight)
+    expected = sum(member(cells).logits.softmax(1) for member in ensemble.members) / 3
+    torch.testing.assert_close(ensemble(cells).logits.softmax(1), expected)
+    masks, logits = ensemble.explain(cells[:-1])
+    parts = [member.explain(cells[:-1])[0].to_dense() for member in ensemble.members]
+    torch.testing.assert_close(masks.to_dense(), sum(part / part.sum(1, keepdim=True) for part in parts) / 3)
+    torch.testing.assert_close(logits, ensemble(cells[:-1]).logits)
+
+
+def test_each_member_learns_from_its_own_errors(cells):
+    """A member's gradients are those it would have alone."""
+    ensemble, labels = make_network(50, 3, n_models=2, **DEFAULT), torch.arange(12) % 3
+    member = ensemble.members[1]
+    sum(cross_entropy(output.logits, labels) for output in ensemble.outputs(cells)).backward()
+    together = member.final_mapping.weight.grad.clone()
+    member.zero_grad()
+    cross_entropy(member(cells).logits, labels).backward()
+    torch.testing.assert_close(member.final_mapping.weight.grad, together)
+
+
+@narrows
+def test_networks_at_work_side_by_side(narrow):
+    """Copies, pickles and threads do not disturb each other, and a backward pass may come after another batch's."""
+    network, batches = TabNet(300, 3), [torch.poisson(torch.rand(40, 300)).to_sparse_csr() for _ in range(2)]
+    expected = [_one_step(network, batch, narrow) for batch in batches]
+    twin = pickle.loads(pickle.dumps(network))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda batch: _one_step(twin, batch, narrow), batches))
+    for one, other in zip(found, expected, strict=True):
+        for name, value in other.items():
+            torch.testing.assert_close(one[name], value, rtol=1e-9, atol=1e-11)
+    network.eval().narrow = narrow
+    losses = [network(batch).logits.square().sum() for batch in batches]
+    late = [torch.autograd.grad(loss, network.final_mapping.weight)[0] for loss in losses]
+    for gradient, batch in zip(late, batches, strict=True):
+        (soon,) = torch.autograd.grad(network(batch).logits.square().sum(), network.final_mapping.weight)
+        assert torch.equal(gradient, soon)

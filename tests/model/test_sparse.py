@@ -1,4 +1,4 @@
-"""Masks on pairs of cell and gene against pytorch-tabnet's attention transformer on all genes."""
+"""Masks against pytorch-tabnet's attention transformer on all genes; the first layer against dense products."""
 
 import copy
 
@@ -8,10 +8,19 @@ from pytorch_tabnet.sparsemax import Sparsemax
 from pytorch_tabnet.tab_network import AttentiveTransformer
 from torch import nn
 
-from sims_kit.model.masks import Mask, expressed_mask, narrow_mask, update_statistics
+from sims_kit.model.sparse import (
+    Mask,
+    expressed,
+    expressed_mask,
+    first_layer,
+    masked_first_layer,
+    moments,
+    narrow_mask,
+    sparsemax,
+    update_statistics,
+)
 
 ALL = 10**6  # wider than any mask: pairs are never refused
-
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -31,10 +40,6 @@ def _masks_of(logits, widest=ALL):
     attend.bn.bn.eps = 0.0
     attend.fc.weight.data = logits.T.contiguous()
     return narrow_mask(torch.eye(len(logits), dtype=logits.dtype), attend.to(logits.dtype), [], 1.3, widest)
-
-
-def _on_all(mask):
-    return Mask(mask.to_dense(), None, None, mask.shape)
 
 
 LOGITS = {
@@ -58,10 +63,13 @@ LOGITS = {
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 15), (5, 16), (5, 17), (9, 33), (130, 700), (20, 2001)])
 @pytest.mark.parametrize("kind", LOGITS)
 def test_search_is_sparsemax(kind, shape):
-    """The pairs found carry the masks that a sort over all genes gives, whatever the logits look like."""
+    """The pairs found carry the masks that a sort over all genes gives, whatever the logits; so does `sparsemax`."""
     logits = LOGITS[kind](*shape)
     mask = _masks_of(logits)
-    torch.testing.assert_close(mask.to_dense(), Sparsemax(dim=-1)(logits.clone()), rtol=0, atol=1e-12)
+    expected, before = Sparsemax(dim=-1)(logits.clone()), logits.clone()
+    torch.testing.assert_close(mask.to_dense(), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sparsemax(logits), expected, rtol=0, atol=1e-12)
+    assert torch.equal(logits, before)
     assert (mask.cells.diff() >= 0).all() and mask.shape == shape
     assert len(torch.unique(mask.cells * shape[1] + mask.genes)) == len(mask.weights)  # no pair twice
 
@@ -200,7 +208,7 @@ def test_update_statistics(momentum):
 def test_mask_on_pairs_and_on_all_genes():
     """Both forms of a mask answer alike."""
     pairs = _pairs(Sparsemax(dim=-1)(torch.randn(7, 30)))
-    on_all = _on_all(pairs)
+    on_all = Mask(pairs.to_dense(), None, None, pairs.shape)
     cells, genes = torch.randint(7, (50,)), torch.randint(30, (50,))
     cells[:2], genes[:2] = torch.tensor([0, 6]), torch.tensor([0, 29])  # the corners
     torch.testing.assert_close(pairs.at(cells, genes), on_all.weights[cells, genes], rtol=0, atol=0)
@@ -263,3 +271,169 @@ def test_no_cell_expresses_a_gene():
     assert not mask.to_dense().any()
     mask.to_dense().sum().backward()
     assert not attention.grad.any()
+
+
+def _cells(n_cells=9, n_genes=40):
+    """Some cells without a count, first and last among them, and genes that no cell has."""
+    cells = torch.poisson(torch.rand(n_cells, n_genes)).log1p()
+    cells[[0, n_cells // 2, -1]] = 0
+    cells[:, [0, -1]] = 0
+    return cells
+
+
+def _mask(n_cells=9, n_genes=40):
+    """The same mask on pairs, two to five genes per cell, and on all genes."""
+    weights = torch.rand(n_cells, n_genes)
+    weights[weights < weights.topk(5, dim=1).values[:, -1:]] = 0
+    cells, genes = weights.nonzero(as_tuple=True)
+    return Mask(weights[cells, genes], cells, genes, weights.shape), Mask(weights, None, None, weights.shape)
+
+
+@pytest.mark.parametrize("value_type, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
+def test_moments(make, value_type, tolerance):
+    """Mean and variance of each gene: never seen, the same in every cell, and nearly the same at a high level."""
+    cells = _cells(61, 60)
+    cells[:, 1:40] = torch.linspace(1, 9, 39)  # rounding would make some of their variances negative
+    cells[:, 40] = 9 + 1e-2 * torch.randn(61)
+    given = make(cells.to(value_type))
+    mean, variance = moments(given, given.to_dense())
+    exact = cells.to(value_type).double()
+    assert mean.dtype == variance.dtype == value_type and (variance >= 0).all()
+    torch.testing.assert_close(mean.double(), exact.mean(0), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(variance.double(), exact.var(0, correction=0), rtol=10 * tolerance, atol=1e-12)
+
+
+def _normalisation(n_genes=40, width=6):
+    """What each gene is multiplied by and added, and a weight."""
+    return torch.rand(n_genes) + 0.5, torch.randn(n_genes), torch.randn(width, n_genes)
+
+
+def _gradients(layer, upstream, *given):
+    """Value and gradients of a layer."""
+    given = [part.clone().requires_grad_() for part in given]
+    out = layer(*given)
+    return out, *torch.autograd.grad(out, given, upstream)
+
+
+def test_first_layer():
+    """Values and gradients are those of normalising and multiplying; dense cells get a gradient too."""
+    cells, upstream, parts = _cells(), torch.randn(9, 6), _normalisation()
+    csr = cells.to_sparse_csr()
+    out, of_cells, *expected = _gradients(
+        lambda cells, scale, shift, weight: (cells * scale + shift) @ weight.T, upstream, cells, *parts
+    )
+    found = _gradients(lambda *parts: first_layer(csr, csr.to_dense(), *parts)[0], upstream, *parts)
+    torch.testing.assert_close(found, (out, *expected))
+    found = _gradients(lambda cells, *parts: first_layer(cells, cells, *parts)[0], upstream, cells, *parts)
+    torch.testing.assert_close(found, (out, of_cells, *expected))
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
+def test_first_layers_gradient_by_differences(make):
+    """The gradients are what small changes of normalisation and weight measure."""
+    cells = make(_cells(5, 12))
+    parts = [part.requires_grad_() for part in _normalisation(12, 3)]
+    assert torch.autograd.gradcheck(lambda *parts: first_layer(cells, cells.to_dense(), *parts)[0].square(), parts)
+
+
+def test_masked_first_layer():
+    """Values and all gradients, on pairs and on all genes, are those of normalising, masking and multiplying."""
+    cells, upstream, (pairs, on_all), parts = _cells(), torch.randn(9, 6), _mask(), _normalisation()
+
+    def plain(weights, scale, shift, weight):
+        return (weights * (cells * scale + shift)) @ weight.T
+
+    out, of_weights, *expected = _gradients(plain, upstream, on_all.weights, *parts)
+    for mask in (pairs, on_all):
+
+        def ours(weights, *parts, mask=mask):
+            return masked_first_layer(mask._replace(weights=weights), cells, *parts[:2], parts[2].T)
+
+        where = ... if mask.cells is None else (mask.cells, mask.genes)
+        found = _gradients(ours, upstream, mask.weights, *parts)
+        torch.testing.assert_close(found, (out, of_weights[where], *expected))
+
+
+@pytest.mark.parametrize("form", [0, 1], ids=["pairs", "all-genes"])
+def test_masked_first_layers_gradient_by_differences(form):
+    """Its gradients are what small changes of mask, normalisation and weight measure."""
+    cells, mask = _cells(5, 12).to_sparse_csr(), _mask(5, 12)[form]
+    inputs = mask.weights, *_normalisation(12, 3)
+
+    def layer(weights, *others):
+        return masked_first_layer(mask._replace(weights=weights), cells.to_dense(), *others[:2], others[2].T)
+
+    assert torch.autograd.gradcheck(layer, [tensor.requires_grad_() for tensor in inputs])
+
+
+@pytest.mark.parametrize("used", ["both", "table", "layer"])
+@pytest.mark.parametrize("forms", [(0,), (0, 0), (1,), (0, 1), (1, 0, 0)], ids=str)
+def test_gradients_meet_in_the_first_layer(forms, used):
+    """Masks on pairs and on all genes, one or several, give the weight the gradient that plain products give."""
+    cells, upstream, parts = _cells(), torch.randn(9, 6), _normalisation()
+    masks, csr = [_mask() for _ in forms], cells.to_sparse_csr()
+
+    def plain(scale, shift, weight):
+        normal = cells * scale + shift
+        masked = sum((on_all.weights * normal) @ weight.T for _, on_all in masks)
+        return masked * (used != "layer") + normal @ weight.T * (used != "table")
+
+    def ours(scale, shift, weight):
+        dense = csr.to_dense()
+        out, table = first_layer(csr, dense, scale, shift, weight)
+        masked = [
+            masked_first_layer(mask[form], dense, scale, shift, table, sparse=True)
+            for form, mask in zip(forms, masks, strict=True)
+        ]
+        return {"both": out + sum(masked), "table": sum(masked), "layer": out}[used]
+
+    for one, other in zip(_gradients(ours, upstream, *parts), _gradients(plain, upstream, *parts), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_cells_without_a_gene():
+    """A cell whose mask has no pair gives zeros and disturbs no other."""
+    mask = Mask(torch.ones(2), torch.tensor([1, 3]), torch.tensor([0, 2]), (5, 3))
+    out = masked_first_layer(mask, torch.ones(5, 3), torch.ones(3), torch.zeros(3), torch.eye(3))
+    expected = torch.zeros(5, 3)
+    expected[1, 0] = expected[3, 2] = 1
+    assert torch.equal(out, expected)
+
+
+def test_second_derivatives_are_refused():
+    """The backward pass for sparse cells cannot be differentiated, and says so rather than giving a wrong result."""
+    cells = torch.rand(4, 6).to_sparse_csr()
+    weight = torch.rand(3, 6, requires_grad=True)
+    out, _ = first_layer(cells, cells.to_dense(), torch.ones(6), torch.zeros(6), weight)
+    (gradient,) = torch.autograd.grad(out.square().sum(), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 0.1, 1.0, 50.0])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (7, 63), (5, 3000)])
+def test_sparsemax(shape, scale):
+    """Values and gradients are the oracle's, from one-hot to uniform masks and for a single row."""
+    logits, upstream = scale * torch.randn(shape), torch.randn(shape)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    mask, expected = sparsemax(ours), Sparsemax(dim=-1)(theirs * 1.0)
+    mask.backward(upstream), expected.backward(upstream)
+    torch.testing.assert_close(mask, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_sparsemax_of_what_is_not_finite(bad):
+    """NaN or infinite logits raise at once instead of spreading."""
+    logits = torch.zeros(2, 100)
+    logits[1, 3] = bad
+    with pytest.raises(FloatingPointError, match="diverged"):
+        sparsemax(logits)
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
+def test_expressed(make):
+    """The pairs of cell and gene with values above zero, cell by cell."""
+    cells = torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 0.0], [3.0, 0.0, 0.0]])
+    assert [part.tolist() for part in expressed(make(cells))] == [[0, 0, 2], [1, 2, 0]]
