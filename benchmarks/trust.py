@@ -101,9 +101,8 @@ def measure(task: str, models: Path) -> dict[str, pd.DataFrame]:
     bins = []
     for name, values in (("before", logits * model.temperature.item()), ("after", logits)):
         confidence, right = confidences(values, truth)
-        floor = calibration.calibration_floor(confidence)
         row[f"error_{name}"] = calibration.expected_calibration_error(confidence, right)
-        row |= {f"floor_{name}": floor.mean, f"floor_high_{name}": floor.high}
+        row[f"floor_{name}"], row[f"floor_high_{name}"] = calibration_floor(confidence)
         row[f"confidence_{name}"] = confidence.mean()
         bins.append(calibration.reliability_table(confidence, right).assign(group=name))
     kept = model.calibration_cells
@@ -111,9 +110,9 @@ def measure(task: str, models: Path) -> dict[str, pd.DataFrame]:
         row |= rejection(kept.confidence, kept.correct, *confidences(logits, truth), rate)
     tables = {"bins": pd.concat(bins)}
     for name, by_class in (("marginal", False), ("by_class", True)):
-        quantiles = calibration.conformal_quantiles(kept.strangeness, kept.labels, len(names), ALPHA, by_class=by_class)
-        sets = calibration.prediction_sets(calibration.strangeness(logits), quantiles)
-        tables[f"coverage_{name}"] = table = calibration.coverage_table(sets, fold(task).truth, model.classes)
+        limits = quantiles(kept.nonconformity, kept.labels, len(names), by_class=by_class)
+        sets = calibration.nonconformity(logits) <= limits
+        tables[f"coverage_{name}"] = table = coverage_table(sets, np.asarray(fold(task).truth), names)
         row |= {f"coverage_{name}": table["coverage"].iloc[-1], f"size_{name}": table["mean_size"].iloc[-1]}
         row[f"empty_{name}"] = table["empty"].iloc[-1]
     if task not in ACROSS:
@@ -141,14 +140,52 @@ def divisions(logits: np.ndarray, labels: np.ndarray, n_calibration: int) -> pd.
         for rate in ERROR_RATES:
             row |= rejection(confidence[own], right[own], confidence[other], right[other], rate)
         for score in ("lac", "aps", "raps"):
-            strange = calibration.strangeness(values, score)
+            scores = nonconformity(values, score)
             for name, by_class in (("marginal", False), ("by_class", True)):
-                quantiles = calibration.conformal_quantiles(
-                    strange[own, labels[own]], labels[own], logits.shape[1], ALPHA, by_class=by_class
-                )
-                sets = calibration.prediction_sets(strange[other], quantiles)
+                limits = quantiles(scores[own, labels[own]], labels[own], logits.shape[1], by_class=by_class)
+                sets = scores[other] <= limits
                 found = {"coverage": sets[np.arange(len(other)), labels[other]].mean(), "size": sets.sum(1).mean()}
                 rows.append(row | {"score": score, "kind": name} | found | {"empty": (~sets.any(1)).mean()})
+    return pd.DataFrame(rows)
+
+
+def calibration_floor(confidence: np.ndarray) -> tuple[float, float]:
+    """Mean and 95th percentile of the calibration error that chance alone gives to confidences that are right."""
+    draws = np.random.default_rng(0).random((200, len(confidence))) < confidence
+    errors = [calibration.expected_calibration_error(confidence, right) for right in draws]
+    return float(np.mean(errors)), float(np.quantile(errors, 0.95))
+
+
+def nonconformity(logits: np.ndarray, score: str) -> np.ndarray:
+    """Scores of each class, (cells, classes): "lac", "aps" (Romano et al. 2020), "raps" (Angelopoulos et al. 2021)."""
+    if score == "lac":
+        return calibration.nonconformity(logits)
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    ordered = np.take_along_axis(probabilities, order, axis=1)
+    values = np.cumsum(ordered, axis=1) - ordered / 2  # all more probable classes and half of its own
+    if score == "raps":
+        values += 0.01 * np.maximum(np.arange(1, logits.shape[1] + 1) - 2, 0)  # from the third class on
+    return np.take_along_axis(values, np.argsort(order, axis=1), axis=1)
+
+
+def quantiles(scores: np.ndarray, labels: np.ndarray, n_classes: int, *, by_class: bool) -> np.ndarray:
+    """Scores up to which classes belong into a set: one of each class, or the same for all."""
+    if by_class:
+        return calibration.conformal_quantiles(scores, labels, n_classes, ALPHA)
+    return np.full(n_classes, np.quantile(scores, 1 - ALPHA, method="weibull"))
+
+
+def coverage_table(sets: np.ndarray, truth: np.ndarray, classes: pd.Index) -> pd.DataFrame:
+    """How often sets hold the true class, and their sizes: a row per true class, and at the end one for all cells."""
+    column, sizes, rows = classes.get_indexer(truth), sets.sum(axis=1), []
+    covered = sets[np.arange(len(truth)), column] & (column >= 0)
+    groups = {name: truth == name for name in pd.Series(truth).value_counts().index}
+    for name, own in (groups | {"all cells": np.ones(len(truth), dtype=bool)}).items():
+        low, high = calibration.share_interval(int(covered[own].sum()), int(own.sum()))
+        row = {"class": name, "n_cells": own.sum(), "coverage": covered[own].mean(), "coverage_low": low}
+        row |= {"coverage_high": high, "mean_size": sizes[own].mean(), "empty": (sizes[own] == 0).mean()}
+        rows.append(row | {"single": (sizes[own] == 1).mean(), "several": (sizes[own] > 1).mean()})
     return pd.DataFrame(rows)
 
 
@@ -196,7 +233,7 @@ def sims_scores(model, training, parts: list) -> dict[str, np.ndarray]:
     within = LedoitWolf(assume_centered=True).fit(own - means[classes])
     return {
         "SIMS, unseen score": unseen,
-        "SIMS, maximum probability": calibration.strangeness(logits).min(axis=1),
+        "SIMS, maximum probability": calibration.nonconformity(logits).min(axis=1),
         "SIMS, entropy": -(probabilities * np.log(probabilities.clip(1e-300))).sum(axis=1),
         "SIMS, energy": energy,
         "SIMS, Mahalanobis distance": np.min([within.mahalanobis(other - mean) for mean in means], axis=0),
