@@ -1,6 +1,5 @@
 """SIMS as a scikit-learn classifier: `fit` and `annotate` behind ``fit(X, y)`` and ``predict_proba(X)``."""
 
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,12 +9,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d
 
-from sims_kit.annotation import predict_probabilities
+from sims_kit.annotation import predict_probabilities, scales_of
 from sims_kit.cells.loaders import query_batches
 from sims_kit.cells.matrix import as_csr
 from sims_kit.errors import LabelError, UnknownNameError
 from sims_kit.model.classifier import SIMSClassifier
-from sims_kit.model.recipes import Recipe
+from sims_kit.model.recipe import Recipe
 from sims_kit.text import class_labels
 from sims_kit.training import fit
 
@@ -110,7 +109,7 @@ class SIMS(ClassifierMixin, BaseEstimator):
         """Probabilities, (cells, classes) float32, on the scale that validation cells calibrated."""
         check_is_fitted(self)
         cells = as_cells(X, self._genes)
-        batches, *_ = query_batches(cells, self.model_.genes)
+        batches, *_ = query_batches(cells, self.model_.genes, trained_on=scales_of(self.model_))
         return predict_probabilities(self.model_, batches)[:, self._columns]
 
     def predict(self, X) -> np.ndarray:
@@ -118,22 +117,17 @@ class SIMS(ClassifierMixin, BaseEstimator):
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def _train(self, cells: AnnData) -> SIMSClassifier:
-        settings = {} if self.max_epochs is None else {"max_epochs": self.max_epochs}
-        with tempfile.TemporaryDirectory(prefix="sims_kit_") as folder:  # of checkpoints
-            return fit(
-                cells,
-                "label",
-                recipe=self.recipe,
-                seed=self.seed,
-                groups="group" if "group" in cells.obs else None,
-                validation=self.validation,
-                test=0,
-                verbose=self.verbose,
-                enable_progress_bar=self.verbose,
-                logger=False,
-                default_root_dir=folder,
-                **settings,
-            )
+        return fit(
+            cells,
+            "label",
+            recipe=self.recipe,
+            groups="group" if "group" in cells.obs else None,
+            validation=self.validation,
+            test=0,
+            max_epochs=self.max_epochs,
+            seed=self.seed,
+            verbose=self.verbose,
+        )
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

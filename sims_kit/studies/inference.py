@@ -124,7 +124,7 @@ def inference(
     expected = _checked_expectation(culture, expected, classes)
     if model is None:
         split = stratified_split(truth, validation=0, test=test, seed=seed)
-        model = fit(primary[split.train].copy(), label, seed=seed, test=0, **({"logger": False} | settings))
+        model = fit(primary[split.train].copy(), label, seed=seed, test=0, **settings)
         primary, classes = primary[split.test], list(model.classes)
     tissues = {PRIMARY: primary, CULTURE: culture}
     probabilities = {
