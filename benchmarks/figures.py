@@ -62,7 +62,6 @@ def convergence(table: pd.DataFrame) -> np.ndarray:
     style.log_axis(axes[0].yaxis)
     axes[0].get_legend().remove()
     axes[1].plot([], [], color=style.GREY, linestyle="--", label="epochs of the training")
-    axes[1].set_ylim(bottom=0)
     finished(axes[1])
     return axes
 
@@ -125,7 +124,8 @@ def seeds_lines(table: pd.DataFrame, x: str, y: str, hue: str, ax: Axes, err_sty
 
 def interval_lines(table: pd.DataFrame, x: str, score: str, hue: str, ax: Axes) -> Axes:
     """Lines through scores with their intervals on a logarithmic axis, a little apart."""
-    for i, (name, own) in enumerate(table.sort_values(x).groupby(hue, sort=False)):
+    for i, name in enumerate(table[hue].unique()):
+        own = table[table[hue] == name].sort_values(x)
         places = own[x].to_numpy() * 1.03 ** (i - (table[hue].nunique() - 1) / 2)
         style.intervals(ax, own, score, places, style.COLOURS[i], vertical=True, marker=style.MARKERS[i], label=name)
         ax.plot(places, own[score], color=style.COLOURS[i])

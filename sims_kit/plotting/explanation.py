@@ -12,7 +12,6 @@ from sims_kit.errors import DataError, SettingError
 from sims_kit.plotting import style
 
 ROWS_DRAWN = 600  # of an explain matrix, about one per pixel
-VALUES = {"probability": "probability of the predicted class", "unchanged": "share of predictions unchanged"}
 
 
 def top_genes(genes: pd.DataFrame, n: int = 20, *, ax: Axes | None = None) -> Axes:
@@ -140,10 +139,7 @@ def cell_genes(genes: pd.DataFrame, n: int = 15, *, ax: Axes | None = None) -> A
     >>> ax = sk.plotting.cell_genes(genes)
     """
     style.check_table(genes, ["contribution", "expression"])
-    _check_n_genes(n)
-    shown = genes[genes["contribution"] != 0].sort_values("contribution", key=lambda c: -c.abs(), kind="stable")[:n]
-    if not len(shown):
-        raise DataError("No gene contributes anything, so there is nothing to draw. Does the cell express any gene?")
+    shown = genes.iloc[_largest(genes["contribution"].abs().reset_index(drop=True), n).index]
     ax = ax if ax is not None else style.new_axes(4, len(shown) * style.ROW, names=shown.index)
     added = shown["contribution"]
     ax.barh(np.arange(len(shown)), added, color=np.where(added > 0, style.BLUE, style.ORANGE))
@@ -188,7 +184,8 @@ def faithfulness_curves(
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.set(title=curve, xlabel=f"top genes {change}", xlim=(-0.1, None), ylim=(-0.03, 1.03))
         sns.despine(ax=ax)
-    axes[0].set_ylabel(VALUES.get(value, style.words(value)))
+    words = {"probability": "probability of the predicted class", "unchanged": "share of predictions unchanged"}
+    axes[0].set_ylabel(words.get(value, style.words(value)))
     style.legend_beside(axes[1])
     return axes
 
@@ -232,13 +229,9 @@ def gene_set_weight(classes: pd.DataFrame, *, alpha: float = 0.05, ax: Axes | No
 
 def _largest(weights: pd.Series, n: int) -> pd.Series:
     """The `n` largest weights above 0, falling; equal ones in the order given."""
-    _check_n_genes(n)
-    weights = weights[weights > 0].sort_values(ascending=False, kind="stable")[:n]
-    if not len(weights):
-        raise DataError("No gene has a weight above 0, so there is nothing to draw. Explain some cells first.")
-    return weights
-
-
-def _check_n_genes(n: int) -> None:
     if n < 1:
         raise SettingError(f"{n} genes asked for; expected 1 or more.")
+    weights = weights[weights > 0].sort_values(ascending=False, kind="stable")[:n]
+    if not len(weights):
+        raise DataError("No gene has a weight or contribution, so there is nothing to draw. Explain some cells first.")
+    return weights

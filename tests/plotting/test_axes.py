@@ -97,7 +97,7 @@ REFUSED = {  # what is drawn, and the error
     "no epochs": (lambda t: plotting.training_curves(t.history[:0]), DataError, "no epochs"),
     "3 panels": (lambda t: plotting.training_curves(t.history, axes=[plt.gca()]), SettingError, "1 axes for 3"),
     "no weight": (lambda t: plotting.top_genes(t.genes[["expression"]]), UnknownNameError, "'weight'"),
-    "zeros": (lambda t: plotting.top_genes(t.genes.assign(weight=0.0)), DataError, "No gene has a weight above 0"),
+    "zeros": (lambda t: plotting.top_genes(t.genes.assign(weight=0.0)), DataError, "No gene has a weight or"),
     "0 genes": (lambda t: plotting.top_genes(t.genes, n=0), SettingError, "0 genes asked for"),
     "names": (lambda t: plotting.explain_matrix(t.masks, list("ABC")), DataError, "3 names for 4 columns"),
     "labels": (lambda t: plotting.explain_matrix(t.masks, "ABCD", labels=["T"]), LabelError, "cells: 6, labels: 1"),

@@ -218,6 +218,8 @@ def test_scores_have_a_panel_for_each_task(tables):
     np.testing.assert_allclose(ends(axes[0].collections[0]), [[0.8, 0.94], [0.7, 0.84], [0.85, 0.99]])
     assert texts(axes[0]) == ["38 %"] and axes[0].lines[0].get_xdata()[0] == 0.9
     assert [text.get_position()[1] for text in axes[1].texts if text.get_text() == "×"] == [1]
+    (ax,) = plotting.method_scores(tables.methods[:3].drop(columns="task"))
+    assert ax.get_title() == "" and names(ax.yaxis) == ["x", "y", "z"]
 
 
 def test_ablation_averages_the_final_epochs_and_the_seeds(tables):
