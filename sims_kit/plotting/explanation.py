@@ -171,8 +171,8 @@ def faithfulness_curves(
 
     Examples
     --------
-    >>> table = pd.DataFrame({"curve": ["deletion", "insertion"], "n_genes": 10, "method": "SIMS", "probability": 0.5})
-    >>> deletion, insertion = sk.plotting.faithfulness_curves(table)
+    >>> curves = sk.studies.faithfulness(model, cells, ["SIMS masks", "random"])  # doctest: +SKIP
+    >>> deletion, insertion = sk.plotting.faithfulness_curves(curves)  # doctest: +SKIP
     """
     style.check_table(table, ["method", "curve", "n_genes", value], few="method")
     axes = style.panels(axes, (1, 2), (8.2, 3.9), sharey=True)[0]
@@ -203,8 +203,8 @@ def gene_set_weight(classes: pd.DataFrame, *, alpha: float = 0.05, ax: Axes | No
 
     Examples
     --------
-    >>> classes = pd.DataFrame({"share": [0.01, 0.20], "expected": 0.03, "p": [1.0, 0.002]}, index=["B", "T"])
-    >>> ax = sk.plotting.gene_set_weight(classes.assign(low=0.01, high=0.05))
+    >>> check = sk.studies.check_gene_set(explanation, cells)  # doctest: +SKIP
+    >>> ax = sk.plotting.gene_set_weight(check.drop("overall"))  # doctest: +SKIP
     """
     columns = ["share", "expected", "low", "high", "p"]
     style.check_table(classes, columns)

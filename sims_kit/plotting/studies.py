@@ -96,9 +96,8 @@ def ablation(
 
     Examples
     --------
-    >>> epochs = pd.DataFrame({"method": "SIMS", "seed": 0, "proportion": 1.0, "n_training_cells": 50, "epoch": [0, 1]})
-    >>> epochs = epochs.assign(val_loss=1.0, val_median_f1=0.5, val_accuracy_weighted=0.6)
-    >>> axes = sk.plotting.ablation(epochs)
+    >>> found = sk.studies.ablation(cells, "cell_type")  # doctest: +SKIP
+    >>> axes = sk.plotting.ablation(found.epochs, found.scores)  # doctest: +SKIP
     """
     style.check_table(epochs, ["method", "proportion", "seed", "epoch", "n_training_cells", *CURVES])
     method = epochs["method"].iloc[0] if method is None else method
@@ -155,11 +154,8 @@ def generalization(scores: pd.DataFrame, *, axes: Sequence[Axes] | None = None) 
 
     Examples
     --------
-    >>> scores = pd.DataFrame({"target": ["MTG", "V1C"], "in_distribution": [True, False], "unseen_percent": 0.0})
-    >>> scores["trained_on"], scores["method"] = "MTG", "SIMS"
-    >>> for score in ("balanced_accuracy", "weighted_accuracy", "aggregated_f1", "median_f1"):
-    ...     scores[[score, f"{score}_low", f"{score}_high"]] = 0.9, 0.8, 0.95
-    >>> axes = sk.plotting.generalization(scores)
+    >>> found = sk.studies.generalization(cells, "cell_type", by="region")  # doctest: +SKIP
+    >>> axes = sk.plotting.generalization(found.scores)  # doctest: +SKIP
     """
     names = [f"{score}{ending}" for pair in PAIRS for score in pair for ending in ("", "_low", "_high")]
     style.check_table(scores, ["method", "trained_on", "target", "in_distribution", "unseen_percent", *names])
@@ -221,7 +217,7 @@ def composition(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     samples = list(shares.columns)
     if ax is None:
         ax = style.new_axes(5.5, style.ROW * len(classes) * max(1, len(samples) / 2.5), names=classes)
-    shifts = style.side_by_side(len(samples), 0.75)
+    shifts = 0.75 * ((np.arange(len(samples)) + 0.5) / len(samples) - 0.5)
     for sample, shift, colour, marker in zip(samples, shifts, style.COLOURS, style.MARKERS, strict=False):
         own, rows = table[table["name"] == sample].set_index("class").reindex(classes), np.arange(len(classes)) + shift
         colours = np.where(classes == UNKNOWN, style.GREY, colour)
@@ -244,7 +240,7 @@ def _targets(ax: Axes, table: pd.DataFrame, source: pd.DataFrame, pair: Sequence
     """Draw one panel of generalization: a row for each target, in it two points for each method."""
     targets = list(table["target"].unique())
     looks = list(zip(methods, style.COLOURS, style.MARKERS, strict=False))
-    shifts = style.side_by_side(2 * len(methods), 0.7)
+    shifts = 0.7 * ((np.arange(2 * len(methods)) + 0.5) / (2 * len(methods)) - 0.5)
     for shift, ((method, colour, marker), score) in zip(shifts, product(looks, pair), strict=True):
         own = table[table["method"] == method].set_index("target").reindex(targets)
         inside = source[source["method"] == method].set_index("trained_on")[score].reindex(own["trained_on"]).to_numpy()
