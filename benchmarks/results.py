@@ -70,6 +70,8 @@ def main() -> None:
         names = [tasks.get(name, name) for name in arguments.tasks], [methods.get(n, n) for n in arguments.methods]
         run(*names, arguments.jobs, 60 * arguments.timeout, arguments.again)
     tables = summarised()
+    for name in ("scores", "differences", "classes"):  # read by a lesson
+        tables[name].to_csv(MEASURED / f"{name}.csv", index=False, float_format="%.6g")
     draw(tables)
     (ROOT / "benchmarks/RESULTS.md").write_text(page(tables))
 
