@@ -13,10 +13,9 @@ from safetensors.torch import load_file, save_file
 import sims_kit as sk
 from sims_kit.cells.loaders import CellDataset
 from sims_kit.errors import GeneError, ModelFileError, SettingError, UnknownNameError
-from sims_kit.evidence.cell_scores import ValueSource
 from sims_kit.model import RECIPES
-from sims_kit.model.pretraining import MaskedPretraining, mask_genes, reconstruct
 from sims_kit.model.file import load_model, save_model
+from sims_kit.model.pretraining import MaskedPretraining, mask_genes, reconstruct
 
 QUIET = dict(verbose=False)
 SMALL = {"n_models": 1, "n_d": 8, "n_a": 8}
@@ -27,8 +26,7 @@ def batch():
     """Forty cells x thirty genes, CSR, a third of them expressed; the first cell has none, the second all."""
     values = sp.random(40, 30, density=0.3, format="lil", random_state=0, dtype=np.float32)
     values[0], values[1] = 0, 1
-    dataset = CellDataset([ValueSource(values.tocsr())])
-    return dataset.batch(dataset.rows(np.arange(40)), range(40)).cells
+    return CellDataset([]).batch(values.tocsr(), []).cells
 
 
 @pytest.fixture(scope="module")
