@@ -128,18 +128,11 @@ def reliability_table(confidence: np.ndarray, correct: np.ndarray, *, n_bins: in
     cells = pd.DataFrame({"confidence": confidence, "accuracy": correct.astype(float)}).groupby(bins)
     table = cells.mean().assign(n_cells=cells.size())
     counts = zip(cells["accuracy"].sum().astype(int), table["n_cells"], strict=True)
-    table[["accuracy_low", "accuracy_high"]] = [share_interval(*of_bin) for of_bin in counts]
+    intervals = [binomtest(*of_bin).proportion_ci(method="wilson") for of_bin in counts]
+    table[["accuracy_low", "accuracy_high"]] = [(interval.low, interval.high) for interval in intervals]
     table.insert(0, "low", edges[table.index])
     table.insert(1, "high", edges[table.index + 1])
     return table.reset_index(drop=True)
-
-
-def share_interval(n_hits: int, n_cells: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share; (0, 1) without cells."""
-    if not n_cells:
-        return 0.0, 1.0
-    interval = binomtest(n_hits, n_cells).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def rejection_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
