@@ -171,7 +171,7 @@ def explain(
     batches, _, _ = query_batches(cells, model.genes, **options)
     with on_device(model, device):
         batches = progress_bar(batches, desc="explaining", unit="batch")
-        masks, contributions, predicted, _ = explain_batches(model, batches)
+        masks, contributions, predicted = explain_batches(model, batches)
     predicted = np.asarray(model.classes)[predicted]
     labels = predicted if groupby is None else label_text(cells.obs[groupby]).fillna("(no label)").to_numpy(str)
     gene_names = pd.Index(model.genes, name="gene")
