@@ -164,7 +164,7 @@ def metric_collection(n_classes: int, prefix: str = "", metrics: Sequence | None
     for name in metrics:
         if isinstance(name, str) and name not in known:
             raise UnknownNameError("metric", name, known)
-    named = {m if isinstance(m, str) else type(m).__name__: known[m] if isinstance(m, str) else m for m in metrics}
+    named = {m if isinstance(m, str) else type(m).__name__: known[m] if isinstance(m, str) else m.clone() for m in metrics}
     return MetricCollection(named, prefix=prefix or None)
 
 
