@@ -97,7 +97,8 @@ def annotate(
         default 0.05) or `threshold` leaves unlabelled gets the finest parent whose summed probability is enough.
     vote
         Adds the majority label of each cell's cluster: of an `obs` column such as ``"leiden"``, or of over-clusters
-        that ``"auto"`` makes of the query as CellTypist does (PCA, neighbours, Leiden, with all cells in memory).
+        that ``"auto"`` makes of the query as CellTypist does (PCA, neighbours, Leiden, with all cells in memory). Types
+        with fewer cells than a cluster are outvoted.
     key_added
         Prefix of what is added.
     backed

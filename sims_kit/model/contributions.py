@@ -59,7 +59,7 @@ def explain_batch(
     steps = [member.steps(cells) for member in members(network)]
     pairs = list(zip(members(network), steps, strict=True))
     each = [member.logits_of(own) + adjustment for member, own in pairs]
-    logits = mean_logits(each) if len(each) > 1 else each[0]
+    logits = mean_logits(each)
     if towards is None:
         towards = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)[logits.argmax(1)]
         towards -= 1 / logits.shape[1]

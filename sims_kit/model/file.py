@@ -35,7 +35,7 @@ from sims_kit.model.trainer import plain_torch
 FORMAT, VERSION = "sims_kit", 5
 KINDS = {"classifier": SIMSClassifier, "pretrained encoder": MaskedPretraining}
 METADATA = ("saved", "versions", "recipe", "gene_kind", "licence", "notes")  # of the header, kept in `model.metadata`
-CELLS = "calibration_cells."
+CELLS = tuple(f"calibration_cells.{name}" for name in ("labels", "nonconformity", "confidence", "correct"))
 ENTRIES = {  # of a header, and their types
     **dict.fromkeys(("kind", "saved", "notes"), str),
     **dict.fromkeys(("genes", "classes"), list),
@@ -99,8 +99,8 @@ def save_model(
     }
     _check_header(header, path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _named_tensors(model).items()}
-    for name, values in zip(CalibrationCells._fields, getattr(model, "calibration_cells", None) or (), strict=False):
-        tensors[CELLS + name] = torch.from_numpy(values)
+    for name, values in zip(CELLS, getattr(model, "calibration_cells", None) or (), strict=False):
+        tensors[name] = torch.from_numpy(values)
     text = json.dumps(header)
     with written_whole(path) as part:
         save_file(tensors, part, metadata={"format": FORMAT, "header": text, "sha256": _digest(text, tensors)})
@@ -135,7 +135,7 @@ def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> S
     if header["format_version"] < VERSION:
         header, tensors = _from_earlier(header, tensors, path)
     _check_header(header, path)
-    cells = {name: tensors.pop(name) for name in list(tensors) if name.startswith(CELLS)}
+    cells = [tensors.pop(name) for name in CELLS if name in tensors]
     model = _built(header, tensors, path)
     model.provenance = header["provenance"]
     if isinstance(model, SIMSClassifier):
@@ -292,17 +292,17 @@ def _named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in named.items() if name in stored}
 
 
-def _calibration_cells(tensors: dict[str, torch.Tensor], n_classes: int, path: Path) -> CalibrationCells | None:
+def _calibration_cells(tensors: list[torch.Tensor], n_classes: int, path: Path) -> CalibrationCells | None:
     """From the tensors of a file; models without validation cells have none."""
     if not tensors:
         return None
     try:
-        cells = CalibrationCells(*(tensors[CELLS + name].numpy() for name in CalibrationCells._fields))
+        cells = CalibrationCells(*(tensor.numpy() for tensor in tensors))
         labels, nonconformity, confidence = cells[:3]
         fits = (labels >= 0) & (labels < n_classes) & (confidence >= 0) & (confidence <= 1) & np.isfinite(nonconformity)
         kinds = [part.dtype.kind for part in cells] == ["i", "f", "f", "b"]
-        whole = len(tensors) == len(cells) and len({part.shape for part in cells}) == 1 and labels.ndim == 1
-    except (KeyError, TypeError, ValueError) as error:
+        whole = len({part.shape for part in cells}) == 1 and labels.ndim == 1
+    except (TypeError, ValueError) as error:
         raise ModelFileError(f"The calibration cells of {str(path)!r} cannot be read: {_short(error)}") from error
     if not (kinds and whole and len(labels) and fits.all()):
         raise ModelFileError(f"The calibration cells of {str(path)!r} hold classes or numbers out of range.")
@@ -326,8 +326,8 @@ def _from_earlier(header: dict[str, Any], tensors: dict[str, torch.Tensor], path
             if is_encoder or name.startswith("profiles."):
                 name = name.replace("profiles.", "novelty.")
             elif name.startswith("calibration."):
-                old = ("labels", "strangeness", "confidence", "correct").index(name.removeprefix("calibration."))
-                name = CELLS + CalibrationCells._fields[old]
+                name = name.replace("calibration.strangeness", "calibration.nonconformity")
+                name = name.replace("calibration.", "calibration_cells.")
             else:
                 name = f"network.{name}"
             if "n_models" not in network:  # a single network is now an ensemble of one

@@ -299,7 +299,9 @@ def members(network: nn.Module) -> list[TabNet]:
 
 
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
-    """Logarithms of the mean of the softmax probabilities, (B, C)."""
+    """Logarithms of the mean of the softmax probabilities, (B, C); a single network's logits as they are."""
+    if len(logits) == 1:
+        return logits[0]
     return torch.stack([part.log_softmax(1) for part in logits]).logsumexp(0) - math.log(len(logits))
 
 
