@@ -24,15 +24,12 @@ OUT = results/demo
 NOTEBOOK = notebooks/10_annotate_your_data.ipynb
 export REFERENCE LABEL QUERY LABELFILE ORIENTATION LAYER OUT NOTEBOOK
 
-# what `make fuzz` takes
-INPUTS = 100000
-
 # the kernel of every notebook is this environment's Python, whatever kernels the user has elsewhere
 # and threads that wait for each other sleep: spinning ones take minutes where other work runs beside the notebooks
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 OMP_WAIT_POLICY=PASSIVE "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test peers lab notebooks exercises book browser measure figure catalogue lint format fuzz address constraints clean check-demo check-python
+.PHONY: help demo test peers lab notebooks exercises book browser measure figure catalogue lint format constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -72,11 +69,13 @@ lab: $(STAMP)  ## JupyterLab on the lessons
 notebooks: $(STAMP)  ## run every notebook and save its outputs in place, tidied
 	@$(RUN) tools/run_notebooks.py notebooks/*.ipynb
 
-exercises: $(STAMP)  ## the learner's edition, without solutions: dist/exercises
-	@$(RUN) tools/write_exercises.py
+exercises: $(STAMP)  ## the learner's edition, without solutions and outputs: exercises
+	@$(RUN) -m nbconvert --log-level ERROR --to notebook --output-dir exercises --ClearOutputPreprocessor.enabled=True \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags solution notebooks/*.ipynb
 
-book: $(BOOK)  ## the lessons as a static site: dist/book
-	@$(RUN) tools/build_book.py
+book: $(BOOK)  ## the lessons as a static site: dist/book/index.html
+	@$(RUN) -m sphinx -q -W --keep-going -E -c docs/book -d build/doctrees . dist/book
+	@cp dist/book/README.html dist/book/index.html
 
 browser: $(BROWSER) $(BOOK)  ## tests in a real browser; needs Chromium
 	@$(RUN) -m pytest tests/test_browser.py
@@ -97,12 +96,6 @@ lint: $(STAMP)  ## ruff: rules and format
 format: $(STAMP)  ## ruff: mend what can be mended
 	@$(RUN) -m ruff check --fix . ; $(RUN) -m ruff format .
 
-fuzz: $(STAMP)  ## throw spoiled files at the readers: 100,000 each, or INPUTS=5000
-	@$(RUN) tools/fuzz.py --inputs $(INPUTS)
-
-address: $(STAMP)  ## write the address and version of pyproject.toml into badges, README, citation and notebooks
-	@$(RUN) tools/set_address.py
-
 constraints: CONSTRAINTS = $(call constraints_of,$(PYTHON))
 constraints: check-python  ## resolve afresh (a few minutes) and write the constraints file of PYTHON
 	@rm -rf build/resolve && "$(PYTHON)" -m venv build/resolve
@@ -112,7 +105,7 @@ constraints: check-python  ## resolve afresh (a few minutes) and write the const
 	@mv build/constraints.txt $(CONSTRAINTS) && rm -rf build/resolve
 
 clean:  ## remove what the other targets made, but not $(VENV)
-	rm -rf results notebooks/results build dist lightning_logs notebooks/lightning_logs .pytest_cache .ruff_cache
+	rm -rf results notebooks/results build dist exercises lightning_logs notebooks/lightning_logs .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 check-python:

@@ -2,7 +2,7 @@
 
 The public face. `load` or `read` cells, `fit` a model (or `generate_trainer`, as in the thesis), `annotate` a query,
 `pretrain` it without labels first, `explain` which genes were used, `calibrate` a model anew, `save_model` and
-`load_model`; `calibration`, `datasets`, `evidence`, `lessons`, `metrics`, `plotting`, `studies` and `widgets` beside
+`load_model`; `calibration`, `datasets`, `lessons`, `metrics`, `plotting`, `studies` and `widgets` beside
 them.
 """
 
@@ -13,11 +13,12 @@ from importlib.metadata import version
 # soon as another program needs a core. Read when torch is first imported, hence before it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from sims_kit import calibration, datasets, evidence, lessons, metrics, plotting, studies, widgets
+from sims_kit import calibration, datasets, lessons, metrics, plotting, studies, widgets
 from sims_kit.annotation import annotate, calibrate, gene_coverage
 from sims_kit.cells.datamodule import DataModule
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load, read
+from sims_kit.estimator import SIMS
 from sims_kit.explanation import CellExplanation, Explanation, explain, explain_cell
 from sims_kit.model import (
     RECIPES,
@@ -33,6 +34,7 @@ __version__ = version("sims_kit")
 
 __all__ = [
     "RECIPES",
+    "SIMS",
     "CellExplanation",
     "DataModule",
     "Explanation",
@@ -42,7 +44,6 @@ __all__ = [
     "calibrate",
     "calibration",
     "datasets",
-    "evidence",
     "explain",
     "explain_cell",
     "fit",

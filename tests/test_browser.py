@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import test_editions
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -19,11 +20,13 @@ MINUTES = 60_000  # milliseconds
 WIDGETS = (  # the package's own, each in a cell
     """import warnings
 
+from matplotlib import pyplot as plt
+
 import sims_kit as sk
 cells = sk.datasets.simulate(n_cells=200, n_genes=400, seed=0)
 with warnings.catch_warnings(action="ignore"):
     model = sk.fit(cells, "cell_type", max_epochs=4, logger=False, callbacks=sk.widgets.LiveTraining(seconds=0))""",
-    "sk.widgets.mask_explorer(sk.explain(model, cells))",
+    "sk.widgets.slider_figure(lambda slope: plt.plot([0, slope]), slope=(0.0, 1.0, 0.1))",
 )
 
 # what is asked of JupyterLab's own application object
@@ -155,10 +158,8 @@ def test_notebook_runs_in_jupyterlab(page, lab, shots, name):
 @pytest.mark.skipif(find_spec("sphinx_book_theme") is None, reason="the book is not installed: make book installs it")
 def test_book_can_be_read(page, shots, tmp_path):
     """From the first page to a lesson: its figures are drawn, a quiz answers, a solution unfolds, a search finds."""
-    import build_book
-
-    assert build_book.main(str(tmp_path / "book"), str(tmp_path / "work")) == 0
-    page.goto((tmp_path / "book/index.html").as_uri())
+    test_editions.run("book", **{"build/doctrees": str(tmp_path / "doctrees"), "dist/book": str(tmp_path / "book")})
+    page.goto((tmp_path / "book/README.html").as_uri())
     page.screenshot(path=shots / "book.png")
     page.get_by_role("link", name="Learning a classifier").first.click()
     assert page.locator("article h1").inner_text().startswith("Learning a classifier")

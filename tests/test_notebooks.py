@@ -146,26 +146,23 @@ def answer_badly(notebook):
     ("damage", "complaint"),
     [
         (replace("mybinder.org", "example.org"), "no badge of mybinder.org"),
-        (replace("02_learning_a_classifier.ipynb)", "01.ipynb)"), "no badge of"),
+        (replace("02_learning_a_classifier.ipynb)", "01.ipynb)"), "no badge of colab"),
         (replace("| memory |", "| |"), "'memory'"),
         (replace("You need", "Needed"), "'You need'"),
         (replace("](01_preprocessing_background.ipynb)", "](01_other.ipynb)"), "links to 01_other.ipynb"),
         (replace("](01_preprocessing_background.ipynb)", "](../../elsewhere.md)"), "links to ../../elsewhere.md"),
         (replace("FAST = False", "FAST = True"), "'FAST = False'"),
-        (replace("@v0.1.0", ""), "installs something else"),
-        (replace('-q "sims_kit', '-q torch "sims_kit'), "installs something else"),
-        (replace(" -c present.txt", ""), "lets pip replace"),
-        (replace('if "google.colab" in sys.modules:', "if True:"), "outside Colab"),
+        (replace("@v0.1.0", ""), "another colab cell"),
         (replace("### Exercise 1", "### First"), None),
         (lambda nb: [replace(f"### Exercise {i}", "### Task")(nb) for i in (1, 2)], "has 2 sections"),
-        (lambda nb: cell_of(nb, "assert sk.lessons").metadata.update(tags=[]), "0 cells tagged 'solution'"),
+        (lambda nb: cell_of(nb, "assert sk.lessons").metadata.update(tags=[]), "no cell tagged 'solution'"),
         (lambda nb: cell_of(nb, "assert sk.lessons").metadata.pop("jupyter"), "not folded"),
-        (replace("assert sk.lessons", "sk.lessons"), "no solution asserts"),
+        (replace("assert sk.lessons", "sk.lessons"), "no solution that asserts"),
         (
             replace("np.random.default_rng(SEED)\nhas =", "print(solution)\nrng = 1\nhas ="),
             "uses 'solution' of a solution",
         ),
-        (answer_badly, "solution does not pass"),
+        (answer_badly, "solution that does not pass"),
         (replace("answer = ...", "answer = 1"), "no stub"),
         (lambda nb: cell_of(nb, "sk.lessons.quiz(").metadata.update(tags=[]), "a quiz without"),
         (lambda nb: [c.update(outputs=[]) for c in nb.cells if "sk.lessons.quiz(" in c.source], "a quiz without"),
@@ -194,7 +191,7 @@ def test_stub_that_passes_is_refused(lesson):
     check = next(cell for cell in rules.code_cells(notebook) if rules.is_answered_alike(cell))
     check.outputs[0].text = "Right.\n"
     nbformat.write(notebook, path)
-    assert "Exercise 1: the empty stub does not come out as not attempted" in rules.anatomy(path, path.parents[1])
+    assert "Exercise 1 has a check that praises the empty stub" in rules.anatomy(path, path.parents[1])
 
 
 def test_template_needs_no_exercises():

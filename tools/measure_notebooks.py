@@ -4,14 +4,13 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
-from editions import LESSONS, ROOT
+from notebook_rules import ROOT
 
 PAGE = ROOT / "docs/notebooks.md"
 INTRODUCTION = """# What the lessons need
@@ -35,7 +34,7 @@ print(sum(u.ru_utime + u.ru_stime for u in used), peak)
 
 
 def measure(path: Path) -> tuple[float, float]:
-    """Seconds of CPU and gigabytes at the peak that the notebook at `path` takes; it is left as it is."""
+    """Seconds of CPU and gigabytes at the peak that the notebook at `path` takes."""
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(ASK))
     resources = {"metadata": {"path": str(path.parent)}}
@@ -44,37 +43,30 @@ def measure(path: Path) -> tuple[float, float]:
     return seconds, kibibytes * 1024 / 1e9
 
 
-def row(path: Path, seconds: float, gigabytes: float) -> str:
-    """A line of the table."""
+def measured_row(path: Path) -> str:
+    """A line of the table, from running the notebook at `path`, which is left as it is."""
+    seconds, gigabytes = measure(path)
     title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
     return f"| [{path.name[:2]} {title}](../notebooks/{path.name}) | {seconds:.0f} | {gigabytes:.2f} |"
-
-
-def processor() -> str:
-    """The name of the CPU, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
-
-
-def main(names: Sequence[str] = ()) -> None:
-    """Measure all lessons, or only those named, and write the page; what was measured of the others stays."""
-    os.environ |= {"SIMS_KIT_FAST": "1", "OMP_NUM_THREADS": "1"}  # handed on to the kernels
-    measured = known_rows()
-    paths = sorted(LESSONS.glob("*.ipynb"))
-    for path in paths:
-        if not names or path.name in {Path(name).name for name in names}:
-            measured[path.name] = row(path, *measure(path))
-            print(measured[path.name], flush=True)
-    rows = "\n".join(measured[path.name] for path in paths if path.name in measured)
-    machine = f"{processor()}, torch {version('torch')}."
-    PAGE.write_text(f"{INTRODUCTION.format(machine=machine)}{rows}\n", encoding="utf-8")
 
 
 def known_rows() -> dict[str, str]:
     """The lines of the page by the lesson's file name."""
     lines = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else []
     return {match[1]: line for line in lines if (match := re.search(r"\(\.\./notebooks/(.+?)\)", line))}
+
+
+def main(names: list[str]) -> None:
+    """Measure all lessons, or only those named, and write the page; rows of the others stay."""
+    os.environ |= {"SIMS_KIT_FAST": "1", "OMP_NUM_THREADS": "1"}  # for the kernels
+    rows, paths = known_rows(), sorted((ROOT / "notebooks").glob("*.ipynb"))
+    for path in paths:
+        if not names or path.name in {Path(name).name for name in names}:
+            rows[path.name] = measured_row(path)
+            print(rows[path.name], flush=True)
+    machine = f"{platform.processor() or platform.machine()}, torch {version('torch')}."
+    lines = [rows[path.name] for path in paths if path.name in rows]
+    PAGE.write_text("\n".join([INTRODUCTION.format(machine=machine) + lines[0], *lines[1:], ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,15 +7,7 @@ from papermill.exceptions import PapermillExecutionError
 
 
 def main(notebook: str, executed: str, *parameters: str) -> int:
-    """Execute `notebook` into the file `executed`, in the current folder; 0 when every cell ran.
-
-    Parameters
-    ----------
-    notebook, executed
-        Paths of the notebook to read and of the one to write; the latter holds what ran, also after a failure.
-    *parameters
-        ``NAME=value`` each, passed on as text.
-    """
+    """Execute `notebook` into the file `executed`, with parameters ``NAME=value``; 0 when every cell ran."""
     try:
         papermill.execute_notebook(
             notebook,
@@ -26,7 +18,7 @@ def main(notebook: str, executed: str, *parameters: str) -> int:
             progress_bar=False,  # of cells; the notebook has its own, of epochs
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
-            coalesce_streams=True,  # the report keeps the last state of a progress bar only
+            coalesce_streams=True,
             extra_arguments=["--log-level=ERROR"],  # the kernel's own notes say nothing of cells
         )
     except PapermillExecutionError as error:  # the traceback is in `executed`

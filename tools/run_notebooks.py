@@ -1,11 +1,6 @@
-"""Run notebooks and save their outputs in place, tidied; say what keeps them from being committed.
-
-`make notebooks` runs this. Readers on GitHub see the saved figures; nothing of the machine that drew them is
-kept.
-"""
+"""Run notebooks and save their outputs in place, tidied; `make notebooks` runs this."""
 
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -18,28 +13,16 @@ KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": 
 
 
 def execute(path: Path) -> None:
-    """Run the notebook at `path` in its own folder, as a reader would, and save it tidied.
-
-    Raises
-    ------
-    nbclient.exceptions.CellExecutionError
-        If a cell raises; the file is then left as it was.
-    """
+    """Run the notebook at `path` in its own folder and save it tidied; if a cell raises, the file stays as it was."""
     notebook = nbformat.read(path, as_version=4)
-    resources = {"metadata": {"path": str(path.parent)}}
-    options = dict(timeout=None, coalesce_streams=True, resources=resources)
-    quiet = ["--log-level=ERROR"]  # the kernel's own notes say nothing of the lesson
-    NotebookClient(notebook, kernel_name="python3", extra_arguments=quiet, **options).execute()
+    options = dict(timeout=None, coalesce_streams=True, resources={"metadata": {"path": str(path.parent)}})
+    NotebookClient(notebook, kernel_name="python3", extra_arguments=["--log-level=ERROR"], **options).execute()
     tidy(notebook)
     nbformat.write(notebook, path)
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Keep sources, tags and figures; drop, in place, what differs by machine or breaks a viewer.
-
-    Checks and quizzes get the tag that makes the gate compare their outputs, and the source of a quiz, which tells the
-    answer, is folded.
-    """
+    """Keep sources, tags and figures; drop what differs by machine or breaks a viewer; tag checks, fold quizzes."""
     kept = {key: value for key, value in notebook.metadata.items() if key == "accelerator"}  # Colab: a GPU helps
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}, **kept})
     for cell in notebook.cells:
@@ -63,18 +46,15 @@ def main(names: list[str]) -> int:
     """Execute the notebooks `names`; 0 when each ran and may be committed."""
     status = 0
     for path in map(Path, names):
-        start = time.monotonic()
         print(f"{path} ...", flush=True)
         try:
             execute(path)
+            found = [*problems(path), *anatomy(path)]
         except CellExecutionError as error:
-            print(f"{path} stopped and is left as it was:\n{error}", file=sys.stderr)
-            status = 1
-            continue
-        for problem in (found := [*problems(path), *anatomy(path)]):
+            found = [f"stopped and is left as it was:\n{error}"]
+        for problem in found:
             print(f"{path} {problem}", file=sys.stderr)
-        status = 1 if found else status
-        print(f"{path} saved, {time.monotonic() - start:.0f} s", flush=True)
+            status = 1
     return status
 
 

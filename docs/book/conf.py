@@ -1,9 +1,19 @@
-"""How Sphinx builds the book; `make book` prepares the sources and runs it."""
+"""How Sphinx builds the book: README and the committed lessons as they are; `make book` runs it."""
 
-from set_address import project as address
+import json
+import re
+import sys
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+from notebook_rules import ADDRESS, QUIZ, TAG, links  # noqa: E402
+
+LESSONS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 project = "sims_kit"
 author = "the authors of sims_kit"
+root_doc = "README"
+include_patterns = ["README.md", "notebooks/*.ipynb"]
 extensions = ["myst_nb"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # links to parts of a page, as on GitHub
@@ -15,9 +25,44 @@ html_title = "sims_kit"
 html_show_sourcelink = False
 html_show_copyright = False
 html_theme_options = {
-    "repository_url": address()["url"],
+    "repository_url": ADDRESS,
     "use_repository_button": True,
     "use_download_button": True,  # of the notebook
     "show_toc_level": 2,
     "navbar_persistent": [],  # one field to search in is enough
 }
+
+
+def prepare(app, name: str, source: list[str]) -> None:
+    """List the lessons on the first page; in a lesson, fold solutions and hide the answers of quizzes."""
+    folder = (ROOT / name).parent
+    if name == root_doc:
+        contents = "\n".join(["```{toctree}", ":hidden:", *(f"notebooks/{lesson}" for lesson in LESSONS), "```"])
+        source[0] = f"{relink(source[0], folder)}\n{contents}\n"
+        return
+    notebook = json.loads(source[0])
+    notebook["metadata"]["language_info"]["pygments_lexer"] = "ipython3"  # Colab's installation is no Python
+    for cell in notebook["cells"]:
+        text, tags = "".join(cell["source"]), cell["metadata"].get("tags", [])
+        if cell["cell_type"] == "markdown":
+            cell["source"] = relink(text, folder)
+        elif {"solution", "colab"} & set(tags):
+            cell["metadata"]["tags"] = [*tags, "hide-cell"]
+        elif QUIZ.search(text):
+            cell["metadata"]["tags"] = [*tags, "remove-input"]
+    source[0] = json.dumps(notebook)
+
+
+def relink(text: str, folder: Path) -> str:
+    """Lead links to files that are no pages of the book, and no pictures, to the repository."""
+    for target in set(links(text)):
+        file = (folder / target.split("#")[0]).resolve()
+        if file.suffix not in (".ipynb", ".png"):
+            there = f"{ADDRESS}/blob/{TAG}/{target.replace(target.split('#')[0], file.relative_to(ROOT).as_posix(), 1)}"
+            text = re.sub(rf"(?<=[(<\"]){re.escape(target)}(?=[)>\"\s])", there, text)
+    return text
+
+
+def setup(app) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", prepare)

@@ -1,0 +1,371 @@
+"""Interpretation: rankings against the libraries they come from, curves on dense values, overlap by its formula."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
+
+import sims_kit as sk
+from sims_kit.cells.matrix import log_normalised
+from sims_kit.datasets.simulate import SimulationSettings, simulate
+from sims_kit.errors import DataError, GeneError, LabelError, SettingError, UnknownNameError
+from sims_kit.studies import (
+    STRESS_GENES,
+    check_gene_set,
+    faithfulness,
+    interpretation,
+    marker_recovery,
+    rank_genes,
+    stability,
+)
+from sims_kit.studies.interpretation import CELL_RANKINGS, RANKINGS, rank_biased_overlap
+
+
+@pytest.fixture(scope="module")
+def cells(make_cells):
+    """Easy cells with known marker genes."""
+    return make_cells(n_cells=150)
+
+
+@pytest.fixture(scope="module")
+def model(cells):
+    """A model fitted on them."""
+    return sk.fit(cells, "cell_type", max_epochs=10, logger=False, verbose=False)
+
+
+# rankings of genes
+
+
+@pytest.fixture(scope="module")
+def rankings(model, cells):
+    """The tables of all methods."""
+    return rank_genes(model, cells, "cell_type")
+
+
+def test_rankings_are_those_of_their_libraries(rankings, model, cells):
+    """Class tables are those of `explain`, coefficients scikit-learn's, test scores scanpy's."""
+    assert tuple(rankings) == RANKINGS
+    for table in rankings.values():
+        assert list(table.index) == model.classes and list(table.columns) == model.genes
+    explanation = sk.explain(model, cells, groupby="cell_type")
+    np.testing.assert_allclose(rankings["SIMS masks"], explanation.classes, atol=1e-7)
+    np.testing.assert_allclose(rankings["SIMS contributions"], explanation.class_contributions, atol=1e-6)
+    values = cells.copy()
+    sc.pp.normalize_total(values, target_sum=1e4)
+    sc.pp.log1p(values)
+    for name, linear in (
+        ("logistic regression", LogisticRegression(C=1, max_iter=1000)),
+        ("linear SVM", LinearSVC(C=0.01, random_state=0)),
+    ):
+        np.testing.assert_allclose(rankings[name], linear.fit(values.X, cells.obs["cell_type"]).coef_, atol=1e-3)
+    sc.tl.rank_genes_groups(values, "cell_type", method="wilcoxon")
+    for label, scores in rankings["Wilcoxon"].iterrows():
+        expected = sc.get.rank_genes_groups_df(values, label).set_index("names")["scores"]
+        np.testing.assert_allclose(scores[expected.index], expected, rtol=0.01, atol=0.02)  # rounding unties cells
+
+
+def test_markers_come_first(rankings, model, cells):
+    """Every method puts a marker first; of two classes, what speaks for one speaks against the other."""
+    for method, table in rankings.items():
+        assert list(cells.var["marker_of"][table.idxmax(axis=1)]) == list(table.index), method
+    two = cells[cells.obs["cell_type"] != "class_2"].copy()
+    two.X = two.X @ sp.diags((np.arange(60) != 5).astype(np.float32))
+    for method, table in rank_genes(model, two, "cell_type", RANKINGS[2:]).items():
+        np.testing.assert_allclose(table.iloc[0], -table.iloc[1], atol=1e-5)
+        assert list(cells.var["marker_of"][table.idxmax(axis=1)]) == ["class_0", "class_1"], method
+        assert not table.iloc[:, 5].any()  # no cell has it
+
+
+def test_wilcoxon_leaves_the_number_of_threads(model, cells):
+    """Torch computes on as many threads after scanpy's test as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() + 1)  # what nobody else would choose
+    try:
+        rank_genes(model, cells, "cell_type", "Wilcoxon")
+        assert torch.get_num_threads() == os.cpu_count() + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+# true markers
+
+GENES = list("abcdef")
+MARKERS = pd.DataFrame([[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1], [0] * 6], list("xyz"), GENES).astype(bool)
+RANKING = pd.DataFrame([[6, 4, 2, 5, 3, 1], [6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6]], list("xyz"), GENES, dtype=float)
+
+
+def test_recovery_by_hand():
+    """Precision among the first k, the mean of the precision at each marker, and equal scores in random order."""
+    table = marker_recovery({"one": RANKING, "flat": RANKING * 0}, MARKERS, k=3).set_index(["method", "class"])
+    assert list(table.loc["one", "n_markers"]) == [3, 2, 0]
+    columns = ["precision_at_k", "auprc"]
+    expected = [[2 / 3, (1 + 2 / 3 + 3 / 5) / 3], [0, (1 / 5 + 2 / 6) / 2], [np.nan, np.nan]]
+    np.testing.assert_allclose(table.loc["one", columns], expected)
+    np.testing.assert_allclose(table.loc["flat", columns], [[1 / 2, 1 / 2], [1 / 3, 1 / 3], [np.nan, np.nan]])
+    turned = marker_recovery({"one": RANKING.iloc[::-1, ::-1]}, MARKERS, k=3).set_index(["method", "class"])
+    pd.testing.assert_frame_equal(turned, table.loc[["one"]])
+
+
+# faithfulness
+
+
+@pytest.fixture(scope="module")
+def values(model, cells):
+    """What the model reads, CSR."""
+    return log_normalised(cells, model.genes)
+
+
+@pytest.fixture(scope="module")
+def given(cells, values):
+    """Scores that know the markers of each cell's class, and their reverse."""
+    is_marker = cells.var["marker_of"].to_numpy()[None, :] == cells.obs["cell_type"].to_numpy()[:, None]
+    scores = values.copy()
+    scores.data = is_marker[np.repeat(np.arange(150), np.diff(values.indptr)), values.indices]
+    scores.data = scores.data + 0.01 * np.random.default_rng(0).random(values.nnz)  # no two alike
+    return {"truth": scores, "reverse": -scores}
+
+
+def test_top_genes_are_set_to_zero(model, cells, values, given):
+    """The curves, computed on dense values; with no gene, and with all, they meet the whole and the empty cell."""
+    dense, scores = values.toarray(), given["truth"].toarray()
+    scores[dense == 0] = -np.inf
+    top = np.argsort(-scores, axis=1)[:, :5]
+    deleted, inserted = dense.copy(), np.zeros_like(dense)
+    np.put_along_axis(deleted, top, 0, axis=1)
+    np.put_along_axis(inserted, top, np.take_along_axis(dense, top, axis=1), axis=1)
+    parts = {("deletion", 0): dense, ("deletion", 5): deleted, ("insertion", 5): inserted}
+    parts |= {("insertion", 0): np.zeros_like(dense), ("insertion", np.diff(values.indptr).max()): dense}
+    found = faithfulness(model, cells, given, numbers=[0, 5, 1000]).set_index(["method", "curve", "n_genes"])
+    with torch.no_grad():
+        whole = model.eval().probabilities(torch.from_numpy(dense)).argmax(dim=1)
+        for place, part in parts.items():
+            expected = model.probabilities(torch.from_numpy(part))
+            row = found.loc[("truth", *place)]
+            assert row["probability"] == pytest.approx(expected.gather(1, whole[:, None]).mean().item(), abs=1e-4)
+            assert row["unchanged"] == pytest.approx((expected.argmax(dim=1) == whole).float().mean().item(), abs=0.01)
+
+
+def test_what_is_known_beats_chance_and_chance_its_reverse(model, cells, given):
+    """Deleting markers, or what SIMS says it used, changes the prediction sooner; the seed decides on the rest."""
+    numbers = dict(numbers=[10])
+    table = pd.concat([faithfulness(model, cells, part, **numbers) for part in (given, CELL_RANKINGS)])
+    at_10 = table[table["n_genes"] == 10].pivot(index="method", columns="curve", values="probability")
+    deletion, insertion = at_10["deletion"], at_10["insertion"]
+    for better, worse in (("truth", "random"), ("random", "reverse"), ("SIMS contributions", "random")):
+        assert deletion[better] < deletion[worse] - 0.02 and insertion[better] > insertion[worse] + 0.02
+    again, other = (faithfulness(model, cells, "random", seed=seed, **numbers) for seed in (0, 1))
+    pd.testing.assert_frame_equal(again, table[table["method"] == "random"].reset_index(drop=True))
+    assert not other.equals(again)
+
+
+def test_matched_scores_stay_among_genes_of_similar_value():
+    """Each score stays in its block of twenty genes by value; the last block takes what is left."""
+    values = sp.csr_matrix(np.random.default_rng(0).permutation(90) + np.array([[1.0], [100.0]]))
+    explanation = sk.explanation.Explanation(*[values] * 2, *[None] * 7)
+    found = interpretation._scores_per_cell("random matched by expression", values, explanation, 0).toarray()
+    for row, shuffled in zip(values.toarray(), found, strict=True):
+        order = np.argsort(row)
+        for first, last in ((0, 20), (20, 40), (40, 60), (60, 90)):
+            np.testing.assert_array_equal(np.sort(shuffled[order[first:last]]), row[order[first:last]])
+        assert (shuffled != row).mean() > 0.8
+
+
+# stability
+
+
+def overlap_from_sets(first, second, p):
+    """Equation 32 of Webber, Moffat and Zobel, term by term."""
+    short, long = sorted((first, second), key=len)
+    s, n = len(short), len(long)
+    common = [len(set(short[:d]) & set(long[:d])) for d in range(n + 1)]
+    total = sum(common[d] / d * p**d for d in range(1, n + 1))
+    total += sum(common[s] * (d - s) / (s * d) * p**d for d in range(s + 1, n + 1))
+    return (1 - p) / p * total + ((common[n] - common[s]) / n + common[s] / s) * p**n
+
+
+def test_overlap_is_the_published_formula():
+    """By hand, and random rankings of other lengths and partly other names by sets; the order does not matter."""
+    by_hand = [  # in common 1, 1, 2 at depths 1, 2, 3; of other lengths: 0, 1; half of the short one expected to go on
+        *(("abc", "acd", 0.9, (0.9 + 0.405 + 0.486) / 9 + 0.486), ("a", "ba", 0.5, 0.25), ("ab", "acb", 0.5, 5 / 6)),
+        *(("abc", "abcdef", 0.9, 1), ("abc", "xy", 0.9, 0), ("", "xy", 0.9, np.nan)),
+    ]
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        first, second = (list(random.permutation(30)[: random.integers(1, 25)]) for _ in range(2))
+        p = random.uniform(0.1, 0.99)
+        by_hand.append((first, second, p, overlap_from_sets(first, second, p)))
+    for first, second, p, expected in by_hand:
+        for pair in ((first, second), (second, first)):
+            assert rank_biased_overlap(*pair, p) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+def class_tables(n=3):
+    """Tables of models that see the same truth through noise of their own."""
+    random = np.random.default_rng(0)
+    truth = random.normal(size=(3, 200))
+    names = dict(index=[f"class_{i}" for i in range(3)], columns=[f"GENE{i}" for i in range(200)])
+    return [pd.DataFrame(truth + random.normal(0, 0.5, truth.shape), **names) for _ in range(n)]
+
+
+def test_pairs_of_tables():
+    """One row per pair and class, of the genes above zero; what not all tables have is left out with a warning."""
+    tables = dict(zip("abc", class_tables(), strict=True))
+    table = stability(tables, depth=20)
+    assert list(zip(table["first"], table["second"], strict=True))[::3] == [("a", "b"), ("a", "c"), ("b", "c")]
+    one, other = tables["a"].loc["class_1"], tables["c"].loc["class_1"]
+    expected = rank_biased_overlap(one.nlargest(20).index, other.nlargest(20).index)
+    assert table.query("first == 'a' and second == 'c'")["rbo"].iloc[1] == pytest.approx(expected)
+    turned = stability([tables["a"], tables["a"].iloc[::-1, ::-1]])
+    np.testing.assert_allclose(turned["rbo"], 1)
+    assert list(turned["first"]) == [0, 0, 0]
+    with pytest.warns(UserWarning, match="3 classes and genes .*'GENE0'"):
+        part = stability([tables["a"], tables["b"].iloc[1:, 2:]])
+    pd.testing.assert_frame_equal(part, stability([tables["a"].iloc[1:, 2:], tables["b"].iloc[1:, 2:]]))
+    one, other = (pd.DataFrame(0.0, ["x", "y"], list("abcdefgh")) for _ in range(2))
+    one.loc["x", ["a", "b"]], other.loc["x", ["g", "h"]] = 1.0, [2.0, 1.0]
+    np.testing.assert_array_equal(stability([one, other])["rbo"], [0, np.nan])  # genes at zero have no rank
+
+
+# sets of genes
+
+MANY = [f"GENE{i:03d}" for i in range(400)]
+
+
+@pytest.fixture(scope="module")
+def noisy_cells():
+    """Counts of genes whose means differ by four orders of magnitude, in shuffled order."""
+    random = np.random.default_rng(0)
+    means = random.permutation(np.geomspace(0.01, 100, len(MANY)))
+    counts = sp.csr_matrix(random.poisson(means, (90, len(MANY))).astype(np.float32))
+    obs = pd.DataFrame({"cell_type": np.repeat(["a", "b", "c"], 30)}, [f"cell_{i}" for i in range(90)])
+    return AnnData(counts, obs, pd.DataFrame(index=MANY))
+
+
+@pytest.fixture(scope="module")
+def explained(noisy_cells):
+    """A factory of explanations: contributions rise with expression alone, but for planted genes in class b."""
+
+    def make(planted=(), factor=20.0):
+        random = np.random.default_rng(1)
+        passed = random.random(noisy_cells.shape) < np.log1p(noisy_cells.X.toarray().mean(axis=0)) / 10
+        sizes = passed * random.gamma(2.0, 1.0, noisy_cells.shape)
+        labels = noisy_cells.obs["cell_type"].to_numpy(str)
+        rows, columns = np.flatnonzero(labels == "b"), noisy_cells.var_names.get_indexer(list(planted))
+        sizes[np.ix_(rows, columns)] = factor * random.random((len(rows), len(columns)))
+        added = sp.csr_matrix(sizes * random.choice([-1, 1], sizes.shape))
+        names = (noisy_cells.obs_names, noisy_cells.var_names)
+        return sk.explanation.Explanation(abs(added), added, None, None, None, *names, labels, labels)
+
+    return make
+
+
+def test_p_values_are_valid_under_chance(noisy_cells, explained):
+    """Of random sets hardly more than a share of alpha has a p-value up to alpha."""
+    random, noise = np.random.default_rng(2), explained()
+    sets = [random.choice(MANY, 12, replace=False) for _ in range(100)]
+    found = [
+        check_gene_set(noise, noisy_cells, own, n_permutations=200, seed=seed)["p"] for seed, own in enumerate(sets)
+    ]
+    p_values = np.array([p["overall"] for p in found])
+    assert all((p_values <= alpha).mean() <= alpha + 0.06 for alpha in (0.05, 0.2, 0.5))
+    assert np.mean([(p.iloc[1:] < 0.05).any() for p in found]) <= 0.11
+
+
+def test_expression_is_matched(noisy_cells, explained, monkeypatch):
+    """Highly expressed genes are used more, as others like them are; without bins they would be found."""
+    high = noisy_cells.var_names[np.argsort(-noisy_cells.X.toarray().mean(axis=0))[:60]]
+    few, noise = np.random.default_rng(3).choice(high, 15, replace=False), explained()
+    matched = check_gene_set(noise, noisy_cells, few).loc["overall"]
+    monkeypatch.setattr(interpretation, "N_BINS", 1)
+    not_matched = check_gene_set(noise, noisy_cells, few).loc["overall"]
+    assert matched["p"] > 0.05 and matched["share"] == pytest.approx(matched["expected"], rel=0.2)
+    assert not_matched["p"] < 0.01 and not_matched["share"] > 2 * not_matched["expected"]
+
+
+def test_a_planted_set_is_found_in_its_class(noisy_cells, explained):
+    """Numbers are those counted on dense matrices, and only the class with planted genes stands out."""
+    explanation, planted = explained(MANY[:10]), [*MANY[:10], "PGK1", MANY[0]]
+    table = check_gene_set(explanation, noisy_cells, planted, top=30, seed=5)
+    sizes = abs(explanation.contributions.toarray())
+    for label, row in table.iterrows():
+        own = sizes[np.isin(explanation.labels, list("abc") if label == "overall" else [label])]
+        assert row["n_cells"] == len(own)
+        assert row["contribution"] == pytest.approx(own[:, :10].sum() / own.sum())
+        assert row["share"] == pytest.approx((np.argsort(-own.mean(axis=0))[:30] < 10).mean() * 3)
+        assert row["low"] <= row["expected"] <= row["high"]
+    assert (table["p"] < 0.05).to_dict() == {"overall": True, "a": False, "b": True, "c": False}
+    pd.testing.assert_frame_equal(table, check_gene_set(explanation, noisy_cells, planted, top=30, seed=5))
+    everything = check_gene_set(explanation, noisy_cells, MANY)
+    assert (everything["p"] == 1).all() and np.allclose(everything["share"], everything["expected"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stressed", [True, False])
+def test_stress_that_leaks_into_a_class_is_caught(stressed):
+    """Where one type alone is stressed the model uses it, and the check tells; without stress there is no sign."""
+    assert STRESS_GENES is SimulationSettings.stress_genes and {"PGK1", "ARCN1", "GORASP2"} < set(STRESS_GENES)
+    stress = dict(stress_strength=1.5 * stressed, stress_types=("a2",), stress_genes=STRESS_GENES[:20])
+    tissue = dict(n_cells=300, n_genes=240, tree={"A": ("a1", "a2"), "B": ("b1", "b2")}, class_skew=0.0)
+    cells = simulate(**tissue, **stress, lib_loc=7.5, de_prob=0.03)
+    model = sk.fit(cells, "cell_type", max_epochs=10, logger=False, verbose=False)
+    check = check_gene_set(sk.explain(model, cells, groupby="cell_type"), cells, top=40)
+    assert (check["p"] < 0.05).drop("overall").to_dict() == {"a1": False, "a2": stressed, "b1": False, "b2": False}
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    "call, error, words",
+    [
+        (lambda m, c, g: rank_genes(m, c, "cell_type", ["wilcoxon"]), UnknownNameError, "Wilcoxon"),
+        (lambda m, c, g: rank_genes(m, c, "celltype"), UnknownNameError, "cell_type"),
+        (lambda m, c, g: rank_genes(m, c, "one"), LabelError, "1 classes .* two classes"),
+        (
+            lambda m, c, g: marker_recovery({"one": RANKING[1:]}, MARKERS, k=3),
+            LabelError,
+            "lacks 'x' and",
+        ),
+        (lambda m, c, g: marker_recovery({"one": RANKING}, MARKERS[GENES[1:]], k=3), GeneError, "has more 'a'"),
+        (lambda m, c, g: marker_recovery({"one": RANKING[["a", *GENES]]}, MARKERS, k=3), GeneError, "name twice"),
+        (lambda m, c, g: marker_recovery({"one": RANKING}, MARKERS + 0.0, k=3), DataError, "True and False"),
+        (lambda m, c, g: marker_recovery({"one": RANKING[RANKING > 1]}, MARKERS, k=3), DataError, "NaN"),
+        (lambda m, c, g: marker_recovery({"one": RANKING}, MARKERS), SettingError, r"k=10.*1 to 6"),
+        (lambda m, c, g: faithfulness(m, c, "random", numbers=[0.5]), SettingError, "whole numbers"),
+        (lambda m, c, g: faithfulness(m, c, {"x": g["truth"][:10]}), DataError, "150 x 60"),
+        (lambda m, c, g: faithfulness(m, c, ["SIMS mask"]), UnknownNameError, "SIMS masks"),
+        (lambda m, c, g: stability([RANKING]), DataError, "two or more DataFrames"),
+        (lambda m, c, g: stability([RANKING, "table"]), DataError, "two or more DataFrames"),
+        (lambda m, c, g: stability([RANKING, RANKING.T]), GeneError, "share 0 classes and 0 genes"),
+        (lambda m, c, g: stability([RANKING] * 2, p=1.0), SettingError, "p=1.0"),
+    ],
+)
+def test_mistakes_are_told(model, cells, given, call, error, words):
+    """Unknown methods and columns, tables that do not fit, and settings out of range are named."""
+    cells.obs["one"] = "alone"
+    with pytest.raises(error, match=words):
+        call(model, cells, given)
+
+
+def test_mistakes_in_gene_sets_are_told(noisy_cells, explained):
+    """Sets in other names, other cells, other settings."""
+    noise = explained()
+    for genes, words in ((["ENSG00000102144"], r"400 \('GENE000'"), (["Gene007"], r"400 \('GENE007'\)")):
+        with pytest.raises(GeneError, match=words):
+            check_gene_set(noise, noisy_cells, genes)
+    for wrong in (noisy_cells[:80], noisy_cells[::-1]):
+        with pytest.raises(DataError, match="pass the AnnData that was explained"):
+            check_gene_set(noise, wrong)
+    for settings in (dict(genes="PGK1"), dict(genes=[]), dict(n_permutations=0), dict(top=0)):
+        with pytest.raises(SettingError, match="expected"):
+            check_gene_set(noise, noisy_cells, **{"genes": MANY[:3], **settings})
+    unused = check_gene_set(replace(noise, contributions=noise.contributions * 0), noisy_cells, MANY[:3])
+    assert (unused["p"] == 1).all() and not unused[["contribution", "share"]].any(axis=None)
