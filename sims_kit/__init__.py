@@ -18,16 +18,14 @@ from sims_kit.annotation import annotate, calibrate, gene_coverage
 from sims_kit.cells.datamodule import DataModule
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load, read
+from sims_kit.estimator import SIMS
 from sims_kit.explanation import CellExplanation, Explanation, explain, explain_cell
 from sims_kit.model import (
     RECIPES,
     Recipe,
     SIMSClassifier,
     load_model,
-    load_pretrained,
     save_model,
-    save_pretrained,
-    where_to_resume,
 )
 from sims_kit.pretraining import pretrain
 from sims_kit.training import fit, generate_trainer
@@ -36,6 +34,7 @@ __version__ = version("sims_kit")
 
 __all__ = [
     "RECIPES",
+    "SIMS",
     "CellExplanation",
     "DataModule",
     "Explanation",
@@ -53,15 +52,12 @@ __all__ = [
     "lessons",
     "load",
     "load_model",
-    "load_pretrained",
     "metrics",
     "plotting",
     "pretrain",
     "read",
     "save_model",
-    "save_pretrained",
     "stratified_split",
     "studies",
-    "where_to_resume",
     "widgets",
 ]

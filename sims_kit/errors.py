@@ -1,6 +1,6 @@
 """Named errors. Each message says what was found, what was expected and what to do next."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
@@ -55,6 +55,26 @@ class UnknownNameError(KeyError):
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
         return self.args[0]
+
+
+def refuse_unknown(
+    function: str,
+    unknown: Iterable[str],
+    known: Iterable[str],
+    hints: Mapping[str, str] | None = None,
+    *,
+    kind="argument",
+) -> None:
+    """Raise for the first unknown name, with what to write instead if `hints` has it, else with the nearest names.
+
+    >>> refuse_unknown("fit", {"epochs": 3}, ["max_epochs"], {"epochs": "Write max_epochs=..."})
+    Traceback (most recent call last):
+    sims_kit.errors.SettingError: fit has no argument 'epochs'. Write max_epochs=...
+    """
+    for name in unknown:
+        if name in (hints or {}):
+            raise SettingError(f"{function} has no {kind} {name!r}. {hints[name]}")
+        raise UnknownNameError(f"{kind} of {function[0].lower() + function[1:]}", name, known)
 
 
 def nearest(name: object, options: Iterable[object], n: int = 3) -> str:

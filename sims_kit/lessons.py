@@ -1,7 +1,4 @@
-"""Feedback on a lesson's exercises, and its quizzes: both are read without a kernel too.
-
-A stub leaves its answer as ``...``, so that a notebook runs from top to bottom before anyone has tried.
-"""
+"""Feedback on a lesson's exercises, and its quizzes, both of which can be read without a kernel."""
 
 from collections.abc import Mapping
 from html import escape
@@ -15,23 +12,16 @@ LETTERS = "ABCDEFGH"
 
 
 def check(answer, expected, *, tolerance: float = 1e-6, hint: str = "") -> bool:
-    """Compare an answer with what is expected, print what is right or wrong about it, and say whether it is right.
+    """Compare an answer with what is expected, print what is wrong with it, and return whether it is right.
 
-    Parameters
-    ----------
-    answer
-        A number, string, or an array or sequence of these; ``...`` or None where nothing was tried yet.
-    expected
-        What it should be, of the same kind.
-    tolerance
-        By how much a number may differ.
-    hint
-        Printed where the answer is wrong.
+    Both are a number, a string, or an array or sequence of these; the answer is ``...`` or None before a first try.
+    Numbers may differ by `tolerance`. `hint` is printed where the answer is wrong.
 
-    Returns
-    -------
-    bool
-        Whether the answer was given and is right.
+    Examples
+    --------
+    >>> check(2, 3, hint="Count again.")
+    Not yet: 2 is too small. Count again.
+    False
     """
     if answer is None or answer is ...:
         print("Not attempted yet.")
@@ -42,26 +32,17 @@ def check(answer, expected, *, tolerance: float = 1e-6, hint: str = "") -> bool:
 
 
 def quiz(question: str, options: Mapping[str, str], right: str) -> HTML:
-    """A question with options that unfold: each says whether it is right, and why.
+    """Return a question with options that unfold: each says whether it is right, and why.
 
-    Parameters
-    ----------
-    question
-        In plain text.
-    options
-        What can be answered, with the explanation of each.
-    right
-        The option that is right.
+    `options` are the possible answers with the explanation of each, at most eight; `right` is one of them.
 
-    Raises
-    ------
-    SettingError
-        If `right` is not among the options, or there are more than eight of them.
+    Examples
+    --------
+    >>> quiz("Which gene marks B cells?", {"CD79A": "Part of their receptor.", "CD3E": "T cells have it."}, "CD79A")
+    <IPython.core.display.HTML object>
     """
     if right not in options:
-        raise SettingError(
-            f"{right!r} is not among the options {list(options)}; name the right one as it stands there."
-        )
+        raise SettingError(f"{right!r} is not among the options {list(options)}.")
     if len(options) > len(LETTERS):
         raise SettingError(f"{len(options)} options are too many; give {len(LETTERS)} or fewer.")
     lines = [f"<p><b>{escape(question)}</b></p>"]
@@ -74,7 +55,7 @@ def quiz(question: str, options: Mapping[str, str], right: str) -> HTML:
 
 
 def _problem(answer, expected, tolerance: float) -> str:
-    """What is wrong with an answer, or nothing."""
+    """What is wrong with an answer; empty where it is right."""
     given, wanted = np.asarray(answer), np.asarray(expected)
     if given.shape != wanted.shape:
         return f"your answer has shape {given.shape}, expected {wanted.shape}."

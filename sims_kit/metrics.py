@@ -1,163 +1,34 @@
-"""How good an annotation is, in numbers: the same metrics during training and for arrays of labels.
+"""Metrics of an annotation: the same torchmetrics objects batch by batch in training and for arrays of labels.
 
-Every metric is a torchmetrics object. `metric_collection` bundles them for a model that learns batch by
-batch; `score` and `per_class` feed the same objects with labels, so the two cannot disagree.
+**Which classes an average runs over.** A macro average counts each class once, however few cells it has. A class can be
+predicted without occurring in the true labels ("Unknown" always is), so it matters which classes take part:
 
-**Which classes an average runs over.** A macro average counts each class once, however few cells it has. A
-class can be predicted without occurring in the true labels ("Unknown" always is), so it matters which classes
-take part:
-
-- ``accuracy_macro``, ``recall_macro``, ``specificity_macro``, ``balanced_accuracy``, ``median_f1``: the
-  classes that occur in the true labels.
-- ``precision_macro``, ``f1_macro``, ``cohen_kappa``, ``mcc``: the classes that occur in either, as in
-  scikit-learn. A rejected cell therefore lowers them: "Unknown" is a class of precision and F1 zero.
+- ``accuracy_macro``, ``recall_macro``, ``specificity_macro``, ``balanced_accuracy``, ``median_f1``: the classes that
+  occur in the true labels.
+- ``precision_macro``, ``f1_macro``, ``cohen_kappa``, ``mcc``: the classes that occur in either, as in scikit-learn. A
+  rejected cell lowers them: "Unknown" is a class of precision and F1 zero.
 - ``accuracy_micro``, ``accuracy_weighted``, ``f1_micro``, ``f1_weighted``: each cell counts once.
 
-**Equal by definition**, since a cell has one true label and one prediction: ``accuracy_micro`` (which is also
-micro precision and micro recall, thesis table 0.1), ``accuracy_weighted`` (recall weighted by the cells of
-each class) and ``f1_micro``; likewise ``accuracy_macro`` and ``recall_macro``. All names are kept because
-studies report them all.
-
-Ratios of 0 / 0 count as 0, so no value is NaN.
+**Equal by definition**, since a cell has one true label and one prediction: ``accuracy_micro`` (which is also micro
+precision and micro recall, thesis table 0.1), ``accuracy_weighted`` and ``f1_micro``; likewise ``accuracy_macro`` and
+``recall_macro``. Ratios of 0 / 0 count as 0, so no value is NaN.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCohenKappa,
-    MulticlassF1Score,
-    MulticlassMatthewsCorrCoef,
-    MulticlassPrecision,
-    MulticlassRecall,
-    MulticlassSpecificity,
-    MulticlassStatScores,
-)
+from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
 
-from sims_kit._calibration_error import CalibrationError
-from sims_kit.errors import DataError, LabelError, SettingError
+from sims_kit.errors import DataError, LabelError, SettingError, UnknownNameError
 from sims_kit.text import label_text
 
-CALIBRATION_BINS = 15  # of equal width; the number most of the calibration literature reports
-CELLS_AT_ONCE = 1024  # torch's deterministic mode makes torchmetrics count with a cells x classes² table
+__all__ = ["MedianF1", "median_f1", "metric_collection", "per_class", "score"]
 
-
-class _OverPresentClasses(MulticlassStatScores):
-    """A score per class, averaged over the classes that occur in the target.
-
-    The state is torchmetrics' own (true and false positives and negatives per class), which lets all metrics
-    of this kind share one update in a `MetricCollection` and sums correctly over processes.
-
-    Parameters
-    ----------
-    n_classes
-        Number of classes; predictions and targets are integers below it, predictions may also be scores
-        (cells x classes).
-    """
-
-    higher_is_better = True
-
-    def __init__(self, n_classes: int):
-        super().__init__(n_classes, average=None, validate_args=False)  # checks cost more than counting
-
-    def compute(self) -> Tensor:
-        """The value over all updates so far, a scalar."""
-        return self._average(self._per_class()[self.tp + self.fn > 0])
-
-    def _average(self, values: Tensor) -> Tensor:
-        return values.mean()
-
-
-class MacroRecall(_OverPresentClasses):
-    """Recall (sensitivity), averaged over the classes of the target (scikit-learn's balanced accuracy)."""
-
-    def _per_class(self) -> Tensor:
-        return _ratio(self.tp, self.tp + self.fn)
-
-
-class MacroSpecificity(_OverPresentClasses):
-    """Specificity (true negatives among all negatives), averaged over the classes of the target."""
-
-    def _per_class(self) -> Tensor:
-        return _ratio(self.tn, self.tn + self.fp)
-
-
-class BalancedAccuracy(_OverPresentClasses):
-    """(sensitivity + specificity) / 2 per class, averaged over the classes that occur in the target.
-
-    Thesis equation 0.3. scikit-learn's ``balanced_accuracy_score`` is another quantity, the mean sensitivity
-    alone: that is `MacroRecall`.
-    """
-
-    def _per_class(self) -> Tensor:
-        return (_ratio(self.tp, self.tp + self.fn) + _ratio(self.tn, self.tn + self.fp)) / 2
-
-
-class MedianF1(_OverPresentClasses):
-    """Median of the F1 scores of the classes that occur in the target.
-
-    Thesis section 0.3.2, and the measure of the benchmark by Abdelaal et al. (Genome Biology 2019): half of
-    the classes are annotated at least this well. An even number of classes gives the mean of the middle two.
-    """
-
-    def _per_class(self) -> Tensor:
-        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
-
-    def _average(self, values: Tensor) -> Tensor:
-        return values.quantile(0.5)  # torch.median would take the lower of the middle two
-
-
-class _CohenKappa(MulticlassCohenKappa):
-    """torchmetrics' kappa; 0 instead of NaN where chance alone already agrees everywhere (a single class)."""
-
-    def compute(self) -> Tensor:
-        return super().compute().nan_to_num(nan=0.0)
-
-
-class _MatthewsCorrCoef(MulticlassMatthewsCorrCoef):
-    """torchmetrics' coefficient, always a float: it gives an integer 0 where the quantity is undefined."""
-
-    def compute(self) -> Tensor:
-        return super().compute().float()
-
-
-def metric_collection(n_classes: int, prefix: str = "") -> MetricCollection:
-    """The metrics tracked in training, to be updated batch by batch.
-
-    Call ``collection.update(scores, target)`` after each batch and ``collection.compute()`` at the end of the
-    epoch; ``collection(scores, target)`` also computes every metric for the batch, many times slower.
-
-    Parameters
-    ----------
-    n_classes
-        Number of classes, at least 1.
-    prefix
-        Put before each name, such as ``"val_"``.
-
-    Returns
-    -------
-    MetricCollection
-        Fourteen metrics (see the top of this module for their meaning). ``update`` takes scores (float, cells
-        x classes: logits or probabilities) and targets (int64, one per cell, 0 to ``n_classes - 1``). Metrics
-        with the same counts share them, so a batch costs four updates, not fourteen. Values outside of [0, 1]
-        mark a batch as logits, to which calibration applies a softmax (torchmetrics' rule, decided per
-        batch): pass probabilities to leave no doubt.
-
-    Raises
-    ------
-    SettingError
-        If `n_classes` is not a positive integer.
-    """
-    if not isinstance(n_classes, (int, np.integer)) or n_classes < 1:
-        raise SettingError(f"n_classes is {n_classes!r}; expected the number of classes, 1 or more.")
-    n_classes = int(n_classes)
-    calibration = {"calibration_error": CalibrationError(CALIBRATION_BINS)}
-    return _collection([*_label_metrics(n_classes), calibration], prefix)
+CALIBRATION_BINS = 15  # of equal width; the number that most of the calibration literature reports
 
 
 def score(
@@ -166,18 +37,16 @@ def score(
     probabilities: np.ndarray | pd.DataFrame | None = None,
     classes: Sequence | None = None,
 ) -> pd.Series:
-    """The metrics of `metric_collection`, for arrays of labels.
+    """Return the metrics of `metric_collection` for arrays of labels.
 
     Parameters
     ----------
     y_true, y_pred
-        True and predicted label of each cell, in the same order; compared in the form in which models write them,
-        so that 3.0 is "3" and "B cell " is "B cell". Predictions may contain labels that never occur in `y_true`,
-        such as ``"Unknown"``, and the other way round.
+        (cells,) true and predicted labels in the same order, compared as models write them: 3.0 is "3", "B cell " is
+        "B cell". Either may contain labels that the other lacks, such as ``"Unknown"``.
     probabilities
-        Cells x classes, probabilities or logits; adds ``calibration_error`` (15 bins, mean absolute
-        difference of confidence and accuracy). It judges the most probable class, whatever `y_pred` says; a
-        cell whose true label is not among the classes counts as wrong.
+        (cells, classes), probabilities or logits; adds ``calibration_error`` (15 bins, mean absolute difference of
+        confidence and accuracy) of the most probable class.
     classes
         The class of each column of `probabilities`; not needed when that is a DataFrame.
 
@@ -186,132 +55,187 @@ def score(
     pandas.Series
         One value per metric, between 0 and 1 (``cohen_kappa`` and ``mcc``: from -1), never NaN.
 
-    Raises
-    ------
-    LabelError
-        If there are no cells, labels are missing, or the lengths or the order of the cells differ.
-    SettingError
-        If `classes` is missing or does not fit the columns of `probabilities`.
-    DataError
-        If `probabilities` is not cells x classes or not finite.
+    Examples
+    --------
+    >>> score(["T", "T", "B"], ["T", "B", "B"])[["accuracy_micro", "median_f1"]].round(3).tolist()
+    [0.667, 0.667]
     """
-    truth, prediction, names = _codes(y_true, y_pred)
-    values = _computed(_collection(_label_metrics(len(names))), prediction, truth)
+    confusion, names, truth = _confusion(y_true, y_pred)
+    values = _label_metrics(confusion)
     if probabilities is not None:
         probabilities, classes = _checked_probabilities(probabilities, classes, n_cells=len(truth))
         column = torch.from_numpy(pd.Index(classes).get_indexer(names))  # -1, never right: not among classes
-        calibration = CalibrationError(CALIBRATION_BINS)
-        calibration.update(torch.tensor(probabilities), column[truth])
-        values["calibration_error"] = calibration.compute()
+        values["calibration_error"] = _calibration_error(len(classes))(torch.tensor(probabilities), column[truth])
     return pd.Series({name: float(value) for name, value in values.items()}, name="score")
 
 
 def per_class(y_true: Sequence, y_pred: Sequence) -> pd.DataFrame:
-    """Precision, recall, specificity and F1 of each class, and the number of its cells.
+    """Return precision, recall, specificity and F1 of each class, and its cells; arguments as in `score`.
+
+    One row per class that occurs in either array, sorted by name; columns ``precision``, ``recall``, ``specificity``,
+    ``f1`` (0 to 1) and ``support`` (cells with that true label).
+
+    Examples
+    --------
+    >>> per_class(["T", "T", "B"], ["T", "B", "B"]).loc["B", ["precision", "recall"]].tolist()
+    [0.5, 1.0]
+    """
+    confusion, names, _ = _confusion(y_true, y_pred)
+    table = {name: values.numpy().astype(np.float32) for name, values in _ratios(confusion).items()}
+    return pd.DataFrame({**table, "support": confusion.sum(1).numpy()}, index=pd.Index(names, name="class"))
+
+
+def median_f1(y_true: Sequence, y_pred: Sequence) -> float:
+    """Return the median F1 score of the classes that occur in `y_true`; arguments as in `score`.
+
+    Examples
+    --------
+    >>> round(median_f1(["T", "T", "B"], ["T", "B", "B"]), 3)
+    0.667
+    """
+    return float(_label_metrics(_confusion(y_true, y_pred)[0])["median_f1"])
+
+
+def metric_collection(
+    n_classes: int, prefix: str = "", metrics: Iterable[str | Metric] | None = None
+) -> MetricCollection:
+    """Return the metrics that training tracks, to be updated batch by batch.
+
+    Call ``collection.update(scores, target)`` after each batch and ``collection.compute()`` at the end of the epoch;
+    ``collection(scores, target)`` also computes every metric for the batch, many times slower.
 
     Parameters
     ----------
-    y_true, y_pred
-        As in `score`.
+    n_classes, prefix
+        1 or more; and what to put before each name, such as ``"val_"``.
+    metrics
+        Names of the metrics to track, or torchmetrics objects, tracked under the name of their class; all fourteen of
+        this module when left out.
 
     Returns
     -------
-    pandas.DataFrame
-        One row per class that occurs in either array, sorted by name; columns ``precision``, ``recall``,
-        ``specificity``, ``f1`` (0 to 1) and ``support`` (cells with that true label).
+    MetricCollection
+        ``update`` takes scores (float, cells x classes: logits or probabilities) and targets (int64, one per cell, 0 to
+        ``n_classes - 1``). Metrics with the same counts share them. Values outside of [0, 1] mark a batch as logits, to
+        which calibration applies a softmax.
 
-    Raises
-    ------
-    LabelError
-        As in `score`.
+    Examples
+    --------
+    >>> collection = metric_collection(2, "val_", metrics=["median_f1"])
+    >>> collection.update(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1]))
+    >>> collection.compute()
+    {'val_median_f1': tensor(1.)}
     """
-    truth, prediction, names = _codes(y_true, y_pred)
-    options = dict(num_classes=len(names), average=None, validate_args=False)
-    metrics = {
-        "precision": MulticlassPrecision(**options),
-        "recall": MulticlassRecall(**options),
-        "specificity": MulticlassSpecificity(**options),
-        "f1": MulticlassF1Score(**options),
+    if not isinstance(n_classes, (int, np.integer)) or n_classes < 1:
+        raise SettingError(f"n_classes is {n_classes!r}; expected the number of classes, 1 or more.")
+    known: dict[str, Metric] = {name: LabelMetric(int(n_classes), name) for name in LABEL_METRICS}
+    known["calibration_error"] = _calibration_error(int(n_classes))
+    tracked = {}
+    for metric in known if metrics is None else metrics:
+        if isinstance(metric, Metric):
+            tracked[type(metric).__name__] = metric.clone()
+        elif metric in known:
+            tracked[metric] = known[metric]
+        else:
+            raise UnknownNameError("metric", metric, known)
+    counted = [name for name, metric in tracked.items() if isinstance(metric, LabelMetric)]
+    groups = [group for group in (counted, *([name] for name in tracked if name not in counted)) if group]
+    return MetricCollection(tracked, prefix=prefix or None, compute_groups=groups)
+
+
+class LabelMetric(MulticlassConfusionMatrix):
+    """One of `LABEL_METRICS` as a torchmetrics object; those of a collection share one confusion matrix."""
+
+    higher_is_better = True
+
+    def __init__(self, n_classes: int, name: str):
+        super().__init__(n_classes, validate_args=False)  # checks cost more than counting
+        self.name = name
+
+    def compute(self) -> Tensor:
+        """The value over all updates so far, a scalar."""
+        return _label_metrics(self.confmat)[self.name].float()
+
+
+class MedianF1(LabelMetric):
+    """Median of the F1 scores of the classes that occur in the target, as a torchmetrics object.
+
+    Thesis section 0.3.2, and the measure of Abdelaal et al. (Genome Biology 2019): half of the classes are annotated at
+    least this well. An even number of classes gives the mean of the middle two.
+    """
+
+    def __init__(self, n_classes: int):
+        super().__init__(n_classes, "median_f1")
+
+
+def _ratios(confusion: Tensor) -> dict[str, Tensor]:
+    """Ratios of each class, (classes,) float64, of a confusion matrix of counts, true x predicted."""
+    tp, true, predicted, n_cells = confusion.diag(), confusion.sum(1), confusion.sum(0), confusion.sum()
+    tn = n_cells - true - predicted + tp
+    parts = {
+        "precision": (tp, predicted),
+        "recall": (tp, true),
+        "specificity": (tn, n_cells - true),
+        "f1": (2 * tp, true + predicted),
     }
-    values = _computed(_collection([metrics]), prediction, truth)
-    columns = {name: values[name].numpy() for name in metrics}
-    columns["support"] = truth.bincount(minlength=len(names)).numpy()
-    return pd.DataFrame(columns, index=pd.Index(names, name="class"))
+    return {name: part.double() / whole.clamp(min=1) for name, (part, whole) in parts.items()}  # 0 / 0 is 0
 
 
-def _label_metrics(n_classes: int) -> list[dict[str, Metric]]:
-    """The metrics that need no probabilities, in groups that share their counts."""
-    options = dict(num_classes=n_classes, validate_args=False)
-    # At least three: for two classes torchmetrics has rules of its own where the coefficient is undefined.
-    at_least_three = dict(num_classes=max(3, n_classes), validate_args=False)
-    return [
-        {
-            "accuracy_micro": MulticlassAccuracy(average="micro", **options),
-            "f1_micro": MulticlassF1Score(average="micro", **options),
-        },
-        {
-            "accuracy_macro": MacroRecall(n_classes),
-            "accuracy_weighted": MulticlassAccuracy(average="weighted", **options),
-            "balanced_accuracy": BalancedAccuracy(n_classes),
-            "precision_macro": MulticlassPrecision(average="macro", **options),
-            "recall_macro": MacroRecall(n_classes),
-            "specificity_macro": MacroSpecificity(n_classes),
-            "f1_macro": MulticlassF1Score(average="macro", **options),
-            "f1_weighted": MulticlassF1Score(average="weighted", **options),
-            "median_f1": MedianF1(n_classes),
-        },
-        {"cohen_kappa": _CohenKappa(**at_least_three), "mcc": _MatthewsCorrCoef(**at_least_three)},
-    ]
+def _label_metrics(confusion: Tensor) -> dict[str, Tensor]:
+    """Every metric that needs no probabilities, of a confusion matrix of counts, true x predicted."""
+    ratios, true, predicted = _ratios(confusion), confusion.sum(1).double(), confusion.sum(0).double()
+    n_cells, is_true, occurs = true.sum(), true > 0, true + predicted > 0
+    accuracy, chance = confusion.diag().sum() / n_cells, true @ predicted / n_cells**2
+    spread = ((1 - (true / n_cells).square().sum()) * (1 - (predicted / n_cells).square().sum())).clamp(min=0).sqrt()
+    recall = ratios["recall"][is_true].mean()
+    return {
+        "accuracy_macro": recall,
+        "accuracy_micro": accuracy,
+        "accuracy_weighted": ratios["recall"] @ true / n_cells,
+        "balanced_accuracy": (ratios["recall"] + ratios["specificity"])[is_true].mean() / 2,  # thesis equation 0.3
+        "cohen_kappa": ((accuracy - chance) / (1 - chance)).nan_to_num(nan=0.0),
+        "f1_macro": ratios["f1"][occurs].mean(),
+        "f1_micro": accuracy,
+        "f1_weighted": ratios["f1"] @ true / n_cells,
+        "mcc": ((accuracy - chance) / spread).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0),
+        "median_f1": ratios["f1"][is_true].quantile(0.5),  # torch.median would take the lower of the middle two
+        "precision_macro": ratios["precision"][occurs].mean(),
+        "recall_macro": recall,
+        "specificity_macro": ratios["specificity"][is_true].mean(),
+    }
 
 
-def _collection(groups: list[dict[str, Metric]], prefix: str = "") -> MetricCollection:
-    metrics = {name: metric for group in groups for name, metric in group.items()}
-    return MetricCollection(metrics, prefix=prefix or None, compute_groups=[list(group) for group in groups])
+LABEL_METRICS = tuple(_label_metrics(torch.eye(2, dtype=torch.int64)))
 
 
-def _computed(metrics: MetricCollection, prediction: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    for piece, target in zip(prediction.split(CELLS_AT_ONCE), truth.split(CELLS_AT_ONCE), strict=True):
-        metrics.update(piece, target)
-    return metrics.compute()
+def _calibration_error(n_classes: int) -> Metric:
+    return MulticlassCalibrationError(n_classes, n_bins=CALIBRATION_BINS, norm="l1", validate_args=False)
 
 
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    return part / whole.clamp(min=1)  # a part is 0 where the whole is
-
-
-def _codes(y_true: Sequence, y_pred: Sequence) -> tuple[Tensor, Tensor, list[str]]:
-    """True and predicted labels as positions in the sorted names of both."""
+def _confusion(y_true: Sequence, y_pred: Sequence) -> tuple[Tensor, list[str], Tensor]:
+    """Counts of cells, true x predicted, the sorted names of all labels, and the true labels as positions in these."""
     indexes = [labels.index for labels in (y_true, y_pred) if isinstance(labels, pd.Series)]
     if len(indexes) == 2 and not indexes[0].equals(indexes[1]) and set(indexes[0]) == set(indexes[1]):
-        raise LabelError(
-            "y_true and y_pred hold the same cells in another order (their indexes differ). "
-            "Align them, for example y_pred.loc[y_true.index]."
-        )
+        raise LabelError("y_true and y_pred hold the same cells in another order: pass y_pred.loc[y_true.index].")
     truth, prediction = _strings(y_true, "y_true"), _strings(y_pred, "y_pred")
     if len(truth) != len(prediction):
-        raise LabelError(
-            f"y_true has {len(truth)} labels and y_pred {len(prediction)}; both need one per cell, in the same order."
-        )
+        raise LabelError(f"y_true has {len(truth)} labels and y_pred {len(prediction)}; expected one per cell in each.")
     codes, names = pd.factorize(np.concatenate([truth, prediction]), sort=True)
-    codes = torch.from_numpy(codes)
-    return codes[: len(truth)], codes[len(truth) :], names.tolist()
+    true, predicted = torch.from_numpy(codes).view(2, -1)
+    counts = torch.bincount(true * len(names) + predicted, minlength=len(names) ** 2)
+    return counts.view(len(names), len(names)), names.tolist(), true
 
 
 def _strings(labels: Sequence, argument: str) -> np.ndarray:
     """Labels as text; refuses what is empty, missing or not one per cell."""
     values = labels if isinstance(labels, pd.Series | np.ndarray) else np.asarray(labels, dtype=object)
-    if values.ndim != 1:
-        raise LabelError(
-            f"{argument} has shape {values.shape}; expected one label per cell. "
-            "Of probabilities (cells x classes) take the most probable class first."
-        )
-    if not len(values):
-        raise LabelError(f"{argument} is empty; expected one label per cell. Was every cell filtered out?")
+    if values.ndim != 1 or not len(values):
+        found = f"has shape {values.shape}" if values.size else "is empty"
+        raise LabelError(f"{argument} {found}; expected one label per cell. Of probabilities, take the highest first.")
     text = label_text(values)
     if missing := text.isna().sum():
         raise LabelError(
-            f"{argument} has {missing} of {len(values)} cells without a label; a score needs one for each. "
-            "Leave these cells out of both arrays first."
+            f"{argument} has {missing} of {len(values)} cells without a label; leave these cells out first."
         )
     return text.to_numpy()
 
@@ -324,20 +248,13 @@ def _checked_probabilities(
     classes = None if classes is None else label_text(list(classes)).tolist()
     if classes is None or (columns is not None and set(columns) == set(classes)):
         classes = columns
-    if classes is None:
-        raise SettingError(
-            "probabilities came without the names of its columns. "
-            "Pass classes=model.classes, or a DataFrame with one column per class."
-        )
     values = np.asarray(probabilities, dtype=np.float32)
-    if values.ndim != 2 or len(values) != n_cells:
-        raise DataError(f"probabilities has shape {values.shape}; expected {n_cells} rows as y_true has.")
-    if len(set(classes)) != len(classes) or len(classes) != values.shape[1]:
+    if classes is None or values.ndim != 2 or len(set(classes)) != len(classes) or len(classes) != values.shape[1]:
         raise SettingError(
-            f"classes has {len(classes)} names ({len(set(classes))} different) for the {values.shape[1]} "
-            "columns of probabilities; expected one name per column, in their order."
+            f"probabilities has shape {values.shape} and its columns are named {classes}; expected one different name "
+            "for each column: pass classes=model.classes, or a DataFrame with one column per class."
         )
-    if not np.isfinite(values).all():
+    if len(values) != n_cells or not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).any(axis=1).sum())
-        raise DataError(f"probabilities is not finite in {bad} of {n_cells} cells; check their expression.")
+        raise DataError(f"probabilities has {len(values)} rows, {bad} of them not finite; expected {n_cells} cells.")
     return values, classes

@@ -14,10 +14,11 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import sims_kit as sk
 from sims_kit.errors import SettingError
-from sims_kit.model.checkpoints import where_to_resume
 
-TWO = dict(devices=2, accelerator="cpu", strategy="ddp_fork")  # forked: no time is lost on starting Python anew
-QUIET = dict(enable_progress_bar=False, verbose=False)
+TWO = dict(
+    devices=2, trainer=dict(accelerator="cpu", strategy="ddp_fork")
+)  # forked: no time is lost on starting Python anew
+QUIET = dict(verbose=False)
 
 
 class Watch(pl.Callback):
@@ -42,7 +43,8 @@ class Watch(pl.Callback):
         """Write it down; the module's own `on_fit_end` comes after the callbacks'."""
         path = self.folder / f"rank {trainer.global_rank}.pt"
         state = {name: value.clone() for name, value in pl_module.state_dict().items()}
-        kept = {name: getattr(pl_module, name) for name in ("history", "provenance", "calibration_cells")}
+        names = ("history", "provenance", "calibration_cells", "test_metrics")
+        kept = {name: getattr(pl_module, name, None) for name in names}
         torch.save({"seen": self.seen, "steps": self.steps, "state": state, **kept}, path)
 
     def _note(self, what, batch):
@@ -65,7 +67,7 @@ def test_two_processes_train_one_model(make_cells, tmp_path, monkeypatch, backed
     monkeypatch.setattr(sk.DataModule, "buffer_size", 64)
     options = dict(backed=backed, max_epochs=8, **QUIET)
     trainer, model, module = sk.generate_trainer(
-        "cells.h5ad", None, "cell_type", callbacks=Watch(tmp_path, cells), logger=False, **TWO, **options
+        "cells.h5ad", None, "cell_type", callbacks=Watch(tmp_path, cells), **TWO, **options
     )
     assert module.batch_size == 16 and len(module.split.train) == 241
     trainer.fit(model, datamodule=module)
@@ -79,13 +81,14 @@ def test_two_processes_train_one_model(make_cells, tmp_path, monkeypatch, backed
     torch.testing.assert_close(one["state"], dict(model.state_dict()), rtol=0, atol=0)  # and came back, with the rest
     assert model.history.equals(one["history"]) and len(model.history) == 8
     assert model.provenance == one["provenance"] and model.provenance["cells"]["train"] == 241
+    assert model.test_metrics.equals(one["test_metrics"]) and one["test_metrics"].equals(other["test_metrics"])
     for kept, found in zip(one["calibration_cells"], model.calibration_cells, strict=True):
         np.testing.assert_array_equal(kept, found)
 
-    alone = sk.fit("cells.h5ad", "cell_type", logger=False, **options)
+    alone = sk.fit("cells.h5ad", "cell_type", **options)
     scale = "network.members.0.encoder.initial_bn.scale"
     torch.testing.assert_close(one["state"][scale], alone.state_dict()[scale])
-    torch.testing.assert_close(one["state"]["profiles.means"], alone.state_dict()["profiles.means"])
+    torch.testing.assert_close(one["state"]["novelty.means"], alone.state_dict()["novelty.means"])
     assert one["history"].equals(other["history"])
     gap = one["history"]["val_accuracy_micro"].iloc[-1] - alone.history["val_accuracy_micro"].iloc[-1]
     assert abs(gap) < 0.15 and alone.history["val_accuracy_micro"].iloc[-1] > 0.8
@@ -100,10 +103,10 @@ def test_a_killed_process_ends_the_run_which_can_go_on(make_cells, tmp_path, mon
         (tmp_path / folder).mkdir(exist_ok=True)
         trainer, model, module = sk.generate_trainer(
             cells,
-            **dict(class_label="cell_type", recipe="thesis", max_epochs=3, checkpoints=tmp_path / folder, logger=False),
+            **dict(class_label="cell_type", recipe="thesis", max_epochs=3, checkpoints=tmp_path / folder),
             **dict(callbacks=Watch(tmp_path / folder, cells, die_in_epoch), **TWO, **QUIET),
         )
-        trainer.fit(model, datamodule=module, **where_to_resume(trainer))
+        trainer.fit(model, datamodule=module)
         return ranks(tmp_path / folder)[0]
 
     whole = run("whole")
@@ -120,7 +123,20 @@ def test_too_few_cells_for_the_processes(make_cells, tmp_path, monkeypatch):
     """A part with fewer than two cells for each process is refused by name."""
     monkeypatch.chdir(tmp_path)
     trainer, model, module = sk.generate_trainer(
-        make_cells(n_cells=21), None, "cell_type", validation=0.1, logger=False, **TWO, **QUIET
+        make_cells(n_cells=21), None, "cell_type", validation=0.1, **TWO, **QUIET
     )
-    with pytest.raises((SettingError, ProcessRaisedException), match="validation part has 3 cells for 2 processes"):
+    with pytest.raises((SettingError, ProcessRaisedException), match="test part has 3 cells for 2 processes"):
         trainer.fit(model, datamodule=module)
+
+
+def test_two_processes_pretrain_one_encoder(make_cells, tmp_path, monkeypatch):
+    """Both processes have the same encoder, whose history is that of all cells."""
+    monkeypatch.chdir(tmp_path)
+    cells = make_cells(n_cells=201)
+    options = dict(recipe=dict(n_models=2, n_d=8, n_a=8), max_epochs=4, **QUIET)
+    model = sk.pretrain(cells, callbacks=Watch(tmp_path, cells), **TWO, **options)
+    one, other = ranks(tmp_path)
+    torch.testing.assert_close(one["state"], other["state"], rtol=0, atol=0)
+    assert one["history"].equals(other["history"]) and model.history.equals(one["history"])
+    alone = sk.pretrain(cells, **options).history["val_loss"].iloc[-1]
+    assert abs(model.history["val_loss"].iloc[-1] - alone) < 0.1

@@ -20,11 +20,13 @@ MINUTES = 60_000  # milliseconds
 WIDGETS = (  # the package's own, each in a cell
     """import warnings
 
+from matplotlib import pyplot as plt
+
 import sims_kit as sk
 cells = sk.datasets.simulate(n_cells=200, n_genes=400, seed=0)
 with warnings.catch_warnings(action="ignore"):
     model = sk.fit(cells, "cell_type", max_epochs=4, logger=False, callbacks=sk.widgets.LiveTraining(seconds=0))""",
-    "sk.widgets.mask_explorer(sk.explain(model, cells))",
+    "sk.widgets.slider_figure(lambda slope: plt.plot([0, slope]), slope=(0.0, 1.0, 0.1))",
 )
 
 # what is asked of JupyterLab's own application object

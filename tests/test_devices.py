@@ -10,6 +10,7 @@ RUNS = [
     "test_two_processes_train_one_model[False]",
     "test_two_processes_train_one_model[True]",
     "test_a_killed_process_ends_the_run_which_can_go_on",
+    "test_two_processes_pretrain_one_encoder",
     "test_too_few_cells_for_the_processes",
 ]
 

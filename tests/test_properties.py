@@ -22,7 +22,6 @@ from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import read
 from sims_kit.errors import DataError
 from sims_kit.model import TabNet
-from sims_kit.model.halving import predict_in_parts
 from sims_kit.text import label_text
 
 settings.register_profile("sims_kit", max_examples=60, deadline=None, derandomize=True)
@@ -183,26 +182,6 @@ def test_network_takes_sparse_as_dense(cells, seed):
         torch.testing.assert_close(network(dense.to_sparse_csr()).logits, network(dense).logits)
     for sparse, full in zip(network.explain(dense.to_sparse_csr()), network.explain(dense), strict=True):
         torch.testing.assert_close(sparse.to_dense(), full.to_dense())
-
-
-@given(st.lists(counts(max_cells=9, max_genes=4), min_size=1, max_size=4), st.integers(1, 9), st.booleans())
-@pytest.mark.filterwarnings("ignore:The GPU has no memory")
-def test_halved_batches(matrices, fits, is_sparse):
-    """However few cells fit at once, each is predicted once, in order, and no more are tried than once fitted not."""
-    tried = []
-
-    def predict(cells):
-        tried.append(len(cells))
-        if len(cells) > fits:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return cells.to_dense().sum(1)
-
-    dense = [torch.from_numpy(matrix.toarray()) for matrix in matrices]
-    batches = [cells.to_sparse_csr() for cells in dense] if is_sparse else dense
-    found = torch.cat(list(predict_in_parts(predict, batches, torch.device("cpu"))))
-    torch.testing.assert_close(found, torch.cat([cells.sum(1) for cells in dense]))
-    failed = [n for n in tried if n > fits]
-    assert failed == sorted(failed, reverse=True) and len(failed) <= 4  # 9, 4, 2, 1
 
 
 NAMES = st.text(

@@ -3,7 +3,6 @@
 import errno
 import os
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -15,19 +14,17 @@ import torch
 
 import sims_kit as sk
 from sims_kit.errors import ModelFileError, SettingError
-from sims_kit.model.checkpoints import ResumePoint
+from sims_kit.model.trainer import ResumePoint
 
-HARNESS = Path(__file__).resolve().parent.parent / "benchmarks" / "kill_and_resume.py"
-SMALL = {"network": {"n_models": 2, "n_d": 2, "n_a": 2}}
-PLATEAU = {"network": {"n_d": 2, "n_a": 2}, "scheduler_params": {"patience": 0, "factor": 0.5}, "patience": 2}
-STEPS = {"network": {"n_d": 2, "n_a": 2}, "scheduler": torch.optim.lr_scheduler.ExponentialLR, "patience": None}
+SMALL = dict(n_models=2, n_d=2, n_a=2)
+PLATEAU = dict(n_models=1, n_d=2, n_a=2, scheduler_params={"patience": 0, "factor": 0.5}, patience=2)
+STEPS = dict(n_models=1, n_d=2, n_a=2, scheduler=torch.optim.lr_scheduler.ExponentialLR, patience=None)
 
 
-def train(cells, folder, recipe="default", model_params=None, max_epochs=4, **settings):
+def train(cells, folder, recipe="default", settings=SMALL, max_epochs=4, **more):
     """A small training that keeps its checkpoints in a folder."""
-    options = dict(logger=False, enable_progress_bar=False, verbose=False)
-    settings = dict(recipe=recipe, model_params=model_params or SMALL, max_epochs=max_epochs) | settings
-    return sk.fit(cells, "cell_type", checkpoints=folder, **options, **settings)
+    recipe = sk.RECIPES[recipe].changed(**settings)
+    return sk.fit(cells, "cell_type", recipe=recipe, checkpoints=folder, max_epochs=max_epochs, verbose=False, **more)
 
 
 @pytest.fixture
@@ -66,35 +63,53 @@ def test_every_epoch_can_be_gone_on_from(make_cells, tmp_path, keep_every_point,
             assert (found == expected).all()
 
 
-@pytest.mark.skipif(not HARNESS.exists() or not hasattr(os, "fork"), reason="needs the repository, and fork")
-def test_killed_trainings_end_the_same(tmp_path):
-    """Trainings killed with SIGKILL at random moments end bitwise as one that ran through."""
-    command = [sys.executable, str(HARNESS), "--runs", "1", "--kills", "2", "--cells", "120", "--epochs", "6"]
-    result = subprocess.run([*command, "--recipes", "default"], capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(r"default: 1 of 1 killed trainings ended bitwise", result.stdout)
+KILLED = """
+import os, random, signal, sys
+import pytorch_lightning as pl, torch, sims_kit as sk
+class Kill(pl.Callback):
+    def on_train_batch_end(self, trainer, *arguments):
+        if trainer.global_step == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+cells = sk.datasets.simulate(n_cells=200, n_genes=400, seed=1)
+recipe = dict(n_models=1, n_d=2, n_a=2)
+options = dict(recipe=recipe, max_epochs=3, checkpoints=sys.argv[2], verbose=False, callbacks=Kill())
+model = sk.fit(cells, "cell_type", **options)
+torch.save(model.state_dict(), sys.argv[3])
+"""
+
+
+def test_killed_training_ends_the_same(tmp_path, clean_environment):
+    """A training killed with SIGKILL in the middle of epochs ends bitwise as one that ran through."""
+
+    def run(step, folder):
+        command = [sys.executable, "-W", "ignore", "-c", KILLED, str(step), folder, f"{folder}.pt"]
+        return subprocess.run(command, cwd=tmp_path, env=clean_environment, capture_output=True, text=True).returncode
+
+    assert [run(7, "killed"), run(13, "killed"), run(-1, "killed"), run(-1, "whole")] == [-9, -9, 0, 0]
+    killed, whole = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("killed", "whole"))
+    assert all(torch.equal(value, whole[name]) for name, value in killed.items())
 
 
 def test_other_trainings_are_not_gone_on_from(make_cells, tmp_path):
     """Other cells, settings or length, and a folder that was moved, are named; the checkpoint stays."""
     cells = make_cells()
-    train(cells, tmp_path / "run", max_epochs=2)
+    train(cells, tmp_path / "run", max_epochs=2, settings=SMALL | {"best_epoch": True})
     before = (tmp_path / "run/resume.ckpt").read_bytes()
     for change, named in (({"seed": 1}, "seed"), ({"max_epochs": 3}, "max_epochs"), ({"batch_size": 48}, "batch_size")):
         with pytest.raises(SettingError, match=rf"differs from this one in: .*{named}"):
-            train(cells, tmp_path / "run", **{"max_epochs": 2} | change)
+            train(cells, tmp_path / "run", **{"max_epochs": 2, "settings": SMALL | {"best_epoch": True}} | change)
     with pytest.raises(SettingError, match="genes"):
         train(cells[:, :50].copy(), tmp_path / "run", max_epochs=2)
     assert (tmp_path / "run/resume.ckpt").read_bytes() == before
     (tmp_path / "run").rename(tmp_path / "moved")
-    with pytest.raises(SettingError, match="Move it back"):
-        train(cells, tmp_path / "moved", max_epochs=2)
+    with pytest.raises(SettingError, match=r"names the file .*run.* in another folder. Move the folder back"):
+        train(cells, tmp_path / "moved", max_epochs=2, settings=SMALL | {"best_epoch": True})
 
 
 def test_another_encoder_is_another_training(make_cells, tmp_path):
     """A checkpoint that began at one pretrained encoder is not gone on from with another, or with none."""
-    cells, settings = make_cells(), dict(model_params=SMALL, max_epochs=1, logger=False, verbose=False)
-    encoders = [sk.pretrain(cells, seed=seed, enable_progress_bar=False, **settings) for seed in (0, 1)]
+    cells, settings = make_cells(), dict(recipe=SMALL, max_epochs=1, verbose=False)
+    encoders = [sk.pretrain(cells, seed=seed, **settings) for seed in (0, 1)]
     train(cells, tmp_path / "run", max_epochs=2, pretrained=encoders[0])
     train(cells, tmp_path / "run", max_epochs=2, pretrained=encoders[0])
     for other in (encoders[1], None):
@@ -149,24 +164,21 @@ def test_full_disk_keeps_the_last_checkpoint(make_cells, tmp_path, monkeypatch):
     assert all(torch.equal(x, whole.state_dict()[name]) for name, x in resumed.state_dict().items())
 
 
-def test_divergence_names_batch_cells_and_cause(make_cells):
-    """A loss that is no number stops training with the batch, the names of its cells, and the likely cause."""
-    cells = make_cells()
-    options = dict(class_label="cell_type", logger=False, enable_progress_bar=False, verbose=False)
-    trainer, model, module = sk.generate_trainer(cells, model_params=SMALL, max_epochs=1, **options)
-    (first, *_), batches = module.train_dataloader(), module.train_dataloader().batches()
-    names = [module.cell_names[i] for i in next(batches)]
-    assert [module.labels[module.cell_names.index(name)] for name in names] == first.labels.tolist()
+def test_interrupted_pretraining_goes_on(make_cells, tmp_path, keep_every_point):
+    """Pretraining resumes as training does."""
+    options = dict(recipe=SMALL, max_epochs=3, checkpoints=tmp_path / "run", verbose=False)
+    whole = sk.pretrain(make_cells(), **options)
+    shutil.copy(keep_every_point / "1.ckpt", tmp_path / "run/resume.ckpt")
+    again = sk.pretrain(make_cells(), **options)
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
+    pd.testing.assert_frame_equal(again.history, whole.history, check_exact=True, check_like=True)
+
+
+def test_divergence_stops_training(make_cells):
+    """A loss that is no number stops training with the batch and the way out."""
+    options = dict(class_label="cell_type", recipe=SMALL, max_epochs=1, verbose=False)
+    trainer, model, module = sk.generate_trainer(make_cells(), **options)
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match=r"In batch 0 of epoch 0.*Lower the learning rate") as caught:
+    with pytest.raises(FloatingPointError, match=r"diverged in batch 0 of epoch 0.*Lower the learning rate"):
         trainer.fit(model, datamodule=module)
-    assert repr(names[0]) in str(caught.value) and f"and {len(names) - 5} more" in str(caught.value)
-
-    trainer, model, module = sk.generate_trainer(cells, model_params=SMALL, max_epochs=1, **options)
-    spoiled = module.split.train[7]
-    matrix = module._dataset.sources[0].matrix
-    matrix.data[matrix.indptr[spoiled] : matrix.indptr[spoiled + 1]] = torch.inf  # behind the checks of the data
-    with pytest.raises(FloatingPointError, match="1 of 96 cells hold NaN or infinite values") as caught:
-        trainer.fit(model, datamodule=module)
-    assert f"values: cells {module.cell_names[spoiled]!r}. Write 0" in str(caught.value)

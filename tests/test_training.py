@@ -13,12 +13,16 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.loggers import CSVLogger
 
 import sims_kit as sk
 from sims_kit.calibration import fit_temperature
+from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.model.trainer import BestWeights
 
-QUIET = dict(enable_progress_bar=False, verbose=False)
+QUIET = dict(verbose=False)
+ONE = dict(n_models=1)
 
 
 @pytest.fixture(autouse=True)
@@ -28,28 +32,33 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 
 def test_the_thesis_two_lines(make_cells, tmp_path):
-    """`generate_trainer` and `trainer.fit` train on files with label files, and log to CSV by default."""
+    """`generate_trainer` and `trainer.fit` train on files, log to CSV if asked, and measure test cells."""
     cells = make_cells()
     cells.to_df().to_csv(tmp_path / "cells.csv.gz")
     cells.obs.to_csv(tmp_path / "labels.csv")
     trainer, model, module = sk.generate_trainer(
-        datafiles=["cells.csv.gz"], labelfiles=["labels.csv"], class_label="cell_type", max_epochs=3, **QUIET
+        datafiles=["cells.csv.gz"],
+        labelfiles=["labels.csv"],
+        class_label="cell_type",
+        max_epochs=3,
+        logger="csv",
+        **QUIET,
     )
     trainer.fit(model, datamodule=module)
     assert model.classes == ["class_0", "class_1", "class_2"] and model.genes == list(cells.var_names)
     logged = pd.read_csv(next(tmp_path.glob("lightning_logs/*/metrics.csv")))
     assert {"train_loss", "val_loss", "val_median_f1"} <= set(logged.columns)
-    assert len(model.history) == 3
+    assert len(model.history) == 3 and "median_f1" in model.test_metrics
+    assert "n_steps: 1" in next(tmp_path.glob("lightning_logs/*/hparams.yaml")).read_text()  # the recipe, flat
     for part in ("train_", "val_"):  # over a dozen metrics each (thesis section 0.3.1)
         assert sum(column.startswith(part) for column in model.history) >= 13
 
 
 def test_the_two_lines_are_quiet(make_cells, capfd, recwarn):
     """Lightning's notes on loaders stay away where the user calls `trainer.fit`; afterwards all is as it was."""
-    trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", max_epochs=1, logger=False, **QUIET)
+    trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", max_epochs=1, **QUIET)
     filters, level = list(warnings.filters), logging.getLogger("pytorch_lightning.utilities.rank_zero").level
     trainer.fit(model, datamodule=module)
-    trainer.test(model, datamodule=module, verbose=False)
     assert capfd.readouterr().err == "" and not [w for w in recwarn if "pytorch_lightning" in w.filename]
     assert warnings.filters == filters
     assert logging.getLogger("pytorch_lightning.utilities.rank_zero").level == level
@@ -63,22 +72,43 @@ def test_fit_learns_and_measures(make_cells):
     assert model.provenance["cells"] == {"train": 240, "validation": 30, "test": 30}
 
 
-def test_own_parts_as_in_lightning(make_cells):
-    """DataModule, SIMSClassifier and Trainer built by hand work together, as in the thesis's second listing."""
-    module = sk.DataModule(make_cells(), class_label="cell_type", verbose=False)
+def test_own_parts_as_in_lightning(make_cells, tmp_path):
+    """The thesis's second listing: parts built by hand, with Lightning's own trainer, loggers and callbacks."""
+    module = sk.DataModule(make_cells(n_cells=200), class_label="cell_type", verbose=False)
     model = sk.SIMSClassifier(input_dim=module.input_dim, output_dim=module.output_dim, recipe="thesis")
-    trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    stop = EarlyStopping("val_loss", patience=4)
+    logger = CSVLogger(tmp_path)
+    quiet = dict(enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1)
+    trainer = pl.Trainer(max_epochs=2, logger=logger, callbacks=[stop], gradient_clip_val=0.5, **quiet)
     trainer.fit(model, datamodule=module)
     assert model.genes == module.genes and model.classes == module.classes
     torch.testing.assert_close(model.class_weights, module.class_weights)
+    assert len(model.history) == 2 and module.batch_size == 32 and len(module.train_dataloader()) == 5
+    assert "lambda_sparse: 0.001" in Path(logger.log_dir, "hparams.yaml").read_text()
+    checkpoint = torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)
+    again = sk.SIMSClassifier.from_checkpoint(checkpoint)
+    assert (again.genes, again.classes) == (model.genes, model.classes) and again.is_fitted and len(again.history) == 2
+
+
+def test_metrics_and_loss_of_ones_own(make_cells):
+    """What is tracked and what is minimised can be chosen."""
+    seen = []
+
+    def loss(logits, labels):
+        seen.append(logits.shape[1])
+        return torch.nn.functional.multi_margin_loss(logits, labels)
+
+    model = sk.fit(make_cells(), "cell_type", metrics=["accuracy_micro", "median_f1"], loss=loss, max_epochs=1, **QUIET)
+    assert set(seen) == {3} and set(model.test_metrics.index) == {"loss", "accuracy_micro", "median_f1"}
+    with pytest.raises(UnknownNameError, match="val_mcc"):
+        sk.fit(make_cells(), "cell_type", metrics=["median_f1"], recipe=dict(monitor="val_mcc"), **QUIET)
 
 
 def test_same_seed_same_weights(make_cells):
     """The seed decides everything, and the caller's random state is left alone."""
     state = torch.get_rng_state()
     first, again, other = (
-        sk.fit(make_cells(), "cell_type", seed=seed, max_epochs=2, logger=False, **QUIET).network.state_dict()
-        for seed in (1, 1, 2)
+        sk.fit(make_cells(), "cell_type", seed=seed, max_epochs=2, **QUIET).network.state_dict() for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -88,7 +118,7 @@ def test_same_seed_same_weights(make_cells):
 def test_best_epoch_comes_back(make_cells):
     """After training the model has the weights of the epoch with the best monitored metric."""
     trainer, model, module = sk.generate_trainer(
-        make_cells(n_cells=200), class_label="cell_type", recipe="thesis", max_epochs=6, logger=False, **QUIET
+        make_cells(n_cells=200), class_label="cell_type", recipe="thesis", max_epochs=6, **QUIET
     )
     trainer.fit(model, datamodule=module)
     (metrics,) = trainer.validate(model, datamodule=module, verbose=False)
@@ -97,17 +127,19 @@ def test_best_epoch_comes_back(make_cells):
 
 
 def test_runs_side_by_side_share_nothing(make_cells, tmp_path):
-    """Without a logger each run has checkpoints of its own, and leaves no file behind."""
-    options = dict(class_label="cell_type", max_epochs=2, logger=False, **QUIET)
+    """Each run has checkpoints of its own, and no file is left behind."""
+    options = dict(class_label="cell_type", recipe="thesis", max_epochs=2, **QUIET)
     (first, model, module), (second, *_) = (sk.generate_trainer(make_cells(), **options) for _ in range(2))
     assert first.checkpoint_callback.dirpath != second.checkpoint_callback.dirpath
     first.fit(model, datamodule=module)
     assert Path(first.checkpoint_callback.best_model_path).is_file() and not list(tmp_path.iterdir())
+    sk.fit(make_cells(), "cell_type", validation=0, max_epochs=1, **QUIET)
+    assert not list(tmp_path.iterdir())
 
 
 def test_early_stopping(make_cells):
     """The thesis's recipe stops four epochs after the last better validation accuracy."""
-    model = sk.fit(make_cells(n_cells=200), "cell_type", recipe="thesis", max_epochs=60, logger=False, **QUIET)
+    model = sk.fit(make_cells(n_cells=200), "cell_type", recipe="thesis", max_epochs=60, **QUIET)
     accuracy = model.history["val_accuracy_micro"].to_numpy()
     assert len(accuracy) < 60
     assert len(accuracy) - 1 - np.argmax(accuracy) == 4
@@ -124,21 +156,23 @@ def test_trainer_arguments_pass_through(make_cells):
 
     counter = Counter()
     model = sk.fit(
-        make_cells(), "cell_type", test=0, max_epochs=2, callbacks=counter, accelerator="cpu", logger=False, **QUIET
+        make_cells(), "cell_type", test=0, max_epochs=2, callbacks=counter, trainer=dict(accelerator="cpu"), **QUIET
     )
     assert counter.epochs == 2 and model.test_metrics is None
 
 
 def test_without_validation_cells(make_cells):
     """Training runs to its end when no cells are kept aside."""
-    model = sk.fit(make_cells(), "cell_type", validation=0, test=0, max_epochs=2, logger=False, **QUIET)
+    model = sk.fit(make_cells(), "cell_type", validation=0, test=0, max_epochs=2, **QUIET)
     assert "val_loss" not in model.history and len(model.history) == 2
     assert model.temperature == 1 and model.calibration_cells is None
+    with pytest.raises(SettingError, match=r"watches validation cells.*validation=0"):
+        sk.fit("no such file", "cell_type", recipe="thesis", validation=0, **QUIET)
 
 
 def test_temperature_comes_from_validation_cells(make_cells):
     """It is what fits the finished model's logits on the validation cells, and training again starts without it."""
-    trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", max_epochs=3, logger=False, **QUIET)
+    trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", max_epochs=3, **QUIET)
     trainer.fit(model, datamodule=module)
     (batch,) = module.val_dataloader()
     with torch.no_grad():
@@ -155,42 +189,42 @@ def test_temperature_comes_from_validation_cells(make_cells):
     )
 
 
-def test_rare_classes_rise_after_training(make_cells):
-    """Logits rise by a number over the fourth root of the class's cells; not so with weights of the caller's own."""
+def test_logits_are_adjusted_after_training(make_cells):
+    """By a number over the fourth root of the class's cells, in each network; not with the caller's class weights."""
     cells = make_cells(n_cells=120, n_classes=3)
     cells = cells[(cells.obs["cell_type"] != "class_0") | (np.arange(120) % 4 == 0)].copy()  # a rare one
-    options = dict(max_epochs=2, test=0, logger=False, **QUIET)
-    plain, raised, own = (
-        sk.fit(cells, "cell_type", model_params={"logit_adjustment": much, **more}, **options)
+    plain, adjusted, own = (
+        sk.fit(cells, "cell_type", recipe=dict(logit_adjustment=much), max_epochs=2, test=0, **more, **QUIET)
         for much, more in ((0.0, {}), (4.0, {}), (4.0, {"class_weights": np.array([2.0, 1.0, 1.0])}))
     )
     module = sk.DataModule(cells, class_label="cell_type", test=0, verbose=False)
     n_cells = torch.tensor(np.bincount(module.labels[module.split.train]), dtype=torch.float32)
     assert n_cells[0] < 15 < 30 < n_cells[1]
-    for before, after in zip(plain.network.members, raised.network.members, strict=True):
-        torch.testing.assert_close(after.additive_bias, before.additive_bias + 4 / n_cells**0.25)
-        assert torch.equal(after.final_mapping.weight, before.final_mapping.weight)
-    assert own.network.members[0].additive_bias.abs().max() < 0.3 < 4 / n_cells.max() ** 0.25
-    linear_off = {"network": {"additive": False, "n_models": 1}, "logit_adjustment": 4.0}
-    assert not sk.fit(cells, "cell_type", model_params=linear_off, **options).raised.any()  # no bias that could rise
-    assert torch.allclose(raised.raised, 4 / n_cells**0.25)
+    torch.testing.assert_close(adjusted.logit_adjustment, 4 / n_cells**0.25)
+    for before, after in zip(plain.network.parameters(), adjusted.network.parameters(), strict=True):
+        assert torch.equal(before, after)
+    (batch,) = module.val_dataloader()
+    with torch.no_grad():
+        outputs = [output.logits + 4 / n_cells**0.25 for output in plain.network.outputs(batch.cells)]
+        expected = torch.stack([logits.softmax(1) for logits in outputs]).mean(0)
+        torch.testing.assert_close(adjusted(batch.cells).softmax(1), expected)
+    assert not plain.logit_adjustment.any() and not own.logit_adjustment.any()
     assert sk.RECIPES["default"].logit_adjustment > 0 == sk.RECIPES["thesis"].logit_adjustment
 
 
-def test_the_rise_is_there_once(make_cells):
-    """A trainer with nothing left to do changes nothing; another training starts from what the first one learned."""
-    settings = dict(model_params={"logit_adjustment": 400.0}, max_epochs=1, logger=False, **QUIET)
+def test_finished_once(make_cells):
+    """A trainer with nothing left to do changes nothing; another training starts without the adjustment."""
+    settings = dict(recipe=dict(logit_adjustment=400.0), max_epochs=1, **QUIET)
     trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", **settings)
-    bias = model.network.members[0].additive_bias
     trainer.fit(model, datamodule=module)
-    raised, state = bias.detach().clone(), {name: value.clone() for name, value in model.state_dict().items()}
-    torch.testing.assert_close(raised, model.raised, atol=0.3, rtol=0)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
     trainer.fit(model, datamodule=module)  # its epoch is over
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    again, copy, _ = sk.generate_trainer(make_cells(), None, "cell_type", **settings)
-    copy.load_state_dict(state)
-    again.fit(copy, datamodule=module)
-    torch.testing.assert_close(copy.network.members[0].additive_bias, raised, atol=0.3, rtol=0)
+    trainer, again, module = sk.generate_trainer(make_cells(), None, "cell_type", **settings)
+    again.load_state_dict(state)
+    trainer.fit(again, datamodule=module)
+    assert again.history["train_loss"].item() < 2
+    torch.testing.assert_close(again.logit_adjustment, model.logit_adjustment)
 
 
 def test_a_module_of_ones_own(make_cells):
@@ -206,38 +240,82 @@ def test_a_module_of_ones_own(make_cells):
         def val_dataloader(self):
             return ours.val_dataloader()
 
-    settings = dict(weight_classes=0, logit_adjustment=0, network={"n_models": 1})
-    model = sk.SIMSClassifier(input_dim=ours.input_dim, output_dim=3, **settings)
+    recipe = dict(weight_classes=0, logit_adjustment=0, n_models=1)
+    model = sk.SIMSClassifier(input_dim=ours.input_dim, output_dim=3, recipe=recipe)
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     pl.Trainer(max_epochs=1, **quiet).fit(model, datamodule=Own())
     assert model.is_fitted and model.temperature != 1
 
 
-def test_settings_of_the_model(make_cells):
-    """Settings of recipe and network go through `model_params`; elsewhere the message says so, before any reading."""
-    trainer, model, module = sk.generate_trainer(
-        make_cells(),
-        class_label="cell_type",
-        model_params={"network": {"n_steps": 2}, "batch_size": 48, "label_smoothing": 0.1, "max_epochs": 7},
-        logger=False,
-        **QUIET,
-    )
+def test_settings_of_the_recipe(make_cells):
+    """A recipe as a dict changes the default one; the data module and the trainer follow it."""
+    recipe = dict(n_steps=2, batch_size=48, label_smoothing=0.1, max_epochs=7)
+    trainer, model, module = sk.generate_trainer(make_cells(), class_label="cell_type", recipe=recipe, **QUIET)
     assert len(model.network.encoder.att_transformers) == 2 and model.recipe.label_smoothing == 0.1
-    assert (module.batch_size, trainer.max_epochs) == (48, 7)
-    for wrong, way_out in (
-        (dict(n_steps=2), "model_params={'network': {'n_steps'"),
-        (dict(label_smoothing=0.1), "model_params={'label_smoothing'"),
-        (dict(model_params={"n_steps": 2}), "'network': {'n_steps'"),
-        (dict(model_params={"label_smooting": 2}), "'label_smoothing'"),
-    ):
-        with pytest.raises((ValueError, KeyError), match=re.escape(way_out)):
-            sk.fit("no such file", "cell_type", **wrong)
+    assert (module.batch_size, trainer.max_epochs) == (48, 7) and trainer.num_devices == 1
 
 
-def test_loggers_by_name(make_cells):
-    """A logger that is not known or not installed is refused by name."""
-    with pytest.raises(KeyError, match="tensorboard"):
-        sk.fit(make_cells(), "cell_type", logger="tensorbord", **QUIET)
+@pytest.mark.parametrize(
+    ("settings", "way_out"),
+    [
+        (dict(n_steps=2), "recipe=dict(n_steps=...)"),
+        (dict(model_params={"n_steps": 2}), "recipe=dict(n_steps=3"),
+        (dict(recipe=dict(label_smooting=2)), "'label_smoothing'"),
+        (dict(recipe=dict(lr=1e-3)), "optimizer_params={'lr': ...}"),
+        (dict(recipe=dict(network={})), "fields of the recipe"),
+        (dict(learning_rate=1e-3), "recipe=dict(optimizer_params={'lr': ...})"),
+        (dict(epochs=3), "max_epochs"),
+        (dict(batch_key="donor"), "groups="),
+        (dict(labels_key="cell_type"), "label="),
+        (dict(use_raw=True), "layer='raw'"),
+        (dict(gpus=1), "devices="),
+        (dict(n_top_genes=2000), "highly_variable"),
+        (dict(majority_voting=True), "annotate(query, model, vote='auto')"),
+        (dict(enable_progress_bar=False), "verbose=False"),
+        (dict(accelerator="cpu"), "trainer=dict(accelerator=...)"),
+        (dict(max_epoch=3), "'max_epochs'"),
+        (dict(max_epochs=-1), "max_epochs=-1: give a whole number of epochs, 1 or more"),
+        (dict(logger="tensorbord"), "'tensorboard'"),
+        (dict(trainer=3), "trainer=3: give names and values"),
+        (dict(trainer=dict(max_epochs=3)), "Pass max_epochs to the function itself"),
+        (dict(trainer=dict(presision=3)), "'precision'"),
+        (dict(trainer=dict(precision="64-true")), "'32-true', 'bf16-mixed', '16-mixed'"),
+    ],
+)
+def test_words_of_neighbours_and_wrong_places(settings, way_out):
+    """What is not understood is answered with what to write instead, before any file is read."""
+    with pytest.raises((SettingError, UnknownNameError), match=re.escape(way_out)):
+        sk.fit("no such file", "cell_type", **settings)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(precision="bf16-mixed"), dict(precision="16-mixed"), dict(deterministic=True)], ids=str
+)
+def test_precisions_and_determinism(make_cells, options):
+    """Half precision and deterministic algorithms train as usual, with clipped gradients."""
+    try:
+        model = sk.fit(make_cells(), "cell_type", max_epochs=2, recipe=ONE, trainer=options, **QUIET)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert np.isfinite(model.history["train_loss"]).all() and model.test_metrics["accuracy_micro"] > 0.3
+
+
+def test_apples_gpus(monkeypatch, make_cells):
+    """Without sparse tensors there, training runs on the CPU, and says so."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.warns(UserWarning, match="runs on the CPU"):
+        trainer, *_ = sk.generate_trainer(make_cells(), class_label="cell_type", **QUIET)
+    assert trainer.strategy.root_device.type == "cpu"
+
+
+def test_progress_without_a_terminal(make_cells, capsys, monkeypatch):
+    """One line per tenth of the training, and how long it will take; nothing with verbose=False."""
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # a plugin of pytest imports it
+    sk.fit(make_cells(), "cell_type", max_epochs=20, recipe=ONE)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("epoch ") for line in lines) == 10 and any("20 epochs take" in line for line in lines)
+    sk.fit(make_cells(), "cell_type", max_epochs=2, recipe=ONE, **QUIET)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.dataset("cell-lines-5cl-p1", "cell-lines-5cl-p2")
@@ -250,7 +328,6 @@ def test_two_plates_of_real_files(real_data):
         "cell_line_demuxlet",
         orientation="genes_by_cells",
         max_epochs=1,
-        logger=False,
         **QUIET,
     )
     trainer.fit(model, datamodule=module)
@@ -265,7 +342,7 @@ class Interrupt(pl.Callback):
         os.kill(os.getpid(), signal.SIGINT)
 cells = sk.datasets.simulate(n_cells=200, n_genes=400, seed=1)
 try:
-    sk.fit(cells, "cell_type", callbacks=[Interrupt()], logger=False, verbose=False, enable_progress_bar=False)
+    sk.fit(cells, "cell_type", callbacks=[Interrupt()], verbose=False)
 except KeyboardInterrupt:
     print("interrupted", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 """

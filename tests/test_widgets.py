@@ -5,11 +5,9 @@ from io import BytesIO
 
 import ipywidgets
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
-from scipy import sparse
 
 import sims_kit as sk
 from sims_kit import widgets
@@ -79,41 +77,6 @@ def test_sliders_that_cannot_be_made_are_refused(sliders, words):
     """No slider, nothing that a control can be made of, a range that ends before it begins."""
     with pytest.raises(sk.errors.SettingError, match=words):
         widgets.slider_figure(bar, **sliders)
-
-
-@pytest.fixture
-def explanation():
-    """Two cells, three genes, two steps; the second cell comes first in the order of labels."""
-    masks = sparse.csr_matrix([[0.0, 0.75, 0.25], [1.0, 0.0, 0.0]])
-    added = sparse.csr_matrix([[0.0, 2.0, -1.0], [0.5, 0.0, 0.0]])
-    return sk.Explanation(
-        cells=masks,
-        contributions=added,
-        classes=pd.DataFrame(),
-        class_contributions=pd.DataFrame(),
-        genes=pd.DataFrame(),
-        cell_names=pd.Index(["first", "second"]),
-        gene_names=pd.Index(["A", "B", "C"]),
-        labels=np.array(["T", "B"]),
-        predicted=np.array(["T", "B"]),
-        steps=(masks, masks),
-    )
-
-
-def test_mask_explorer_goes_through_the_cells(explanation, monkeypatch):
-    """Cells come label by label; the genes looked at most stand first, with the masks of each step, to one scale."""
-    drawn = []
-    cell_masks = sk.plotting.cell_masks
-    monkeypatch.setattr(sk.plotting, "cell_masks", lambda *a, **o: drawn.append((a[0], o)) or cell_masks(*a, **o))
-    figure = widgets.mask_explorer(explanation, n_genes=2)
-    figure.controls["cell"].value = 1
-    (of_second, scales), (of_first, same_scales) = drawn
-    assert of_second.index[0] == "A" and list(of_first.index) == ["B", "C"]
-    assert of_first.to_dict("list") == {"step 1": [0.75, 0.25], "step 2": [0.75, 0.25], "contribution": [2.0, -1.0]}
-    assert scales == same_scales == {"largest": 1.0, "furthest": 2.0}
-    for settings in ({"n_genes": 0}, {"cell": 2}):
-        with pytest.raises(sk.errors.SettingError, match="a cell from 0 to 1"):
-            widgets.mask_explorer(explanation, **settings)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class DataModule(LightningDataModule):
     groups
         Column of ``obs`` with the donor or sample: validation and test cells come from groups of their own.
     batch_size
-        Cells per batch, at least 2 (batch normalisation needs two).
+        Cells per batch, at least 2 (batch normalisation needs two); None: as the model's recipe says, else 64.
     validation, test
         Shares of the cells; 0 for none.
     seed
@@ -85,7 +85,7 @@ class DataModule(LightningDataModule):
         layer: str | None = None,
         genes: str | Sequence[str] | AnnData = "intersection",
         groups: str | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         validation: float = 0.1,
         test: float = 0.1,
         seed: int = 0,
@@ -197,7 +197,7 @@ class DataModule(LightningDataModule):
         return CellLoader(
             self._dataset,
             positions,
-            self.batch_size,
+            self.batch_size or 64,
             shuffle=shuffle,
             seed=self.seed,
             num_workers=self.num_workers,
@@ -304,7 +304,7 @@ class DataModule(LightningDataModule):
         types = [type(item).__name__ for item in self.datafiles if not isinstance(item, Path | AnnData)]
         check_shares(self.validation, self.test)
         for value, least, name in (
-            (self.batch_size, 2, "batch_size"),
+            (2 if self.batch_size is None else self.batch_size, 2, "batch_size"),
             (self.seed, 0, "seed"),
             (self.num_workers, 0, "num_workers"),
         ):

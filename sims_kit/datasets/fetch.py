@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pooch
 
-from sims_kit.datasets.registry import DataFile
-from sims_kit.errors import FetchError
+from sims_kit.datasets.registry import DataFile, read_registry
+from sims_kit.errors import FetchError, UnknownNameError
 from sims_kit.progress import is_switched_on, progress_bar
 
 RETRIES = 2  # per address, after the first attempt; pooch waits 1 s, then 2 s
@@ -58,6 +58,20 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str,
         told = f"No SHA-256 of {file.name} is published, so it was not checked. It has SHA-256 {found}."
         warnings.warn(f"{dataset}: {told}", stacklevel=3)
     return path
+
+
+def fetch_model(name: str) -> Path:
+    """Path of the file of a published model, an entry under `models` in `data_registry.yaml`."""
+    published = read_registry().models
+    if name not in published:
+        raise UnknownNameError("published model", name, published)
+    entry = published[name]
+    return fetch(name, "models", DataFile(f"{name}.safetensors", entry.urls, entry.sha256, entry.size))
+
+
+def fetch_address(url: str, sha256: str) -> Path:
+    """Path of the file with this address and SHA-256, kept in the cache under its hash."""
+    return fetch(url, "models", DataFile(f"{sha256[:16]}.safetensors", (url,), sha256, None))
 
 
 def cached_path(folder: str, file: DataFile) -> Path:

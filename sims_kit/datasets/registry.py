@@ -54,6 +54,17 @@ class Source:
 
 
 @dataclass(frozen=True)
+class PublishedModel:
+    """A model file to download, for `sims_kit.load_model(name)`."""
+
+    urls: tuple[str, ...]
+    sha256: str
+    size: int
+    description: str
+    licence: str
+
+
+@dataclass(frozen=True)
 class Dataset:
     """One entry; the head of `data_registry.yaml` explains the keys."""
 
@@ -98,15 +109,16 @@ def registry_path() -> Path:
 
 @cache
 def read_registry(path: Path | None = None) -> SimpleNamespace:
-    """The `datasets` and gene `tables` of a registry file, by name; a `RegistryError` names entry, key and value."""
+    """`datasets`, gene `tables` and `models` of a registry file, by name; a `RegistryError` names entry and key."""
     path = path or registry_path()
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if content["schema_version"] != 1:
             raise ValueError(f"key 'schema_version': value {content['schema_version']!r}. Expected 1.")
-        registry = SimpleNamespace(datasets={}, tables={})
+        registry, kinds = SimpleNamespace(datasets={}, tables={}, models={}), {"models": PublishedModel}
         for group, entries in vars(registry).items():
-            entries |= {name: _build(Dataset, of, f"entry {name!r}") for name, of in content[group].items()}
+            given, kind = content[group] if group != "models" else content.get(group) or {}, kinds.get(group, Dataset)
+            entries |= {name: _build(kind, of, f"entry {name!r}") for name, of in given.items()}
         return registry
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise RegistryError(f"{path} is no registry of datasets: {error}") from error

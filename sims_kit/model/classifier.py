@@ -1,84 +1,74 @@
 """The classifier: TabNet as a LightningModule that knows its genes and its classes (thesis section 0.3.1)."""
 
-import dataclasses
-import inspect
+import html
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from sims_kit.calibration import CalibrationCells, calibration_cells, fit_temperature
-from sims_kit.errors import SettingError, UnknownNameError
+from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 from sims_kit.metrics import metric_collection
-from sims_kit.model.about import summary
-from sims_kit.model.devices import gathered
-from sims_kit.model.divergence import divergence
-from sims_kit.model.ensemble import make_network, mean_logits
-from sims_kit.model.network_settings import DEFAULTS, plain_settings, wrong_setting
-from sims_kit.model.profiles import ClassProfiles
-from sims_kit.model.recipes import Recipe, get_recipe
-from sims_kit.model.trainer import optimisation
+from sims_kit.model.network import make_network, mean_logits
+from sims_kit.model.novelty import Novelty
+from sims_kit.model.recipe import FIELDS, HINTS, NETWORK_FIELDS, Recipe, get_recipe
+from sims_kit.model.trainer import Module, gather_across_devices
 
-NETWORK_SETTINGS = list(DEFAULTS)
+PACKAGES = ("sims_kit", "torch", "pytorch-tabnet", "pytorch-lightning")
+SHOWN = {"accuracy_micro": "accuracy", "median_f1": "median F1", "f1_macro": "macro F1"}  # of the test metrics
+ARGUMENTS = ["genes", "classes", "recipe", "network", "optimizer", "optimizer_params", "scheduler", "scheduler_params"]
+ARGUMENTS += ["class_weights", "metrics", "loss"]
 
 
-class SIMSClassifier(pl.LightningModule):
-    """Predicts one discrete label per cell from its expression.
+class SIMSClassifier(Module):
+    """Predicts one label per cell from its expression.
 
     Parameters
     ----------
     input_dim, output_dim
         Number of genes and of classes: `DataModule.input_dim` and `DataModule.output_dim`.
     genes, classes
-        The names behind the two, in order. When left out they are taken from the data module at `trainer.fit`.
+        Their names, in order; taken from the data module at `trainer.fit` when left out.
     recipe
-        ``"default"``, ``"thesis"`` (exactly the settings of section 0.3.2) or a `Recipe`.
-    network
-        Arguments of `TabNet` that differ from the recipe's, such as ``{"n_steps": 5}``, and ``n_models``: how many
-        networks learn side by side and answer together (`sims_kit.model.ensemble.Ensemble`).
-    optimizer, optimizer_params
-        Any optimiser class and its arguments; the recipe's when left out.
-    scheduler, scheduler_params
-        Any learning-rate scheduler class and its arguments; the recipe's when left out, none when False.
-        A scheduler that takes `total_steps` or `T_max` is told the length of the training and moves each step,
-        every other one moves once an epoch, on the validation loss if it needs a metric.
+        ``"default"``, ``"thesis"`` (section 0.3.2), a `Recipe`, or a dict of settings that differ from the default.
+    network, optimizer, optimizer_params, scheduler, scheduler_params
+        The thesis's arguments; they replace fields of the recipe. ``scheduler=False``: none.
     class_weights
-        Weights of the classes in the loss, shape (output_dim,). When left out and the recipe weights classes,
-        the data module's inverse label frequencies to that power, which come from training cells only. With weights
-        given, `Recipe.adjustment` is left out, too.
-    **recipe_settings
-        Any other field of `Recipe` to change, such as ``label_smoothing=0.1``.
+        Weights of the classes in the loss, (output_dim,). When left out, the inverse label frequencies of the training
+        cells to the power `Recipe.weight_classes`. With weights given, logits are not adjusted.
+    metrics
+        What is tracked, as in `sims_kit.metrics.metric_collection`; None: all.
+    loss
+        Called with logits (B, classes) and labels (B,), returns a scalar; None: weighted cross-entropy.
 
     Attributes
     ----------
     history
         DataFrame, one row per epoch: every tracked metric of training and validation cells.
     test_metrics
-        Series of the metrics on held-out test cells once they were measured, else None.
+        Series of the metrics on held-out test cells; None where there were none.
     provenance
         What the model was trained on; JSON-like, saved with the model.
-    about
-        What the file it was loaded from says beside: date, versions, recipe, kind of genes, licence, notes; else empty.
+    metadata
+        What a model file adds: date, versions, recipe, kind of genes, licence, notes; empty before.
+    logit_adjustment
+        (classes,), added to each network's logits; zero until training ends (`Recipe.logit_adjustments`).
     temperature
-        What `forward`'s logits are divided by before the softmax: 1 until training ends, then fitted on the validation
-        cells (`sims_kit.calibration.fit_temperature`).
-    profiles
-        What cells of each class are like (`sims_kit.model.profiles.ClassProfiles`), for the unseen score.
-    calibration_cells
-        What the validation cells say of confidence (`sims_kit.calibration.CalibrationCells`), for rejection and
-        prediction sets; None without validation cells, or in files of older versions.
+        What logits are divided by before the softmax; 1 until training ends, then fitted on the validation cells.
+    novelty, calibration_cells
+        What validation cells say of novelty and confidence; `calibration_cells` is None without validation cells.
 
-    Raises
-    ------
-    SettingError
-        If lengths do not fit together or there are fewer than two classes.
-    UnknownNameError
-        If a setting does not exist; the nearest are offered.
+    Examples
+    --------
+    >>> module = sk.DataModule(["a.h5ad"], class_label="cell_type")
+    >>> model = sk.SIMSClassifier(module.input_dim, module.output_dim, recipe="thesis")
+    >>> pl.Trainer(max_epochs=50, gradient_clip_val=0.5).fit(model, datamodule=module)
     """
 
     def __init__(
@@ -88,73 +78,78 @@ class SIMSClassifier(pl.LightningModule):
         *,
         genes: Sequence[str] | None = None,
         classes: Sequence[str] | None = None,
-        recipe: str | Recipe = "default",
+        recipe: str | Recipe | Mapping[str, Any] = "default",
         network: Mapping[str, Any] | None = None,
         optimizer: type[torch.optim.Optimizer] | None = None,
         optimizer_params: Mapping[str, Any] | None = None,
         scheduler: Callable | bool | None = None,
         scheduler_params: Mapping[str, Any] | None = None,
         class_weights: Tensor | None = None,
-        **recipe_settings,
+        metrics: Sequence | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        **unknown,
     ):
-        super().__init__()
-        for name, size in (("input_dim", input_dim), ("output_dim", output_dim)):
-            if not isinstance(size, Integral):
-                raise SettingError(f"{name} is {size!r}; give a whole number, such as that of a DataModule.")
-        if output_dim < 2:
-            raise SettingError(f"output_dim is {output_dim}; a classifier needs at least two classes.")
-        self.recipe = _change(get_recipe(recipe), recipe_settings)
-        self.input_dim, self.output_dim = input_dim, output_dim
-        self.genes, self.classes = genes and list(genes), classes and list(classes)
-        self._check_names()
-        self.network_params = _network_settings(self.recipe, network)
-        self.network = make_network(input_dim, output_dim, **self.network_params)
-        self.optimizer_choice = _choice(optimizer, optimizer_params, "optimizer", self.recipe)
-        self.scheduler_choice = (
-            None if scheduler is False else _choice(scheduler, scheduler_params, "scheduler", self.recipe)
-        )
+        hints = {name: f"It is a setting of the recipe: pass recipe=dict({name}=...)." for name in FIELDS}
+        refuse_unknown("SIMSClassifier", unknown, ARGUMENTS, hints | HINTS)
+        if not isinstance(network or {}, Mapping):
+            raise SettingError(f"network={network!r}: give names and values, such as {{'n_steps': 3}}.")
+        given = dict(optimizer=optimizer, optimizer_params=optimizer_params)
+        given |= dict(scheduler=scheduler, scheduler_params=scheduler_params)
+        changes = {**(network or {}), **{name: value for name, value in given.items() if value is not None}}
+        changes |= {"scheduler": None} if scheduler is False else {}
+        super().__init__(get_recipe(recipe).changed(**changes), genes and list(genes))
+        self.input_dim, self.output_dim, self.classes = input_dim, output_dim, classes and list(classes)
+        self._check_sizes()
+        self.network = make_network(input_dim, output_dim, **self.recipe.network_settings)
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
-        self.profiles = ClassProfiles(input_dim, output_dim)
-        self.register_buffer("raised", torch.zeros(output_dim))  # what logits were raised by since they were trained
-        self._is_finished = False
+        self.register_buffer("logit_adjustment", torch.zeros(output_dim))
+        self.novelty = Novelty(input_dim, output_dim)
         self._weights_given = class_weights is not None
         if self._weights_given:
             self._set_class_weights(class_weights)
+        self.tracked, self.loss = metrics, loss
         self.metrics = torch.nn.ModuleDict()  # made when they are needed: they grow with the square of the classes
-        self.history = pd.DataFrame()
         self.test_metrics: pd.Series | None = None
-        self.provenance: dict[str, Any] = {}
-        self.about: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         self.calibration_cells: CalibrationCells | None = None
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Mapping[str, Any]) -> "SIMSClassifier":
+        """The model of a checkpoint that Lightning wrote and ``torch.load(path, weights_only=True)`` read."""
+        facts, settings = checkpoint["sims_kit"], checkpoint["hyper_parameters"]
+        recipe = Recipe(**{name: settings[name] for name in NETWORK_FIELDS})
+        sizes = len(facts["genes"]), len(facts["classes"])
+        model = cls(*sizes, genes=facts["genes"], classes=facts["classes"], recipe=recipe)
+        state = checkpoint["state_dict"]
+        model.load_state_dict({name: state[name] for name in state if not name.startswith("loss.")})
+        model.take_facts(facts)
+        model.metadata = {"recipe": dict(settings)}
+        return model.eval()
 
     @property
     def is_fitted(self) -> bool:
         """Whether its genes and classes have names and its weights have seen a training batch."""
-        seen = self.network.encoder.att_transformers[0].bn.bn.num_batches_tracked
-        return self.genes is not None and self.classes is not None and bool(seen > 0)
+        return self.classes is not None and super().is_fitted
 
     def forward(self, cells: Tensor) -> Tensor:
-        """Logits, shape (B, classes), of a batch of log-normalised cells, shape (B, genes), dense or CSR."""
-        return self.network(cells).logits
-
-    def probabilities(self, cells: Tensor) -> Tensor:
-        """Probabilities, shape (B, classes): the full softmax at the model's temperature, rows sum to one."""
-        return self.calibrated(self(cells)).softmax(dim=1)
+        """Logits, (B, classes), of a batch of log-normalised cells, (B, genes), dense or CSR."""
+        return mean_logits([output.logits + self.logit_adjustment for output in self.network.outputs(cells)])
 
     def calibrated(self, logits: Tensor) -> Tensor:
         """Logits of `forward` at the model's temperature."""
         return logits / self.temperature
 
-    def __repr__(self) -> str:
-        return summary(self)
+    def probabilities(self, cells: Tensor) -> Tensor:
+        """Probabilities, (B, classes): the softmax over all classes at the model's temperature."""
+        return self.calibrated(self(cells)).softmax(dim=1)
 
     def setup(self, stage: str) -> None:
-        """Take genes, classes and class weights from the data module, where they were not given."""
+        """Make the metrics; take names and class weights from the data module where they were not given."""
         if not self.metrics:
-            self.metrics.update(
-                {part: metric_collection(self.output_dim, part) for part in ("train_", "val_", "test_")}
-            )
+            options = {} if self.tracked is None else {"metrics": self.tracked}
+            parts = ("train_", "val_", "test_")
+            self.metrics.update({part: metric_collection(self.output_dim, part, **options) for part in parts})
         module = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or module is None:
             return
@@ -164,17 +159,21 @@ class SIMSClassifier(pl.LightningModule):
                 f"{module.input_dim} and {module.output_dim}. Build the model with input_dim=module.input_dim, "
                 "output_dim=module.output_dim."
             )
-        self.genes, self.classes = self.genes or module.genes, self.classes or module.classes
-        self.provenance.update(module.provenance)
-        self.about = {}  # of a file, whose weights are about to change
+        monitored = ["val_loss", "train_loss", *self.metrics["val_"].keys(), *self.metrics["train_"].keys()]
+        if self.recipe.monitor not in monitored:
+            raise UnknownNameError("tracked metric", self.recipe.monitor, monitored)
+        super().setup(stage)
+        if hasattr(module, "split"):
+            module.test_dataloader()  # too few cells for the devices are an error now, not after training
+        self.classes, self.metadata = self.classes or module.classes, {}  # of a file, whose weights are about to change
         if self.recipe.weight_classes and not self._weights_given:
             self._set_class_weights(module.class_weights ** float(self.recipe.weight_classes))
 
     def on_train_start(self) -> None:
-        """Measure the genes on the training cells, where the network normalises by fixed numbers; undo a rise."""
+        """Measure the genes on the training cells; drop what an earlier training had fitted after its end."""
         self.temperature.fill_(1)
-        self.network.raise_logits(-self.raised)
-        self.raised.zero_()
+        self.logit_adjustment.zero_()
+        self.novelty.is_measured.fill_(False)
         if not self.is_fitted:  # a run that goes on keeps what it has
             self.network.measure_input(self.trainer.train_dataloader)
 
@@ -182,17 +181,14 @@ class SIMSClassifier(pl.LightningModule):
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""
         try:
             outputs = self.network.outputs(batch.cells)
-            losses = [
-                self._loss(output.logits, batch.labels) + self.recipe.lambda_sparse * output.mask_entropy
-                for output in outputs
-            ]
-            loss = sum(losses)  # each network's gradients are its own
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"The training loss is {loss.item()}: training has diverged.")
         except FloatingPointError as error:
-            raise divergence(self, batch.cells, batch_index, error) from error
-        logits = mean_logits([output.logits for output in outputs])
-        self._track("train_", logits, batch.labels, loss / len(losses))
+            raise self.diverged(str(error), batch_index) from error
+        penalty = self.recipe.lambda_sparse
+        losses = [self._loss(output.logits, batch.labels) + penalty * output.mask_entropy for output in outputs]
+        loss = sum(losses)  # the networks share no weights, so each has gradients of its own loss
+        if not torch.isfinite(loss):
+            raise self.diverged(f"The training loss is {loss.item()}.", batch_index)
+        self._track("train_", mean_logits([output.logits for output in outputs]), batch.labels, loss / len(losses))
         return loss
 
     def validation_step(self, batch, batch_index: int) -> None:
@@ -203,69 +199,89 @@ class SIMSClassifier(pl.LightningModule):
         """Track the metrics of one batch of test cells."""
         self._evaluate("test_", batch)
 
-    def on_fit_start(self) -> None:
-        """Nothing is finished yet."""
-        self._is_finished = False
+    def predict_step(self, batch, batch_index: int) -> Tensor:
+        """As `probabilities`."""
+        return self.probabilities(batch.cells)
 
     def on_train_end(self) -> None:
-        """Finish the model where it was trained; afterwards Lightning brings it back to the CPU."""
+        """Finish the model on the device where it was trained; afterwards Lightning moves it to the CPU."""
         self._finish()
 
     def on_fit_end(self) -> None:
         """Finish the model when nothing was left to train, as after a run that was cut off at its very end."""
-        if not self._is_finished:
+        if not self.novelty.is_measured:
             self._finish()
 
     def _finish(self) -> None:
-        """Measure batch normalisation on whole cells after gene dropout; then adjust logits, profiles, calibration."""
+        """Measure batch normalisation on whole cells after gene dropout; then adjust, calibrate and test."""
+        module = getattr(self.trainer, "datamodule", None)
         if self.network.gene_dropout:
             self.network.refresh_statistics(self.trainer.train_dataloader)
-        adjustment = self._adjustment()
-        self.network.raise_logits(adjustment - self.raised)
-        self.raised.copy_(adjustment)
-        self.profiles.measure(self.trainer.train_dataloader)
-        self.calibrate(*self._held_out(self.trainer.val_dataloaders))
-        self._is_finished = True
+        if self.recipe.logit_adjustment and module is not None and not self._weights_given:
+            n_cells = np.bincount(module.labels[module.split.train], minlength=self.output_dim)
+            self.logit_adjustment.copy_(torch.from_numpy(self.recipe.logit_adjustments(n_cells)))
+        self.novelty.measure(self.trainer.train_dataloader)
+        self.calibrate(*self._outputs(self.trainer.val_dataloaders))
+        if len(getattr(getattr(module, "split", None), "test", ())):
+            logits, labels, _ = self._outputs(module.test_dataloader())
+            logits, found = self.calibrated(logits), self.metrics["test_"]
+            found.update(logits.softmax(dim=1), labels)
+            values = {"loss": self._loss(logits, labels), **found.compute()}
+            self.test_metrics = pd.Series({name.removeprefix("test_"): float(value) for name, value in values.items()})
+            found.reset()
 
-    def calibrate(self, logits: Tensor, labels: Tensor, unlike: Tensor) -> None:
+    @torch.no_grad()
+    def _outputs(self, batches) -> list[Tensor]:
+        """Logits, labels and distances of the cells of all devices, on the model's device."""
+        training, parts = self.training, []
+        self.eval()
+        for batch in batches or ():
+            cells = batch.cells.to(self.device)
+            parts.append((self(cells), batch.labels.to(self.device), self.novelty.distances(cells)))
+        self.train(training)
+        if not parts:
+            return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64), torch.empty(0, 2)]
+        found = (torch.cat(part) for part in zip(*parts, strict=True))
+        return [torch.cat(gather_across_devices(part, self.device)) for part in found]
+
+    def calibrate(self, logits: Tensor, labels: Tensor, distances: Tensor) -> None:
         """Fit the temperature on cells that training has not learned from, and keep what they say of confidence.
 
         Parameters
         ----------
         logits
-            Shape (B, classes), of `forward`.
+            (B, classes), of `forward`.
         labels
-            Shape (B,), int64, the true classes. Without cells the temperature is 1 and nothing is kept.
-        unlike
-            Shape (B, 2), of `ClassProfiles.unlike`.
+            (B,), int64, the true classes. Without cells the temperature is 1 and nothing is kept.
+        distances
+            (B, 2), from the novelty's `distances`.
         """
         self.temperature.fill_(fit_temperature(logits.cpu().numpy(), labels.cpu().numpy()))
         logits = self.calibrated(logits.to(self.device))
         self.calibration_cells = None
         if len(labels):
-            self.profiles.set_usual(logits, unlike.to(self.device))
+            self.novelty.set_reference(logits, distances.to(self.device))
             self.calibration_cells = calibration_cells(logits.cpu().numpy(), labels.cpu().numpy())
 
-    def predict_step(self, batch, batch_index: int) -> Tensor:
-        """As `probabilities`."""
-        return self.probabilities(batch.cells)
+    def facts(self) -> dict[str, Any]:
+        """What belongs to the model beside its weights, as plain values and tensors."""
+        cells = self.calibration_cells
+        test = None if self.test_metrics is None else self.test_metrics.to_dict()
+        cells = None if cells is None else [torch.as_tensor(part) for part in cells]
+        return super().facts() | {"classes": self.classes, "test_metrics": test, "calibration_cells": cells}
 
-    def configure_optimizers(self):
-        """The recipe's optimiser and scheduler, or the ones given."""
-        return optimisation(self, self.optimizer_choice, self.scheduler_choice)
-
-    def _adjustment(self) -> Tensor:
-        module = getattr(self.trainer, "datamodule", None)
-        asked = self.recipe.logit_adjustment and self.network_params.get("additive")  # only then is there a bias
-        if not asked or module is None or self._weights_given:
-            return torch.zeros_like(self.raised)
-        n_cells = np.bincount(module.labels[module.split.train], minlength=self.output_dim)
-        return torch.from_numpy(self.recipe.adjustment(n_cells)).to(self.raised)
+    def take_facts(self, facts: Mapping[str, Any]) -> None:
+        """Take what `facts` of another copy of this model gave."""
+        super().take_facts(facts)
+        self.classes, cells, test = facts["classes"], facts["calibration_cells"], facts["test_metrics"]
+        self.calibration_cells = cells and CalibrationCells(*(part.numpy() for part in cells))
+        self.test_metrics = None if test is None else pd.Series(test)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return torch.nn.functional.cross_entropy(
-            logits, labels, weight=self.class_weights, label_smoothing=self.recipe.label_smoothing
-        )
+        if self.loss is not None:
+            return self.loss(logits, labels)
+        smoothing = self.recipe.label_smoothing
+        return torch.nn.functional.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=smoothing)
 
     def _evaluate(self, stage: str, batch) -> None:
         logits = self.calibrated(self(batch.cells))
@@ -277,20 +293,6 @@ class SIMSClassifier(pl.LightningModule):
         self.log(f"{stage}loss", loss.detach(), **options)
         if stage != "train_" or self.trainer.is_last_batch:  # Lightning keeps the metrics until the epoch's end
             self.log_dict(self.metrics[stage], **options)
-
-    @torch.no_grad()
-    def _held_out(self, batches) -> list[Tensor]:
-        """Logits, labels and `ClassProfiles.unlike` of validation cells, of all devices."""
-        training, parts = self.training, []
-        self.eval()
-        for batch in batches or ():
-            cells = batch.cells.to(self.device)
-            parts.append((self(cells), batch.labels.to(self.device), self.profiles.unlike(cells)))
-        self.train(training)
-        if not parts:
-            return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64), torch.empty(0, 2)]
-        found = [torch.cat(part) for part in zip(*parts, strict=True)]
-        return [torch.cat(gathered(part, self.device)) for part in found]
 
     def _set_class_weights(self, weights: Tensor) -> None:
         try:
@@ -304,46 +306,73 @@ class SIMSClassifier(pl.LightningModule):
             )
         self.class_weights.copy_(weights)
 
-    def _check_names(self) -> None:
+    def _check_sizes(self) -> None:
+        for name, size, least in (("input_dim", self.input_dim, 1), ("output_dim", self.output_dim, 2)):
+            if not isinstance(size, Integral) or size < least:
+                n = "at least two classes" if least == 2 else "at least one gene"
+                raise SettingError(f"{name} is {size!r}; give a whole number, {n}: that of a DataModule.")
         for names, size, what in ((self.genes, self.input_dim, "genes"), (self.classes, self.output_dim, "classes")):
             if names is not None and len(names) != size:
                 raise SettingError(f"{len(names)} {what} were named, but the model has {size}.")
 
+    def _summary(self) -> dict[str, str]:
+        """What the model is, as short texts by heading."""
+        files, cells, known = self.provenance.get("files"), self.provenance.get("cells"), self.metadata
+        files = files if isinstance(files, list) else []
+        names = [file.get("dataset") or file.get("file") if isinstance(file, Mapping) else file for file in files]
+        network = {
+            name: value for name, value in self.recipe.network_settings.items() if value != getattr(Recipe, name)
+        }
+        calibrated = f"temperature {self.temperature.item():.3g}" if self.is_fitted else ""
+        if self.calibration_cells is not None:
+            calibrated += f", on {len(self.calibration_cells.labels):,} cells"
+        test = {} if self.test_metrics is None else self.test_metrics
+        lines = {
+            "classes": ", ".join(self.classes or ()),
+            "network": ", ".join(f"{name}={value}" for name, value in network.items()),
+            "trained on": ", ".join(map(str, names)),
+            "cells": ", ".join(f"{n:,} {part}" for part, n in cells.items()) if isinstance(cells, Mapping) else "",
+            "calibrated": calibrated,
+            "test cells": ", ".join(f"{SHOWN[name]} {test[name]:.3f}" for name in SHOWN if name in test),
+            "saved": " by sims_kit ".join(
+                filter(None, [known.get("saved"), known.get("versions", {}).get("sims_kit")])
+            ),
+            "licence": known.get("licence") or "",
+            "notes": known.get("notes", ""),
+        }
+        return {name: text for name, text in lines.items() if text}
 
-def _choice(given, given_params, kind: str, recipe: Recipe):
-    """What to make and with which arguments: the one given, else the recipe's; None when there is neither."""
-    make = given or getattr(recipe, kind)
-    if make is None:
-        return None
-    if not callable(make):
-        raise SettingError(f"{kind}={make!r}: give a class of torch.optim, such as torch.optim.AdamW.")
-    own = getattr(recipe, f"{kind}_params") if make is getattr(recipe, kind) else {}
-    params, options = {**own, **(given_params or {})}, inspect.signature(make).parameters
-    takes_any = any(option.kind is inspect.Parameter.VAR_KEYWORD for option in options.values())
-    for name in () if takes_any else params.keys() - options.keys():
-        raise UnknownNameError(f"argument of {make.__name__}", name, list(options)[1:])
-    return make, params
+    @property
+    def _title(self) -> str:
+        kind = self.provenance.get("gene_kind", self.metadata.get("gene_kind"))
+        size = f"{self.input_dim:,} genes{f' ({kind})' if kind else ''} to {self.output_dim:,} classes"
+        return f"SIMSClassifier, {'fitted' if self.is_fitted else 'not fitted'}: {size}"
+
+    def __repr__(self) -> str:
+        lines = [f"  {name:10} {textwrap.shorten(text, 100)}" for name, text in self._summary().items()]
+        return "\n".join([self._title, *lines])
+
+    def _repr_html_(self) -> str:
+        texts = {name: html.escape(textwrap.shorten(text, 100)) for name, text in self._summary().items()}
+        rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in texts.items())
+        return f"<p>{html.escape(self._title)}</p><table>{rows}</table>"
+
+    def card(self) -> str:
+        """A short Markdown page about the model, to go with its file.
+
+        Examples
+        --------
+        >>> Path("cortex.md").write_text(model.card())
+        """
+        versions = self.metadata.get("versions") or present_versions()
+        facts = self._summary() | {"versions": ", ".join(f"{name} {number}" for name, number in versions.items())}
+        lines = [f"# {self._title}", "", *(f"- **{name}**: {text}" for name, text in facts.items())]
+        if self.test_metrics is not None:
+            lines += ["", "| metric on test cells | value |", "|---|---|"]
+            lines += [f"| {name} | {value:.3f} |" for name, value in self.test_metrics.items()]
+        return "\n".join(lines) + "\n"
 
 
-def _change(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe with some settings changed."""
-    fields = [field.name for field in dataclasses.fields(Recipe)]
-    for name, value in settings.items():
-        if name in NETWORK_SETTINGS:
-            raise SettingError(f"{name} is a setting of the network: pass network={{{name!r}: {value!r}}}.")
-        if name not in fields:
-            raise UnknownNameError("setting", name, fields)
-    return dataclasses.replace(recipe, **settings)
-
-
-def _network_settings(recipe: Recipe, network: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The recipe's, with those given."""
-    if not isinstance(network or {}, Mapping):
-        raise SettingError(f"network={network!r}: give names and values, such as {{'n_steps': 3}}.")
-    settings = plain_settings({**recipe.network, **(network or {})})
-    for name in settings:
-        if name not in NETWORK_SETTINGS:
-            raise UnknownNameError("network setting", name, NETWORK_SETTINGS)
-    if wrong := wrong_setting(settings):
-        raise SettingError(f"In the network's settings, {wrong}")
-    return settings
+def present_versions() -> dict[str, str]:
+    """The versions of the packages that decide what a model predicts."""
+    return {package: version(package) for package in PACKAGES}

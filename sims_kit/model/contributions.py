@@ -1,20 +1,19 @@
-"""What each gene adds to a network's answer: integrated gradients over the masked input, masks held as they are.
+"""What each gene adds to a network's answer: integrated gradients over the masked input, with the masks held fixed.
 
-Masks say where a network looks, contributions what it makes of what it sees there. A step reads a cell only through
-its masked values, and those with a linear layer; so the integral (Sundararajan et al., ICML 2017) takes gradients of
-that layer's few outputs alone, and the rest costs as much as the masks have nonzero weights.
+A mask shows which genes the network looked at; a contribution shows how much each gene raised or lowered a label's
+score. A step reads a cell only through its masked values, and these with a linear layer. The integral (Sundararajan et
+al., ICML 2017) therefore needs gradients of that layer's few outputs alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from scipy import sparse
+from torch import Tensor, nn
 
-from sims_kit.model.ensemble import Ensemble, mean_logits
-from sims_kit.model.first_layer import unpacked
-from sims_kit.model.tabnet import Step, TabNet, after_first_layer, normalisation
+from sims_kit.model.network import Ensemble, Step, TabNet, after_first_layer, mean_logits, members, normalisation
 
 NODES = 32  # at which the integral is evaluated; the tests bound its remainder
 PAIRS = 2**16  # of cell and gene, treated at once
@@ -24,20 +23,25 @@ class Explained(NamedTuple):
     """What a network looked at in a batch of B cells, and what came of it."""
 
     logits: Tensor
-    """(B, classes); of an ensemble, logarithms of the mean probabilities."""
+    """(B, C); of an ensemble, logarithms of the mean probabilities."""
     masks: Tensor
-    """Sparse CSR (B, genes): aggregated masks as by `TabNet.explain`, each row divided by its sum; of an ensemble, the
+    """Sparse CSR (B, G): aggregated masks as by `TabNet.explain`, each row divided by its sum; of an ensemble, the
     mean over its networks."""
     contributions: Tensor
-    """Sparse CSR (B, genes) with the same pairs of cell and gene, of either sign."""
+    """Sparse CSR (B, G) with the same pairs of cell and gene, of either sign."""
 
 
 @torch.no_grad()
-def explain_batch(network: TabNet | Ensemble, cells: Tensor, towards: Tensor | None = None) -> Explained:
+def explain_batch(
+    network: TabNet | Ensemble,
+    cells: Tensor,
+    towards: Tensor | None = None,
+    adjustment: Tensor | float = 0.0,
+) -> Explained:
     """Aggregated masks of a batch, and what each gene adds to a combination of the logits.
 
-    Contributions of a cell sum to the value of the combination less its value where all masked values are zero, up to
-    the remainder of the integral; with `fixed_scale`, zero is a gene's mean over the training cells. Of an ensemble,
+    The contributions of a cell sum to the value of the combination less its value where all masked values are zero, up
+    to the remainder of the integral; with `fixed_scale`, zero is a gene's mean over the training cells. Of an ensemble,
     both are means over its networks.
 
     Parameters
@@ -45,48 +49,80 @@ def explain_batch(network: TabNet | Ensemble, cells: Tensor, towards: Tensor | N
     network
         In evaluation mode.
     cells
-        Shape (B, genes), as for `TabNet.forward`.
+        (B, G), as for `TabNet.forward`.
     towards
-        Shape (B, classes), the weights of the logits: 1 for one class and -1 for another compares the two. When left
-        out, the predicted class against the mean of all.
-
-    Raises
-    ------
-    SettingError, FloatingPointError
-        As `TabNet.forward` raises them.
+        (B, C), the weights of the logits: 1 for one class and -1 for another compares the two. By default the predicted
+        class against the mean of all.
+    adjustment
+        (C,), added to the logits of each network: the classifier's `logit_adjustment`.
     """
-    members = list(getattr(network, "members", [network]))
-    steps = [member.steps(cells) for member in members]
-    each = [member.logits_of(own) for member, own in zip(members, steps, strict=True)]
-    logits = mean_logits(each) if len(each) > 1 else each[0]
+    steps = [member.steps(cells) for member in members(network)]
+    pairs = list(zip(members(network), steps, strict=True))
+    each = [member.logits_of(own) + adjustment for member, own in pairs]
+    logits = mean_logits(each)
     if towards is None:
         towards = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)[logits.argmax(1)]
         towards -= 1 / logits.shape[1]
-    parts = [_of_member(*member, cells, towards) for member in zip(members, steps, strict=True)]
-    both = sum(parts[1:], start=parts[0]).coalesce()
-    (rows, genes), values = both.indices(), both.values() / len(members)
+    parts = [_of_member(member, own, cells, towards) for member, own in pairs]
+    both = sum(parts[1:], start=parts[0]).coalesce()  # (B, G, 2)
+    (rows, genes), values = both.indices(), both.values() / len(parts)
     starts = torch.searchsorted(rows, torch.arange(len(cells) + 1, device=rows.device))
     masks, added = (torch.sparse_csr_tensor(starts, genes, part.contiguous(), cells.shape) for part in values.unbind(1))
     return Explained(logits, masks, added)
 
 
+def explain_batches(model: nn.Module, batches: Iterable, keep_steps: bool = False) -> tuple:
+    """Masks and contributions of all batches, and the position of the predicted class of each cell.
+
+    `model` is a `SIMSClassifier`; batches are named tuples with `cells`, (B, G). Results are (cells, G) CSR twice, with
+    the same pairs; (cells,); and with `keep_steps` a tuple of (cells, G) CSR, the masks of each step.
+    """
+    model.eval()
+    rows, genes = np.zeros(1, np.int64), np.empty(0, np.int32)
+    weights, added = np.empty(0, np.float32), np.empty(0, np.float32)
+    predicted, steps = [], []
+    for batch in batches:
+        cells = batch.cells.to(model.device)
+        found = explain_batch(model.network, cells, adjustment=model.logit_adjustment)
+        _append(rows, rows[-1] + found.masks.crow_indices()[1:])
+        _append(genes, found.masks.col_indices())
+        _append(weights, found.masks.values())
+        _append(added, found.contributions.values())
+        predicted.append(found.logits.argmax(dim=1).cpu().numpy())
+        if keep_steps:
+            steps.append(_masks_by_step(model.network, cells))
+    shape = (len(rows) - 1, model.input_dim)
+    matrices = [sparse.csr_matrix((part, genes, rows), shape) for part in (weights, added)]
+    by_step = tuple(sparse.vstack(parts, format="csr") for parts in zip(*steps, strict=True))
+    return *matrices, np.concatenate(predicted), by_step
+
+
+def csr(matrix: Tensor) -> sparse.csr_matrix:
+    """A sparse CSR tensor as scipy has it."""
+    parts = (matrix.values(), matrix.col_indices(), matrix.crow_indices())
+    return sparse.csr_matrix(tuple(part.cpu().numpy() for part in parts), shape=tuple(matrix.shape))
+
+
 def _of_member(network: TabNet, steps: Sequence[Step], cells: Tensor, towards: Tensor) -> Tensor:
-    """Shares of the masks, and contributions: sparse COO (B, genes, 2)."""
-    encoder, dense, parts = network.encoder, unpacked(cells), []
+    """Masks divided by their sums, and contributions: sparse COO (B, G, 2)."""
+    encoder, dense, parts = network.encoder, cells.to_dense(), []
     scale, shift = normalisation(encoder.initial_bn, cells, dense)
-    table = encoder.initial_splitter.shared.glu_layers[0].fc.weight.T
+    table = encoder.initial_splitter.shared.glu_layers[0].fc.weight.T  # (G, W)
     for step, transform in zip(steps, encoder.feat_transformers, strict=True):
         mask = step.mask.to_sparse().coalesce()
-        (rows, genes), weights = mask.indices(), mask.values()
-        values = weights * (dense[rows, genes] * scale[genes] + shift[genes])
+        (rows, genes), weights = mask.indices(), mask.values()  # (P,)
+        values = weights * (dense[rows, genes] * scale[genes] + shift[genes])  # (P,)
         if network.rescale_masked:
             squares = weights.new_zeros(len(cells)).index_add(0, rows, weights.square())
             values = values / squares.clamp(min=torch.finfo(values.dtype).tiny)[rows]
-        read = torch.sparse_coo_tensor(mask.indices(), values, mask.shape) @ table
+        read = torch.sparse_coo_tensor(mask.indices(), values, mask.shape) @ table  # (B, W)
         slopes = _mean_slopes(network, transform, read, towards)
-        pairs = zip(rows.split(PAIRS), genes.split(PAIRS), strict=True)
-        effects = torch.cat([_effects(network, table, slopes, towards, *part) for part in pairs])
-        both = torch.stack([weights * step.strength()[rows], values * effects], dim=1)
+        effects = [  # of one unit of each pair's masked value on the combination, (P,)
+            (table[some_genes] * slopes[some_rows]).sum(1)
+            + (0 if (w := network.additive_weight) is None else (w[some_genes] * towards[some_rows]).sum(1))
+            for some_rows, some_genes in zip(rows.split(PAIRS), genes.split(PAIRS), strict=True)
+        ]
+        both = torch.stack([weights * step.strength()[rows], values * torch.cat(effects)], dim=1)
         parts.append(torch.sparse_coo_tensor(mask.indices(), both, (*mask.shape, 2)))
     total = sum(parts[1:], start=parts[0]).coalesce()
     rows, values = total.indices()[0], total.values()
@@ -96,7 +132,7 @@ def _of_member(network: TabNet, steps: Sequence[Step], cells: Tensor, towards: T
 
 
 def _mean_slopes(network: TabNet, transform, read: Tensor, towards: Tensor) -> Tensor:
-    """Mean gradient, (B, width), with respect to what the first layer has read, on the way there from zero."""
+    """Mean gradient, (B, W), with respect to the first layer's output, on the straight path to it from zero."""
     nodes, weights = np.polynomial.legendre.leggauss(NODES)  # on -1 to 1
     total = torch.zeros_like(read)
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
@@ -108,9 +144,17 @@ def _mean_slopes(network: TabNet, transform, read: Tensor, towards: Tensor) -> T
     return total
 
 
-def _effects(network: TabNet, table: Tensor, slopes: Tensor, towards: Tensor, rows: Tensor, genes: Tensor) -> Tensor:
-    """By how much one unit of each pair's masked value moves the combination."""
-    effects = (table[genes] * slopes[rows]).sum(1)
-    if network.additive_weight is not None:
-        effects += (network.additive_weight[genes] * towards[rows]).sum(1)
-    return effects
+def _append(whole: np.ndarray, part: Tensor) -> None:
+    """Lengthen an array in place: parts joined at the end would be in memory twice, and leave holes."""
+    end = len(whole)
+    whole.resize(end + len(part), refcheck=False)
+    whole[end:] = part.cpu().numpy()
+
+
+@torch.no_grad()
+def _masks_by_step(network: TabNet | Ensemble, cells: Tensor) -> list[sparse.csr_matrix]:
+    steps = [
+        [csr(step.mask.to_sparse().coalesce().to_sparse_csr()) for step in member.steps(cells)]
+        for member in members(network)
+    ]
+    return [sum(masks) / len(steps) for masks in zip(*steps, strict=True)]

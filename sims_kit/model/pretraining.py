@@ -1,34 +1,29 @@
-"""Masked pretraining: an encoder that learns without labels, by filling in genes that are hidden from it.
+"""Masked pretraining: an encoder that learns without labels, by predicting genes that are hidden from it.
 
-TabNet's self-supervised task (Arik and Pfister 2021, arXiv:1908.07442; thesis section 0.2.4, its future work) at
-transcriptome width: what is asked for are pairs of cell and gene, as many as a few times the genes that a cell
-expresses, so that nothing here is as large as cells times genes.
+TabNet's self-supervised task (Arik and Pfister 2021, arXiv:1908.07442; thesis section 0.2.4) at transcriptome width:
+the loss is taken over pairs of cell and gene, a few times as many as a cell expresses genes, so that nothing here is as
+large as cells x genes.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import pandas as pd
-import pytorch_lightning as pl
 import torch
 from pytorch_tabnet.tab_network import TabNetDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sims_kit.errors import SettingError
-from sims_kit.model.ensemble import make_network
-from sims_kit.model.network_settings import DEFAULTS
-from sims_kit.model.recipes import Recipe, get_recipe
-from sims_kit.model.scale import FixedScale
-from sims_kit.model.tabnet import TabNet
-from sims_kit.model.trainer import optimisation
+from sims_kit.model.network import FixedScale, TabNet, make_network, members
+from sims_kit.model.recipe import Recipe, get_recipe
+from sims_kit.model.trainer import Module, sum_across_devices
 
 SETTINGS = ("n_models", "n_d", "n_a", "n_steps", "gamma", "n_independent", "n_shared", "mask_temperature")
-SETTINGS += ("rescale_masked", "fixed_scale")  # what the encoder's weights have a meaning for
+SETTINGS += ("rescale_masked", "fixed_scale")  # the encoder's weights depend on them
 
 
 class MaskedCells(NamedTuple):
-    """Cells with genes hidden, and what is to be found out about them: P pairs of cell and gene."""
+    """Cells with hidden genes, and P pairs of cell and gene to be predicted."""
 
     cells: Tensor
     """(B, genes) CSR, zero where hidden."""
@@ -37,46 +32,36 @@ class MaskedCells(NamedTuple):
     genes: Tensor
     """(P,), the position of each pair's gene."""
     values: Tensor
-    """(P,), what the cell had there."""
+    """(P,), the cell's value of the gene."""
     weights: Tensor
     """(P,), how many hidden genes of the cell the pair stands for."""
 
 
-class MaskedPretraining(pl.LightningModule):
-    """An encoder and a decoder that fill in genes hidden from a cell; the encoder is what a classifier starts from.
+class MaskedPretraining(Module):
+    """An encoder and a decoder that predict hidden genes of a cell; a classifier starts from the encoder.
 
-    Of each cell the same share of expressed and of unexpressed genes is hidden. Hiding an unexpressed gene changes
-    nothing in the input, and most are such; so of these only as many are drawn as there are hidden expressed ones, and
-    they count for the others. The decoder says what the cell had in either, and the loss is the weighted mean squared
-    error over these pairs alone: in expectation that over all hidden genes. A value is log-normalised expression less
-    its gene's mean, divided by one number for all genes, the root of their mean variance over the training cells. So
-    a loss of 1 is that of saying each gene's mean, and rare genes do not count as much as markers.
+    The same share of expressed and of unexpressed genes is hidden in each cell. Most genes are unexpressed, and hiding
+    one changes nothing in the input, so only as many are drawn as expressed ones are hidden, and weighted to stand for
+    the others. The loss is the weighted mean squared error over these pairs. Values are log-normalised expression minus
+    the gene's mean, divided by one number for all genes, the root of their mean variance: a loss of 1 is that of
+    predicting each gene's mean, and rare genes count less than markers.
 
     Parameters
     ----------
-    input_dim
-        Number of genes.
-    genes
-        Their names. When left out they are taken from the data module at `trainer.fit`.
-    recipe, network
-        As in `SIMSClassifier`: the encoder, how many there are (``n_models``), optimiser and scheduler.
+    input_dim, genes, recipe
+        As in `SIMSClassifier`.
     mask_share
         Share of each cell's genes that is hidden, drawn anew for every batch and every network.
     unexpressed
-        How many unexpressed genes are drawn, per hidden expressed one: more make the loss less noisy.
+        Number of unexpressed genes drawn per hidden expressed one; more make the loss less noisy.
 
     Attributes
     ----------
     history
         DataFrame, one row per epoch: ``train_loss``, ``val_loss`` and ``val_explained``, the share of the variance of
-        hidden genes around their means over the training cells that the network explains.
+        hidden genes around their training means that the network explains.
     provenance
         What it was trained on; JSON-like, saved with it.
-
-    Raises
-    ------
-    SettingError
-        If a setting is out of range.
     """
 
     def __init__(
@@ -84,38 +69,23 @@ class MaskedPretraining(pl.LightningModule):
         input_dim: int,
         *,
         genes: Sequence[str] | None = None,
-        recipe: str | Recipe = "default",
-        network: Mapping[str, Any] | None = None,
+        recipe: str | Recipe | Mapping[str, Any] = "default",
         mask_share: float = 0.2,
         unexpressed: float = 3.0,
     ):
-        super().__init__()
         if not 0 < mask_share < 1:
             raise SettingError(f"mask_share is {mask_share}; give a share of the expressed genes, above 0 and below 1.")
         if not unexpressed > 0:
             raise SettingError(f"unexpressed is {unexpressed}; give a number per hidden gene, above 0.")
-        self.recipe = get_recipe(recipe)
-        self.input_dim, self.genes = input_dim, genes and list(genes)
-        self.mask_share, self.unexpressed = mask_share, unexpressed
-        self.network_params = {**self.recipe.network, **(network or {})}
-        own = {"additive": False, "gene_dropout": 0.0}  # classes are unknown; genes are hidden here
-        self.network = make_network(input_dim, 1, **{**self.network_params, **own})
+        super().__init__(get_recipe(recipe), genes and list(genes), mask_share=mask_share, unexpressed=unexpressed)
+        self.input_dim, self.mask_share, self.unexpressed = input_dim, mask_share, unexpressed
+        # classes are unknown, and genes are hidden by this module
+        settings = self.recipe.network_settings | {"additive": False, "gene_dropout": 0.0}
+        self.network = make_network(input_dim, 1, **settings)
+        for member in members(self.network):
+            member.final_mapping.requires_grad_(False)  # unused; several devices would wait for its gradients
         self.decoders = nn.ModuleList(_decoder(member) for member in members(self.network))
         self.scale = FixedScale(input_dim)
-        self.history = pd.DataFrame()
-        self.provenance: dict[str, Any] = {}
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether its genes have names and its weights have seen a training batch."""
-        return self.genes is not None and bool(self.network.encoder.att_transformers[0].bn.bn.num_batches_tracked > 0)
-
-    def setup(self, stage: str) -> None:
-        """Take the genes' names from the data module, where they were not given."""
-        module = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and module is not None:
-            self.genes = self.genes or module.genes
-            self.provenance.update(module.provenance)
 
     def on_train_start(self) -> None:
         """Measure the genes on the training cells."""
@@ -124,25 +94,22 @@ class MaskedPretraining(pl.LightningModule):
             self.network.measure_input(self.trainer.train_dataloader)
 
     def forward(self, masked: MaskedCells) -> list[Tensor]:
-        """What each network says of the pairs, (P,), on the scale of the loss."""
-        return [
-            reconstruct(member, decoder, masked)
-            for member, decoder in zip(members(self.network), self.decoders, strict=True)
-        ]
+        """Each network's predictions of the pairs, (P,), on the scale of the loss."""
+        pairs = zip(members(self.network), self.decoders, strict=True)
+        return [reconstruct(member, decoder, masked) for member, decoder in pairs]
 
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""
         losses = []
         for member, decoder in zip(members(self.network), self.decoders, strict=True):
             masked = mask_genes(batch.cells, self.mask_share, self.unexpressed)
-            losses.append(_mean_square(reconstruct(member, decoder, masked) - self._target(masked), masked.weights))
-        loss = sum(losses)  # each network's gradients are its own
+            errors = (reconstruct(member, decoder, masked) - self._target(masked)).square()
+            losses.append((masked.weights * errors).sum() / masked.weights.sum())
+        loss = sum(losses)  # the networks share no weights, so each has gradients of its own loss
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss of pretraining is {loss.item()} in batch {batch_index} of epoch {self.current_epoch}: it "
-                "has diverged. Lower the learning rate (optimizer_params), or look for extreme values in the input."
-            )
-        self.log("train_loss", loss.detach() / len(losses), on_step=False, on_epoch=True, batch_size=len(batch.labels))
+            raise self.diverged(f"The loss of pretraining is {loss.item()}.", batch_index)
+        options = dict(on_step=False, on_epoch=True, batch_size=len(batch.labels), sync_dist=True)
+        self.log("train_loss", loss.detach() / len(losses), **options)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -151,24 +118,18 @@ class MaskedPretraining(pl.LightningModule):
         self._sums = torch.zeros(3, dtype=torch.float64)  # weights, errors, variance
 
     def validation_step(self, batch, batch_index: int) -> None:
-        """Errors of one batch of validation cells."""
+        """Add up the errors of one batch of validation cells."""
         masked = mask_genes(batch.cells, self.mask_share, self.unexpressed, self._generator)
         target = self._target(masked)
-        errors = [(masked.weights * (said - target).square()).sum() for said in self(masked)]
+        errors = [(masked.weights * (predicted - target).square()).sum() for predicted in self(masked)]
         total = masked.weights.sum(), sum(errors) / len(errors), (masked.weights * target.square()).sum()
         self._sums += torch.stack(total).double().cpu()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean squared error, and how much better it is than that of the genes' means."""
-        weights, errors, variance = self._sums
+        """Log the mean squared error of all devices' cells, and how much better it is than that of the genes' means."""
+        weights, errors, variance = sum_across_devices(self._sums, self.device)
         self.log("val_loss", (errors / weights).float())
         self.log("val_explained", (1 - errors / variance).float())
-
-    def configure_optimizers(self):
-        """The recipe's optimiser and scheduler."""
-        recipe = self.recipe
-        scheduler = recipe.scheduler and (recipe.scheduler, recipe.scheduler_params)
-        return optimisation(self, (recipe.optimizer, recipe.optimizer_params), scheduler)
 
     def _target(self, masked: MaskedCells) -> Tensor:
         return masked.values * self.scale.scale[masked.genes] + self.scale.shift[masked.genes]
@@ -177,19 +138,19 @@ class MaskedPretraining(pl.LightningModule):
 def mask_genes(
     cells: Tensor, share: float, unexpressed: float = 1.0, generator: torch.Generator | None = None
 ) -> MaskedCells:
-    """Hide a share of each cell's expressed genes, and draw unexpressed ones to ask for beside them.
+    """Hide a share of each cell's expressed genes, and draw unexpressed ones to be predicted with them.
 
-    Costs grow with the values that are stored, not with the number of genes.
+    Costs grow with the number of stored values, not with the number of genes.
 
     Parameters
     ----------
     cells
         (B, genes) CSR, sorted; not changed.
     share
-        Of the expressed genes; each is hidden with this probability.
+        Each expressed gene is hidden with this probability.
     unexpressed
-        How many unexpressed genes are drawn, with replacement, per hidden one. Those of a cell share the weight of all
-        that would be hidden, the share of its unexpressed genes; a cell that expresses all has none.
+        Number of unexpressed genes drawn, with replacement, per hidden one. Those of a cell share the weight of all
+        that would be hidden; a cell that expresses all genes has none.
     generator
         Of the draws; torch's own by default.
     """
@@ -198,12 +159,13 @@ def mask_genes(
     rows = torch.arange(n_cells, device=values.device).repeat_interleave(starts.diff())
     hidden = (torch.rand(values.shape, device=values.device, generator=generator) < share) & (values > 0)
     kept = torch.sparse_csr_tensor(starts, columns, values.masked_fill(hidden, 0), cells.shape)
-    asked = rows[hidden].repeat_interleave(_rounded(unexpressed, int(hidden.sum()), values.device, generator))
+    draws = unexpressed + torch.rand(int(hidden.sum()), device=values.device, generator=generator)
+    asked = rows[hidden].repeat_interleave(draws.floor().long())  # whole numbers with the mean `unexpressed`
     free = n_genes - starts.diff()  # genes that a cell does not express
     asked = asked[free[asked] > 0]
     nth = (torch.rand(asked.shape, device=values.device, generator=generator) * free[asked]).long()
     nth = torch.minimum(nth, free[asked] - 1)  # rounding may reach the end
-    # the nth unexpressed gene has as many expressed ones before it as have at most n unexpressed ones before them
+    # The nth unexpressed gene of a cell follows as many expressed genes as have at most n unexpressed ones before them.
     passed = rows * n_genes + columns - (torch.arange(len(columns), device=values.device) - starts[rows])
     absent = nth + torch.searchsorted(passed, asked * n_genes + nth, right=True) - starts[asked]
     drawn = torch.bincount(asked, minlength=n_cells)
@@ -218,19 +180,14 @@ def mask_genes(
 
 
 def reconstruct(network: TabNet, decoder: TabNetDecoder, masked: MaskedCells) -> Tensor:
-    """What the decoder makes of the steps of a batch, at the pairs that are asked for, (P,)."""
+    """The decoder's predictions of the pairs, (P,), from the steps of a batch."""
     steps = network.steps(masked.cells)
-    cells = sum(part(step.decision) for part, step in zip(decoder.feat_transformers, steps, strict=True))
+    cells = sum(part(step.decision) for part, step in zip(decoder.feat_transformers, steps, strict=True))  # (B, n_d)
     return (cells[masked.rows] * F.embedding(masked.genes, decoder.reconstruction_layer.weight)).sum(1)
 
 
-def members(network: nn.Module) -> list[TabNet]:
-    """The networks of an ensemble, or the one that there is."""
-    return list(getattr(network, "members", [network]))
-
-
 def _decoder(network: TabNet) -> TabNetDecoder:
-    """pytorch-tabnet's, of its own depth: one gated layer that all steps share and one of each."""
+    """pytorch-tabnet's, with one gated layer that all steps share and one of each step's own."""
     encoder = network.encoder
     decoder = TabNetDecoder(
         network.n_genes,
@@ -242,17 +199,8 @@ def _decoder(network: TabNet) -> TabNetDecoder:
     return decoder
 
 
-def _mean_square(errors: Tensor, weights: Tensor) -> Tensor:
-    return (weights * errors.square()).sum() / weights.sum()
-
-
-def _rounded(mean: float, size: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """Whole numbers with this mean: the two nearest, drawn."""
-    return (mean + torch.rand(size, device=device, generator=generator)).floor().long()
-
-
 @torch.no_grad()
-def start_encoder(model: pl.LightningModule, pretrained: MaskedPretraining, places: Tensor) -> None:
+def start_encoder(model: Module, pretrained: MaskedPretraining, places: Tensor) -> None:
     """Give a classifier's encoder the weights of a pretrained one.
 
     Parameters
@@ -262,38 +210,24 @@ def start_encoder(model: pl.LightningModule, pretrained: MaskedPretraining, plac
     pretrained
         With the same settings of the network.
     places
-        (genes of the model,): where the pretrained model has each, -1 where it has not. These start as usual.
-
-    Raises
-    ------
-    SettingError
-        If the two networks differ in a setting that the weights depend on; all of them are named.
+        (genes of the model,): the position of each gene in the pretrained model, -1 where it has none. Such genes start
+        as usual.
     """
-    _check_settings(model, pretrained)
-    theirs = dict(pretrained.network.named_parameters()) | dict(pretrained.network.named_buffers())
-    here = (places >= 0).nonzero().squeeze(1)
-    for name, own in [*model.network.named_parameters(), *model.network.named_buffers()]:
-        if "encoder." not in name or name.endswith("num_batches_tracked"):  # else it would count as fitted
-            continue
-        their, axis = theirs[name], _gene_axis(name)
-        if axis is None:
-            own.copy_(their)
-        else:
-            own.index_copy_(axis, here, their.index_select(axis, places[here]))
-
-
-def _gene_axis(name: str) -> int | None:
-    """Along which axis a tensor of the encoder has genes."""
-    if ".initial_bn." in name or ".att_transformers." in name:
-        return 0
-    return 1 if ".initial_splitter.shared.shared_layers.0." in name else None
-
-
-def _check_settings(model: pl.LightningModule, pretrained: MaskedPretraining) -> None:
-    own, theirs = ({**DEFAULTS, **made.network_params} for made in (model, pretrained))
-    differing = [f"{name} {own[name]} (pretrained: {theirs[name]})" for name in SETTINGS if own[name] != theirs[name]]
+    ours, theirs = model.recipe.network_settings, pretrained.recipe.network_settings
+    differing = [f"{name} {ours[name]} (pretrained: {theirs[name]})" for name in SETTINGS if ours[name] != theirs[name]]
     if differing:
         raise SettingError(
             f"The pretrained encoder does not fit the network: {', '.join(differing)}. Pretrain with the classifier's "
-            "recipe and network, or fit with the pretrained one's."
+            "recipe, or fit with the pretrained one's."
         )
+    sources = dict(pretrained.network.named_parameters()) | dict(pretrained.network.named_buffers())
+    here = (places >= 0).nonzero().squeeze(1)
+    for name, target in [*model.network.named_parameters(), *model.network.named_buffers()]:
+        if "encoder." not in name or name.endswith("num_batches_tracked"):  # else it would count as fitted
+            continue
+        is_first = ".initial_splitter.shared.shared_layers.0." in name  # (width, genes)
+        if is_first or ".initial_bn." in name or ".att_transformers." in name:
+            axis = 1 if is_first else 0
+            target.index_copy_(axis, here, sources[name].index_select(axis, places[here]))
+        else:
+            target.copy_(sources[name])

@@ -1,33 +1,248 @@
-"""Lightning's trainer as SIMS uses it: seeded epochs, the best or the last weights, one bar, a history, few words."""
+"""Lightning's trainer as SIMS uses it: seeded epochs, best weights, history, progress, resuming, several devices."""
 
+import hashlib
 import inspect
 import logging
+import os
+import pickle
 import signal
 import tempfile
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
+from torch import distributed as dist
+from torchmetrics.utilities.distributed import gather_all_tensors
 
-from sims_kit.errors import SettingError, UnknownNameError
-from sims_kit.model.recipes import Recipe
-from sims_kit.progress import progress_bar
+from sims_kit.errors import ModelFileError, SettingError, UnknownNameError, refuse_unknown
+from sims_kit.files import make_folder, written_whole
+from sims_kit.model.recipe import Recipe
+from sims_kit.progress import in_notebook, progress_bar
 
-_LOGGERS = {
-    "csv": partial(CSVLogger, name="lightning_logs"),  # Lightning's own name for this folder
+RESUME = "resume.ckpt"  # Lightning calls its own last.ckpt
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+LARGEST_SEED = 2**62  # torch takes 64 bits, and epochs are seeded by sums
+LOGGERS = {
+    "csv": partial(CSVLogger, name="lightning_logs"),
     "tensorboard": partial(TensorBoardLogger, name="lightning_logs"),
     "wandb": partial(WandbLogger, project="sims_kit"),
 }
+
+
+class Module(pl.LightningModule):
+    """What the classifier and the pretrained encoder share: recipe, genes, history, and checkpoints."""
+
+    def __init__(self, recipe: Recipe, genes: list[str] | None, **hyperparameters):
+        super().__init__()
+        self.recipe, self.genes = recipe, genes
+        self.history = pd.DataFrame()
+        self.provenance: dict[str, Any] = {}
+        self.hparams.update(recipe.plain() | hyperparameters)  # for loggers and Lightning's checkpoints
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether its genes have names and its weights have seen a training batch."""
+        return self.genes is not None and bool(self.network.encoder.att_transformers[0].bn.bn.num_batches_tracked > 0)
+
+    def setup(self, stage: str) -> None:
+        """Take genes and provenance from the data module, and give it the recipe's batch size, where they are unset."""
+        if stage != "fit":
+            return
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(dict(self.hparams))
+        if (module := getattr(self.trainer, "datamodule", None)) is None:
+            return
+        self.genes = self.genes or module.genes
+        self.provenance.update(module.provenance)
+        if getattr(module, "batch_size", 0) is None:
+            module.batch_size, _ = self.recipe.schedule(len(module.split.train), n_devices=self.trainer.world_size)
+
+    def configure_optimizers(self):
+        """Make the recipe's optimiser and scheduler.
+
+        A scheduler that takes `total_steps` or `T_max` is told the length of the training and moves each step; others
+        move once an epoch, on the validation loss if they need a metric. `max_lr` is the optimiser's lr unless given.
+        """
+        recipe, params = self.recipe, dict(self.recipe.optimizer_params)
+        if "fused" in inspect.signature(recipe.optimizer).parameters and self.device.type in ("cpu", "cuda"):
+            precision = "32-true"
+            with suppress(RuntimeError):  # without a trainer
+                precision = self.trainer.precision
+            # Four times as fast on a CPU; in half precision Lightning cannot clip the gradients of a fused optimiser.
+            params = {"fused": precision == "32-true", **params}
+        optimizer = recipe.optimizer(self.parameters(), **params)
+        if recipe.scheduler is None:
+            return optimizer
+        options, params = inspect.signature(recipe.scheduler).parameters, dict(recipe.scheduler_params)
+        length = {"total_steps", "T_max"} & set(options)
+        for name in length - set(params):
+            params[name] = int(self.trainer.estimated_stepping_batches)
+        if "max_lr" in options:
+            params.setdefault("max_lr", optimizer.param_groups[0]["lr"])
+        scheduler = {"scheduler": recipe.scheduler(optimizer, **params), "interval": "step" if length else "epoch"}
+        if isinstance(scheduler["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler["monitor"] = "val_loss"
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def diverged(self, found: str, batch_index: int) -> FloatingPointError:
+        """The error that training stops with when the loss is no longer a number."""
+        return FloatingPointError(
+            f"{found} Training has diverged in batch {batch_index} of epoch {self.current_epoch}. Lower the learning "
+            "rate, recipe=dict(optimizer_params={'lr': ...}), or look for extreme values in the input."
+        )
+
+    def on_train_epoch_end(self) -> None:
+        """Add the epoch's metrics as a row of the history."""
+        row = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
+        self.history = _history({**self.history.to_dict("index"), self.current_epoch: row})
+
+    def facts(self) -> dict[str, Any]:
+        """What belongs to the model beside its weights, as plain values and tensors."""
+        return {"genes": self.genes, "history": self.history.to_dict("index"), "provenance": self.provenance}
+
+    def take_facts(self, facts: Mapping[str, Any]) -> None:
+        """Take what `facts` of another copy of this model gave."""
+        self.genes, self.history = facts["genes"], _history(facts["history"])
+        self.provenance.update(facts["provenance"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add `facts` to Lightning's checkpoint."""
+        checkpoint["sims_kit"] = self.facts()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the facts of Lightning's checkpoint."""
+        self.take_facts(checkpoint["sims_kit"])
+
+
+class Trainer(pl.Trainer):
+    """Lightning's trainer; `fit` resumes from `checkpoints`, keeps torch's global state, and can be interrupted."""
+
+    def fit(self, model: Module, *arguments, ckpt_path=None, **settings) -> None:
+        """Train; with a `ResumePoint` among the callbacks, go on where a stopped training of the same kind ended.
+
+        Ctrl-C ends in `KeyboardInterrupt`: Lightning would raise `SystemExit` and ignore further interrupts, so that a
+        notebook could not be stopped any more.
+        """
+        handler = signal.getsignal(signal.SIGINT)
+        point = next((callback for callback in self.callbacks if isinstance(callback, ResumePoint)), None)
+        if point is not None and ckpt_path is None:
+            ckpt_path = point.find(self, model, settings.get("datamodule"))
+            if ckpt_path and "weights_only" in inspect.signature(pl.Trainer.fit).parameters:  # Lightning 2.6
+                settings["weights_only"] = True
+        try:
+            with plain_torch(), quiet_lightning(), isolate_rng(), tempfile.TemporaryDirectory() as folder:
+                restore = RestoreState(Path(folder, "state.pt"))
+                self.callbacks.append(restore)
+                super().fit(model, *arguments, ckpt_path=ckpt_path, **settings)
+                restore.into(model)
+        except SystemExit as error:
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt("Training was interrupted.") from None
+        finally:
+            self.callbacks[:] = [callback for callback in self.callbacks if not isinstance(callback, RestoreState)]
+
+
+def make_trainer(
+    recipe: Recipe,
+    *,
+    has_validation: bool,
+    max_epochs: int | None = None,
+    seed: int = 0,
+    devices: int | list[int] | str = "auto",
+    callbacks: Callback | list[Callback] | None = None,
+    logger: str | Logger | bool | None = None,
+    checkpoints: str | os.PathLike | None = None,
+    verbose: bool = True,
+    settings: Mapping[str, Any] | None = None,
+) -> Trainer:
+    """A trainer that follows a recipe; everything is checked here, before any cells are read.
+
+    Arguments are those of `sims_kit.fit`, of which `settings` is the `trainer`. Where `max_epochs` is None, it is to be
+    set from `Recipe.schedule` once the number of cells is known.
+    """
+    if max_epochs is not None and (not isinstance(max_epochs, int) or max_epochs < 1):
+        raise SettingError(f"max_epochs={max_epochs!r}: give a whole number of epochs, 1 or more.")
+    if isinstance(seed, int) and seed > LARGEST_SEED:
+        raise SettingError(f"seed={seed}: give a whole number from 0 to {LARGEST_SEED:,}.")
+    if recipe.needs_validation and not has_validation:
+        raise SettingError(
+            f"The recipe watches validation cells ({recipe.monitor!r}), and validation=0 leaves none. Set "
+            "validation=0.1, or use a recipe with patience=None and another scheduler."
+        )
+    settings = _trainer_settings(settings)
+    callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
+    settings["enable_progress_bar"] = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    if verbose:
+        callbacks.append(Progress())
+    callbacks.append(Seed(seed))
+    if has_validation and recipe.best_epoch:
+        callbacks.append(BestWeights(recipe.monitor, recipe.monitor_mode))
+    if has_validation and recipe.patience is not None:
+        callbacks.append(EarlyStopping(recipe.monitor, mode=recipe.monitor_mode, patience=recipe.patience))
+    if checkpoints is not None:
+        callbacks.insert(0, ResumePoint(checkpoints, callbacks))
+    settings = {
+        "gradient_clip_val": recipe.gradient_clip_val,
+        "use_distributed_sampler": False,  # the data module deals the cells out, each once
+        "enable_model_summary": False,
+        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        "log_every_n_steps": 1,  # only epochs are logged; larger values make Lightning warn
+        **settings,
+    }
+    if devices in ("auto", None):  # one, unless torchrun or SLURM started several processes
+        devices = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
+    logger = _make_logger(logger, Path(settings.get("default_root_dir") or "."))
+    with quiet_lightning():
+        return Trainer(devices=devices, max_epochs=max_epochs or 1, callbacks=callbacks, logger=logger, **settings)
+
+
+def _trainer_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Other arguments of Lightning's trainer, checked; MPS, which has no sparse tensors, becomes the CPU."""
+    if not isinstance(settings or {}, Mapping):
+        raise SettingError(f"trainer={settings!r}: give names and values, such as {{'precision': 'bf16-mixed'}}.")
+    settings = dict(settings or {})
+    own = ("max_epochs", "devices", "callbacks", "logger", "enable_progress_bar")
+    hints = {name: f"Pass {name} to the function itself." for name in own}
+    hints["enable_progress_bar"] = "Pass verbose=False to the function itself."
+    known = inspect.signature(pl.Trainer).parameters.keys() - set(own)
+    refuse_unknown("Trainer", settings.keys() - known, sorted(known), hints)
+    precision = settings.get("precision")
+    if precision not in (None, 32, "32", *PRECISIONS):
+        raise SettingError(f"precision={precision!r}: choose one of {', '.join(map(repr, PRECISIONS))}.")
+    accelerator = settings.get("accelerator", "auto")
+    if accelerator == "mps" or (accelerator in ("auto", "gpu") and torch.backends.mps.is_available()):
+        warnings.warn("Training runs on the CPU: Apple's GPUs (MPS) do not support sparse tensors.", stacklevel=5)
+        settings["accelerator"] = "cpu"
+    return settings
+
+
+def _make_logger(logger: str | Logger | bool | None, folder: Path) -> Logger | bool:
+    """The logger of that name, which writes into the folder; a logger that exists already, or False."""
+    if not isinstance(logger, str):
+        return logger or False
+    if logger not in LOGGERS:
+        raise UnknownNameError("logger", logger, LOGGERS)
+    try:
+        return LOGGERS[logger](save_dir=folder)
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"logger={logger!r} needs a package that is not installed ({error}). "
+            "Install it with: pip install 'sims_kit[tracking]'"
+        ) from error
 
 
 @contextmanager
@@ -40,182 +255,6 @@ def plain_torch() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(dtype)
-
-
-class Trainer(pl.Trainer):
-    """Lightning's trainer, in which Ctrl-C ends in `KeyboardInterrupt`.
-
-    Lightning turns it into `SystemExit` and ignores further interrupts, so that a notebook could no longer be stopped.
-    """
-
-    def fit(self, *args, **kwargs) -> None:
-        """As Lightning's."""
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            with plain_torch():
-                super().fit(*args, **kwargs)
-        except SystemExit as error:
-            if not isinstance(error.__context__, KeyboardInterrupt):
-                raise
-            signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt("Training was interrupted.") from None
-
-
-def make_trainer(
-    recipe: Recipe, settings: Mapping[str, Any], *, seed: int, logger: Logger | bool, has_validation: bool
-) -> pl.Trainer:
-    """A trainer that follows a recipe.
-
-    Parameters
-    ----------
-    recipe
-        Gives the gradient's largest norm, early stopping, and whether the best or the last epoch's weights stay.
-    settings
-        Arguments of `pytorch_lightning.Trainer`, which come first; `max_epochs` is among them.
-    seed
-        Of every epoch; the global random state is left alone.
-    logger
-        From `make_logger`.
-    has_validation
-        Whether there are validation cells to choose an epoch by.
-    """
-    settings = {
-        "gradient_clip_val": recipe.gradient_clip_val,
-        "use_distributed_sampler": False,  # the data module deals the cells out, each once
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,  # only epochs are logged; larger values make Lightning warn
-        **settings,
-    }
-    if logger is False and not has_validation:  # Lightning would leave its own checkpoints in the working folder
-        settings.setdefault("enable_checkpointing", False)
-    callbacks = settings.pop("callbacks", None) or []
-    callbacks = [*callbacks] if isinstance(callbacks, list | tuple) else [callbacks]
-    callbacks += _callbacks(recipe, seed, logger, settings, has_validation)
-    with quiet_lightning():
-        return Trainer(callbacks=callbacks, logger=logger, **settings)
-
-
-def make_logger(logger: str | Logger | bool, settings: Mapping[str, Any]) -> Logger | bool:
-    """The logger of that name, its files under the trainer's folder; one that is made already, or False, as it is.
-
-    Raises
-    ------
-    UnknownNameError
-        If no logger has that name.
-    SettingError
-        If it needs a package that is not installed.
-    """
-    if not isinstance(logger, str):
-        return logger
-    if logger not in _LOGGERS:
-        raise UnknownNameError("logger", logger, _LOGGERS)
-    folder = Path(settings.get("default_root_dir") or ".")
-    try:
-        return _LOGGERS[logger](save_dir=folder)
-    except ModuleNotFoundError as error:
-        raise SettingError(
-            f"logger={logger!r} needs a package that is not installed ({error}). "
-            "Install it with: pip install 'sims_kit[tracking]'"
-        ) from error
-
-
-def optimisation(
-    model: pl.LightningModule, optimizer: tuple[type, Mapping[str, Any]], scheduler: tuple[Callable, Mapping] | None
-):
-    """What `configure_optimizers` of a LightningModule gives: classes with their arguments, made for this training.
-
-    A scheduler that takes `total_steps` or `T_max` is told the length of the training and moves each step, every other
-    one moves once an epoch, on the validation loss if it needs a metric.
-    """
-    make, params = optimizer
-    if "fused" in inspect.signature(make).parameters and model.device.type in ("cpu", "cuda"):
-        half = model._trainer is not None and model.trainer.precision == "16-mixed"  # cannot be clipped when fused
-        params = {"fused": not half, **params}  # four times as fast on a CPU
-    optimizer = make(model.parameters(), **params)
-    if scheduler is None:
-        return optimizer
-    make, params = scheduler
-    length = {"total_steps", "T_max"} & set(inspect.signature(make).parameters)
-    for name in length - set(params):
-        params = {**params, name: int(model.trainer.estimated_stepping_batches)}
-    scheduler = {"scheduler": make(optimizer, **params), "interval": "step" if length else "epoch"}
-    if isinstance(scheduler["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau):
-        scheduler["monitor"] = "val_loss"
-    return {"optimizer": optimizer, "lr_scheduler": scheduler}
-
-
-class Reproducible(Callback):
-    """Seeds every epoch by its number; the caller's random state, and warnings, are as before when training ends."""
-
-    def __init__(self, seed: int):
-        self.seed = seed
-        self._isolated = ExitStack()
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave out Lightning's notes, and put the caller's random state aside while training."""
-        self._isolated.enter_context(quiet_lightning())
-        if stage == "fit":
-            self._isolated.enter_context(isolate_rng())
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the epoch from a state that only seed and epoch decide, so that a resumed run is the same."""
-        torch.manual_seed(self.seed + 1_000_003 * trainer.current_epoch)  # a prime: no overlap of nearby seeds
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Put the caller's random state back."""
-        self._isolated.close()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Put the caller's random state back."""
-        self._isolated.close()
-
-
-class BestWeights(ModelCheckpoint):
-    """Keeps the checkpoint of the best epoch and puts its weights back when training ends, if `put_back`."""
-
-    def __init__(self, *, put_back: bool = True, **settings):
-        super().__init__(**settings)
-        self.put_back = put_back
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Load the best epoch's weights."""
-        super().on_train_end(trainer, pl_module)
-        if self.best_model_path and self.put_back:
-            checkpoint = torch.load(self.best_model_path, map_location=pl_module.device, weights_only=True)
-            pl_module.load_state_dict(checkpoint["state_dict"])
-
-
-class History(Callback):
-    """Collects every epoch's metrics in `model.history`."""
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the epoch as a row."""
-        row = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        earlier = pl_module.history.to_dict("index")
-        history = pd.DataFrame.from_dict({**earlier, trainer.current_epoch: row}, orient="index")
-        pl_module.history = history.rename_axis("epoch")
-
-
-class TrainingProgress(ProgressBar):
-    """One bar over the epochs, with validation loss, accuracy and median F1 beside it."""
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the bar."""
-        super().on_train_start(trainer, pl_module)
-        self._bar = progress_bar(total=trainer.max_epochs, desc="training", unit="epoch", leave=True)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Move the bar."""
-        shown = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": "median F1"}
-        metrics = trainer.callback_metrics
-        self._bar.set_postfix(
-            {to: f"{metrics[name]:.3f}" for name, to in shown.items() if name in metrics}, refresh=False
-        )
-        self._bar.update()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the bar standing."""
-        self._bar.close()
 
 
 @contextmanager
@@ -240,24 +279,186 @@ def quiet_lightning() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _callbacks(
-    recipe: Recipe, seed: int, logger: Logger | bool, settings: Mapping[str, Any], has_validation: bool
-) -> list[Callback]:
-    callbacks: list[Callback] = [Reproducible(seed), History()]
-    if settings.get("enable_progress_bar", True) and not rank_zero_only.rank:
-        callbacks.append(TrainingProgress())
-    if has_validation and settings.get("enable_checkpointing", True) and not settings.get("fast_dev_run"):
-        best = BestWeights(
-            put_back=recipe.best_epoch,
-            monitor=recipe.monitor,
-            mode=recipe.monitor_mode,
-            save_last=True,
-            enable_version_counter=False,  # an epoch that is run again after a kill replaces its own file
-        )
-        if logger is False:  # no folder of the run's own, and runs side by side must not share one
-            best.folder = tempfile.TemporaryDirectory(prefix="sims_kit_")  # goes with the callback
-            best.dirpath = best.folder.name
-        callbacks.append(best)
-    if has_validation and recipe.patience is not None:
-        callbacks.append(EarlyStopping(recipe.monitor, mode=recipe.monitor_mode, patience=recipe.patience))
-    return callbacks
+class Seed(Callback):
+    """Seeds every epoch by its number, so that a resumed run draws the same random numbers."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Module) -> None:
+        """Seed torch."""
+        torch.manual_seed(self.seed + 1_000_003 * trainer.current_epoch)  # a prime: nearby seeds do not overlap
+
+
+class BestWeights(ModelCheckpoint):
+    """Keeps the best epoch's checkpoint in a temporary folder, and puts its weights back when training ends."""
+
+    def __init__(self, monitor: str, mode: str):
+        self._folder = tempfile.TemporaryDirectory(prefix="sims_kit_")  # removed together with the callback
+        # without a version counter, an epoch that is run again after a kill replaces its own file
+        super().__init__(self._folder.name, monitor=monitor, mode=mode, enable_version_counter=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Module) -> None:
+        """Load the best epoch's weights."""
+        super().on_train_end(trainer, pl_module)
+        if self.best_model_path:
+            checkpoint = torch.load(self.best_model_path, map_location=pl_module.device, weights_only=True)
+            pl_module.load_state_dict(checkpoint["state_dict"])
+
+
+class Progress(Callback):
+    """A bar over the epochs; without a terminal or notebook, one line per tenth of the training."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Module) -> None:
+        """Draw the bar."""
+        self.total, self.done, self.started = trainer.max_epochs - trainer.current_epoch, 0, time.monotonic()
+        self.bar = progress_bar(total=self.total, desc="training", unit="epoch", leave=True)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Module) -> None:
+        """Move the bar, or print."""
+        shown = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": "median F1"}
+        found = {
+            to: trainer.callback_metrics[name].item() for name, to in shown.items() if name in trainer.callback_metrics
+        }
+        self.done += 1
+        self.bar.set_postfix({name: f"{value:.3f}" for name, value in found.items()}, refresh=False)
+        self.bar.update()
+        if not self.bar.disable or in_notebook() or not trainer.is_global_zero:
+            return
+        if self.done == 1:
+            seconds = (time.monotonic() - self.started) * self.total
+            length = f"about {round(seconds / 60)} min" if seconds >= 90 else f"about {max(1, round(seconds))} s"
+            print(f"training {self.total} epochs takes {length}", flush=True)
+        if self.done * 10 // self.total > (self.done - 1) * 10 // self.total:
+            metrics = "".join(f", {name} {value:.3f}" for name, value in found.items())
+            print(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}{metrics}", flush=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Module) -> None:
+        """Leave the bar standing."""
+        self.bar.close()
+
+
+class ResumePoint(Callback):
+    """Keeps all that training needs to go on in one file, which is replaced at the start of every epoch.
+
+    Weights, optimiser, learning rate, counts of epochs and batches, best epoch and history. The order of the cells and
+    the random numbers of an epoch follow from seed and epoch, class weights from the training cells. The checkpoint is
+    read as plain data: one that holds anything else is refused, and none of its code runs.
+    """
+
+    def __init__(self, folder: str | os.PathLike, callbacks: list[Callback]):
+        folder = Path(folder).expanduser().resolve()
+        make_folder(folder)
+        self.path, self.run = folder / RESUME, {}
+        for callback in callbacks:
+            if isinstance(callback, BestWeights):
+                callback.dirpath = str(folder)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Module) -> None:
+        """Save at the start of each epoch, when the previous one is complete, including its scheduler's step.
+
+        Lightning's `restarting` flag is cleared first; otherwise a resumed run would skip this epoch's batches.
+        """
+        trainer.fit_loop.restarting = False
+        if not trainer.current_epoch:
+            return
+        with written_whole(self.path) if trainer.is_global_zero else nullcontext(self.path) as part:
+            trainer.save_checkpoint(part, weights_only=False)  # called by all processes, written by the first
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep what decides a training's course in the checkpoint."""
+        return self.run
+
+    def find(self, trainer: pl.Trainer, model: Module, module: pl.LightningDataModule) -> Path | None:
+        """The checkpoint to resume from, or None; raises if it belongs to another training."""
+        self.run = _run(trainer, model, module)
+        if not self.path.exists():
+            return None
+        try:
+            states = torch.load(self.path, map_location="cpu", weights_only=True)["callbacks"]
+            found = states[self.state_key]
+        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(
+                f"{str(self.path)!r} is damaged or no checkpoint of such a training ({type(error).__name__}). "
+                "Remove it to start from the beginning, or name another folder."
+            ) from error
+        folder = str(self.path.parent)
+        if differing := [key for key, value in self.run.items() if found.get(key) != value]:
+            raise SettingError(
+                f"The training in {folder!r} differs from this one in: {', '.join(differing)}. Call it with the same "
+                "cells and settings to go on, or name another folder."
+            )
+        for callback in trainer.callbacks:  # Lightning deletes and replaces the files that these name
+            if isinstance(callback, ModelCheckpoint) and (state := states.get(callback.state_key)):
+                named = [state.get(f"{kind}_model_path") for kind in ("best", "kth_best", "last")]
+                for name in filter(None, [*named, *state.get("best_k_models", {})]):
+                    if Path(name).parent != Path(callback.dirpath or folder):
+                        raise SettingError(
+                            f"The checkpoint in {folder!r} names the file {name!r} in another folder. Move the folder "
+                            "back to where the training began, or remove it."
+                        )
+        return self.path
+
+
+def _run(trainer: pl.Trainer, model: Module, module: pl.LightningDataModule) -> dict[str, Any]:
+    """What decides a training's course: cells, genes, classes, split, settings and length, as short plain values."""
+    positions = np.concatenate([module.labels, *module.split]).astype(np.int64)
+    return {
+        "genes": hashlib.sha256("\n".join(model.genes).encode()).hexdigest(),
+        "classes": "\n".join(module.classes),
+        "cells and split": hashlib.sha256(positions.tobytes()).hexdigest(),
+        "settings": repr(sorted(model.hparams.items())),
+        "seed": module.seed,
+        "batch_size": module.batch_size,
+        "max_epochs": trainer.max_epochs,
+        "pretrained": repr(model.provenance.get("pretrained")),
+    }
+
+
+class RestoreState(Callback):
+    """Copies history, calibration and test metrics back to the main process when training ran in forked processes.
+
+    Lightning itself returns the weights.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.process = path, os.getpid()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Module, stage: str) -> None:
+        """Write the model's facts, in the first of the forked processes."""
+        if os.getpid() != self.process and trainer.is_global_zero:
+            torch.save(pl_module.facts(), self.path)
+
+    def into(self, model: Module) -> None:
+        """Read them into the model of the main process, if they were written."""
+        if self.path.exists():
+            model.take_facts(torch.load(self.path, weights_only=True))
+
+
+def gather_across_devices(tensor: Tensor, device: torch.device | str) -> list[Tensor]:
+    """A tensor of every process, by rank; lengths may differ. `device` is the model's: GPUs send from their memory."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [tensor]
+    sent = tensor.to(device)
+    if dist.get_backend() == "nccl":  # sends from GPUs only, also when Lightning has moved the model back
+        sent = sent.cuda()
+    return [part.to(tensor.device) for part in gather_all_tensors(sent)]
+
+
+def sum_across_devices(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The sum over processes, the same in each."""
+    first, *others = gather_across_devices(tensor, device)
+    return sum(others, start=first)
+
+
+def average_statistics(network: torch.nn.Module) -> None:
+    """Set the running statistics of every batch normalisation to their mean over the processes, in place."""
+    for name, statistics in network.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            parts = gather_across_devices(statistics, statistics.device)
+            if len(parts) > 1:
+                statistics.copy_(torch.stack(parts).mean(0))
+
+
+def _history(rows: Mapping[int, Mapping[str, float]]) -> pd.DataFrame:
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("epoch")

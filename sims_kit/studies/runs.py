@@ -1,170 +1,137 @@
-"""What studies that train many models share: methods by name, cells with nothing but labels, one sweep of them all."""
+"""What the studies share: methods by name, cells without anything that leaks, and runs that are kept on disk."""
 
-import copy
-import hashlib
 import os
+import re
+import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from sklearn.base import BaseEstimator
 
+from sims_kit.calibration import UNKNOWN
 from sims_kit.cells.matrix import Expression, as_csr
 from sims_kit.datasets import check_orientation
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
-from sims_kit.studies.adaptor import UNKNOWN, Peer
-from sims_kit.studies.peers import make_peer, versions_of
-from sims_kit.studies.sweep import sweep
-from sims_kit.studies.worker import cpu_seconds
+from sims_kit.files import written_whole
+from sims_kit.progress import progress_bar
+from sims_kit.studies.methods import METHODS, make_method
 from sims_kit.text import class_labels
 
+Methods = str | Sequence[str] | Mapping[str, Callable[[int], BaseEstimator]]
 
-def as_peers(methods: str | Peer | Sequence[str | Peer]) -> dict[str, Peer]:
-    """Methods by their names.
+TEXT = dict.fromkeys(("method", "trained_on", "target", "class", "predicted"), str)  # also where it looks like numbers
+PACKAGES = ("sims_kit", "torch", "scikit-learn", "numpy", "scipy")  # a run of another version is done again
 
-    Raises
-    ------
-    UnknownNameError
-        If there is no peer of that name.
-    SettingError
-        If there is no method, or two have the same name.
-    """
-    methods = list(methods) if isinstance(methods, list | tuple) else [methods]
-    peers = [make_peer(method) if isinstance(method, str) else method for method in methods]
-    names = [peer.name for peer in peers]
-    if not names or len(set(names)) < len(names):
-        raise SettingError(f"The methods need names of their own, one or more: found {names}.")
-    return {peer.name: peer for peer in peers}
+
+def as_methods(methods: Methods) -> dict[str, Callable[[int], BaseEstimator]]:
+    """Functions from a seed to an unfitted estimator by name, from these or from names of `METHODS`."""
+    if isinstance(methods, Mapping):
+        return dict(methods)
+    names = [methods] if isinstance(methods, str) else list(methods)
+    for name in set(names) - set(METHODS):
+        make_method(name)  # raises
+    return {name: METHODS[name] for name in names}
 
 
 def as_seeds(seeds: int | Sequence[int]) -> list[int]:
-    """Different whole numbers, one or more.
-
-    Raises
-    ------
-    SettingError
-        If they are not.
-    """
-    seeds = [seeds] if isinstance(seeds, int | np.integer) else list(seeds)
-    whole = all(isinstance(seed, int | np.integer) and seed >= 0 for seed in seeds)
-    if not seeds or not whole or len(set(seeds)) < len(seeds):
+    """Different whole numbers, one or more."""
+    seeds = [int(seed) for seed in np.atleast_1d(seeds)]
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise SettingError(f"seeds={seeds}: give different whole numbers, 0 or more, such as (0, 1, 2).")
-    return [int(seed) for seed in seeds]
+    return seeds
 
 
 def plain_cells(cells: AnnData, label: str, name: str = "cells") -> AnnData:
-    """The cells that have a label, numbered, with matrix, genes and ``obs["label"]``: nothing else that could leak.
-
-    Parameters
-    ----------
-    cells
-        Cells x genes, counts or log-normalised; never changed.
-    label
-        The `obs` column with the labels.
-    name
-        What messages call these cells.
-
-    Warns
-    -----
-    UserWarning
-        If cells without a label are left out.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such column.
-    LabelError
-        If a class is called ``"Unknown"``, or no cell has a label.
-    DataError
-        If the values are scaled, not finite, or turned.
-    """
+    """The cells that have a label, numbered, with matrix, genes and ``obs["label"]``: nothing else that could leak."""
     if label not in cells.obs:
         raise UnknownNameError(f"obs column of {name} called", label, cells.obs.columns)
     expression = Expression(cells, name=f"The matrix of {name}")
     check_orientation(cells, label, f"The matrix of {name}")
     labels = class_labels(cells.obs[label], label)
     known = np.flatnonzero(labels.notna())
-    if not len(known):
-        raise LabelError(f"{name}: none of {len(labels):,} cells has a {label!r}.")
     if n_unknown := int((labels == UNKNOWN).sum()):
-        raise LabelError(
-            f'{name}: {n_unknown} cells are labelled "Unknown", as rejected cells are. '
-            "Leave them out, or rename the class."
-        )
-    if n_unlabelled := len(labels) - len(known):
-        warnings.warn(
-            f"{name}: {n_unlabelled:,} of {len(labels):,} cells have no {label!r} and are left out.", stacklevel=4
-        )
-    obs = pd.DataFrame({"label": labels.iloc[known].to_numpy(str)}, index=np.arange(len(known)).astype(str))
-    matrix = as_csr(cells.X) if n_unlabelled == 0 else as_csr(cells.X[known])
-    return AnnData(matrix, obs=obs, var=pd.DataFrame(index=expression.var.index.astype(str)))
+        found = f'{name}: {n_unknown} cells are labelled "Unknown", as rejected cells are'
+        raise LabelError(f"{found}. Leave them out, or rename the class.")
+    if len(known) < len(labels):
+        found = f"{name}: {len(labels) - len(known):,} of {len(labels):,} cells have no {label!r}"
+        warnings.warn(f"{found} and are left out.", stacklevel=4)
+    obs = pd.DataFrame({"label": labels.iloc[known].to_numpy(str)}, index=known.astype(str))
+    return AnnData(as_csr(cells.X)[known], obs=obs, var=pd.DataFrame(index=expression.var.index.astype(str)))
 
 
-def fingerprint(parts: Iterable[AnnData], *settings: object) -> str:
-    """A hash of values, genes and `obs` of cells, and of settings: equal ones mean the same study."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for cells in parts:
-        for values in (cells.X.data, cells.X.indices.astype(np.int64), cells.X.indptr.astype(np.int64)):
-            digest.update(np.ascontiguousarray(values).tobytes())
-        digest.update("\n".join([*cells.var_names, *cells.obs.astype(str).to_numpy().ravel()]).encode())
-    return digest.hexdigest()[:12]
+def fit_method(make: Callable[[int], BaseEstimator], seed: int, cells: AnnData) -> tuple[BaseEstimator, float]:
+    """A fresh estimator, fitted on the column ``label``, and the CPU seconds that this took."""
+    estimator, started = make(seed), time.process_time()
+    estimator.fit(without_labels(cells), cells.obs["label"].to_numpy(str))
+    return estimator, round(time.process_time() - started, 2)
 
 
-def sweep_methods(
-    peers: Mapping[str, Peer],
+def without_labels(cells: AnnData) -> AnnData:
+    """The cells as an estimator sees them."""
+    return AnnData(cells.X, obs=cells.obs.drop(columns="label"), var=cells.var)
+
+
+def run_all(
     runs: Sequence[Mapping],
     run: Callable[..., pd.DataFrame],
-    folder: str | os.PathLike | None,
+    methods: Mapping[str, Callable[[int], BaseEstimator]],
     *,
-    data: str,
+    data: Sequence[AnnData],
+    settings: object = None,
+    folder: str | os.PathLike | None = None,
     n_jobs: int = 1,
-    part: tuple[int, int] = (0, 1),
     desc: str = "runs",
-    text: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """`sweep` over all methods, in which a stored run is used again only if its method's settings are the same.
+    """The tables of many runs, joined; each run is kept in `folder` as soon as it is known.
 
-    Parameters
-    ----------
-    peers
-        Methods by name.
-    runs
-        Arguments of each run, ``method`` among them.
-    run
-        Takes a fresh peer and, by name, the arguments but ``method``; gives one row per observation.
-    folder, n_jobs, part, desc, text
-        As in `sweep`.
-    data
-        The `fingerprint` of cells and settings of the study.
+    ``run(make, **arguments)`` gets the arguments of a run but ``method``; they are its first columns. A kept run, one
+    compressed CSV written whole, is used again if its arguments, the cells in `data`, `settings`, the settings of its
+    method and the versions of the packages are the same. One that is damaged fails its checksum and is run again.
     """
-    versions = {
-        name: hashlib.sha256(f"{peer.name}\n{peer.settings}\n{versions_of(peer)}".encode()).hexdigest()[:8]
-        for name, peer in peers.items()
-    }
-    arguments = [{**one, "version": versions[one["method"]]} for one in runs]
-    table = sweep(
-        arguments,
-        partial(_with_peer, run, dict(peers)),
-        folder,
-        fingerprint=data,
-        n_jobs=n_jobs,
-        part=part,
-        desc=desc,
-        text=["method", "version", *text],
+    contents = [
+        (part.X.data, part.X.indices, part.X.indptr, [*part.var_names], part.obs.to_dict("list")) for part in data
+    ]
+    shared, paths = joblib.hash([contents, settings, [*map(version, PACKAGES)]]), []
+    for one in runs:
+        key = joblib.hash([shared, dict(one), methods[one["method"]](one["seed"])])[:10]
+        words = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, one.values())).lower())[:80]
+        paths.append(folder and Path(folder, f"{words}-{key}.csv.gz"))
+    tables = [path and _kept(path) for path in paths]
+    jobs = (
+        joblib.delayed(_run)(i, run, methods[one["method"]], one, paths[i])
+        for i, one in enumerate(runs)
+        if tables[i] is None
     )
-    return table.drop(columns="version")
+    done = sum(table is not None for table in tables)
+    with progress_bar(total=len(runs), initial=done, desc=desc, unit="run", leave=True) as bar:
+        for i, table in joblib.Parallel(n_jobs, return_as="generator_unordered")(jobs):
+            tables[i] = table
+            bar.update()
+    return pd.concat(tables, ignore_index=True)
 
 
-def fit_seconds(peer: Peer, reference: AnnData, seed: int, sample: str | None = None) -> float:
-    """Train a peer on ``obs["label"]``, and give the CPU seconds that it took."""
-    started = cpu_seconds()
-    peer.fit(reference, "label", sample=sample, seed=seed)
-    return round(cpu_seconds() - started, 2)
+def _run(i: int, run: Callable, make: Callable, arguments: Mapping, path: Path | None) -> tuple[int, pd.DataFrame]:
+    table = run(make, **{name: value for name, value in arguments.items() if name != "method"})
+    table = pd.concat([pd.DataFrame(dict(arguments), index=table.index), table], axis=1)
+    if path:
+        with written_whole(path) as part:
+            table.to_csv(part, index=False, compression="gzip")
+        table = _kept(path)  # the same types as a later call will see
+    return i, table
 
 
-def _with_peer(
-    run: Callable[..., pd.DataFrame], peers: Mapping[str, Peer], method: str, version: str, **arguments
-) -> pd.DataFrame:
-    return run(copy.deepcopy(peers[method]), **arguments)
+def _kept(path: Path) -> pd.DataFrame | None:
+    """The table of an earlier run; None if there is none, or if its file is damaged."""
+    options = dict(keep_default_na=False, na_values=[""], float_precision="round_trip", dtype=TEXT)
+    try:
+        return pd.read_csv(path, compression="gzip", **options) if path.exists() else None
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        warnings.warn(f"{path} is damaged ({error}), so this run is done again.", stacklevel=3)
+        return None

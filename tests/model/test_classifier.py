@@ -1,10 +1,14 @@
 """SIMSClassifier: settings, recipes, and what it refuses."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.model import RECIPES, Recipe, SIMSClassifier
+from sims_kit.model.recipe import get_recipe
 
 
 def test_thesis_recipe_is_the_thesis():
@@ -21,7 +25,7 @@ def test_thesis_recipe_is_the_thesis():
     configured = model.configure_optimizers()
     assert configured["lr_scheduler"]["monitor"] == "val_loss"
     assert configured["lr_scheduler"]["scheduler"].factor == 0.75
-    assert model.network.encoder.att_transformers[0].bn.bn.weight.unique() == 1 and not model.network.rescale_masked
+    assert model.network.encoder.att_transformers[0].bn.bn.weight.unique() == 1 and recipe.n_models == 1
 
 
 def test_any_optimizer_and_scheduler():
@@ -48,6 +52,54 @@ def test_a_parameter_of_the_recipes_optimizer():
     assert (defaults["lr"], defaults["weight_decay"]) == (0.5, 1e-3)
 
 
+def test_the_learning_rate_stands_in_one_place():
+    """A scheduler with a largest rate takes the optimiser's; other arguments of the optimiser stay."""
+    recipe = get_recipe({"optimizer_params": {"lr": 0.5}})
+    assert recipe.optimizer_params == {"lr": 0.5, "weight_decay": 3e-3}
+    model = SIMSClassifier(20, 3, recipe=recipe, scheduler_params={"total_steps": 10})
+    (group,) = model.configure_optimizers()["optimizer"].param_groups
+    assert group["max_lr"] == 0.5
+    assert RECIPES["default"].changed(optimizer=torch.optim.SGD).optimizer_params == {}
+
+
+def test_recipes_are_plain_for_loggers_and_files():
+    """Numbers of numpy become Python's, classes become names."""
+    plain = get_recipe({"n_d": np.int64(16), "gamma": np.float32(1.5)}).plain()
+    assert (plain["n_d"], plain["gamma"], plain["optimizer"]) == (16, 1.5, "Adam") and json.loads(json.dumps(plain))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(n_d=0), "n_d is 0; give a whole number, at least 1"),
+        (dict(n_d="8"), "n_d is '8'; give a whole number"),
+        (dict(n_models=1.5), "n_models is 1.5"),
+        (dict(n_independent=-1), "n_independent is -1.*at least 0"),
+        (dict(gamma=0.5), "gamma is 0.5.*at least 1"),
+        (dict(gamma=float("nan")), "gamma is nan; give a number"),
+        (dict(additive=1), "additive is 1; give True or False"),
+        (dict(gene_dropout=1), "gene_dropout is 1; give a share"),
+        (dict(label_smoothing=2), "label_smoothing is 2.*below 1"),
+        (dict(mask_temperature=0), "mask_temperature is 0; give a number above 0, or None"),
+        (dict(max_epochs=0), "max_epochs is 0"),
+        (dict(monitor_mode="up"), "'min' or 'max'"),
+        (dict(optimizer="adam"), "'adam': give a class of torch.optim, such as torch.optim.AdamW"),
+        (dict(optimizer_params=3), "optimizer_params=3: give names and values"),
+    ],
+)
+def test_values_out_of_range(settings, message):
+    """A recipe checks its values when it is made."""
+    with pytest.raises(SettingError, match=message):
+        Recipe(**settings)
+
+
+def test_a_card_and_summaries():
+    """A model that was not fitted has a summary, too."""
+    model = SIMSClassifier(20, 2, classes=["<b>", "T"])
+    assert "not fitted: 20 genes to 2 classes" in repr(model) and "&lt;b&gt;" in model._repr_html_()
+    assert model.card().startswith("# SIMSClassifier, not fitted") and "torch" in model.card()
+
+
 def test_predictions_are_full_softmax():
     """Probabilities of a batch run over all classes and sum to one."""
     model = SIMSClassifier(20, 5).eval()
@@ -64,7 +116,10 @@ def test_predictions_are_full_softmax():
         (dict(genes=["a"]), SettingError, "1 genes"),
         (dict(classes=["a"]), SettingError, "1 classes"),
         (dict(recipe="thesys"), UnknownNameError, "thesis"),
-        (dict(label_smooting=0.1), UnknownNameError, "label_smoothing"),
+        (dict(recipe=dict(label_smooting=0.1)), UnknownNameError, "label_smoothing"),
+        (dict(n_steps=3), SettingError, r"recipe=dict\(n_steps=...\)"),
+        (dict(network=3), SettingError, "network=3"),
+        (dict(optimizer_params={"learning_rate": 1}), UnknownNameError, "argument of Adam 'learning_rate'"),
         (dict(class_weights=torch.ones(4)), SettingError, "one per class"),
         (dict(class_weights=torch.tensor([1.0, -1.0, 1.0])), SettingError, "positive"),
     ],
@@ -86,6 +141,8 @@ def test_schedule_follows_the_number_of_cells(n_cells, expected):
 def test_schedule_of_the_caller_and_of_the_thesis():
     """A given batch size decides the epochs; the thesis fixes both."""
     assert Recipe(training_steps=1000).schedule(2000, batch_size=50) == (50, 25)
+    assert Recipe(training_steps=1000).schedule(2000, batch_size=25, n_devices=2) == (25, 25)
+    assert Recipe(batch_size=50).schedule(2000, n_devices=2, max_epochs=3) == (25, 3)
     assert RECIPES["thesis"].schedule(10**6) == (32, 500)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sims_kit.model.contributions import explain_batch
-from sims_kit.model.ensemble import make_network
+from sims_kit.model.network import after_first_layer, make_network, members
 
 N_GENES, N_CLASSES = 60, 4
 KINDS = {
@@ -24,7 +24,7 @@ def make(kind: str, dtype=torch.float64):
     network = make_network(N_GENES, N_CLASSES, **KINDS[kind]).to(dtype)
     cells = torch.poisson(torch.full((30, N_GENES), 0.7, dtype=dtype)).log1p()
     network.measure_input([cells])
-    for member in getattr(network, "members", [network]):
+    for member in members(network):
         if member.additive_weight is not None:
             torch.nn.init.normal_(member.additive_weight, std=0.1)
     network.train()
@@ -58,19 +58,17 @@ def test_they_sum_to_what_the_cell_adds(kind):
     """All genes together: the logits less those of masked values of zero, up to the integral's remainder."""
     network, cells, towards = make(kind)
     found = added(network, cells, towards).to_dense().sum(1)
-    members = getattr(network, "members", [network])
+    all_members = members(network)
     with torch.no_grad():
-        whole = sum((member(cells).logits * towards).sum(1) for member in members) / len(members)
-        nothing = sum((_logits_of_nothing(member, len(cells)) * towards).sum(1) for member in members) / len(members)
-    expected = whole - nothing
+        whole = sum((member(cells).logits * towards).sum(1) for member in all_members)
+        nothing = sum((_logits_of_nothing(member, len(cells)) * towards).sum(1) for member in all_members)
+    expected = (whole - nothing) / len(all_members)
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(found, expected, rtol=0, atol=0.01 * expected.abs().max().item())
 
 
 def _logits_of_nothing(network, n_cells):
     """The logits when every step's first layer reads zeros."""
-    from sims_kit.model.tabnet import after_first_layer
-
     encoder, total = network.encoder, 0
     for transform in encoder.feat_transformers:
         width = encoder.initial_splitter.shared.glu_layers[0].fc.out_features
@@ -114,3 +112,14 @@ def test_swapped_classes_change_the_sign():
     """What speaks for one class against another speaks as much against it the other way round."""
     network, cells, towards = make("default")
     torch.testing.assert_close(added(network, cells, -towards).to_dense(), -added(network, cells, towards).to_dense())
+
+
+def test_adjustment_moves_the_predicted_class():
+    """An adjustment is added to each network's logits; contributions are then towards the class predicted with it."""
+    network, cells, _ = make("ensemble")
+    adjustment = torch.tensor([0.0, 0.0, 50.0, 0.0], dtype=torch.float64)
+    found = explain_batch(network, cells, adjustment=adjustment)
+    expected = sum((member(cells).logits + adjustment).softmax(1) for member in network.members) / 3
+    torch.testing.assert_close(found.logits.softmax(1), expected)
+    towards = torch.nn.functional.one_hot(torch.full((30,), 2), N_CLASSES).double() - 1 / N_CLASSES
+    torch.testing.assert_close(found.contributions.to_dense(), added(network, cells, towards).to_dense())

@@ -1,37 +1,38 @@
-"""What the tests of studies share: methods that take no time, and say what they were given."""
+"""What the tests of studies share: a method that takes no time, and writes down what it was given."""
+
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
 
-from sims_kit.studies import Prediction
 
+class Oracle(ClassifierMixin, BaseEstimator):
+    """Knows the markers of `make_cells`, but only the classes that it was trained on."""
 
-class Oracle:
-    """Knows the markers of `make_cells`, but only the classes it was trained on; seeds and sizes are written down."""
+    given: ClassVar[list] = []
 
-    packages, settings = ("numpy",), ""
+    def __init__(self, seed=0):
+        self.seed = seed
 
-    def __init__(self, name="oracle", given=None):
-        self.name, self.given = name, [] if given is None else given
-
-    def __deepcopy__(self, memo):
-        return Oracle(self.name, self.given)  # copies write into the same list
-
-    def fit(self, reference, label, *, sample=None, seed=0):
+    def fit(self, X, y):
         """Keep the mean of each class."""
-        self.given.append((reference, sample, seed))
-        self.classes = sorted(reference.obs[label].unique())
-        values = np.log1p(reference.X.toarray())
-        self.means = np.stack([values[reference.obs[label] == name].mean(axis=0) for name in self.classes])
+        assert "label" not in X.obs
+        Oracle.given.append((X, np.asarray(y), self.seed))
+        values = np.log1p(X.X.toarray())
+        self.classes_ = np.unique(y)
+        self.means_ = np.stack([values[y == name].mean(axis=0) for name in self.classes_])
+        return self
 
-    def predict(self, query):
-        """The class with the nearest mean; a query that brings labels is refused."""
-        assert "label" not in query.obs
-        distances = ((np.log1p(query.X.toarray())[:, None] - self.means) ** 2).sum(axis=2)
-        return Prediction(np.array(self.classes)[distances.argmin(axis=1)], None, self.classes)
+    def predict(self, X):
+        """The class with the nearest mean; cells that bring labels are refused."""
+        assert "label" not in X.obs
+        distances = ((np.log1p(X.X.toarray())[:, None] - self.means_) ** 2).sum(axis=2)
+        return self.classes_[distances.argmin(axis=1)]
 
 
 @pytest.fixture
 def oracle():
-    """A method that is right about classes it knows."""
-    return Oracle()
+    """A method by name that is right about classes it knows; `oracle["oracle"].given` are its trainings."""
+    Oracle.given = []
+    return {"oracle": Oracle}

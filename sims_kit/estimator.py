@@ -1,0 +1,162 @@
+"""SIMS as a scikit-learn classifier: `fit` and `annotate` behind ``fit(X, y)`` and ``predict_proba(X)``."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d
+
+from sims_kit.annotation import predict_probabilities, scales_of
+from sims_kit.cells.loaders import query_batches
+from sims_kit.cells.matrix import as_csr
+from sims_kit.errors import LabelError, UnknownNameError
+from sims_kit.model.classifier import SIMSClassifier
+from sims_kit.model.recipe import Recipe
+from sims_kit.text import class_labels
+from sims_kit.training import fit
+
+
+class SIMS(ClassifierMixin, BaseEstimator):
+    """SIMS in pipelines, cross-validation and grid searches of scikit-learn.
+
+    `X` holds counts or log-normalised values, cells x genes: a sparse or dense array, a DataFrame with a column for
+    each gene, or AnnData. Genes of a DataFrame or AnnData are matched by name when cells are predicted. Sparse values
+    stay sparse. What `sims_kit.fit` refuses is refused here: negative values, for instance, or a scale that differs
+    from cell to cell. So those of scikit-learn's common tests that draw from a normal distribution, or train on a
+    handful of values, cannot pass.
+
+    Parameters
+    ----------
+    recipe
+        ``"default"``, ``"thesis"``, a `Recipe`, or changes of the default one: ``{"n_models": 1, "n_steps": 3}``.
+    seed
+        Of the validation cells, the weights and the order of the cells.
+    validation
+        Share of the cells on which confidence is calibrated; 0 for none.
+    max_epochs
+        None for those of the recipe.
+    verbose
+        Print what was found and draw a progress bar.
+
+    Attributes
+    ----------
+    model_
+        The fitted `SIMSClassifier`, for `explain`, `annotate` and `save_model`.
+    classes_
+        (classes,) the class of each column of `predict_proba`.
+    n_features_in_, feature_names_in_
+        Number of genes and, where `X` had them, their names.
+
+    Examples
+    --------
+    >>> from sklearn.model_selection import GroupKFold, cross_val_predict
+    >>> labels = cross_val_predict(SIMS(), X, y, groups=donors, cv=GroupKFold(4))
+    >>> classifier = SIMS({"n_models": 1}, max_epochs=20).fit(reference, "cell_type")
+    >>> classifier.predict_proba(query)  # cells x classes, rows sum to one
+    """
+
+    def __init__(
+        self,
+        recipe: str | dict | Recipe = "default",
+        *,
+        seed: int = 0,
+        validation: float = 0.1,
+        max_epochs: int | None = None,
+        verbose: bool = False,
+    ):
+        self.recipe, self.seed, self.validation = recipe, seed, validation
+        self.max_epochs, self.verbose = max_epochs, verbose
+
+    def fit(self, X, y, groups: Sequence | str | None = None) -> "SIMS":
+        """Train on labelled cells.
+
+        Parameters
+        ----------
+        X
+            (cells, genes).
+        y
+            (cells,) labels, or the `obs` column that holds them.
+        groups
+            (cells,) donors or samples, or their `obs` column: validation cells come from groups of their own.
+        """
+        cells = as_cells(X)
+        obs = pd.DataFrame(index=cells.obs_names)
+        y, groups = (_column(cells, values) for values in (y, groups))
+        check_consistent_length(cells, y, groups)
+        obs["label"] = class_labels(y, "y").to_numpy()
+        if n_missing := obs["label"].isna().sum():
+            raise LabelError(f"{n_missing:,} of {len(obs):,} cells have no label. Leave them out.")
+        check_classification_targets(y)
+        self.classes_ = np.unique(y)
+        if len(self.classes_) < 2:
+            raise LabelError(f"y has one class, {self.classes_[0]!r}; a classifier needs two or more.")
+        if groups is not None:
+            obs["group"] = groups
+        self.n_features_in_ = cells.n_vars
+        if hasattr(X, "columns") or isinstance(X, AnnData):
+            self.feature_names_in_ = cells.var_names.to_numpy(dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+        self._genes = cells.var_names
+        self.model_ = self._train(AnnData(cells.X, obs=obs, var=cells.var))
+        self._columns = pd.Index(self.model_.classes).get_indexer(class_labels(self.classes_, "y"))
+        return self
+
+    def predict_proba(self, X) -> np.ndarray:
+        """Probabilities, (cells, classes) float32, on the scale that validation cells calibrated."""
+        check_is_fitted(self)
+        cells = as_cells(X, self._genes)
+        batches, *_ = query_batches(cells, self.model_.genes, trained_on=scales_of(self.model_))
+        return predict_probabilities(self.model_, batches)[:, self._columns]
+
+    def predict(self, X) -> np.ndarray:
+        """The most probable class of each cell, (cells,)."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+    def _train(self, cells: AnnData) -> SIMSClassifier:
+        return fit(
+            cells,
+            "label",
+            recipe=self.recipe,
+            groups="group" if "group" in cells.obs else None,
+            validation=self.validation,
+            test=0,
+            max_epochs=self.max_epochs,
+            seed=self.seed,
+            verbose=self.verbose,
+        )
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = tags.input_tags.positive_only = True
+        return tags
+
+
+def as_cells(X, genes: Sequence[str] | None = None) -> AnnData:
+    """An array, sparse matrix or DataFrame of cells x genes as AnnData; AnnData is returned as it is.
+
+    Columns of an array are named by `genes`, or by their position.
+    """
+    if isinstance(X, AnnData):
+        return X
+    if isinstance(X, pd.DataFrame):
+        matrix = X.sparse.to_coo() if hasattr(X, "sparse") else X.to_numpy()
+        genes = X.columns.astype(str)
+    else:
+        matrix = check_array(X, accept_sparse=("csr", "csc"), dtype="numeric", ensure_all_finite=False)
+        genes = [f"x{i}" for i in range(matrix.shape[1])] if genes is None else genes
+        if len(genes) != matrix.shape[1]:
+            raise ValueError(f"X has {matrix.shape[1]:,} columns; the classifier was fitted on {len(genes):,} genes.")
+    return AnnData(as_csr(matrix), var=pd.DataFrame(index=pd.Index(genes, dtype=object)))
+
+
+def _column(cells: AnnData, values):
+    """Values for each cell, where a name stands for a column of `obs`."""
+    if isinstance(values, str):
+        if values not in cells.obs:
+            raise UnknownNameError("obs column", values, cells.obs.columns)
+        values = cells.obs[values]
+    return values if values is None else column_or_1d(values)

@@ -1,0 +1,246 @@
+"""All settings of a training run as one flat dataclass, and the two recipes: the thesis's and the default."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
+from types import MappingProxyType
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
+
+LEAST = {  # the smallest value of each number
+    **dict.fromkeys(("n_models", "n_d", "n_a", "n_steps", "n_shared", "gamma", "virtual_batch_size"), 1),
+    **dict.fromkeys(("n_independent", "momentum", "input_momentum", "epsilon", "patience", "weight_classes"), 0),
+    **dict.fromkeys(("gene_dropout", "label_smoothing", "logit_adjustment", "lambda_sparse", "gradient_clip_val"), 0),
+    **dict(batch_size=2, max_epochs=1, training_steps=1),
+}
+N_NETWORK = 17  # the first fields are settings of the network
+HINTS = {  # words of other packages
+    "epochs": "Write max_epochs=...",
+    "lr": "Write optimizer_params={'lr': ...}.",
+    "learning_rate": "Write optimizer_params={'lr': ...}.",
+    "weight_decay": "Write optimizer_params={'weight_decay': ...}.",
+    "network": "Settings of the network are fields of the recipe themselves: n_steps=..., n_d=...",
+    "class_weights": "Pass class_weights=... to fit or SIMSClassifier, or set weight_classes, a power.",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of a training run; `RECIPES` has the two that are used, with their reasons.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> recipe = replace(sk.RECIPES["default"], n_steps=3, label_smoothing=0.1)
+    >>> model = sk.fit(cells, "cell_type", recipe=recipe)
+    >>> model = sk.fit(cells, "cell_type", recipe=dict(n_steps=3))  # the same, from the default recipe
+    """
+
+    # The network. Defaults are those of pytorch-tabnet.
+    n_models: int = 1  # networks trained side by side, whose probabilities are averaged
+    n_d: int = 8  # width of the decision part of each step
+    n_a: int = 8  # width of the attention part of each step
+    n_steps: int = 3  # decision steps, each with a mask of its own
+    gamma: float = 1.3  # reuse of genes: 1 allows each gene in one step only, larger values relax this
+    n_shared: int = 2  # gated layers that all steps share
+    n_independent: int = 2  # gated layers of each step's own
+    virtual_batch_size: int = 128  # cells in a ghost batch of the batch normalisation
+    momentum: float = 0.02  # of running statistics within steps
+    input_momentum: float = 0.01  # of running statistics of the input
+    mask_start: float = 1.0  # initial weight of the attention's batch normalisation; small values start broad
+    rescale_masked: bool = False  # multiply masked genes by the mask's effective number of genes
+    gene_dropout: float = 0.0  # share of the genes hidden from each cell in training
+    mask_temperature: float | None = None  # mask logits of expressed genes are divided by it; None: over all genes
+    fixed_scale: bool = False  # normalise genes by fixed means and one variance instead of by batch
+    additive: bool = False  # add a linear function of the masked genes to the logits
+    epsilon: float = 1e-15  # inside the logarithm of the mask entropy
+    # The training.
+    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
+    optimizer_params: Mapping[str, Any] = field(default_factory=lambda: {"lr": 0.01})
+    scheduler: type | None = None  # one with `total_steps`, `T_max` or `max_lr` takes them from the training and the lr
+    scheduler_params: Mapping[str, Any] = field(default_factory=dict)
+    weight_classes: float = 0.0  # class weights are inverse frequencies of the training cells to this power
+    logit_adjustment: float = 0.0  # raises the logits of classes with few cells, see `logit_adjustments`
+    label_smoothing: float = 0.0  # share of the target spread evenly over the classes
+    lambda_sparse: float = 0.0  # weight of the mask entropy in the loss
+    batch_size: int | None = None  # cells; None: a hundredth of the training cells, within 32 to 256
+    max_epochs: int | None = None  # None: as many as make `training_steps`, within 10 to 250
+    training_steps: int = 500  # optimiser steps aimed at when `max_epochs` is None
+    patience: int | None = None  # epochs without a better `monitor` before stopping; None: never stop early
+    monitor: str = "val_loss"  # decides the best epoch
+    monitor_mode: str = "min"
+    best_epoch: bool = True  # end with the weights of the best epoch where there are validation cells, else of the last
+    gradient_clip_val: float = 0.5  # largest norm of the gradient
+
+    def __post_init__(self):
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, setting.name, value.item())  # files and loggers hold Python's numbers
+            _check(setting.name, setting.type, getattr(self, setting.name))
+        if self.monitor_mode not in ("min", "max"):
+            raise SettingError(f"monitor_mode is {self.monitor_mode!r}; give 'min' or 'max'.")
+        for kind in ("optimizer", "scheduler"):
+            _check_arguments(kind, getattr(self, kind), getattr(self, f"{kind}_params"))
+
+    @property
+    def network_settings(self) -> dict[str, Any]:
+        """The settings of the network, as `make_network` takes them."""
+        return {name: getattr(self, name) for name in NETWORK_FIELDS}
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether training cannot do without validation cells."""
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        return self.patience is not None or (isinstance(self.scheduler, type) and issubclass(self.scheduler, plateau))
+
+    def changed(self, **settings) -> "Recipe":
+        """The recipe with other settings; arguments of the same optimiser and scheduler are added to its own."""
+        refuse_unknown("The recipe", settings.keys() - set(FIELDS), FIELDS, HINTS, kind="setting")
+        for kind in ("optimizer", "scheduler"):
+            is_same = settings.get(kind, getattr(self, kind)) is getattr(self, kind)
+            given = settings.get(f"{kind}_params", {})
+            if is_same and isinstance(given, Mapping):
+                settings[f"{kind}_params"] = {**getattr(self, f"{kind}_params"), **given}
+            elif not is_same:
+                settings.setdefault(f"{kind}_params", {})
+        return replace(self, **settings)
+
+    def plain(self) -> dict[str, Any]:
+        """All settings as JSON has them: classes by their names."""
+        return {name: _plain(getattr(self, name)) for name in FIELDS}
+
+    def logit_adjustments(self, n_cells: np.ndarray) -> np.ndarray:
+        """What is added to the logits of classes with so many training cells, (classes,), once training has ended.
+
+        Networks overfit classes with few cells and then under-predict them. The size follows the margins of Cao et al.
+        (NeurIPS 2019); adding it after training follows Menon et al. (ICLR 2021).
+        """
+        return self.logit_adjustment * np.clip(n_cells, 1, None) ** -0.25
+
+    def schedule(
+        self, n_training_cells: int, batch_size: int | None = None, max_epochs: int | None = None, n_devices: int = 1
+    ) -> tuple[int, int]:
+        """Cells per batch and device, and number of epochs.
+
+        Small data gets small batches and many epochs; large data is seen ten times. A `batch_size` given here is that
+        of each device; the recipe's is divided among them, so that training stays the same.
+
+        Examples
+        --------
+        >>> sk.Recipe(training_steps=1000).schedule(3_200)
+        (32, 10)
+        """
+        together = batch_size * n_devices if batch_size else self.batch_size
+        together = together or min(256, max(32, n_training_cells // 100))
+        steps_per_epoch = max(1, round(n_training_cells / together))
+        epochs = min(250, max(10, round(self.training_steps / steps_per_epoch)))
+        return batch_size or max(2, round(together / n_devices)), max_epochs or self.max_epochs or epochs
+
+
+def _check(name: str, kind: Any, value: Any) -> None:
+    """Refuse a value of another kind or out of range."""
+    kinds = get_args(kind) or (kind,)
+    if (value is None and type(None) in kinds) or not {bool, int, float} & set(kinds):
+        return
+    number = Integral if int in kinds else Real
+    if bool in kinds:
+        wanted, is_right = "True or False", isinstance(value, bool)
+    else:
+        wanted = "a whole number" if number is Integral else "a number"
+        is_right = isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+        if name in ("gene_dropout", "label_smoothing"):
+            wanted, is_right = "a share, at least 0 and below 1", is_right and 0 <= value < 1
+        elif name == "mask_temperature":
+            wanted, is_right = "a number above 0, or None", is_right and value > 0
+        elif is_right and name in LEAST:
+            wanted, is_right = f"{wanted}, at least {LEAST[name]}", value >= LEAST[name]
+    if not is_right:
+        raise SettingError(f"{name} is {repr(value)[:200]}; give {wanted}.")
+
+
+def _check_arguments(kind: str, make: Any, params: Any) -> None:
+    """Refuse an optimiser or scheduler that is no class, and arguments that it does not have."""
+    if not isinstance(params, Mapping):
+        raise SettingError(f"{kind}_params={params!r}: give names and values, such as {{'lr': 0.01}}.")
+    if make is None and kind == "scheduler":
+        return
+    if not callable(make):
+        example = {"optimizer": "torch.optim.AdamW", "scheduler": "torch.optim.lr_scheduler.StepLR"}[kind]
+        raise SettingError(f"{kind}={make!r}: give a class of torch.optim, such as {example}.")
+    options = inspect.signature(make).parameters
+    takes_any = any(option.kind is inspect.Parameter.VAR_KEYWORD for option in options.values())
+    for name in () if takes_any else params.keys() - options.keys():
+        raise UnknownNameError(f"argument of {make.__name__}", name, list(options)[1:])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return getattr(value, "__name__", None) or repr(value)
+
+
+FIELDS = tuple(setting.name for setting in fields(Recipe))
+NETWORK_FIELDS = FIELDS[:N_NETWORK]
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        # Thesis section 0.3.2. What it leaves open is pytorch-tabnet's own default.
+        "thesis": Recipe(
+            optimizer=torch.optim.Adam,
+            optimizer_params=dict(lr=0.01, weight_decay=1e-3),
+            scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau,
+            scheduler_params=dict(factor=0.75, patience=20),  # epochs without a better validation loss
+            weight_classes=1,
+            lambda_sparse=1e-3,  # pytorch-tabnet's default
+            batch_size=32,  # "between 8 and 32 performed most effectively"
+            max_epochs=500,
+            patience=4,
+            monitor="val_accuracy_micro",
+            monitor_mode="max",
+            gradient_clip_val=0.5,
+        ),
+        # One recipe for every dataset, chosen on training and validation cells alone.
+        "default": Recipe(
+            n_models=4,  # averaging was better on all four tissues tried, benchmarks/RECIPE.md
+            n_d=32,
+            n_a=32,  # with TabNet's 8, several classes are never learned
+            n_steps=1,  # three steps were no better with narrow masks; not tried again since
+            n_shared=1,  # one gated layer before and after the mask; more of them overfit
+            n_independent=0,
+            mask_temperature=30.0,  # 150 to 400 genes per mask; at 10 genes accuracy is .16 lower
+            rescale_masked=True,  # broad and narrow masks pass on values of one size
+            fixed_scale=True,  # no noise from small batches, and rare genes stay small
+            additive=True,  # what makes linear methods strong on small data
+            gene_dropout=0.2,  # a class has to be recognised by many genes, also where some are missing
+            optimizer=torch.optim.Adam,
+            optimizer_params=dict(lr=0.01, weight_decay=3e-3),  # three times the thesis's: better on all tissues tried
+            scheduler=torch.optim.lr_scheduler.OneCycleLR,  # warm-up, then down to zero
+            weight_classes=1,  # gains most where many types are rare, and costs little where few types overlap
+            logit_adjustment=4.0,  # classes with few cells are overfitted, then under-predicted
+            training_steps=1000,  # twice what simple data needs: many types and new regions gain
+            best_epoch=False,  # at a learning rate of zero the last epoch is as good, and not chosen by chance
+        ),
+    }
+)
+
+
+def get_recipe(recipe: str | Recipe | Mapping[str, Any]) -> Recipe:
+    """The recipe of that name, the recipe itself, or the default one with some settings changed."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return RECIPES["default"].changed(**recipe)
+    if not isinstance(recipe, str) or recipe not in RECIPES:
+        raise UnknownNameError("recipe", recipe, RECIPES)
+    return RECIPES[recipe]

@@ -1,0 +1,237 @@
+"""Figures of explanations: genes of a model, of each class and of one cell, and how much predictions rest on them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from scipy import sparse
+
+from sims_kit.errors import DataError, SettingError
+from sims_kit.plotting import style
+
+ROWS_DRAWN = 600  # of an explain matrix, about one per pixel
+
+
+def top_genes(genes: pd.DataFrame, n: int = 20, *, ax: Axes | None = None) -> Axes:
+    """Draw the genes with the largest mask weights, divided by the first one's (thesis figures 0.11a, 0.12a).
+
+    Parameters
+    ----------
+    genes
+        Indexed by gene, with a column ``weight``, such as ``explain(...).genes``.
+    n
+        Genes to draw at most; genes of weight 0 are not drawn.
+
+    Examples
+    --------
+    >>> genes = pd.DataFrame({"weight": [0.1, 0.5, 0.0]}, index=["CD3E", "CD79A", "LYZ"])
+    >>> ax = sk.plotting.top_genes(genes)
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['CD79A', 'CD3E']
+    """
+    style.check_table(genes, ["weight"])
+    weights = _largest(genes["weight"], n)
+    ax = ax if ax is not None else style.new_axes(4, len(weights) * style.ROW, names=weights.index)
+    ax.barh(np.arange(len(weights)), weights / weights.iloc[0], color=style.BLUE)
+    style.name_rows(ax, weights.index)
+    ax.set_xlabel("weight / largest weight")
+    sns.despine(ax=ax)
+    return ax
+
+
+def explain_matrix(
+    cells: sparse.csr_matrix,
+    gene_names: Sequence[str],
+    *,
+    labels: Sequence | None = None,
+    n_genes: int = 50,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the mask weights of cells x genes, the most used gene first (thesis figures 0.11b, 0.12b).
+
+    The image has about 600 rows: evenly spaced cells if there are more, several rows per cell if there are fewer.
+
+    Parameters
+    ----------
+    cells
+        (cells, genes) mask weights, sparse or dense; each row sums to 1. Only what is drawn is made dense.
+    gene_names
+        (genes,)
+    labels
+        One label per cell. Each label gets a band of the same height, so that rare ones can be read; its number of
+        cells is written behind its name. Without labels, cells stay in their order.
+    n_genes
+        Genes to draw at most, by their sum over all cells; genes without weight are not drawn.
+
+    Examples
+    --------
+    >>> ax = sk.plotting.explain_matrix(np.eye(3), ["CD3E", "CD79A", "LYZ"], labels=["T", "B", "T"])
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['B (1)', 'T (2)']
+    """
+    cells = sparse.csr_matrix(cells)
+    if len(gene_names) != cells.shape[1]:
+        raise DataError(f"gene_names has {len(gene_names)} names for {cells.shape[1]} columns; pass one for each.")
+    genes = _largest(pd.Series(np.asarray(cells.sum(axis=0)).ravel()), n_genes).index
+    names = [gene_names[gene] for gene in genes]
+    if labels is None:
+        bands = {f"{cells.shape[0]:,} cells": np.arange(cells.shape[0])}
+    else:
+        labels = style.checked_labels(labels, "labels")
+        style.check_lengths(cells=range(cells.shape[0]), labels=labels)
+        bands = {f"{name} ({len(where):,})": where for name, where in labels.groupby(labels).indices.items()}
+    height = max(10, ROWS_DRAWN // len(bands))
+    drawn = np.concatenate([where[np.arange(height) * len(where) // height] for where in bands.values()])
+    if ax is None:
+        size = style.COLUMN * len(names) + 1, max(4, style.ROW * len(bands))
+        ax = style.new_axes(*size, names=[*bands], names_below=names)
+    shown = pd.DataFrame(cells[drawn][:, genes].toarray(), columns=names)
+    style.heatmap(ax, shown, "weight in the mask")
+    starts = height * np.arange(len(bands))
+    ax.hlines(starts[1:], 0, len(names), color="w", linewidth=0.7)
+    ax.set_yticks(starts + height / 2, bands, fontsize=style.font(ax, len(bands)))
+    return ax
+
+
+def class_genes(classes: pd.DataFrame, n: int = 50, *, ax: Axes | None = None) -> Axes:
+    """Draw the mask weights of classes x genes, each gene divided by its largest (thesis figures 0.13, 0.14).
+
+    Parameters
+    ----------
+    classes
+        (classes, genes) mean mask weight, such as ``explain(...).classes``.
+    n
+        Genes to draw at most: those with the largest Euclidean norm over the classes. The norm is taken before the
+        division, so that genes of small, even weights are not chosen.
+
+    Examples
+    --------
+    >>> classes = pd.DataFrame({"CD3E": [0.0, 0.4], "CD79A": [0.9, 0.1], "ACTB": 0.01}, index=["B", "T"])
+    >>> ax = sk.plotting.class_genes(classes, n=2)
+    >>> [label.get_text() for label in ax.get_xticklabels()]
+    ['CD79A', 'CD3E']
+    """
+    norms = pd.Series(np.linalg.norm(classes.to_numpy(dtype=float), axis=0))
+    chosen = classes.iloc[:, _largest(norms, n).index]
+    if ax is None:
+        size = style.COLUMN * chosen.shape[1] + 1, style.ROW * len(chosen)
+        ax = style.new_axes(*size, names=chosen.index, names_below=chosen.columns)
+    style.heatmap(ax, chosen / chosen.max(), "weight / gene's largest", largest=1)
+    return ax
+
+
+def cell_genes(genes: pd.DataFrame, n: int = 15, *, ax: Axes | None = None) -> Axes:
+    """Draw the genes that contribute most to the prediction of one cell, with their expression.
+
+    Parameters
+    ----------
+    genes
+        Indexed by gene, with columns ``contribution`` (to the logit, of either sign) and ``expression``
+        (log-normalised), such as ``explain_cell(...).genes``.
+    n
+        Genes to draw at most: those with the largest contributions of either sign.
+
+    Examples
+    --------
+    >>> genes = pd.DataFrame({"contribution": [2.0, -0.5], "expression": [1.1, 3.0]}, index=["CD3E", "LYZ"])
+    >>> ax = sk.plotting.cell_genes(genes)
+    """
+    style.check_table(genes, ["contribution", "expression"])
+    shown = genes.iloc[_largest(genes["contribution"].abs().reset_index(drop=True), n).index]
+    ax = ax if ax is not None else style.new_axes(4, len(shown) * style.ROW, names=shown.index)
+    added = shown["contribution"]
+    ax.barh(np.arange(len(shown)), added, color=np.where(added > 0, style.BLUE, style.ORANGE))
+    ax.axvline(0, color="k", linewidth=0.8)
+    style.name_rows(ax, shown.index)
+    style.beside(ax, [f"{expression:.1f}" for expression in shown["expression"]], "expression", len(shown) + 0.3)
+    ax.set_xlabel("against  |  for the predicted class\n(contribution to the logit)")
+    sns.despine(ax=ax)
+    return ax
+
+
+def faithfulness_curves(
+    table: pd.DataFrame, value: str = "probability", *, axes: Sequence[Axes] | None = None
+) -> np.ndarray:
+    """Draw how predictions change when each cell loses its top genes (deletion) or all others (insertion).
+
+    In the left panel the lowest line is the most faithful, in the right one the highest. Numbers of genes are linear up
+    to 1 and logarithmic from there.
+
+    Parameters
+    ----------
+    table
+        One row per method, curve and number of genes: ``method``, ``curve`` (``"deletion"`` or ``"insertion"``),
+        ``n_genes`` and the value (0 to 1).
+    value
+        The column to draw: ``"probability"`` or ``"unchanged"``.
+    axes
+        (2,), returned as an array.
+
+    Examples
+    --------
+    >>> curves = sk.studies.faithfulness(model, cells, ["SIMS masks", "random"])  # doctest: +SKIP
+    >>> deletion, insertion = sk.plotting.faithfulness_curves(curves)  # doctest: +SKIP
+    """
+    style.check_table(table, ["method", "curve", "n_genes", value], few="method")
+    axes = style.panels(axes, (1, 2), (8.2, 3.9), sharey=True)[0]
+    looks = style.by_hue(table, "method")
+    for ax, curve, change in zip(axes, ("deletion", "insertion"), ("set to zero", "left"), strict=True):
+        points = table[table["curve"] == curve]
+        sns.lineplot(points, x="n_genes", y=value, ax=ax, legend=ax is axes[1], errorbar=None, mew=0, **looks)
+        ax.set_xscale("symlog", linthresh=1)
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.set(title=curve, xlabel=f"top genes {change}", xlim=(-0.1, None), ylim=(-0.03, 1.03))
+        sns.despine(ax=ax)
+    words = {"probability": "probability of the predicted class", "unchanged": "share of predictions unchanged"}
+    axes[0].set_ylabel(words.get(value, style.words(value)))
+    style.legend_beside(axes[1])
+    return axes
+
+
+def gene_set_weight(classes: pd.DataFrame, *, alpha: float = 0.05, ax: Axes | None = None) -> Axes:
+    """Draw how much of a set of genes is among the top genes of each class, and of random sets of equal expression.
+
+    Parameters
+    ----------
+    classes
+        One row per class, such as ``check_gene_set(...).drop("overall")``: ``share`` of the set (0 to 1), ``expected``,
+        ``low`` and ``high`` (mean and central 95 % of the random sets) and ``p``.
+    alpha
+        p-value below which a class is marked by a diamond.
+
+    Examples
+    --------
+    >>> check = sk.studies.check_gene_set(explanation, cells)  # doctest: +SKIP
+    >>> ax = sk.plotting.gene_set_weight(check.drop("overall"))  # doctest: +SKIP
+    """
+    columns = ["share", "expected", "low", "high", "p"]
+    style.check_table(classes, columns)
+    if not 0 < alpha < 1:
+        raise SettingError(f"alpha={alpha!r}; expected a number above 0 and below 1, such as 0.05.")
+    share, expected, low, high, p = classes[columns].to_numpy(dtype=float).T
+    rows = np.arange(len(classes))
+    ax = ax if ax is not None else style.new_axes(6, style.ROW * len(classes), names=classes.index)
+    ax.hlines(rows, 100 * low, 100 * high, color=style.GREY, alpha=0.45, linewidth=5, label="random sets, 95 %")
+    ax.plot(100 * expected, rows, "|", color=style.GREY, markersize=8, label="their mean")
+    kinds = ((p >= alpha, style.BLUE, "o", "the set"), (p < alpha, style.ORANGE, "D", f"the set, p < {alpha:g}"))
+    for some, colour, marker, label in kinds:
+        if some.any():
+            ax.scatter(100 * share[some], rows[some], s=28, color=colour, marker=marker, zorder=3, label=label)
+    style.name_rows(ax, classes.index)
+    ax.set_xlabel("share of the set among the top genes (%)")
+    ax.set_xlim(left=-0.02 * ax.get_xlim()[1])
+    style.legend_beside(ax)
+    sns.despine(ax=ax)
+    return ax
+
+
+def _largest(weights: pd.Series, n: int) -> pd.Series:
+    """The `n` largest weights above 0, falling; equal ones in the order given."""
+    if n < 1:
+        raise SettingError(f"{n} genes asked for; expected 1 or more.")
+    weights = weights[weights > 0].sort_values(ascending=False, kind="stable")[:n]
+    if not len(weights):
+        raise DataError("No gene has a weight or contribution, so there is nothing to draw. Explain some cells first.")
+    return weights

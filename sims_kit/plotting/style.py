@@ -1,0 +1,151 @@
+"""Colours, checked input and Axes with room for long names, shared by all figures.
+
+Okabe and Ito's palette (https://jfly.uni-koeln.de/color) and viridis suit colour-blind readers; ``"Unknown"`` is grey.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullLocator
+
+from sims_kit.calibration import UNKNOWN
+from sims_kit.errors import DataError, LabelError, SettingError, UnknownNameError
+from sims_kit.text import label_text
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"  # two of Okabe and Ito's palette, and a grey between them
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY)
+MARKERS = "osD^vPX"  # one per colour, for readers who cannot tell colours apart
+MATRIX_COLOURS = "viridis"
+FONT = 9.0  # points, of names; smaller on given Axes with less room
+ROW = 0.22  # inches per name at that size
+COLUMN = 0.18  # inches per upright name at that size
+
+
+def checked_labels(labels: Sequence, argument: str) -> pd.Series:
+    """Labels as strings, one per cell, numbered from 0; missing ones as ``"(no label)"``."""
+    values = label_text(labels).reset_index(drop=True)
+    if not len(values):
+        raise LabelError(f"{argument} is empty; expected one label per cell. Was every cell filtered out?")
+    return values.fillna("(no label)").astype(str)
+
+
+def check_lengths(**arguments: Sequence) -> None:
+    """Raise an error unless all arguments have one entry per cell."""
+    lengths = {name: len(values) for name, values in arguments.items()}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise LabelError(f"Expected one entry per cell, in the same order; the lengths differ ({found}).")
+
+
+def check_table(table: pd.DataFrame, columns: Sequence[str], few: str | None = None) -> None:
+    """Raise an error if a column is missing, the table is empty, or the column `few` has more values than colours."""
+    for column in columns:
+        if column not in table:
+            raise UnknownNameError("column of the table", column, table.columns)
+    if not len(table):
+        raise DataError("The table has no rows, so there is nothing to draw; expected one or more.")
+    if few is not None and (n := table[few].nunique()) > len(COLOURS):
+        raise SettingError(f"{n} {few}s are too many to tell apart; pass the rows of {len(COLOURS)} or fewer.")
+
+
+def new_axes(width: float, height: float, *, names: Sequence = (), names_below: Sequence = ()) -> Axes:
+    """Axes of about this size (inches), on a figure with room for the names of rows and columns."""
+    letter = 0.55 * FONT / 72  # inches, on average
+    height = max(height, 2 if len(names_below) else 0)  # the label of a matrix's colour bar needs 2 inches
+    left, below = (letter * max((len(str(name)) for name in some), default=0) for some in (names, names_below))
+    return plt.subplots(figsize=(width + left + 0.5, height + below + 0.8), layout="constrained")[1]
+
+
+def panels(axes: Sequence[Axes] | None, shape: tuple[int, int], size: tuple[float, float], **options) -> np.ndarray:
+    """The given Axes, or new ones on a figure of this size (inches), as an array of `shape`."""
+    if axes is None:
+        axes = plt.figure(figsize=size, layout="constrained").subplots(*shape, squeeze=False, **options)
+    if np.size(axes) != np.prod(shape):
+        raise SettingError(f"{np.size(axes)} axes for {np.prod(shape)} panels; pass one for each.")
+    return np.reshape(axes, shape)
+
+
+def name_rows(ax: Axes, names: Sequence) -> None:
+    """Write a name beside each row, the first at the top."""
+    ax.set_yticks(np.arange(len(names)), names, fontsize=font(ax, len(names)))
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    _grey_unknown(ax.yaxis)
+
+
+def font(ax: Axes, n: int, side: str = "height") -> float:
+    """The font size (points) at which `n` lines fit beside the Axes, at most the usual one."""
+    inches = getattr(ax.get_position(), side) * getattr(ax.get_figure(root=True).bbox_inches, side)
+    return float(np.clip(0.7 * 72 * inches / n, 3, FONT))
+
+
+def beside(ax: Axes, texts: Sequence[str], heading: str = "", heading_row: float = -1) -> None:
+    """Write a text at the right of each row, and a heading, by default above them."""
+    style = dict(transform=ax.get_yaxis_transform(), va="center", fontsize=font(ax, len(texts) + 1))
+    for row, text in enumerate(texts):
+        ax.text(1.02, row, text, **style)
+    ax.text(1.02, heading_row, heading, **style)
+
+
+def heatmap(
+    ax: Axes, values: pd.DataFrame, label: str, *, largest: float | None = None, numbers: np.ndarray | bool = False
+) -> None:
+    """Draw values from 0 to the largest as colours, with the table's names and a colour bar.
+
+    Column names are upright: long ones never overlap.
+    """
+    options = dict(cmap=MATRIX_COLOURS, vmin=0, vmax=largest, xticklabels=False, yticklabels=False, rasterized=True)
+    bar = {"label": label, "aspect": 30}
+    sns.heatmap(values, ax=ax, annot=numbers, fmt="", annot_kws={"fontsize": FONT - 2}, cbar_kws=bar, **options)
+    for axis, names, side in ((ax.xaxis, values.columns, "width"), (ax.yaxis, values.index, "height")):
+        axis.set_ticks(np.arange(len(names)) + 0.5, names, fontsize=font(ax, len(names), side))
+        _grey_unknown(axis)
+    ax.tick_params("x", rotation=90)
+    ax.set(xlabel="", ylabel="")
+
+
+def intervals(
+    ax: Axes, table: pd.DataFrame, score: str, places: Sequence[float], colour, *, vertical: bool = False, **style
+) -> None:
+    """Draw each score as a point and its interval, from ``<score>_low`` to ``<score>_high``, as a line."""
+    value, low, high = table[[score, f"{score}_low", f"{score}_high"]].to_numpy(dtype=float).T
+    (ax.vlines if vertical else ax.hlines)(places, low, high, color=colour, linewidth=1.4)
+    points = (places, value) if vertical else (value, places)
+    ax.scatter(*points, **{"s": 24, "color": colour, "zorder": 3} | style)
+
+
+def by_hue(table: pd.DataFrame, column: str) -> dict:
+    """Arguments of seaborn that draw each value of a column in a colour and with a marker of its own."""
+    names = list(table[column].unique())
+    looks = dict(hue=column, hue_order=names, palette=COLOURS[: len(names)], style=column, style_order=names)
+    return looks | dict(markers=list(MARKERS[: len(names)]), dashes=False)
+
+
+def log_axis(axis: Axis) -> None:
+    """Make an axis logarithmic, with numbers at 1, 2, 5, 10, ..."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:,g}")
+
+
+def legend_beside(ax: Axes, **options) -> None:
+    """Put the legend at the right of the Axes, outside the data."""
+    ax.legend(frameon=False, fontsize=FONT, loc="center left", bbox_to_anchor=(1.01, 0.5), **options)
+
+
+def words(metric: str) -> str:
+    """``accuracy_micro`` as "accuracy (micro)"."""
+    words = metric.replace("f1", "F1").replace("mcc", "MCC").replace("_", " ")
+    return re.sub(" (micro|macro|weighted)$", r" (\1)", words)
+
+
+def _grey_unknown(axis: Axis) -> None:
+    for label in axis.get_ticklabels():
+        if label.get_text() == UNKNOWN:
+            label.set_color(GREY)

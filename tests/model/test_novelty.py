@@ -1,0 +1,90 @@
+"""Novelty: angles and margins by scikit-learn, and the ways in which a type can be new."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.svm import LinearSVC
+
+from sims_kit.model.novelty import Novelty, odds_against
+
+
+@pytest.fixture
+def cells():
+    """Two classes of 60 cells in 30 genes, many values zero, and the labels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        labels = torch.arange(120) % 2
+        values = torch.rand(120, 30) + 2 * labels[:, None] * (torch.arange(30) < 10)
+        return values * (torch.rand(120, 30) < 0.7), labels
+
+
+@pytest.fixture
+def novelty(cells):
+    """Novelty measured on the cells, in batches."""
+    values, labels = cells
+    novelty = Novelty(30, 2)
+    novelty.measure([(values[:50].to_sparse_csr(), labels[:50]), (values[50:].to_sparse_csr(), labels[50:])])
+    return novelty
+
+
+def test_angles_and_margins_are_scikit_learns(cells, novelty):
+    """To the nearest class mean, each gene divided by its spread within classes; and of a linear SVM for each class."""
+    values, labels = (part.numpy() for part in cells)
+    means = np.stack([values[labels == number].mean(0) for number in range(2)])
+    within = ((values - means[labels]) ** 2).sum(0) / (120 - 2)
+    scale = np.sqrt(within + within.mean())
+    angle = cosine_similarity(values / scale, means / scale).max(1)
+    margin = np.abs(LinearSVC(C=0.01, random_state=0).fit(values, labels).decision_function(values))
+    for given in (cells[0], cells[0].to_sparse_csr()):
+        np.testing.assert_allclose(novelty.distances(given), -np.stack([angle, margin], 1), rtol=1e-3)
+
+
+def test_each_class_against_the_others(cells):
+    """With three classes there is a plane for each; a class that no cell is of has every cell outside."""
+    values, labels = cells
+    labels = labels + (values[:, 15] > 0.5)
+    novelty = Novelty(30, 4)
+    novelty.measure([(values, labels)])
+    machine = LinearSVC(C=0.01, random_state=0).fit(values.numpy(), labels.numpy())
+    found = values @ novelty.planes.T + novelty.offsets
+    np.testing.assert_allclose(found[:, :3], machine.decision_function(values.numpy()), atol=1e-3)
+    assert (found[:, 3] == -1).all()
+
+
+def test_planes_come_from_some_cells_of_each_class(cells, monkeypatch):
+    """No class gives more than its share of the sample, and a rare one gives what it has."""
+    values, _ = cells
+    labels = (torch.arange(120) >= 110).long()
+    monkeypatch.setattr("sims_kit.model.novelty.SAMPLE", 60)
+    novelty = Novelty(30, 2)
+    novelty.measure([(values[start : start + 40], labels[start : start + 40]) for start in (0, 40, 80)])
+    some = np.r_[0:30, 110:120]
+    machine = LinearSVC(C=0.01, random_state=0).fit(values.numpy()[some], labels.numpy()[some])
+    np.testing.assert_allclose(novelty.planes[1], machine.coef_[0], atol=1e-4)
+    np.testing.assert_allclose(novelty.planes[0], -machine.coef_[0], atol=1e-4)
+
+
+def test_odds_against():
+    """Against the most probable class, also where its probability is rounded to one."""
+    logits = torch.tensor([[2.0, 1.0, 0.0], [90.0, 0.0, 1.0]])
+    p = logits[0].softmax(0).max()
+    assert odds_against(logits)[0].item() == pytest.approx(torch.log((1 - p) / p).item(), rel=1e-5)
+    assert odds_against(logits)[1] < -80
+
+
+def test_each_way_is_noticed(cells, novelty):
+    """An uncertain cell, at an angle to both classes, or outside of both stands out; a typical one does not."""
+    values, _ = cells
+    sure = torch.tensor([[6.0, 0.0]]).repeat(120, 1) + torch.linspace(-1, 1, 120)[:, None] * torch.tensor([1.0, 0.0])
+    distances = novelty.distances(values)
+    assert not novelty.is_calibrated
+    novelty.set_reference(sure, distances)
+    assert novelty.is_calibrated
+    typical = novelty.scores(sure, distances)
+    assert typical.median().abs() < 1 and (typical < 4).float().mean() > 0.95
+    at_an_angle = 3.0 * (torch.arange(30) == 20)[None]  # a single gene
+    assert novelty.scores(sure[60:61], torch.stack([novelty.distances(at_an_angle)[0, 0], distances[60, 1]])[None]) > 4
+    outside = torch.stack([distances[60, 0], distances[:, 1].max() + 5 * distances[:, 1].std()])[None]
+    assert novelty.scores(sure[60:61], outside) > 4
+    assert novelty.scores(torch.zeros(1, 2), distances[60:61]) > 4

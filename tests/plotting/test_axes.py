@@ -1,0 +1,145 @@
+"""What all figures keep: names that can be read, given Axes, errors that name the trouble, examples that run."""
+
+import doctest
+import itertools
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+import sims_kit
+from sims_kit import plotting
+from sims_kit.errors import DataError, LabelError, SettingError, UnknownNameError
+
+LONG_NAMES = ["CD8+/CD45RA+ Naive Cytotoxic", "CD4+/CD25 T Reg", "CD19+ B", "CD4+/CD45RA+/CD25- Naive T"]
+LONG_NAMES += [f"L{2 + number % 5}/{3 + number % 3} IT CTX subclass {number}" for number in range(38)]
+FIGURES = ["label_distribution", "confusion_matrix", "top_genes", "explain_matrix", "class_genes", "confidence"]
+
+
+def every_figure(n_classes):
+    """Each figure with `n_classes` long names, by its function's name; the keyword is passed on."""
+    labels = np.repeat(LONG_NAMES[:n_classes], np.arange(1, n_classes + 1) ** 2)
+    genes = [f"ENSG{gene:011d}" for gene in range(60)]
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.ones(60) / 5, len(labels))
+    by_class = pd.DataFrame(weights, columns=genes).groupby(labels).mean()
+    predicted = rng.permutation(labels)
+    return {
+        "label_distribution": lambda **to: plotting.label_distribution(labels, **to),
+        "confusion_matrix": lambda **to: plotting.confusion_matrix(labels, predicted, **to),
+        "top_genes": lambda **to: plotting.top_genes(by_class.mean().rename("weight").to_frame(), **to),
+        "explain_matrix": lambda **to: plotting.explain_matrix(weights, genes, labels=labels, **to),
+        "class_genes": lambda **to: plotting.class_genes(by_class, **to),
+        "confidence": lambda **to: plotting.confidence(weights.max(1), labels, labels == predicted, **to),
+    }
+
+
+def written(ax):
+    """Every text that is seen on the figure of `ax`, with its box in pixels."""
+    ax.figure.canvas.draw()
+    found = []
+    for one in ax.figure.axes:
+        found += [*one.texts, one.xaxis.label, one.yaxis.label]
+        for axis in (one.xaxis, one.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            found += [label for tick in ticks for label in (tick.label1, tick.label2)]
+    return {text: text.get_window_extent() for text in found if text.get_text() and text.get_visible()}
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 10, 42])
+@pytest.mark.parametrize("figure", FIGURES)
+def test_no_name_covers_another_or_leaves_the_figure(figure, n_classes):
+    """On a figure of their own, names as long as "CD8+/CD45RA+ Naive Cytotoxic" are apart and inside, at full size."""
+    ax = every_figure(n_classes)[figure]()
+    boxes, page = written(ax), ax.figure.bbox
+    for text, box in boxes.items():
+        assert page.x0 <= box.x0 < box.x1 <= page.x1 and page.y0 <= box.y0 < box.y1 <= page.y1, text.get_text()
+    for (one, box), (other, other_box) in itertools.combinations(boxes.items(), 2):
+        assert not box.overlaps(other_box), f"{one.get_text()!r} and {other.get_text()!r}"
+    assert min(label.get_fontsize() for label in ax.get_yticklabels()) == 9
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_axes_in_axes_out(figure):
+    """A figure is drawn on the Axes it is given and on no other; 10 names still fit on half a page."""
+    page, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
+    assert every_figure(10)[figure](ax=right) is right
+    assert plt.get_fignums() == [page.number]
+    assert not left.has_data() and right.has_data()
+    boxes = [box for text, box in written(right).items() if text in right.get_yticklabels()]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_several_axes_in_and_out(tables):
+    """Figures of several panels draw on the Axes they are given, and the others of one Axes too."""
+    settings = dict(matplotlib.rcParams)
+    given = np.ravel(plt.figure().subplots(2, 2))
+    assert list(plotting.training_curves(tables.history, axes=given[:3])) == list(given[:3])
+    assert list(plotting.faithfulness_curves(tables.curves, axes=given[:2])) == list(given[:2])
+    assert list(plotting.method_scores(tables.methods, axes=given[:2])) == list(given[:2])
+    assert list(plotting.generalization(tables.transfer, axes=given[:2]).ravel()) == list(given[:2])
+    assert plotting.cell_genes(tables.genes, ax=given[0]) is given[0]
+    assert plotting.gene_set_weight(tables.gene_set, ax=given[1]) is given[1]
+    assert plotting.composition(tables.shares, ax=given[2]) is given[2]
+    assert list(plotting.ablation(tables.epochs, axes=given)) == list(given)
+    assert len(plt.get_fignums()) == 1 and dict(matplotlib.rcParams) == settings  # the reader's own
+
+
+REFUSED = {  # what is drawn, and the error
+    "no labels": (lambda t: plotting.label_distribution([]), LabelError, "labels is empty"),
+    "lengths": (lambda t: plotting.confusion_matrix(["T"], ["T", "B"]), LabelError, "y_true: 1, y_pred: 2"),
+    "no metric": (lambda t: plotting.training_curves(t.history, metrics=["f1"]), UnknownNameError, "median_f1"),
+    "monitor": (lambda t: plotting.training_curves(t.history, monitor="valid_loss"), UnknownNameError, "val_loss"),
+    "no epochs": (lambda t: plotting.training_curves(t.history[:0]), DataError, "no epochs"),
+    "3 panels": (lambda t: plotting.training_curves(t.history, axes=[plt.gca()]), SettingError, "1 axes for 3"),
+    "no weight": (lambda t: plotting.top_genes(t.genes[["expression"]]), UnknownNameError, "'weight'"),
+    "zeros": (lambda t: plotting.top_genes(t.genes.assign(weight=0.0)), DataError, "No gene has a weight or"),
+    "0 genes": (lambda t: plotting.top_genes(t.genes, n=0), SettingError, "0 genes asked for"),
+    "names": (lambda t: plotting.explain_matrix(t.masks, list("ABC")), DataError, "3 names for 4 columns"),
+    "labels": (lambda t: plotting.explain_matrix(t.masks, "ABCD", labels=["T"]), LabelError, "cells: 6, labels: 1"),
+    "no cells": (lambda t: plotting.explain_matrix(t.masks[:0], "ABCD"), DataError, "No gene has a weight"),
+    "no genes": (lambda t: plotting.class_genes(pd.DataFrame(index=["T"])), DataError, "No gene has a weight"),
+    "nothing": (lambda t: plotting.cell_genes(t.genes.assign(contribution=0.0)), DataError, "nothing to draw"),
+    "value": (lambda t: plotting.faithfulness_curves(t.curves, "accuracy"), UnknownNameError, "accuracy"),
+    "many": (lambda t: plotting.faithfulness_curves(eightfold(t.curves, "method")), SettingError, "8 methods are"),
+    "alpha": (lambda t: plotting.gene_set_weight(t.gene_set, alpha=5), SettingError, "alpha=5"),
+    "no p": (lambda t: plotting.gene_set_weight(t.gene_set.drop(columns="p")), UnknownNameError, "'p'"),
+    "confidences": (lambda t: plotting.confidence([0.5], ["T", "B"]), LabelError, "confidences: 1, labels: 2"),
+    "correct": (lambda t: plotting.confidence([0.5] * 2, ["T"] * 2, [True]), LabelError, "correct: 1"),
+    "NaN": (lambda t: plotting.confidence([0.5, np.nan], ["T", "B"]), DataError, "1 of 2 confidences"),
+    "3.2": (lambda t: plotting.confidence([0.5, 3.2], ["T", "B"]), DataError, "pass probabilities"),
+    "50": (lambda t: plotting.confidence([0.5], ["T"], threshold=50), SettingError, "threshold is 50"),
+    "bins": (lambda t: plotting.reliability_diagram(t.genes), UnknownNameError, "confidence"),
+    "score": (lambda t: plotting.method_scores(t.methods, "macro_f1"), UnknownNameError, "macro_f1"),
+    "no rows": (lambda t: plotting.method_scores(t.methods[:0]), DataError, "no rows"),
+    "tasks": (lambda t: plotting.method_scores(t.methods, axes=[plt.gca()]), SettingError, "1 axes for 2"),
+    "method": (lambda t: plotting.ablation(t.epochs, method="SVM"), UnknownNameError, "SVM"),
+    "4 panels": (lambda t: plotting.ablation(t.epochs, axes=[plt.gca()]), SettingError, "1 axes for 4 panels"),
+    "sources": (lambda t: plotting.generalization(t.transfer.query("in_distribution")), DataError, "no rows"),
+    "samples": (lambda t: plotting.composition(eightfold(t.shares, "sample")), SettingError, "too many"),
+}
+
+
+def eightfold(table, column):
+    """The table eight times, with another name in the column each time."""
+    return pd.concat([table.assign(**{column: f"{i}"}).drop_duplicates() for i in range(8)])
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_drawn_is_refused(case, tables):
+    """The error names the column, the number or the length, and what is expected."""
+    draw, error, message = REFUSED[case]
+    with pytest.raises(error, match=message):
+        draw(tables)
+
+
+@pytest.mark.parametrize("name", ["confidence", "explanation", "studies", "training"])
+def test_examples_run(name):
+    """The examples of the docstrings do what they say."""
+    module = sys.modules[f"sims_kit.plotting.{name}"]
+    tried = doctest.testmod(module, extraglobs={"sk": sims_kit, "np": np, "pd": pd})
+    assert tried.attempted and not tried.failed

@@ -1,0 +1,235 @@
+"""Calibration: temperature, reliability, rejection, prediction sets and coarser labels against their oracles."""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.special import softmax
+from scipy.stats import binomtest
+from sklearn.calibration import calibration_curve
+from torchmetrics.classification import MulticlassCalibrationError
+
+from sims_kit.calibration import (
+    calibration_cells,
+    conformal_quantiles,
+    expected_calibration_error,
+    fit_temperature,
+    hierarchical_labels,
+    majority_vote,
+    nonconformity,
+    rejection_curve,
+    rejection_threshold,
+    reliability_table,
+)
+from sims_kit.errors import DataError, SettingError, UnknownNameError
+
+CLASSES = ["B", "CD4 T", "CD8 T", "Monocyte"]
+HIERARCHY = {"CD4 T": "T", "CD8 T": "T", "T": "Lymphocyte", "B": "Lymphocyte"}
+
+
+@pytest.fixture(scope="module")
+def logits_and_labels():
+    """Logits, and labels drawn from their softmax: at temperature 1 every confidence is right."""
+    random = np.random.default_rng(0)
+    logits = random.normal(scale=2, size=(2000, 5))
+    return logits, np.array([random.choice(5, p=row) for row in softmax(logits, axis=1)])
+
+
+@pytest.mark.parametrize("factor", [0.3, 1, 4])
+def test_temperature_undoes_a_factor(logits_and_labels, factor):
+    """Logits that were multiplied by a number are brought back, at the lowest cross-entropy that torch finds."""
+    logits, labels = logits_and_labels
+    found = fit_temperature(logits * factor, labels)
+    assert found == pytest.approx(factor, rel=0.05)
+    tried, truth = [torch.tensor(factor * logits / t) for t in (found, found * 1.1, found / 1.1)], torch.tensor(labels)
+    assert np.argmin([torch.nn.functional.cross_entropy(values, truth) for values in tried]) == 0
+
+
+def test_temperature_of_easy_and_of_no_cells():
+    """It stays finite where all cells are right, and 1 where there are none."""
+    assert 0.1 < fit_temperature(np.eye(4)[np.arange(40) % 4], np.arange(40) % 4) < 1
+    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, int)) == 1
+
+
+def test_calibration_cells(logits_and_labels):
+    """Nonconformity of the true class, confidence and correctness of the predicted one."""
+    logits, labels = logits_and_labels
+    cells, p = calibration_cells(logits, labels), softmax(logits, axis=1)
+    np.testing.assert_array_equal(cells.labels, labels)
+    np.testing.assert_allclose(cells.confidence, p.max(1))
+    np.testing.assert_array_equal(cells.correct, p.argmax(1) == labels)
+    np.testing.assert_allclose(cells.nonconformity, nonconformity(logits)[np.arange(2000), labels])
+    assert [part.shape for part in calibration_cells(np.zeros((0, 3)), [])] == [(0,)] * 4
+
+
+def test_reliability_is_that_of_libraries(logits_and_labels):
+    """Bins are scikit-learn's, intervals scipy's, the error torchmetrics', and the table adds up to it."""
+    logits, labels = logits_and_labels
+    p = softmax(logits**3 / 4, axis=1)  # too sure
+    confidence, correct = p.max(1), p.argmax(1) == labels
+    table = reliability_table(confidence, correct, n_bins=10)
+    accuracy, mean = calibration_curve(correct, confidence, n_bins=10)
+    np.testing.assert_allclose(table["accuracy"], accuracy)
+    np.testing.assert_allclose(table["confidence"], mean)
+    assert table["n_cells"].sum() == 2000 and np.allclose(table["high"] - table["low"], 0.1)
+    first = table.iloc[0]
+    hits = int(correct[confidence < first["high"]].sum())
+    interval = binomtest(hits, int(first["n_cells"])).proportion_ci(method="wilson")
+    assert (first["accuracy_low"], first["accuracy_high"]) == (interval.low, interval.high)
+    oracle = MulticlassCalibrationError(5, n_bins=15, norm="l1")(torch.tensor(p), torch.tensor(labels))
+    found, table = expected_calibration_error(confidence, correct), reliability_table(confidence, correct)
+    gaps = (table["accuracy"] - table["confidence"]).abs() * table["n_cells"]
+    assert found == pytest.approx(oracle.item(), abs=1e-6) == gaps.sum() / 2000
+    assert found > 0.1 > 0.03 > expected_calibration_error(*calibration_cells(logits, labels)[2:])
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_error_rate_holds_on_new_cells(power):
+    """In nine of ten draws of validation cells, errors among answered new cells stay within the rate."""
+
+    def draw(random, n_cells):
+        confidence = random.beta(3, 1, n_cells)
+        return confidence, random.random(n_cells) < confidence**power
+
+    random, broken, answered = np.random.default_rng(0), [], []
+    confidence, correct = draw(random, 20_000)
+    for _ in range(200):
+        chosen = confidence >= rejection_threshold(*draw(random, 150), error_rate=0.1).threshold
+        broken.append(chosen.any() and (~correct[chosen]).mean() > 0.1)
+        answered.append(chosen.mean())
+    assert np.mean(broken) < 0.13  # one in ten, and three standard errors of 200 draws are not far
+    assert np.mean(answered) > 0.03
+
+
+def test_threshold_is_the_lowest():
+    """Of all thresholds that keep the rate, the one that answers the most cells, by scipy's one-sided interval."""
+    confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    upper = {}
+    for wrong, answered in ((0, 3), (1, 5)):
+        upper[wrong] = binomtest(wrong, answered, alternative="less").proportion_ci(0.9, method="exact").high
+    one, two = np.array([1, 1, 1, 0, 1], bool), np.array([1, 1, 1, 0, 0], bool)
+    found = rejection_threshold(confidence, one, error_rate=upper[1] + 1e-6)
+    assert (found.threshold, found.answered) == (0.5, 1.0)
+    assert rejection_threshold(confidence, one, error_rate=upper[1] - 1e-6).threshold == 0.7
+    found = rejection_threshold(confidence, two, error_rate=upper[0] + 1e-6)
+    assert (found.threshold, found.answered) == (0.7, 0.6)
+    assert found.lowest_error_rate == pytest.approx(upper[0])
+
+
+def test_rate_out_of_reach():
+    """Ten right cells cannot promise one error in a hundred; the lowest rate that they can is told."""
+    found = rejection_threshold(np.linspace(0.9, 0.99, 10), np.ones(10, bool), error_rate=0.01)
+    assert found.threshold == np.inf and found.answered == 0
+    assert found.lowest_error_rate == pytest.approx(1 - 0.1 ** (1 / 10))
+    for n_cells in (44, 45):
+        assert np.isfinite(rejection_threshold(np.ones(n_cells), np.ones(n_cells, bool)).threshold) == (n_cells == 45)
+
+
+def test_curve_counts_every_cell():
+    """At each threshold, cells of equal confidence together; the last row answers all."""
+    curve = rejection_curve(np.array([0.5, 0.9, 0.9, 0.7]), np.array([False, True, False, True]))
+    expected = {"threshold": [0.9, 0.7, 0.5], "n_answered": [2, 3, 4], "n_errors": [1, 1, 2]}
+    expected |= {"answered": [1 / 2, 3 / 4, 1], "error": [1 / 2, 1 / 3, 1 / 2]}
+    pd.testing.assert_frame_equal(curve, pd.DataFrame(expected))
+
+
+def test_sets_cover_as_promised():
+    """Over many draws of calibration cells, sets hold the true class of new cells as often as promised, by class."""
+
+    def draw(random, n_cells):
+        labels = random.choice(4, size=n_cells, p=[0.6, 0.3, 0.08, 0.02])  # two common classes, two rare and harder
+        logits = random.normal(size=(n_cells, 4))
+        logits[np.arange(n_cells), labels] += np.array([3, 2, 1, 0.5])[labels]
+        return logits, labels
+
+    random, covered, size = np.random.default_rng(0), np.zeros(4), np.zeros(4)
+    for _ in range(150):
+        logits, labels = draw(random, 120)
+        quantiles = conformal_quantiles(calibration_cells(logits, labels).nonconformity, labels, 4, 0.1)
+        logits, labels = draw(random, 300)
+        sets = nonconformity(logits) <= quantiles
+        covered += np.bincount(labels, sets[np.arange(300), labels], minlength=4)
+        size += np.bincount(labels, minlength=4)
+    assert covered.sum() / size.sum() == pytest.approx(0.9, abs=0.012)
+    assert covered[0] / size[0] == pytest.approx(0.9, abs=0.015)
+    assert covered[2:].sum() / size[2:].sum() > 0.87  # most often too small alone
+
+
+def test_nonconformity_is_the_order_of_probabilities():
+    """Log odds against each class order cells and classes as 1 - p does, and go on where 1 - p is rounded to 0."""
+    logits = np.random.default_rng(0).normal(scale=3, size=(50, 4))
+    p = softmax(logits, axis=1)
+    np.testing.assert_allclose(nonconformity(logits), np.log((1 - p) / p), rtol=1e-9)
+    sure = nonconformity(np.array([[60.0, 0, 0], [80.0, 0, 0]]))
+    assert sure[1, 0] < sure[0, 0] < -50
+
+
+def test_rare_classes_share_a_quantile():
+    """A class with nine cells stands alone at 0.1; smaller ones share one, with the next larger if still too few."""
+    labels = np.repeat([0, 1, 2], [9, 8, 1])
+    scores = np.concatenate([np.arange(9.0), 100 + np.arange(8.0), [200.0]])
+    assert conformal_quantiles(scores, labels, 4, 0.1).tolist() == [8, 200, 200, 200]  # class 3 has no cells
+    few = conformal_quantiles(scores[:-1], labels[:-1], 4, 0.1)
+    assert (few == np.quantile(scores[:-1], 0.9, method="weibull")).all()
+    for n_needed, alpha in ((1, 0.5), (9, 0.1), (19, 0.05), (3, 0.3)):
+        conformal_quantiles(np.zeros(n_needed), np.zeros(n_needed, int), 2, alpha)
+    with pytest.raises(SettingError, match=r"needs 9 calibration cells and there are 8. Choose alpha=0.12 "):
+        conformal_quantiles(np.zeros(8), np.zeros(8, int), 2, 0.1)
+    conformal_quantiles(np.zeros(8), np.zeros(8, int), 2, 0.12)
+
+
+def test_votes_are_pandas_mode():
+    """The label is the first mode of the cluster and the proportion its frequency, on many random cells."""
+    random = np.random.default_rng(0)
+    labels, clusters = random.choice(list("abc"), 200), random.integers(12, size=200)
+    vote = majority_vote(labels, clusters)
+    for number in range(12):
+        own = pd.Series(labels[clusters == number])
+        assert set(vote["label"][clusters == number]) == {own.mode()[0]}
+        assert set(vote["proportion"][clusters == number]) == {own.value_counts(normalize=True).max()}
+
+
+def test_votes_of_unknown_cells_and_of_cells_without_a_cluster():
+    """Unknown cells count but do not vote; cells without a cluster keep their label."""
+    labels = ["a", "a", "b", "Unknown", "Unknown", "Unknown", "Unknown", "b", "c"]
+    clusters = pd.Series([*"000000", "1", "2", None], dtype="category")
+    vote = majority_vote(labels, clusters)
+    assert vote["label"].tolist() == ["a"] * 6 + ["Unknown", "b", "c"]
+    assert vote["proportion"].tolist() == pytest.approx([1 / 3] * 6 + [1, 1, 1])
+    assert majority_vote(["Unknown"], ["0"])["label"].tolist() == ["Unknown"]
+
+
+def test_finest_confident_level():
+    """The class, its parent, or the parent's; a root without children of its own stays unknown."""
+    probabilities = np.array(
+        [[0.0, 0.9, 0.1, 0.0], [0.1, 0.5, 0.4, 0.0], [0.3, 0.4, 0.2, 0.1], [0.1, 0.2, 0.2, 0.5], [0.3, 0.3, 0.0, 0.4]]
+    )
+    found = hierarchical_labels(probabilities, CLASSES, HIERARCHY, 0.8)
+    assert found["label"].tolist() == ["CD4 T", "T", "Lymphocyte", "Unknown", "Unknown"]
+    np.testing.assert_allclose(found["probability"], [0.9, 0.9, 0.9, 0.5, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "error", "words"),
+    [
+        (fit_temperature, (np.zeros((3, 2)), np.zeros(2, int)), SettingError, r"\(3, 2\)"),
+        (fit_temperature, (np.full((2, 2), np.nan), np.zeros(2, int)), SettingError, "4 of the logits"),
+        (expected_calibration_error, ([0.5, 1.2], [True, False]), DataError, "1 of 2 confidences"),
+        (expected_calibration_error, ([0.5, np.nan], [True, False]), DataError, "1 of 2 confidences"),
+        (rejection_curve, ([0.5], [True, False]), DataError, r"\(1,\)"),
+        (rejection_threshold, ([], []), DataError, "one or more"),
+        (partial(rejection_threshold, error_rate=1), ([0.5], [True]), SettingError, "error_rate is 1"),
+        (partial(rejection_threshold, error_rate=0), ([0.5], [True]), SettingError, "error_rate is 0"),
+        (partial(reliability_table, n_bins=0), ([0.5], [True]), SettingError, "n_bins is 0"),
+        (conformal_quantiles, (np.zeros(9), np.zeros(9, int), 2, 1), SettingError, "alpha is 1"),
+        (majority_vote, (["a", "b"], ["0"]), DataError, "2 labels"),
+        (hierarchical_labels, (np.eye(4), CLASSES, {"CD4": "T"}, 0.5), UnknownNameError, "'CD4 T'"),
+        (hierarchical_labels, (np.eye(4), CLASSES, {"B": "L", "L": "B"}, 0.5), SettingError, "B > L > B"),
+    ],
+)
+def test_bad_input_is_named(function, arguments, error, words):
+    """Shapes that do not fit, numbers out of range, no cells, circles and unknown names."""
+    with pytest.raises(error, match=words):
+        function(*arguments)

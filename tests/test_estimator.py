@@ -1,0 +1,140 @@
+"""SIMS as a scikit-learn estimator: inputs of every kind, clones, cross-validation, grids, pipelines."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from sklearn.base import clone
+from sklearn.feature_selection import SelectKBest
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+
+import sims_kit as sk
+from sims_kit.errors import DataError, GeneError, LabelError, SettingError, UnknownNameError
+
+SMALL = {"n_models": 1, "n_d": 8, "n_a": 8}
+
+
+@pytest.fixture(scope="module")
+def cells(make_cells):
+    """Three classes, easy to tell apart; four donors."""
+    cells = make_cells(n_cells=160)
+    cells.obs["donor"] = [f"donor {i % 4}" for i in range(160)]
+    return cells
+
+
+@pytest.fixture(scope="module")
+def fitted(cells):
+    """A classifier of AnnData."""
+    return sk.SIMS(SMALL, max_epochs=15).fit(cells[:120].copy(), "cell_type")
+
+
+def test_predictions_are_those_of_annotate(cells, fitted):
+    """Probabilities are those that `annotate` writes, in the order of `classes_`; labels are the largest."""
+    query = cells[120:].copy()
+    found = fitted.predict_proba(query)
+    expected = sk.annotate(query, fitted.model_, copy=True).obsm["sims_probabilities"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+    assert list(fitted.classes_) == list(fitted.model_.classes)
+    assert fitted.score(query, query.obs["cell_type"]) > 0.8
+    assert fitted.n_features_in_ == 60 and fitted.feature_names_in_[0] == "GENE00000"
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "csr_array", "dense", "frame", "sparse frame"])
+def test_every_kind_of_input_gives_the_same(cells, fitted, kind):
+    """Sparse and dense arrays, and DataFrames, whose columns are genes: whatever the container, the same numbers."""
+    names = list(cells.var_names)
+    convert = {
+        "csr": sp.csr_matrix,
+        "csc": sp.csc_matrix,
+        "csr_array": sp.csr_array,
+        "dense": lambda X: X.toarray(),
+        "frame": lambda X: pd.DataFrame(X.toarray(), columns=names),
+        "sparse frame": lambda X: pd.DataFrame.sparse.from_spmatrix(X, columns=names),
+    }[kind]
+    one = clone(fitted).fit(convert(cells.X[:120]), cells.obs["cell_type"].to_numpy()[:120])
+    expected = fitted.predict_proba(cells[120:].copy())
+    np.testing.assert_allclose(one.predict_proba(convert(cells.X[120:])), expected, atol=1e-5)
+    assert hasattr(one, "feature_names_in_") == ("frame" in kind)
+    np.testing.assert_allclose(fitted.predict_proba(convert(cells.X[120:])), expected, atol=1e-6)
+
+
+def test_genes_are_matched_by_name(cells, fitted):
+    """Another order of the genes changes nothing; an array must have as many columns."""
+    query = cells[120:].copy()
+    np.testing.assert_allclose(fitted.predict_proba(query[:, ::-1]), fitted.predict_proba(query), atol=1e-6)
+    with pytest.raises(ValueError, match="59 columns; the classifier was fitted on 60 genes"):
+        fitted.predict(query.X[:, 1:])
+    with pytest.raises(GeneError):
+        fitted.predict(pd.DataFrame(query.X.toarray(), columns=[f"OTHER{i}" for i in range(60)]))
+
+
+def test_classes_keep_their_type(cells):
+    """Whole numbers stay numbers, in their own order."""
+    y = np.array([2, 10, 1])[cells.obs["cell_type"].astype("category").cat.codes]
+    one = sk.SIMS(SMALL, max_epochs=15).fit(cells.X, y)
+    assert list(one.classes_) == [1, 2, 10] and one.predict(cells.X).dtype == y.dtype
+    assert (one.predict(cells.X) == y).mean() > 0.8
+
+
+def test_cross_validation_by_groups(cells):
+    """Each donor is predicted by a model of the others; groups may also hold validation cells apart."""
+    y, groups = cells.obs["cell_type"].to_numpy(), cells.obs["donor"].to_numpy()
+    labels = cross_val_predict(sk.SIMS(SMALL, max_epochs=10), cells, y, groups=groups, cv=GroupKFold(2))
+    assert (labels == y).mean() > 0.7
+    one = sk.SIMS(SMALL, max_epochs=2, validation=0.25).fit(cells, "cell_type", groups="donor")
+    assert len(one.model_.history) == 2
+
+
+def test_grid_search_and_pipeline(cells):
+    """`max_epochs` and `recipe` are searched; a selection of genes keeps counts sparse."""
+    grid = {"sims__max_epochs": [1, 12], "sims__recipe": [SMALL, SMALL | {"n_d": 4}]}
+    pipeline = make_pipeline(SelectKBest(k=30), sk.SIMS())
+    search = GridSearchCV(pipeline, grid, cv=2, error_score="raise")
+    search.fit(cells.X, cells.obs["cell_type"])
+    assert search.best_params_["sims__max_epochs"] == 12 and search.best_score_ > 0.6
+    assert search.best_estimator_[-1].n_features_in_ == 30
+
+
+def test_same_seed_same_result(cells):
+    """A clone with the same seed gives the same probabilities; another seed others."""
+    first, again, other = (
+        sk.SIMS(SMALL, max_epochs=3, seed=seed).fit(cells, "cell_type").predict_proba(cells) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(y="celltype"), UnknownNameError, "cell_type"),
+        (dict(y=["a"] * 160), LabelError, "one class"),
+        (dict(y=[None] * 10 + ["a", "b"] * 75), LabelError, "10 of 160 cells have no label"),
+        (dict(y=["a", "b"]), ValueError, "inconsistent numbers of samples"),
+        (dict(groups="doner"), UnknownNameError, "donor"),
+        (dict(X=-np.ones((160, 5))), DataError, "negative"),
+        (dict(X=np.full((160, 5), np.nan)), DataError, "NaN"),
+        (dict(recipe="defualt"), UnknownNameError, "default"),
+        (dict(max_epochs=0), SettingError, "max_epochs"),
+    ],
+)
+def test_bad_input_is_told_before_training(cells, change, error, message):
+    """Value, expectation and way out, as everywhere in the kit."""
+    settings = {name: change[name] for name in change if name in ("recipe", "max_epochs")}
+    X, y = change.get("X", cells), change.get("y", "cell_type")
+    y = cells.obs["cell_type"].to_numpy() if y == "cell_type" and not isinstance(X, ad.AnnData) else y
+    with pytest.raises(error, match=message):
+        sk.SIMS(**settings).fit(X, y, groups=change.get("groups"))
+
+
+@pytest.mark.dataset("pbmc68k")
+def test_real_cells(real_data, monkeypatch):
+    """Most blood cells get their label."""
+    monkeypatch.setenv("SIMS_KIT_DATA", str(real_data))
+    cells = sk.load("pbmc68k")
+    y = cells.obs[cells.uns["sims_kit"]["label"]].astype(str).to_numpy()
+    labels = cross_val_predict(sk.SIMS({"n_models": 1, "training_steps": 100}), cells, y, cv=2)
+    assert (labels == y).mean() > 0.65
