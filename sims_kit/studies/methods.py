@@ -7,6 +7,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
@@ -58,8 +59,9 @@ class Components(TransformerMixin, BaseEstimator):
         """Choose genes as scanpy does (flavour of Seurat) and find their components."""
         import scanpy  # takes seconds
 
-        expressed = np.flatnonzero(X.getnnz(axis=0))
+        expressed, threads = np.flatnonzero(X.getnnz(axis=0)), torch.get_num_threads()
         chosen = scanpy.pp.highly_variable_genes(AnnData(X[:, expressed]), n_top_genes=self.n_top_genes, inplace=False)
+        torch.set_num_threads(threads)  # numba in scanpy changes OpenMP's number of threads for all libraries
         self.genes_ = expressed[chosen["highly_variable"].to_numpy()]
         n_components = min(self.n_components, X.shape[0] - 1, len(self.genes_) - 1)  # ARPACK finds all but one
         pca = PCA(n_components, svd_solver="arpack", random_state=self.random_state)
