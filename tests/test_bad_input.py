@@ -307,7 +307,6 @@ def model(make_cells, tmp_path_factory):
     """A model fitted on cells of Ensembl ids."""
     cells = make_cells()
     cells.var_names = ENSEMBL
-    folder = tmp_path_factory.mktemp("fit")
     return sk.fit(cells, "cell_type", max_epochs=2, logger=False, **QUIET)
 
 

@@ -174,7 +174,7 @@ def make_trainer(
     Arguments are those of `sims_kit.fit`, of which `settings` is the `trainer`. Where `max_epochs` is None, it is to be
     set from `Recipe.schedule` once the number of cells is known.
     """
-    if max_epochs is not None and (not isinstance(max_epochs, int | np.integer) or max_epochs < 1):
+    if max_epochs is not None and (not isinstance(max_epochs, int) or max_epochs < 1):
         raise SettingError(f"max_epochs={max_epochs!r}: give a whole number of epochs, 1 or more.")
     if isinstance(seed, int) and seed > LARGEST_SEED:
         raise SettingError(f"seed={seed}: give a whole number from 0 to {LARGEST_SEED:,}.")
@@ -363,7 +363,7 @@ class ResumePoint(Callback):
         if not trainer.current_epoch:
             return
         with written_whole(self.path) if trainer.is_global_zero else nullcontext(self.path) as part:
-            trainer.save_checkpoint(part)  # called by all processes, written by the first
+            trainer.save_checkpoint(part, weights_only=False)  # called by all processes, written by the first
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what decides a training's course in the checkpoint."""
