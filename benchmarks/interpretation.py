@@ -11,23 +11,30 @@ stressed: a leak that it must find. Integrated gradients need `pip install 'sims
 
 import argparse
 import copy
-import platform
-import time
 from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
+import seaborn as sns
+import torch
 from matplotlib import pyplot as plt
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, auc
 from sklearn.model_selection import train_test_split
+from sklearn.svm import LinearSVC
 
 import sims_kit as sk
+from sims_kit.cells.matrix import log_normalised
 from sims_kit.datasets.simulate import PRESETS, simulate
+from sims_kit.model.network import members
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "benchmarks/measured_interpretation"
 LEAKY = "L4 IT"  # the type that alone is stressed
+SIZES = (5, 10, 20, 50, 100, 200)  # genes, of sufficiency
 KNOWN = {  # Zheng et al., Nature Communications 2017, doi 10.1038/ncomms14049; Villani et al., Science 2017 (dendritic)
     "pbmc68k": {
         "CD14+ Monocyte": ["LYZ", "S100A8", "S100A9", "FCN1"],
@@ -49,7 +56,6 @@ KNOWN = {  # Zheng et al., Nature Communications 2017, doi 10.1038/ncomms14049; 
         "Granulocyte": ["S100a8", "S100a9", "Csf3r", "Retnlg"],
     },
 }
-QUIET = dict(test=0, verbose=False, logger=False, enable_progress_bar=False)
 
 
 def main() -> None:
@@ -62,144 +68,179 @@ def main() -> None:
     arguments = parser.parse_args()
     matplotlib.use("Agg")
     for task in [] if arguments.report else arguments.tasks:
-        started = time.perf_counter()
+        (TABLES / task).mkdir(parents=True, exist_ok=True)
         for name, table in measure(task, arguments.seeds, arguments.cells).items():
-            (TABLES / task).mkdir(parents=True, exist_ok=True)
             table.to_csv(TABLES / task / f"{name}.csv", index=False, float_format="%.5g")
-        print(f"{task}: {time.perf_counter() - started:.0f} s")
     (ROOT / "benchmarks/INTERPRETATION.md").write_text(page())
 
 
 def measure(task: str, n_seeds: int, n_cells: int) -> dict[str, pd.DataFrame]:
-    """All tables of a task by name."""
-    cells, label, markers = load(task)
-    train, test = train_test_split(cells.obs_names, test_size=0.2, stratify=cells.obs[label], random_state=0)
-    train, test = cells[train].copy(), cells[test].copy()
-    models = [sk.fit(train, label, seed=seed, **QUIET) for seed in range(n_seeds)]
-    model, few = models[0], test[: min(n_cells, test.n_obs)].copy()
-    rankings = sk.evidence.rank_genes(model, train, label)
-    curves = sk.evidence.faithfulness(model, few)
-    tables = {"setting": setting(task, train, test, label, model)}
-    if markers is not None:
-        wanted, strength = (table.loc[model.classes, model.genes] for table in markers)
-        tables["truth"] = sk.evidence.marker_recovery(rankings, wanted, strength=strength)
-    tables["curves"] = curves
-    areas = {value: sk.evidence.area_under(curves, value) for value in ("probability", "unchanged")}
-    tables["areas"] = pd.concat(areas, names=["of"]).reset_index()
-    tables["sufficiency"] = sk.evidence.sufficiency(model, train, test, label, rankings)
-    tables |= again_and_again(models, train, label)
-    tables |= stress(task, model, test, label)
+    """All tables of a task by name, and its figures."""
+    cells = simulate(PRESETS[task]["fast"]) if task in PRESETS else sk.load(task)
+    label = "cell_type" if task in PRESETS else cells.uns["sims_kit"]["label"]
+    sizes = cells.obs[label].value_counts()
+    cells = cells[cells.obs[label].isin(sizes.index[sizes > 10])].copy()
+    train, test = split(cells, label)
+    models = [fit(train, label, seed) for seed in range(n_seeds)]
+    model, few = models[0], test[:n_cells].copy()
+    values = log_normalised(few, model.genes)
+    own = {"integrated gradients": integrated_gradients(model, values), "linear SVM": svm_scores(model, few, values)}
+    curves = pd.concat([sk.studies.faithfulness(model, few, *methods) for methods in ((), (own,))])
+    rankings = sk.studies.rank_genes(model, train, label)
+    gradients = integrated_gradients(model, log_normalised(train, model.genes))
+    of_class = {name: gradients[(train.obs[label] == name).to_numpy()].mean(axis=0).A1 for name in model.classes}
+    rankings["integrated gradients"] = pd.DataFrame(of_class, model.genes).T
+    explained = sk.explain(model, test)
+    row = {"task": task, "training_cells": train.n_obs, "test_cells": test.n_obs, "genes": len(model.genes)}
+    row |= {"classes": len(model.classes), "test_accuracy": (explained.predicted == test.obs[label]).mean()}
+    tables = {"setting": pd.DataFrame([row | {"genes_per_cell": explained.cells.nnz / test.n_obs}]), "curves": curves}
+    if "type_factor" in cells.varm:
+        factors = pd.DataFrame(cells.varm["type_factor"], cells.var_names, cells.uns["truth"]["types"]).T
+        wanted = factors.loc[model.classes, model.genes] > 1
+        tables["truth"] = sk.studies.marker_recovery(rankings, wanted)
+    tables["areas"] = areas(curves)
+    tables["sufficiency"] = sufficiency(model, train, test, label, rankings)
+    tables |= agreement(models, train, label) | stress(task, model, test, label)
     if task in KNOWN:
-        tables["known_markers"] = known_markers(rankings, KNOWN[task])
+        ranks = {name: table.rank(axis=1, ascending=False) for name, table in rankings.items()}
+        pairs = [(name, gene) for name, genes in KNOWN[task].items() for gene in genes]
+        rows = [{"class": c, "marker": g} | {name: table.loc[c, g] for name, table in ranks.items()} for c, g in pairs]
+        tables["known_markers"] = pd.DataFrame(rows)
     draw(task, tables, model, test)
     return tables
 
 
-def load(task: str):
-    """Cells without classes of ten cells or fewer, their label, and true markers with their strength, if known."""
-    if task in PRESETS:
-        cells = simulate(PRESETS[task]["fast"])
-        return cells, "cell_type", sk.evidence.simulated_markers(cells)
-    cells = sk.load(task)
-    label = cells.uns["sims_kit"]["label"]
-    sizes = cells.obs[label].value_counts()
-    return cells[cells.obs[label].isin(sizes.index[sizes > 10])].copy(), label, None
+def fit(cells, label: str, seed: int):
+    """A model of the default recipe."""
+    return sk.fit(cells, label, seed=seed, test=0, verbose=False, logger=False)
 
 
-def setting(task: str, train, test, label: str, model) -> pd.DataFrame:
-    """What was measured on, and how well the model does there."""
-    called = sk.annotate(test, model, copy=True).obs["sims_label"].astype(str)
-    right = (called == test.obs[label].astype(str)).mean()
-    explained = sk.explain(model, test)
-    row = {"task": task, "training_cells": train.n_obs, "test_cells": test.n_obs, "genes": len(model.genes)}
-    row |= {"classes": len(model.classes), "test_accuracy": right}
-    return pd.DataFrame([row | {"genes_per_cell": explained.cells.nnz / test.n_obs}])
+def split(cells, label: str) -> list:
+    """Four fifths to train, one to test."""
+    parts = train_test_split(cells.obs_names, test_size=0.2, stratify=cells.obs[label], random_state=0)
+    return [cells[part].copy() for part in parts]
 
 
-def again_and_again(models: list, train, label: str) -> dict[str, pd.DataFrame]:
-    """Agreement between seeds: of single networks, of whole models, and of means over more and more networks."""
-    one, whole, tables = {}, {}, {}
-    for seed, model in enumerate(models):
-        whole[str(seed)] = sk.explain(model, train, groupby=label)
-        for number, network in enumerate(single_networks(model)):
-            one[f"{seed}, network {number}"] = sk.explain(network, train, groupby=label)
+def integrated_gradients(model, values: sparse.csr_matrix) -> sparse.csr_matrix:
+    """By captum, from a cell without expression, of the predicted class's logit against the mean of all classes."""
+    from captum.attr import IntegratedGradients  # an optional package
+
+    def against_mean(cells, predicted):
+        logits = model(cells)
+        return logits.gather(1, predicted)[:, 0] - logits.mean(dim=1)
+
+    parts = []
+    for start in range(0, values.shape[0], 64):  # dense, with 512 points on the way at once: 41 MB at 20,000 genes
+        dense = torch.from_numpy(values[start : start + 64].toarray())
+        with torch.no_grad():
+            predicted = model.eval()(dense).argmax(dim=1, keepdim=True)
+        options = dict(additional_forward_args=(predicted,), n_steps=50, internal_batch_size=512)
+        parts.append(IntegratedGradients(against_mean).attribute(dense, **options).numpy())
+    return at_places(values, np.concatenate(parts))
+
+
+def svm_scores(model, cells, values: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Weights of the predicted class, of an SVM fitted to the model's predictions, times the value."""
+    predicted = sk.annotate(cells, model, copy=True).obs["sims_label"].astype(str)
+    svm = LinearSVC(C=0.01, random_state=0).fit(values, predicted)
+    weights = np.vstack([-svm.coef_, svm.coef_]) if len(svm.coef_) == 1 else svm.coef_
+    return at_places(values, values.toarray() * weights[np.searchsorted(svm.classes_, predicted)])
+
+
+def at_places(values: sparse.csr_matrix, scores: np.ndarray) -> sparse.csr_matrix:
+    """Dense scores at the places of the values."""
+    rows = np.repeat(np.arange(values.shape[0]), np.diff(values.indptr))
+    return sparse.csr_matrix((scores[rows, values.indices], values.indices, values.indptr), values.shape)
+
+
+def areas(curves: pd.DataFrame) -> pd.DataFrame:
+    """The mean height of each curve over log(1 + number of genes)."""
+    rows = []
+    for (method, curve), points in curves.sort_values("n_genes").groupby(["method", "curve"], sort=False):
+        places = np.log1p(points["n_genes"])
+        heights = {of: auc(places, points[of]) / np.ptp(places) for of in ("probability", "unchanged")}
+        rows += [(of, method, curve, height) for of, height in heights.items()]
+    long = pd.DataFrame(rows, columns=["of", "method", "curve", "area"])
+    return long.pivot(index=["of", "method"], columns="curve", values="area").reset_index()
+
+
+def sufficiency(model, train, test, label: str, rankings: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Accuracy with the genes of best rank in any class alone: of the model, and of a logistic regression on them."""
+    learned, seen = (log_normalised(cells, model.genes) for cells in (train, test))
+    rows = []
+    for method, ranking in rankings.items():
+        ranks = ranking.rank(axis=1, ascending=False)
+        order = pd.DataFrame({"best": ranks.min(), "mean": ranks.mean()}).sort_values(["best", "mean"], kind="stable")
+        for n in (size for size in SIZES if size <= len(model.genes)):
+            genes = np.sort(pd.Index(model.genes).get_indexer(order.index[:n]))
+            alone = seen @ sparse.diags(np.isin(np.arange(len(model.genes)), genes).astype(np.float32))
+            with torch.no_grad():
+                called = model.eval()(torch.from_numpy(alone.toarray())).argmax(dim=1).numpy()
+            fresh = LogisticRegression(max_iter=1000).fit(learned[:, genes], train.obs[label])
+            answers = {"model": np.asarray(model.classes)[called], "logistic regression": fresh.predict(seen[:, genes])}
+            rows += [(method, n, name, accuracy_score(test.obs[label], found)) for name, found in answers.items()]
+    return pd.DataFrame(rows, columns=["method", "n_genes", "classifier", "accuracy"])
+
+
+def agreement(models: list, train, label: str) -> dict[str, pd.DataFrame]:
+    """Rank-biased overlap between seeds: of single networks, of whole models, and of means over more networks."""
+    singles = []
+    for model in models:
+        for network in members(model.network):
+            single = copy.copy(model)
+            single._modules = {**model._modules, "network": network}
+            singles.append(sk.explain(single, train, groupby=label))
+    whole = [sk.explain(model, train, groupby=label) for model in models]
+    n, tables, random = len(singles) // len(models), {}, np.random.default_rng(0)
     for measure, attribute in (("contributions", "class_contributions"), ("masks", "classes")):
-        singles = {name: getattr(found, attribute) for name, found in one.items()}
-        pairs = sk.evidence.stability(singles)
-        pairs = pairs[pairs["first"].str.split(",").str[0] != pairs["second"].str.split(",").str[0]]  # other seeds
-        joint = sk.evidence.stability({name: getattr(found, attribute) for name, found in whole.items()})
-        both = pd.concat({"one network": pairs, "model of four": joint}, names=["of"])
-        tables[f"stability_{measure}"] = both.reset_index(level=0)
-        tables[f"consensus_{measure}"] = sk.evidence.members_for_stability(singles)
+        ones = [getattr(found, attribute) for found in singles]
+        pairs = sk.studies.stability(ones)
+        pairs = pairs[pairs["first"] // n != pairs["second"] // n]  # of other seeds
+        joint = sk.studies.stability([getattr(found, attribute) for found in whole])
+        parts = pd.concat({"one network": pairs, "model of four": joint}, names=["of"])
+        tables[f"stability_{measure}"] = parts.reset_index(level=0)
+        rows = []
+        for size in range(1, len(ones) // 2 + 1):
+            for draw in range(20):
+                order = random.permutation(len(ones))
+                means = [sum(ones[i] for i in own) / size for own in (order[:size], order[size : 2 * size])]
+                rows.append((size, draw, sk.studies.stability(means)["rbo"].mean()))
+        tables[f"consensus_{measure}"] = pd.DataFrame(rows, columns=["n_members", "draw", "rbo"])
     return tables
 
 
-def single_networks(model) -> list:
-    """Each network of a model as a model of its own."""
-    found = []
-    for network in model.network.members:
-        single = copy.copy(model)
-        single._modules = {**model._modules, "network": network}
-        found.append(single)
-    return found
-
-
 def stress(task: str, model, test, label: str) -> dict[str, pd.DataFrame]:
-    """The stress set on this model and, on simulated cortex, on one that a stressed type was trained into."""
-    checks = {task: check(model, test, label)}
+    """The stress genes in this model and, on simulated cortex, in one that a stressed type was trained into."""
+    pairs = {task: (model, test)}
     if task == "sim-cortex":
-        leaky = simulate(PRESETS[task]["fast"], stress_strength=1.0, stress_types=(LEAKY,))
-        train, held_out = train_test_split(leaky.obs_names, test_size=0.2, stratify=leaky.obs[label], random_state=0)
-        other = sk.fit(leaky[train].copy(), label, seed=0, **QUIET)
-        checks[f"{LEAKY} alone stressed"] = check(other, leaky[held_out].copy(), label)
-    found = {name: one for name, one in checks.items() if one is not None}
-    if not found:
-        return {}
-    overall = pd.DataFrame([one.overall for one in found.values()], index=pd.Index(found, name="model")).reset_index()
-    overall["verdict"] = [one.verdict for one in found.values()]
-    classes = pd.concat({name: one.classes for name, one in found.items()}, names=["model"]).reset_index()
-    return {"stress": overall, "stress_classes": classes}
-
-
-def check(model, cells, label: str):
-    """The stress set, in the case of the model's gene names; None where the genes have no member of it."""
-    known = {gene.upper(): gene for gene in model.genes}
-    genes = [known[gene] for gene in sk.evidence.STRESS_GENES if gene in known]
-    if not genes:
-        return None
-    return sk.evidence.check_gene_set(sk.explain(model, cells, groupby=label), cells, genes)
-
-
-def known_markers(rankings: dict[str, pd.DataFrame], known: dict[str, list[str]]) -> pd.DataFrame:
-    """The rank (1: first) of each marker among all genes of its class, by each method."""
-    rows = []
-    for label, genes in known.items():
-        for gene in genes:
-            ranks = {name: table.loc[label].rank(ascending=False)[gene] for name, table in rankings.items()}
-            rows.append({"class": label, "marker": gene} | ranks)
-    return pd.DataFrame(rows)
+        train, held_out = split(simulate(PRESETS[task]["fast"], stress_strength=1.0, stress_types=(LEAKY,)), label)
+        pairs[f"{LEAKY} alone stressed"] = fit(train, label, 0), held_out
+    checks = {}
+    for name, (of, cells) in pairs.items():
+        genes = [gene for gene in of.genes if gene.upper() in sk.studies.STRESS_GENES]  # the mouse's in its own case
+        if genes:
+            checks[name] = sk.studies.check_gene_set(sk.explain(of, cells, groupby=label), cells, genes)
+    return {"stress": pd.concat(checks, names=["model"]).reset_index()} if checks else {}
 
 
 def draw(task: str, tables: dict[str, pd.DataFrame], model, test) -> None:
     """The figures of a task."""
-    curves = tables["curves"]
+    curves, pairs = tables["curves"], tables["stability_contributions"]
     figures = {"faithfulness": sk.plotting.faithfulness_curves(curves[curves["method"] != "linear SVM"])}
     if "truth" in tables:
-        figures["truth"] = sk.plotting.marker_recovery(tables["truth"])
-    whole = tables["stability_contributions"]
-    figures["stability"] = sk.plotting.stability(whole[whole["of"] == "model of four"])
-    figures["consensus"] = sk.plotting.consensus_size(tables["consensus_contributions"])
-    name = test.obs_names[0]
-    why = sk.explain_cell(model, test, name)
+        figures["truth"] = sns.stripplot(tables["truth"], x="auprc", y="method", ax=plt.subplots()[1])
+    whole = pairs[pairs["of"] == "model of four"]
+    figures["stability"] = sns.stripplot(whole, x="rbo", y="class", ax=plt.subplots(layout="constrained")[1])
+    consensus = tables["consensus_contributions"]
+    figures["consensus"] = sns.lineplot(consensus, x="n_members", y="rbo", errorbar=("pi", 90), ax=plt.subplots()[1])
+    why = sk.explain_cell(model, test, name := test.obs_names[0])
     figures["cell"] = sk.plotting.cell_genes(why.genes)
     figures["cell"].set_title(f"{name}: {why.label} ({why.probability:.0%})")
-    if "stress_classes" in tables:
-        last = tables["stress"]["model"].iloc[-1]
-        classes = tables["stress_classes"].query("model == @last").set_index("class")
-        figures["stress"] = sk.plotting.gene_set_weight(classes, "contribution")
-        figures["stress"].set_title(last)
+    if "stress" in tables:
+        by_model = tables["stress"].set_index("class").groupby("model", sort=False)
+        figures["stress"] = sk.plotting.gene_set_weight([own.drop("overall") for _, own in by_model][-1])
     for kind, axes in figures.items():
-        np.ravel(axes)[0].figure.savefig(ROOT / f"docs/interpretation_{task}_{kind}.png", dpi=110)
+        np.ravel(axes)[0].figure.savefig(ROOT / f"docs/interpretation_{task}_{kind}.png", dpi=110, bbox_inches="tight")
     plt.close("all")
 
 
@@ -210,7 +251,6 @@ def page() -> str:
         "Written by `python benchmarks/interpretation.py`; do not edit. Models of the default recipe, trained on four "
         "fifths of the cells; genes are taken away from cells of the last fifth, and what comes out of the network is "
         "compared with the whole cell. Methods that need labels or a fit of their own have the training cells.",
-        f"{platform.processor() or platform.machine()}, {platform.system()}, Python {platform.python_version()}, "
         f"torch {version('torch').split('+')[0]}, captum {version('captum')}, scanpy {version('scanpy')}.",
     ]
     for folder in sorted(TABLES.iterdir(), key=lambda folder: folder.name != "sim-cortex"):
@@ -220,55 +260,47 @@ def page() -> str:
 
 
 def sections(task: str, tables: dict[str, pd.DataFrame]) -> list[str]:
-    """The sections of a task."""
+    """The sections of a task: a heading, a table and a figure each."""
     row = tables["setting"].iloc[0]
     parts = [
         f"{row.training_cells:,} cells to train on, {row.test_cells:,} to test, {row.genes:,} genes, {row.classes} "
         f"classes; test accuracy {row.test_accuracy:.3f}; the masks pass {row.genes_per_cell:.0f} genes of a cell."
     ]
-
-    def picture(kind: str) -> str:
-        return f"![{kind}](../docs/interpretation_{task}_{kind}.png)"
-
-    if "truth" in tables:
-        columns = ["precision_at_k", "auprc", "spearman"]
-        found = tables["truth"].groupby("method", sort=False)[columns].mean()
-        parts += ["### Truth: are the genes the true markers? Mean over classes, ten first genes", table(found)]
-        parts += [picture("truth")]
-    parts += ["### Faithfulness: genes taken away (deletion, lower is better) or alone kept (insertion, higher)"]
-    areas = tables["areas"].pivot(index="method", columns="of", values=["deletion", "insertion"])
-    areas.columns = [f"{curve}, {value}" for curve, value in areas.columns]
-    parts += ["Area under the curve over log(1 + genes).", table(areas), picture("faithfulness")]
-    parts += ["### Sufficiency: accuracy with only so many genes"]
-    wide = tables["sufficiency"].pivot(index=["classifier", "method"], columns="n_genes", values="accuracy")
-    parts += [table(wide)]
-    parts += ["### Stability: rank-biased overlap (p = .9) of class tables between seeds, mean over pairs and classes"]
     rows = {}
     for measure in ("contributions", "masks"):
-        pairs = tables[f"stability_{measure}"].groupby("of")["rbo"].mean()
         sizes = tables[f"consensus_{measure}"].groupby("n_members")["rbo"].mean()
-        rows[measure] = {f"{of}": value for of, value in pairs.items()}
+        rows[measure] = tables[f"stability_{measure}"].groupby("of")["rbo"].mean().to_dict()
         rows[measure] |= {f"mean of {size} networks": value for size, value in sizes.items()}
-    parts += [table(pd.DataFrame(rows).T), picture("stability"), picture("consensus")]
-    if "stress" in tables:
-        parts += ["### Gene set: stress (glycolysis, ER stress)"]
-        stress = tables["stress"].set_index("model")
-        parts += [f"- {name}: {verdict}" for name, verdict in stress["verdict"].items()]
-        parts += [picture("stress")]
+    wide = tables["areas"].pivot(index="method", columns="of", values=["deletion", "insertion"])
+    wide.columns = [f"{curve}, {value}" for curve, value in wide.columns]
+    enough = tables["sufficiency"].pivot(index=["classifier", "method"], columns="n_genes", values="accuracy")
+    found = {
+        "Faithfulness: area over log(1 + genes) of deletion (lower is better) and insertion": ("faithfulness", wide),
+        "Sufficiency: accuracy with only so many genes": (None, enough),
+        "Stability: rank-biased overlap (p = .9) between seeds": ("stability", pd.DataFrame(rows).T),
+        "Stability of means over networks": ("consensus", None),
+    }
+    if "truth" in tables:
+        truth = tables["truth"].groupby("method", sort=False)[["precision_at_k", "auprc"]].mean()
+        found = {"Truth: are the ten first genes true markers? Mean over classes": ("truth", truth)} | found
+    if "share" in tables.get("stress", ()):
+        found["Gene set: stress genes among the first hundred"] = ("stress", tables["stress"].set_index("model"))
     if "known_markers" in tables:
-        parts += ["### Known markers: their rank among all genes of the class (1: first)"]
-        parts += [table(tables["known_markers"].set_index(["class", "marker"]), "{:.0f}")]
-    return [*parts, "### One cell", picture("cell")]
+        ranks = tables["known_markers"].set_index(["class", "marker"])
+        found["Known markers: their rank among all genes of the class (1: first)"] = (None, ranks)
+    for heading, (kind, frame) in (found | {"One cell": ("cell", None)}).items():
+        parts += [f"### {heading}"] + ([] if frame is None else [markdown(frame)])
+        parts += [f"![{kind}](../docs/interpretation_{task}_{kind}.png)"] * (kind is not None)
+    return parts
 
 
-def table(frame: pd.DataFrame, form: str = "{:.3f}") -> str:
-    """A Markdown table."""
+def markdown(frame: pd.DataFrame) -> str:
+    """A Markdown table, numbers with three decimals."""
     frame = frame.reset_index()
     lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|---" * frame.shape[1] + "|"]
     for row in frame.itertuples(index=False):
-        lines.append(
-            "| " + " | ".join("" if v != v else form.format(v) if isinstance(v, float) else str(v) for v in row) + " |"
-        )
+        cells = ["" if v != v else f"{v:.3f}".removesuffix(".000") if isinstance(v, float) else str(v) for v in row]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

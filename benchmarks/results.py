@@ -1,17 +1,25 @@
-"""Every peer on every task, and the page of results: one command that goes on where it stopped.
+"""Every method on every task, and the page of results: one command that goes on where it stopped.
 
-    python benchmarks/results.py [--tasks pbmc68k sim-cortex] [--methods "linear SVM" scanvi] [--jobs 2]
+    python benchmarks/results.py [--tasks pbmc68k sim-cortex] [--methods "linear SVM" scanvi] [--jobs 2] [--again]
     python benchmarks/results.py --report      # the page alone, from the rows that are there
 
 Rows and the predictions of each cell go to benchmarks/measured/, which is committed, so that others can go on or check;
 benchmarks/RESULTS.md and two figures in docs/ are made of them. Names may be given as they stand in the tables or as
-`sims-default`. Heavy peers need `pip install 'sims_kit[peers]'`; scsims an environment of its own, whose Python
-SIMS_KIT_SCSIMS_PYTHON names. What cannot run says so in the table.
+`sims-default`. Some methods need `pip install 'sims_kit[peers]'`; a method that fails has its reason in the table.
+Each method runs on each fold in a process of its own, which gives it a memory and a time limit of its own.
 """
 
 import argparse
+import json
 import os
 import platform
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,68 +27,204 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
-from sims_kit.studies.store import slug
+from methods import METHODS
+from study_page import ROOT, with_interval
+from tasks import TASKS, Folds, slug
 
 import sims_kit as sk
-from sims_kit.studies import PEERS, TASKS, Benchmark
+from sims_kit.calibration import expected_calibration_error
+from sims_kit.studies.resampling import difference, intervals, resample, score_labelled
 
-ROOT = Path(__file__).resolve().parent.parent
+MEASURED = ROOT / "benchmarks/measured"
 AGAINST = "SIMS, default"
 SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "median_f1": "median F1"}
+KEY = ["task", "method", "fold"]
 SCSIMS = (
     "scsims is the ancestor, as its tutorial sets it, in an environment of its own, on the tasks of up to 2,500 cells "
-    "and 2,000 genes. It stays near chance, on its own validation cells too. It makes the same training batches in "
-    "every epoch: with 448 cells of pbmc68k it fits these to .88 and has .15 to .19 on validation cells, whichever "
-    "statistics batch normalisation uses; shuffled, at its learning rate, it learns nothing in 50 epochs (.13), at ten "
-    "times the rate a little (.24 to .27). `python benchmarks/scsims_check.py` measures that. The data that it was "
-    "made for has hundreds of times as many cells."
+    "and 2,000 genes; its rows are kept and cannot be measured anew here. It stays near chance, on its own validation "
+    "cells too. It makes the same training batches in every epoch: with 448 cells of pbmc68k it fits these to .88 and "
+    "has .15 to .19 on validation cells, whichever statistics batch normalisation uses; shuffled, at its learning "
+    "rate, it learns nothing in 50 epochs (.13), at ten times the rate a little (.24 to .27). The data it was made for "
+    "has hundreds of times as many cells."
 )
 IN_FIGURE = (AGAINST, "SIMS, thesis", "linear SVM", "logistic regression", "CellTypist", "scANVI", "LightGBM")
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
 
 def main() -> None:
     """Run what is missing, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tasks, methods = ({slug(name): name for name in names} for names in (TASKS, PEERS))
+    tasks, methods = ({slug(name): name for name in names} for names in (TASKS, METHODS))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help=", ".join(tasks))
-    parser.add_argument("--methods", nargs="+", default=list(PEERS), help=", ".join(methods))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help=", ".join(methods))
     parser.add_argument("--jobs", type=int, default=1, help="processes at the same time")
     parser.add_argument("--timeout", type=float, default=120, help="minutes for one method on one fold")
+    parser.add_argument("--again", action="store_true", help="also run what has a row already")
     parser.add_argument("--report", action="store_true", help="write the page, run nothing")
-    parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks/measured", help="where rows lie")
-    parser.add_argument("--page", type=Path, default=ROOT / "benchmarks/RESULTS.md", help="the page to write")
-    parser.add_argument("--figures", type=Path, default=ROOT / "docs", help="where figures go")
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.worker:
+        worker(*arguments.worker)
+        return
     if not arguments.report:
-        sk.studies.benchmark(
-            [tasks.get(name, name) for name in arguments.tasks],
-            [methods.get(name, name) for name in arguments.methods],
-            folder=arguments.folder,
-            n_jobs=arguments.jobs,
-            timeout_minutes=arguments.timeout,
-        )
-    found = sk.studies.read_benchmark(arguments.folder, against=AGAINST)
-    arguments.figures.mkdir(parents=True, exist_ok=True)
-    draw(found, arguments.figures)
-    arguments.page.write_text(page(found, os.path.relpath(arguments.figures, arguments.page.parent)))
-    print(f"Wrote {arguments.page}, and benchmark.png and rare_classes.png in {arguments.figures}.")
+        names = [tasks.get(name, name) for name in arguments.tasks], [methods.get(n, n) for n in arguments.methods]
+        run(*names, arguments.jobs, 60 * arguments.timeout, arguments.again)
+    tables = summarised()
+    for name in ("scores", "differences", "classes"):  # read by a lesson
+        tables[name].to_csv(MEASURED / f"{name}.csv", index=False, float_format="%.6g")
+    draw(tables)
+    (ROOT / "benchmarks/RESULTS.md").write_text(page(tables))
 
 
-def draw(found: Benchmark, folder: Path) -> None:
+def run(tasks: list[str], methods: list[str], n_jobs: int, timeout: float, again: bool) -> None:
+    """One process for each method and fold; rows and predictions are written as soon as they are known."""
+    rows = pd.read_csv(MEASURED / "rows.csv")
+    done = (
+        set() if again else set(rows[rows["status"].isin(["done", "cannot"])][KEY].itertuples(index=False, name=None))
+    )
+    with ThreadPoolExecutor(n_jobs) as pool:
+        for task in tasks:
+            jobs = [(task, method, fold) for fold in range(len(Folds(task))) for method in methods]
+            futures = [pool.submit(process, *job, timeout) for job in jobs if job not in done]
+            for future in as_completed(futures):
+                row, predictions = future.result()
+                print(*(row[name] for name in (*KEY, "status", "reason")), sep=", ")
+                if predictions is not None:
+                    keep(predictions, row)
+                same = (rows[KEY] == pd.Series({name: row[name] for name in KEY})).all(axis=1)
+                rows = pd.concat([rows[~same], pd.DataFrame([row])])
+                rows.to_csv(MEASURED / "rows.csv", index=False)
+
+
+def process(task: str, method: str, fold: int, timeout: float) -> tuple[dict, pd.DataFrame | None]:
+    """The row of one method on one fold, and its predictions."""
+    row = {"task": task, "method": method, "fold": fold, "machine": f"{platform.processor()}, {platform.platform()}"}
+    with tempfile.TemporaryDirectory(prefix="sims_kit_") as folder:
+        command = [sys.executable, __file__, "--worker", task, method, str(fold), folder]
+        options = dict(env={**os.environ, **ONE_THREAD, "CI": "1"}, start_new_session=True, text=True)
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
+        try:
+            *_, last = child.communicate(timeout=timeout)[1].strip().splitlines() or ["no message"]
+        except subprocess.TimeoutExpired:
+            return row | {"status": "timeout", "reason": f"not done after {timeout / 60:g} minutes"}, None
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+        if child.returncode:
+            return row | {"status": "failed", "reason": last[:300]}, None
+        return row | json.loads(Path(folder, "row.json").read_text()), pd.read_csv(Path(folder, "predictions.csv"))
+
+
+def worker(task: str, method: str, fold: str, folder: str) -> None:
+    """In the process: fit, predict, write ``row.json`` and ``predictions.csv``."""
+    folds = Folds(task)
+    reference, query, truth = folds[int(fold)]
+    y = reference.obs.pop("label").to_numpy(str)
+    estimator, started, cpu_started = METHODS[method](0), time.perf_counter(), time.process_time()
+    estimator.fit(reference, y)
+    fitted = time.perf_counter()
+    found = pd.DataFrame({"cell": query.obs_names, "truth": truth, "predicted": estimator.predict(query)})
+    predicted = time.perf_counter()
+    found["top"], found["confidence"] = "", np.nan
+    if hasattr(estimator, "predict_proba"):
+        probabilities = estimator.predict_proba(query)
+        found["top"] = np.asarray(estimator.classes_)[probabilities.argmax(axis=1)]
+        found["confidence"] = probabilities.max(axis=1).round(4)
+    found.to_csv(Path(folder, "predictions.csv"), index=False)
+    packages = ("scikit-learn", "torch", "lightgbm") if method == "LightGBM" else ("scikit-learn", "torch")
+    row = {"status": "done", "reason": "", "n_folds": len(folds), "n_query_cells": len(truth)}
+    row |= {"fit_seconds": round(fitted - started, 2), "predict_seconds": round(predicted - fitted, 2)}
+    row |= {"cpu_seconds": round(time.process_time() - cpu_started, 2)}
+    row |= {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6}  # Linux: kilobytes
+    row |= {"versions": ", ".join(f"{name} {version(name).split('+')[0]}" for name in packages)}
+    Path(folder, "row.json").write_text(json.dumps(row))
+
+
+def predictions_file(task: str, method: str) -> Path:
+    """Where the predictions of all folds lie."""
+    return MEASURED / "predictions" / slug(task) / f"{slug(method)}.csv.gz"
+
+
+def read_predictions(task: str, method: str) -> pd.DataFrame:
+    """``cell``, ``truth``, ``predicted``, ``top``, ``confidence``, ``fold``; `class` is the truth."""
+    text = dict.fromkeys(("truth", "predicted", "top"), str)
+    options = dict(keep_default_na=False, na_values={"confidence": [""]})
+    return pd.read_csv(predictions_file(task, method), dtype=text, **options)
+
+
+def keep(predictions: pd.DataFrame, row: dict) -> None:
+    """Put the predictions of a fold in the place of earlier ones; the same table gives the same bytes."""
+    path, new = predictions_file(row["task"], row["method"]), predictions.assign(fold=row["fold"])
+    if path.exists():
+        old = read_predictions(row["task"], row["method"])[list(new)]
+        new = pd.concat([old[old["fold"] != row["fold"]], new])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new.sort_values("cell").to_csv(path, index=False, compression={"method": "gzip", "mtime": 0}, lineterminator="\n")
+
+
+def summarised() -> dict[str, pd.DataFrame]:
+    """``scores``, ``differences`` and ``classes`` of all tasks, from the rows and predictions."""
+    rows = pd.read_csv(MEASURED / "rows.csv", dtype={"reason": str, "versions": str}).fillna(
+        {"reason": "", "versions": ""}
+    )
+    order = {method: number for number, method in enumerate(rows["method"].unique())}
+    rows = rows.sort_values("method", key=lambda names: names.map(order), kind="stable")
+    tables = {"rows": rows, "scores": [], "differences": [], "classes": []}
+    for task, of_task in rows.groupby("task", sort=False):
+        cells, reasons = {}, {}
+        for method, own in of_task.groupby("method", sort=False):
+            bad, n_folds = own[own["status"] != "done"], int(of_task["n_folds"].max())
+            missing = f"not run on all folds ({len(own)} of {n_folds})" if len(own) < n_folds else ""
+            reasons[method] = f"{bad['status'].iloc[0]}: {bad['reason'].iloc[0]}" if len(bad) else missing
+            if not reasons[method]:
+                cells[method] = read_predictions(task, method).rename(columns={"truth": "class"})
+                n_cells = own["n_query_cells"].sum()
+                assert len(cells[method]) == n_cells, f"{predictions_file(task, method)} has not {n_cells:,} cells"
+        table = pd.concat(cells, names=["method"]).reset_index("method").reset_index(drop=True)
+        drawn = resample(table, ["method"], score=score_labelled)
+        for method, own in of_task.groupby("method", sort=False):
+            row = {"task": task, "method": method, "reason": reasons[method]}
+            if method in cells:
+                found = cells[method]
+                correct, seconds = found["top"] == found["class"], ["fit_seconds", "predict_seconds", "cpu_seconds"]
+                row |= {"n_cells": len(found), "n_classes": found["class"].nunique()} | intervals(drawn[method,])
+                row |= own[seconds].mean().to_dict() | {"peak_memory_mb": own["peak_memory_mb"].max()}
+                if found["confidence"].notna().all():
+                    row["calibration_error"] = expected_calibration_error(found["confidence"].clip(0, 1), correct)
+                recall = (found["predicted"] == found["class"]).groupby(found["class"]).agg(["size", "mean"])
+                recall = recall.set_axis(["n_cells", "recall"], axis=1).reset_index()
+                tables["classes"].append(recall.assign(task=task, method=method))
+                if AGAINST in cells and method != AGAINST:
+                    pairs = {score: difference(drawn[AGAINST,][score], drawn[method,][score]) for score in SCORES}
+                    tables["differences"] += [
+                        {"task": task, "method": method, "score": score, **pair} for score, pair in pairs.items()
+                    ]
+            tables["scores"].append(row)
+    tables["classes"] = pd.concat(tables["classes"], ignore_index=True)
+    return tables | {name: pd.DataFrame(tables[name]) for name in ("scores", "differences")}
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> None:
     """The two figures of the page."""
     matplotlib.use("Agg")
-    axes = sk.plotting.method_scores(found.scores, "median_f1", highlight=AGAINST)
-    axes[0].figure.savefig(folder / "benchmark.png", dpi=110)
-    tasks = found.classes.groupby("method")["task"].nunique()
-    drawn = [method for method in IN_FIGURE if tasks.get(method) == tasks.max()]  # else of other classes
-    if drawn:
-        ax = sk.plotting.recall_by_size(found.classes, methods=drawn)
-        ax.figure.savefig(folder / "rare_classes.png", dpi=110)
+    axes = sk.plotting.method_scores(tables["scores"], "median_f1", highlight=AGAINST)
+    axes[0].figure.savefig(ROOT / "docs/benchmark.png", dpi=110)
+    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    classes, n_tasks = tables["classes"], tables["classes"]["task"].nunique()
+    for method, own in classes.groupby("method", sort=False):
+        if method in IN_FIGURE and own["task"].nunique() == n_tasks:  # else of other classes
+            groups = pd.qcut(own["n_cells"], 8, duplicates="drop")
+            means = own.groupby(groups, observed=True).agg({"n_cells": "median", "recall": "mean"})
+            ax.plot(means["n_cells"], means["recall"], marker="o", markersize=4, label=method)
+    ax.set(xscale="log", xlabel="cells of the class", ylabel="mean recall", title="How rare classes fare")
+    ax.legend(frameon=False)
+    figure.savefig(ROOT / "docs/rare_classes.png", dpi=110)
     plt.close("all")
 
 
-def page(found: Benchmark, figures: str) -> str:
+def page(tables: dict[str, pd.DataFrame]) -> str:
     """The page as Markdown."""
+    scores = tables["scores"]
     parts = [
         "# How SIMS compares",
         "Written by `python benchmarks/results.py`; do not edit. Protocol of Abdelaal et al. (Genome Biology 2019): "
@@ -88,46 +232,41 @@ def page(found: Benchmark, figures: str) -> str:
         "then scored. Rejected cells leave accuracy and F1 and are counted beside them. In brackets 95 % bootstrap "
         "intervals over cells. Seconds are for one fold on one thread, some with other work beside them (CPU s is what "
         "a method takes); memory is the largest of any fold, in a process of its own.",
-        f"![median F1 of every method on every task]({figures}/benchmark.png)",
-        "## SIMS against the best peer",
-        against_best(found),
+        "![median F1 of every method on every task](../docs/benchmark.png)",
+        "## SIMS against the best other method",
+        against_best(tables),
         "## All methods",
         SCSIMS,
-        *(f"### {task}\n\n{table(of_task)}" for task, of_task in found.scores.groupby("task", sort=False)),
+        *(f"### {task}\n\n{of_task(own)}" for task, own in scores.groupby("task", sort=False)),
         "## Rare classes",
-        "Recall of every class of every task against its number of cells; lines are means of groups of classes.",
-        f"![recall against class size]({figures}/rare_classes.png)",
+        "Recall of every class of every task against its number of cells; points are means of groups of classes.",
+        "![recall against class size](../docs/rare_classes.png)",
         "Mean recall of the classes of each size, in brackets how many there are; tasks with classes of 25 cells or "
         "fewer.",
-        recall_table(found.classes),
+        recall_table(tables["classes"]),
         "## Machine and versions",
-        machine(found.rows),
+        f"Measured on {'; '.join(sorted(tables['rows']['machine'].unique()))}, one thread for each process. Methods: "
+        f"{', '.join(sorted({part for text in tables['rows']['versions'] for part in text.split(', ') if part}))}.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def against_best(found: Benchmark) -> str:
+def against_best(tables: dict[str, pd.DataFrame]) -> str:
     """For each task and score, the difference from the method that is not SIMS and scores highest."""
     lines = ["| task | " + " | ".join(SCORES.values()) + " |", "|---" * (1 + len(SCORES)) + "|"]
-    for task, of_task in found.scores.groupby("task", sort=False):
-        differences = found.differences[found.differences["task"] == task]
+    differences = tables["differences"].set_index(["task", "method", "score"])
+    for task, own in tables["scores"].groupby("task", sort=False):
         # A method that rejects is scored on the cells that it finds easy, so it is no measure for one that answers all
-        peers = of_task[~of_task["method"].str.startswith("SIMS") & (of_task.get("unlabelled_percent", np.nan) == 0)]
+        others = own[~own["method"].str.startswith("SIMS") & (own["unlabelled_percent"] == 0)].set_index("method")
         cells = []
         for score in SCORES:
-            if not len(differences) or peers.get(score, pd.Series(dtype=float)).isna().all():
-                cells.append("")
-                continue
-            best = peers.loc[peers[score].idxmax()]
-            row = differences[(differences["method"] == best["method"]) & (differences["score"] == score)].iloc[0]
+            best = others[score].idxmax()
+            row = differences.loc[task, best, score]
             verdict = "ahead" if row["low"] > 0 else "behind" if row["high"] < 0 else "level"
-            interval = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
-            cells.append(f"{interval}, {verdict}: {best['method']} {number(best[score])}")
+            cells.append(f"{with_interval(row, 'difference', '+.3f')}, {verdict}: {best} {number(others[score][best])}")
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
-    return (
-        f"{AGAINST} minus the best method that is not SIMS and labels every cell, paired by cell; level where the "
-        "interval holds zero.\n\n" + "\n".join(lines)
-    )
+    head = f"{AGAINST} minus the best method that is not SIMS and labels every cell, paired by cell"
+    return f"{head}; level where the interval holds zero.\n\n" + "\n".join(lines)
 
 
 def recall_table(classes: pd.DataFrame) -> str:
@@ -135,42 +274,29 @@ def recall_table(classes: pd.DataFrame) -> str:
     classes = classes[classes["method"].isin(IN_FIGURE)]
     sizes = pd.cut(classes["n_cells"], [0, 16, 25, 60, np.inf], labels=["to 16 cells", "to 25", "to 60", "more"])
     lines = [f"| task | method | {' | '.join(sizes.cat.categories)} |", "|---" * (2 + len(sizes.cat.categories)) + "|"]
-    for task, of_task in classes.groupby("task", sort=False):
-        if of_task["n_cells"].min() > 25:
-            continue
-        for method, own in of_task.groupby("method", sort=False):
+    for (task, method), own in classes.groupby(["task", "method"], sort=False):
+        if classes.loc[classes["task"] == task, "n_cells"].min() <= 25:
             groups = own["recall"].groupby(sizes[own.index], observed=False).agg(["mean", "size"])
-            cells = [f"{number(mean)} ({size})" if size else "" for mean, size in groups.to_numpy()]
-            lines.append(f"| {task} | {method} | " + " | ".join(cell.replace(".0)", ")") for cell in cells) + " |")
+            cells = [f"{number(mean)} ({size:.0f})" if size else "" for mean, size in groups.to_numpy()]
+            lines.append(f"| {task} | {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def table(of_task: pd.DataFrame) -> str:
+def of_task(scores: pd.DataFrame) -> str:
     """One task: a row for each method, and the reasons of those without a score."""
     heads = ["method", *SCORES.values(), "% unlabelled", "calibration error", "fit s", "predict s", "CPU s", "MB"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for _, row in of_task.iterrows():
+    for _, row in scores.iterrows():
         if row["reason"]:
             lines.append(f"| {row['method']} | {row['reason']}" + " | " * (len(heads) - 2) + " |")
             continue
         values = [f"{number(row[s])} ({number(row[f'{s}_low'])}-{number(row[f'{s}_high'])})" for s in SCORES]
-        error = number(row["calibration_error"]) if pd.notna(row["calibration_error"]) else "no probabilities"
-        seconds = [f"{row[f'{step}_seconds_per_fold']:.1f}" for step in ("fit", "predict", "cpu")]
-        values += [f"{row['unlabelled_percent']:.1f}", error, *seconds, f"{row['peak_memory_mb']:,.0f}"]
-        lines.append(f"| {row['method']} | {' | '.join(values)} |")
-    sizes = of_task.dropna(subset=["n_cells"]) if "n_cells" in of_task else of_task.iloc[:0]
-    head = f"{sizes['n_cells'].iloc[0]:,.0f} cells, {sizes['n_classes'].iloc[0]:.0f} classes.\n\n" if len(sizes) else ""
-    return head + "\n".join(lines)
-
-
-def machine(rows: pd.DataFrame) -> str:
-    """Where the rows were measured, and with what."""
-    versions = sorted({part for text in rows["versions"] for part in text.split(", ") if part})
-    packages = [f"{name} {version(name)}" for name in ("sims_kit", "anndata", "numpy", "scipy")]
-    return (
-        f"Measured on {'; '.join(sorted(rows['machine'].unique()))}, one thread for each process. Methods: "
-        f"{', '.join(versions)}. This page: {', '.join(packages)}, Python {platform.python_version()}."
-    )
+        values += [f"{row['unlabelled_percent']:.1f}"]
+        values += [number(row["calibration_error"]) if pd.notna(row["calibration_error"]) else "no probabilities"]
+        values += [f"{row[f'{step}_seconds']:.1f}" for step in ("fit", "predict", "cpu")]
+        lines.append(f"| {row['method']} | {' | '.join(values)} | {row['peak_memory_mb']:,.0f} |")
+    sizes = scores.dropna(subset=["n_cells"])
+    return f"{sizes['n_cells'].iloc[0]:,.0f} cells, {sizes['n_classes'].iloc[0]:.0f} classes.\n\n" + "\n".join(lines)
 
 
 def number(value: float) -> str:

@@ -6,7 +6,7 @@
 
 Runs are kept in results/studies/, so that a second call goes on where the first one stopped. Tables go to
 benchmarks/measured_studies/, a folder per task, figures to docs/. SIMS is trained as one network of the default recipe,
-which is four, for time; --methods takes any of `sims_kit.studies.PEERS`.
+which is four, for time; --methods takes any of `sims_kit.studies.METHODS`.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib import pyplot as plt
 from study_page import ROOT, machine, table, with_interval, write_section
 
@@ -40,10 +41,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", help="all of the study by default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--part", nargs=2, type=int, default=(0, 1), help="i n: the i-th of n jobs that share the work")
     arguments = parser.parse_args()
     matplotlib.use("Agg")
-    options = dict(methods=list(arguments.methods), seeds=range(arguments.seeds), part=tuple(arguments.part))
+    options = dict(methods=list(arguments.methods), seeds=range(arguments.seeds))
     for task in arguments.tasks or {"generalization": GENERALIZATION, "ablation": ABLATION}.get(arguments.study, ()):
         measure = {"generalization": generalization, "ablation": ablation}[arguments.study]
         store(measure(task, folder=RUNS / arguments.study / task, **options), TABLES / arguments.study / task)
@@ -77,7 +77,7 @@ def store(found, folder: Path) -> None:
     """Every table of a study; those with a row per cell or epoch compressed, the same bytes for the same rows."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (field.name for field in fields(found)):
-        frame, long = getattr(found, name), name in ("calls", "epochs")
+        frame, long = getattr(found, name), name in ("predictions", "epochs")
         how = {"compression": {"method": "gzip", "mtime": 0}} if long else {}
         frame.to_csv(folder / f"{name}.csv{'.gz' if long else ''}", index=False, float_format="%.5g", **how)
 
@@ -114,7 +114,8 @@ def generalization_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[st
         "200 cells without an error, up to 1.5 % may be wrong.",
     ]
     for task, tables in tasks.items():
-        sk.plotting.generalization(tables["scores"])[0, 0].figure.savefig(figure("generalization", task), dpi=110)
+        axes = np.ravel(sk.plotting.generalization(tables["scores"]))
+        axes[0].figure.savefig(figure("generalization", task), dpi=110)
         plt.close("all")
         parts += [f"### {titles[task]}", picture("generalization", task), table(target_rows(tables))]
         if len(tables["unseen"]):
@@ -176,11 +177,19 @@ def ablation_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
         "trainings that end with more than half of the validation cells right.",
     ]
     for task, tables in tasks.items():
-        axes = sk.plotting.ablation(tables["epochs"], tables["scores"])
-        axes[0].figure.savefig(figure("ablation", task), dpi=110)
-        sk.plotting.ablation_scores(tables["scores"]).figure.savefig(figure("ablation_scores", task), dpi=110)
-        times = learned(tables["epochs"])
-        sk.plotting.convergence(times)[0].figure.savefig(figure("ablation_convergence", task), dpi=110)
+        axes, times = sk.plotting.ablation(tables["epochs"], tables["scores"]), learned(tables["epochs"])
+        np.ravel(axes)[0].figure.savefig(figure("ablation", task), dpi=110)
+        panels, (scores, convergence) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+        for method, own in tables["scores"].groupby("method", sort=False):
+            spread = np.abs(own[["median_f1_low", "median_f1_high"]].sub(own["median_f1"], axis=0)).T
+            scores.errorbar(own["n_training_cells"], own["median_f1"], spread, marker="o", label=method)
+        sns.lineplot(
+            times, x="n_training_cells", y="epochs", hue="method", marker="o", errorbar=("pi", 100), ax=convergence
+        )
+        scores.set(xscale="log", xlabel="training cells", ylabel="median F1, 95 % interval")
+        convergence.set(xscale="log", yscale="log", xlabel="training cells", ylabel="epochs to convergence")
+        scores.legend(frameon=False)
+        panels.savefig(figure("ablation_scores", task), dpi=110)
         plt.close("all")
         n_seeds = tables["runs"]["seed"].nunique()
         parts += [f"### {titles[task]}; {n_seeds} seed{'s' if n_seeds > 1 else ''}"]
@@ -190,7 +199,7 @@ def ablation_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
             "with all cells, the final ten epochs are the whole training, or nearly. The fixed test cells in (a) have "
             "neither fault."
         ]
-        parts += [picture(kind, task) for kind in ("ablation_scores", "ablation_convergence")]
+        parts += [picture("ablation_scores", task)]
         parts += [table(size_rows(tables, times)), "Smallest training set within 2 points, and from which on all are:"]
         parts += [table(smallest_rows(tables))]
     return [*parts, machine()]

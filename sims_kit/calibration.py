@@ -128,18 +128,11 @@ def reliability_table(confidence: np.ndarray, correct: np.ndarray, *, n_bins: in
     cells = pd.DataFrame({"confidence": confidence, "accuracy": correct.astype(float)}).groupby(bins)
     table = cells.mean().assign(n_cells=cells.size())
     counts = zip(cells["accuracy"].sum().astype(int), table["n_cells"], strict=True)
-    table[["accuracy_low", "accuracy_high"]] = [share_interval(*of_bin) for of_bin in counts]
+    intervals = [binomtest(*of_bin).proportion_ci(method="wilson") for of_bin in counts]
+    table[["accuracy_low", "accuracy_high"]] = [(interval.low, interval.high) for interval in intervals]
     table.insert(0, "low", edges[table.index])
     table.insert(1, "high", edges[table.index + 1])
     return table.reset_index(drop=True)
-
-
-def share_interval(n_hits: int, n_cells: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share; (0, 1) without cells."""
-    if not n_cells:
-        return 0.0, 1.0
-    interval = binomtest(n_hits, n_cells).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def rejection_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
@@ -247,11 +240,6 @@ def majority_vote(labels: Sequence[str], clusters: Sequence) -> pd.DataFrame:
 
     Cells that are ``"Unknown"`` do not vote but count; ``"Unknown"`` wins only where all are. Of equally frequent
     labels the first in alphabetical order wins. Cells without a cluster (NaN) keep their own label.
-
-    Examples
-    --------
-    >>> majority_vote(["T", "T", "B", "B"], [0, 0, 0, 1])["label"].tolist()
-    ['T', 'T', 'T', 'B']
     """
     labels, clusters = pd.Series(np.asarray(labels, dtype=str)), pd.Series(np.asarray(clusters, dtype=object))
     if len(labels) != len(clusters):
@@ -274,12 +262,6 @@ def hierarchical_labels(
     `probabilities` are (cells, classes); that of a parent is the sum of its classes'. `hierarchy` maps child to parent,
     of classes and of parents. A row per cell: ``label``, ``"Unknown"`` where not even the root reaches the threshold,
     and ``probability``, of that label (of the root where it is ``"Unknown"``).
-
-    Examples
-    --------
-    >>> p = np.array([[0.5, 0.4, 0.1]])
-    >>> hierarchical_labels(p, ["CD4 T", "CD8 T", "B"], {"CD4 T": "T", "CD8 T": "T"}, threshold=0.8)["label"].tolist()
-    ['T']
     """
     paths = paths_to_root(classes, hierarchy)
     probabilities = np.asarray(probabilities, dtype=np.float64)

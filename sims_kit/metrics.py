@@ -101,8 +101,8 @@ def metric_collection(
 ) -> MetricCollection:
     """Return the metrics that training tracks, to be updated batch by batch.
 
-    Call ``collection.update(scores, target)`` after each batch and ``collection.compute()`` at the end of the epoch;
-    ``collection(scores, target)`` also computes every metric for the batch, many times slower.
+    Call ``collection.update(scores, target)`` after each batch, with scores (float, cells x classes: logits or
+    probabilities) and targets (int64, one per cell), and ``collection.compute()`` at the end of the epoch.
 
     Parameters
     ----------
@@ -111,13 +111,6 @@ def metric_collection(
     metrics
         Names of the metrics to track, or torchmetrics objects, tracked under the name of their class; all fourteen of
         this module when left out.
-
-    Returns
-    -------
-    MetricCollection
-        ``update`` takes scores (float, cells x classes: logits or probabilities) and targets (int64, one per cell, 0 to
-        ``n_classes - 1``). Metrics with the same counts share them. Values outside of [0, 1] mark a batch as logits, to
-        which calibration applies a softmax.
 
     Examples
     --------
@@ -230,10 +223,8 @@ def _strings(labels: Sequence, argument: str) -> np.ndarray:
     """Labels as text; refuses what is empty, missing or not one per cell."""
     values = labels if isinstance(labels, pd.Series | np.ndarray) else np.asarray(labels, dtype=object)
     if values.ndim != 1 or not len(values):
-        raise LabelError(
-            f"{argument} has shape {values.shape}; expected one label for each of one or more cells. Of probabilities "
-            "(cells x classes) take the most probable class first."
-        )
+        found = f"has shape {values.shape}" if values.size else "is empty"
+        raise LabelError(f"{argument} {found}; expected one label per cell. Of probabilities, take the highest first.")
     text = label_text(values)
     if missing := text.isna().sum():
         raise LabelError(

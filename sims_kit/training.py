@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from anndata import AnnData
 from pytorch_lightning.callbacks import Callback
@@ -189,6 +190,7 @@ def assemble(
     recipe: Recipe, make_model: Callable[[DataModule], Module], settings: Mapping[str, Any], *data, **options
 ) -> tuple[Trainer, Module, DataModule]:
     """Trainer, model and data module of a recipe and of the arguments of `fit` or `pretrain`, given by name."""
+    settings = {name: int(value) if isinstance(value, np.integer) else value for name, value in settings.items()}
     has_validation = settings["validation"] != 0
     for_trainer = {name: settings[name] for name in (*OF_TRAINER, "seed", "verbose")}
     trainer = make_trainer(recipe, has_validation=has_validation, settings=settings["trainer"], **for_trainer)

@@ -51,10 +51,10 @@ def slider_figure(draw: Callable, **sliders) -> ipywidgets.VBox:
     for name, given in sliders.items():
         try:
             control = ipywidgets.interactive.widget_from_abbrev(given)
-        except (TypeError, ValueError) as error:
-            raise SettingError(f"{name}={given!r}: {error}") from error
+        except (TypeError, ValueError):
+            control = None
         if control is None:
-            raise SettingError(f"{name}={given!r} makes no control; expected a range (0, 10), a list, or a control.")
+            raise SettingError(f"{name}={given!r} makes no control; expected (low, high), a list, or a control.")
         control.description = control.description or name
         controls[name] = control
     return _SliderFigure(draw, controls)

@@ -125,7 +125,7 @@ def test_too_few_cells_for_the_processes(make_cells, tmp_path, monkeypatch):
     trainer, model, module = sk.generate_trainer(
         make_cells(n_cells=21), None, "cell_type", validation=0.1, **TWO, **QUIET
     )
-    with pytest.raises((SettingError, ProcessRaisedException), match="validation part has 3 cells for 2 processes"):
+    with pytest.raises((SettingError, ProcessRaisedException), match="test part has 3 cells for 2 processes"):
         trainer.fit(model, datamodule=module)
 
 

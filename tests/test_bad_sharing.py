@@ -24,20 +24,18 @@ from sims_kit.errors import (
     UnknownNameError,
 )
 
-QUIET = dict(enable_progress_bar=False, verbose=False, logger=False)
-SMALL = {"network": {"n_models": 1, "n_d": 2, "n_a": 2}}
+QUIET = dict(verbose=False)
+SMALL = dict(n_models=1, n_d=2, n_a=2)
 
 
 def fit(**settings):
     """`sk.fit` of a small network for one epoch."""
-    return lambda cells, model: sk.fit(
-        cells, "cell_type", **{**QUIET, "max_epochs": 1, "model_params": SMALL, **settings}
-    )
+    return lambda cells, model: sk.fit(cells, "cell_type", **{**QUIET, "max_epochs": 1, "recipe": SMALL, **settings})
 
 
-def network(**settings):
-    """`sk.fit` with other settings of the network."""
-    return fit(model_params={"network": settings})
+def recipe(**settings):
+    """`sk.fit` with other settings of the recipe."""
+    return fit(recipe=settings)
 
 
 def annotate(query=None, **options):
@@ -82,9 +80,10 @@ CASES = [
     ("number for a path to save to", with_model(sk.save_model, 3), SettingError, ["type int", "Path"]),
     ("file for a folder", with_model(sk.save_model, "file/m"), SettingError, ["'file' is a file", "another"]),
     ("number for a path to load", on(sk.load_model, 3), SettingError, ["type int"]),
-    ("address to load", on(sk.load_model, "https://a.org/m.st"), SettingError, ["address", "Download"]),
+    ("address without a hash", on(sk.load_model, "https://a.org/m.st"), SettingError, ["known_hash=None", "SHA-256"]),
     ("model that is None", lambda cells, model: sk.annotate(cells, None), SettingError, ["NoneType", "annotate(query"]),
     ("model file that is text", on(sk.load_model, "file"), ModelFileError, ["'file' is not a whole", "save_model"]),
+    ("checkpoint that is text", on(sk.load_model, "file.ckpt"), ModelFileError, ["'file.ckpt' is not a checkpoint"]),
 
     # --- Results
     ("results as csv", annotate(out="a.csv"), SettingError, ["'a.csv'", ".h5ad"]),
@@ -111,30 +110,29 @@ CASES = [
     ("text for epochs", fit(max_epochs="3"), SettingError, ["max_epochs='3'"]),
     ("half an epoch", fit(max_epochs=1.5), SettingError, ["max_epochs=1.5"]),
     ("seed beyond 64 bits", fit(seed=2**70), SettingError, ["seed=1180591620717411303424"]),
-    ("number for model_params", fit(model_params=3), SettingError, ["model_params=3", "names and values"]),
-    ("number for the network", fit(model_params={"network": 3}), SettingError, ["network=3", "names and values"]),
+    ("number for the network", on(sk.SIMSClassifier, 60, 3, network=3), SettingError, ["network=3", "names"]),
     ("number for a recipe", fit(recipe=3), UnknownNameError, ["recipe 3", "'thesis'"]),
-    ("label smoothing of 2", fit(model_params={"label_smoothing": 2}), SettingError, ["label_smoothing=2", "below 1"]),
-    ("name of an optimiser", fit(model_params={"optimizer": "adam"}), SettingError, ["'adam'", "torch.optim.AdamW"]),
-    ("argument that the optimiser lacks", fit(model_params={"optimizer_params": {"learning_rate": 1}}),
+    ("label smoothing of 2", recipe(label_smoothing=2), SettingError, ["label_smoothing is 2", "below 1"]),
+    ("name of an optimiser", recipe(optimizer="adam"), SettingError, ["'adam'", "torch.optim.AdamW"]),
+    ("argument that the optimiser lacks", recipe(optimizer_params={"learning_rate": 1}),
      UnknownNameError, ["argument of Adam", "'learning_rate'"]),
-    ("text for class weights", fit(model_params={"class_weights": "balanced"}), SettingError, ["'balanced'", "3 pos"]),
-    ("two class weights for three", fit(model_params={"class_weights": np.ones(2)}), SettingError, ["(2,)", "3 pos"]),
+    ("text for class weights", fit(class_weights="balanced"), SettingError, ["'balanced'", "3 pos"]),
+    ("two class weights for three", fit(class_weights=np.ones(2)), SettingError, ["(2,)", "3 pos"]),
 
     # --- Settings of the network
-    ("width of zero", network(n_d=0), SettingError, ["n_d is 0"]),
-    ("text for a width", network(n_d="8"), SettingError, ["n_d is '8'", "a whole number"]),
-    ("half a width", network(n_d=1.5), SettingError, ["n_d is 1.5", "a whole number"]),
-    ("no networks", network(n_models=0), SettingError, ["n_models is 0"]),
-    ("no steps", network(n_steps=0), SettingError, ["n_steps is 0"]),
-    ("fewer than no layers", network(n_independent=-1), SettingError, ["n_independent is -1", "at least 0"]),
-    ("empty ghost batches", network(virtual_batch_size=0), SettingError, ["virtual_batch_size is 0", "at least 1"]),
-    ("gamma below 1", network(gamma=0.5), SettingError, ["gamma is 0.5"]),
-    ("gamma that is NaN", network(gamma=float("nan")), SettingError, ["gamma is nan"]),
-    ("number for a switch", network(additive=1), SettingError, ["additive is 1", "True or False"]),
-    ("all genes dropped", network(gene_dropout=1), SettingError, ["gene_dropout is 1"]),
+    ("width of zero", recipe(n_d=0), SettingError, ["n_d is 0"]),
+    ("text for a width", recipe(n_d="8"), SettingError, ["n_d is '8'", "a whole number"]),
+    ("half a width", recipe(n_d=1.5), SettingError, ["n_d is 1.5", "a whole number"]),
+    ("no networks", recipe(n_models=0), SettingError, ["n_models is 0"]),
+    ("no steps", recipe(n_steps=0), SettingError, ["n_steps is 0"]),
+    ("fewer than no layers", recipe(n_independent=-1), SettingError, ["n_independent is -1", "at least 0"]),
+    ("empty ghost batches", recipe(virtual_batch_size=0), SettingError, ["virtual_batch_size is 0", "at least 1"]),
+    ("gamma below 1", recipe(gamma=0.5), SettingError, ["gamma is 0.5"]),
+    ("gamma that is NaN", recipe(gamma=float("nan")), SettingError, ["gamma is nan"]),
+    ("number for a switch", recipe(additive=1), SettingError, ["additive is 1", "True or False"]),
+    ("all genes dropped", recipe(gene_dropout=1), SettingError, ["gene_dropout is 1"]),
     ("text for the number of genes", on(sk.SIMSClassifier, "60", 3), SettingError, ["input_dim is '60'"]),
-    ("no genes for a model", on(sk.SIMSClassifier, 0, 3), SettingError, ["n_genes is 0"]),
+    ("no genes for a model", on(sk.SIMSClassifier, 0, 3), SettingError, ["input_dim is 0"]),
     ("names for other genes", on(sk.SIMSClassifier, 3, 2, genes=["a"]), SettingError, ["1 genes were named"]),
 
     # --- Matrices
@@ -172,10 +170,9 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def model(make_cells, tmp_path_factory):
+def model(make_cells):
     """A small model."""
-    folder = tmp_path_factory.mktemp("fit")
-    return sk.fit(make_cells(), "cell_type", max_epochs=1, model_params=SMALL, default_root_dir=folder, **QUIET)
+    return sk.fit(make_cells(), "cell_type", max_epochs=1, recipe=SMALL, **QUIET)
 
 
 @pytest.fixture
@@ -185,6 +182,7 @@ def folder(make_cells, tmp_path, monkeypatch):
     make_cells(n_cells=20).write_h5ad("q.h5ad")
     os.symlink("q.h5ad", "link.h5ad")
     Path("file").write_text("text")
+    Path("file.ckpt").write_text("text")
     Path("x").mkdir()
     return tmp_path
 
@@ -205,9 +203,9 @@ def test_bad_sharing(folder, make_cells, model, monkeypatch, title, call, error,
 
 def test_numbers_of_numpy_can_be_saved(folder, make_cells, model):
     """Settings that come from numpy, as from a sweep, do not make a model unsavable."""
-    settings = {"network": {"n_models": np.int64(1), "n_d": np.int32(2), "n_a": 2, "gamma": np.float32(1.5)}}
-    fitted = sk.fit(make_cells(), "cell_type", max_epochs=1, model_params=settings, **QUIET)
-    assert sk.load_model(sk.save_model(fitted, "m")).network_params["n_d"] == 2
+    settings = dict(n_models=np.int64(1), n_d=np.int32(2), n_a=2, gamma=np.float32(1.5))
+    fitted = sk.fit(make_cells(), "cell_type", max_epochs=1, recipe=settings, **QUIET)
+    assert sk.load_model(sk.save_model(fitted, "m")).recipe.n_d == 2
 
 
 def test_annotate_writes_a_new_file(folder, make_cells, model):
@@ -222,26 +220,6 @@ def test_annotate_writes_a_new_file(folder, make_cells, model):
     cells = make_cells()
     assert sk.annotate(cells, model, out="b.h5ad") is None and "sims_label" in cells.obs
     assert sk.read("b.h5ad").n_obs == cells.n_obs
-
-
-def test_gpu_without_memory(folder, make_cells, model, monkeypatch):
-    """Cells that do not fit at once are predicted in halves, which is said; a cell that does not fit is an error."""
-    expected, query = make_cells(), make_cells()
-    sk.annotate(expected, model)
-    whole, limit = type(model).forward, 30
-
-    def forward(self, cells):
-        if len(cells) > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return whole(self, cells)
-
-    monkeypatch.setattr(type(model), "forward", forward)
-    with pytest.warns(UserWarning, match=r"no memory for 120 cells at once; going on with 60.*batch_size=60"):
-        sk.annotate(query, model)
-    np.testing.assert_allclose(query.obsm["sims_probabilities"], expected.obsm["sims_probabilities"], atol=1e-6)
-    limit = 0
-    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="going on with 1"):
-        sk.annotate(query, model)
 
 
 def test_number_of_a_million_digits(folder):

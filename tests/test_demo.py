@@ -158,7 +158,7 @@ def test_readme_lines_run(real_data, tmp_path, monkeypatch):
     quick = comparison.replace(named, '"linear SVM", "kNN on PCs"').replace(
         ")\n", ", folder='rows', n_folds=2, n_bootstrap=20)\n", 1
     )
-    assert set(re.findall(r'"(.*?)"', named)) <= set(sk.studies.PEERS)
+    assert set(re.findall(r'"(.*?)"', named)) <= set(sk.studies.METHODS)
     variables["cells"] = variables["reference"].copy()
     variables["cells"].obs["cell_type"] = variables["cells"].obs["cell_line_demuxlet"]
     exec(quick, variables)

@@ -37,17 +37,18 @@ if "google.colab" in sys.modules:  # nothing happens anywhere else
 def problems(path: Path) -> list[str]:
     """What keeps any notebook from being committed: size, counts, outputs, tags, commands to the machine."""
     notebook = nbformat.read(path, as_version=4)
-    code, keys = code_cells(notebook), set(notebook.metadata)
-    expectations = {
-        f"is {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are allowed": path.stat().st_size <= MAX_BYTES,
-        "has metadata.widgets or metadata.papermill": not {"widgets", "papermill"} & keys,
-        "has another kernel than python3": notebook.metadata.get("kernelspec", {}).get("name") == "python3",
-        "needs one cell tagged 'parameters'": sum("parameters" in tags(cell) for cell in code) == 1,
-        "needs one cell tagged 'colab'": sum("colab" in tags(cell) for cell in code) == 1,
-        "was not run from top to bottom": [c.execution_count for c in code] == list(range(1, len(code) + 1)),
-        "has no outputs: readers on GitHub would see no figure": any(cell.outputs for cell in code),
-    }
-    found = [problem for problem, is_met in expectations.items() if not is_met]
+    code = code_cells(notebook)
+    found = unmet(
+        {
+            f"is {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are allowed": path.stat().st_size <= MAX_BYTES,
+            "has metadata.widgets or metadata.papermill": not {"widgets", "papermill"} & set(notebook.metadata),
+            "has another kernel than python3": notebook.metadata.get("kernelspec", {}).get("name") == "python3",
+            "needs one cell tagged 'parameters'": sum("parameters" in tags(cell) for cell in code) == 1,
+            "needs one cell tagged 'colab'": sum("colab" in tags(cell) for cell in code) == 1,
+            "was not run from top to bottom": [c.execution_count for c in code] == list(range(1, len(code) + 1)),
+            "has no outputs: readers on GitHub would see no figure": any(cell.outputs for cell in code),
+        }
+    )
     for number, cell in enumerate(code, 1):
         found += [f"code cell {number} {problem}" for problem in [*_unsafe(cell), *_untidy(cell)]]
     return found
@@ -56,11 +57,16 @@ def problems(path: Path) -> list[str]:
 def anatomy(path: Path, root: Path = ROOT) -> list[str]:
     """What a lesson lacks of its parts: opening, parameters, exercises, quiz, slider, ending, links that resolve."""
     notebook = nbformat.read(path, as_version=4)
-    parts = [_opening(path, notebook), _colab(notebook), _parameters(notebook), _ending(notebook)]
+    found = [f"links to {target}, which is not in the repository" for target in broken_links(path, root)]
+    found += [*_opening(path, notebook), *_frame(notebook)]
     if path.name not in TEMPLATES:
-        parts += [_exercises(notebook), _quizzes(notebook), _widgets(notebook)]
-    broken = [f"links to {target}, which is not in the repository" for target in broken_links(path, root)]
-    return [problem for part in parts for problem in part] + broken
+        found += [*_exercises(notebook), *_quizzes(notebook), *_widgets(notebook)]
+    return found
+
+
+def unmet(expectations: dict[str, object]) -> list[str]:
+    """The problems whose expectations are not met."""
+    return [problem for problem, is_met in expectations.items() if not is_met]
 
 
 def broken_links(path: Path, root: Path = ROOT) -> list[str]:
@@ -119,18 +125,20 @@ def shown_text(cell: NotebookNode) -> str:
     return "\n".join([output.get("text", "") for output in cell.outputs] + texts)
 
 
-def _unsafe(cell: NotebookNode) -> Iterator[str]:
+def _unsafe(cell: NotebookNode) -> list[str]:
     """What would pass the gate although it failed, or do something to the reader's machine."""
-    if "colab" not in tags(cell) and "get_ipython(" in TransformerManager().transform_cell(cell.source):
-        yield "has a shell command or a magic, whose failure goes unnoticed; only the cell tagged 'colab' may"
-    if LEAVES.search(cell.source):
-        yield "ends its kernel"
-    if "NBVAL_" in cell.source:
-        yield "instructs nbval by a comment; use the tag nbval-check-output"
-    if "nbval-check-output" in tags(cell) and cell.source.rstrip().endswith(";"):
-        yield "is compared and ends in a semicolon, which nbval ignores; write _ = ... instead"
-    for tag in sorted(set(tags(cell)) - TAGS):
-        yield f"has the tag {tag!r}; known ones are {', '.join(sorted(TAGS))}"
+    is_magic = "get_ipython(" in TransformerManager().transform_cell(cell.source)
+    is_silent = "nbval-check-output" in tags(cell) and cell.source.rstrip().endswith(";")
+    unknown = sorted(set(tags(cell)) - TAGS)
+    return unmet(
+        {
+            "has a shell command or a magic, whose failure goes unnoticed": not is_magic or "colab" in tags(cell),
+            "ends its kernel": not LEAVES.search(cell.source),
+            "instructs nbval by a comment; use the tag nbval-check-output": "NBVAL_" not in cell.source,
+            "is compared and ends in a semicolon, which nbval ignores; write _ = ... instead": not is_silent,
+            f"has the tag {', '.join(map(repr, unknown))}; known ones are {', '.join(sorted(TAGS))}": not unknown,
+        }
+    )
 
 
 def _untidy(cell: NotebookNode) -> Iterator[str]:
@@ -140,42 +148,47 @@ def _untidy(cell: NotebookNode) -> Iterator[str]:
             yield f"raised {output.ename}"
         if is_noise(output) or "\x1b[A" in output.get("text", ""):
             yield "has stderr, blank or widget output, or moves the cursor"
-    for match in MACHINE_PATH.finditer(shown_text(cell)):
-        yield f"shows a path of this machine: {match[0]}"
+    yield from (f"shows a path of this machine: {match[0]}" for match in MACHINE_PATH.finditer(shown_text(cell)))
 
 
-def _opening(path: Path, notebook: NotebookNode) -> Iterator[str]:
+def _opening(path: Path, notebook: NotebookNode) -> list[str]:
+    """Title, badges and costs in the first cell; what is learned and needed; links to the lessons before and after."""
     title, head = notebook.cells[0].source, "\n".join(cell.source for cell in notebook.cells[:3])
-    slug = ADDRESS.removeprefix("https://github.com/")
-    wanted = {
-        f"no badge of {service} that opens it": rf"{service}/\S*{slug}/\S*{TAG}\S*{path.name}\)" for service in BADGES
+    badge = rf"/\S*{ADDRESS.removeprefix('https://github.com/')}/\S*{TAG}\S*{path.name}\)"
+    expectations = {f"has no badge of {service} that opens it": re.search(service + badge, title) for service in BADGES}
+    expectations |= {f"does not say {word!r} in its first cell": word in title for word in ("# ", *COSTS)}
+    expectations |= {
+        f"does not say {word!r} in its first cells": word in head for word in ("You will learn", "You need")
     }
-    wanted |= {f"no {word!r} in its first cell": re.escape(word) for word in COSTS} | {"no title at its top": "^# "}
-    yield from (f"has {problem}" for problem, pattern in wanted.items() if not re.search(pattern, title))
-    for words in ("You will learn to", "You need"):
-        if words not in head:
-            yield f"does not say {words!r} in its first cells"
-    for number in (int(path.name[:2]) - 1, int(path.name[:2]) + 1):
-        for file in path.parent.glob(f"{number:02d}_*.ipynb"):
-            if file.name not in links(prose(path)) and path.name not in TEMPLATES:
-                yield f"does not link to its neighbour {file.name}"
+    number, linked = int(path.name[:2]), links(prose(path))
+    for file in [*path.parent.glob(f"{number - 1:02d}_*.ipynb"), *path.parent.glob(f"{number + 1:02d}_*.ipynb")]:
+        is_linked = file.name in linked or path.name in TEMPLATES
+        expectations[f"does not link to its neighbour {file.name}"] = is_linked
+    return unmet(expectations)
 
 
-def _colab(notebook: NotebookNode) -> Iterator[str]:
-    """The one cell that installs: on Colab only, this package at its tag, what Colab brings kept as it is."""
-    for cell in code_cells(notebook):
-        if "colab" in tags(cell) and cell.source.strip() != COLAB:
-            yield f"has another colab cell than this one, which keeps Colab's own torch and installs {TAG}:\n{COLAB}"
-
-
-def _parameters(notebook: NotebookNode) -> Iterator[str]:
-    code = code_cells(notebook)
+def _frame(notebook: NotebookNode) -> list[str]:
+    """The cell that installs on Colab, the parameters, the ending."""
+    code, last = code_cells(notebook), notebook.cells[-1]
+    installs = [cell.source.strip() for cell in code if "colab" in tags(cell)]
     settings = "\n".join(cell.source for cell in code if "parameters" in tags(cell))
-    for name in ("FAST = False", "SEED = ", "(DATASET|REFERENCE) = "):
-        if not re.search(f"^{name}", settings, re.MULTILINE):
-            yield f"has no {name!r} in its parameters cell"
-    if not any("SIMS_KIT_FAST" in cell.source for cell in code):
-        yield "does not heed SIMS_KIT_FAST"
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    shown = shown_text(last) if last.cell_type == "code" else ""
+    names = ("FAST = False", "SEED = ", "(DATASET|REFERENCE) = ")
+    expectations = {f"has no {n!r} in its parameters cell": re.search(f"^{n}", settings, re.MULTILINE) for n in names}
+    return unmet(
+        expectations
+        | {
+            f"does not say {words!r} at its end": words in text
+            for words in ("In this notebook we", "## Limits", "References")
+        }
+        | {
+            f"has another colab cell than this one, which keeps Colab's own torch:\n{COLAB}": installs == [COLAB],
+            "does not heed SIMS_KIT_FAST": any("SIMS_KIT_FAST" in cell.source for cell in code),
+            "does not end with a cell that prints versions": f"sims_kit {PROJECT['version']}" in shown,
+            "does not print its device in the last cell": "device:" in shown,
+        }
+    )
 
 
 def _exercises(notebook: NotebookNode) -> Iterator[str]:
@@ -197,7 +210,7 @@ def _exercises(notebook: NotebookNode) -> Iterator[str]:
             "has a solution that is not folded (metadata jupyter.source_hidden)": all(map(is_folded, solutions)),
             "has a solution that does not pass its check": not any("Not" in shown_text(cell) for cell in solutions),
         }
-        yield from (f"{name} {problem}" for problem, is_met in expectations.items() if not is_met)
+        yield from (f"{name} {problem}" for problem in unmet(expectations))
     for name in sorted(_needed_from_solutions(notebook)):
         yield f"uses {name!r} of a solution in a later cell, where the learner's edition, without solutions, would stop"
 
@@ -229,15 +242,16 @@ def exercises(notebook: NotebookNode) -> dict[str, list[NotebookNode]]:
     return found
 
 
-def _quizzes(notebook: NotebookNode) -> Iterator[str]:
+def _quizzes(notebook: NotebookNode) -> list[str]:
     quizzes = [cell for cell in code_cells(notebook) if QUIZ.search(cell.source)]
-    if not quizzes:
-        yield "has no quiz (sk.lessons.quiz)"
-    for cell in quizzes:
-        if "<details>" not in shown_text(cell) or "nbval-check-output" not in tags(cell):
-            yield "has a quiz without its output, or without the tag nbval-check-output"
-        if not is_folded(cell):
-            yield "has a quiz whose source, which tells the answer, is not folded (metadata jupyter.source_hidden)"
+    is_shown = all("<details>" in shown_text(c) and "nbval-check-output" in tags(c) for c in quizzes)
+    return unmet(
+        {
+            "has no quiz (sk.lessons.quiz)": quizzes,
+            "has a quiz without its output, or without the tag nbval-check-output": is_shown,
+            "has a quiz whose source, which tells the answer, is not folded": all(map(is_folded, quizzes)),
+        }
+    )
 
 
 def _widgets(notebook: NotebookNode) -> Iterator[str]:
@@ -254,14 +268,3 @@ def _widgets(notebook: NotebookNode) -> Iterator[str]:
                 yield f"has a widget without a figure before it in its section: {cell.source.splitlines()[-1]}"
     if not n_widgets:
         yield "has no widget"
-
-
-def _ending(notebook: NotebookNode) -> Iterator[str]:
-    for words in ("In this notebook we", "## Limits", "References"):
-        if not any(words in cell.source for cell in notebook.cells if cell.cell_type == "markdown"):
-            yield f"does not say {words!r} at its end"
-    last = notebook.cells[-1]
-    if last.cell_type != "code" or f"sims_kit {PROJECT['version']}" not in shown_text(last):
-        yield "does not end with a cell that prints versions"
-    elif "device:" not in shown_text(last):
-        yield "does not print its device in the last cell"

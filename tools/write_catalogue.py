@@ -27,7 +27,8 @@ and `verify` checks it. `SIMS_KIT_DATA` names the cache. Cite the publication of
 
 def page() -> str:
     """The page as Markdown."""
-    datasets, tables, _ = vars(read_registry()).values()
+    registry = read_registry()
+    datasets, tables = registry.datasets, registry.tables
     header = "| name | tier | cells x genes | classes | what | download |\n|---|---|---|---|---|---|"
     rows = [
         f"| [{name}](#{name}) | {entry.tier} | {_number(entry.cells)} x {_number(entry.genes)} | "

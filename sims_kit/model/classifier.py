@@ -93,13 +93,10 @@ class SIMSClassifier(Module):
         refuse_unknown("SIMSClassifier", unknown, ARGUMENTS, hints | HINTS)
         if not isinstance(network or {}, Mapping):
             raise SettingError(f"network={network!r}: give names and values, such as {{'n_steps': 3}}.")
-        changes = {
-            **(network or {}),
-            **({} if optimizer is None else {"optimizer": optimizer}),
-            **({} if optimizer_params is None else {"optimizer_params": optimizer_params}),
-            **({} if scheduler is None else {"scheduler": scheduler or None}),
-            **({} if scheduler_params is None else {"scheduler_params": scheduler_params}),
-        }
+        given = dict(optimizer=optimizer, optimizer_params=optimizer_params)
+        given |= dict(scheduler=scheduler, scheduler_params=scheduler_params)
+        changes = {**(network or {}), **{name: value for name, value in given.items() if value is not None}}
+        changes |= {"scheduler": None} if scheduler is False else {}
         super().__init__(get_recipe(recipe).changed(**changes), genes and list(genes))
         self.input_dim, self.output_dim, self.classes = input_dim, output_dim, classes and list(classes)
         self._check_sizes()
@@ -124,7 +121,8 @@ class SIMSClassifier(Module):
         recipe = Recipe(**{name: settings[name] for name in NETWORK_FIELDS})
         sizes = len(facts["genes"]), len(facts["classes"])
         model = cls(*sizes, genes=facts["genes"], classes=facts["classes"], recipe=recipe)
-        model.load_state_dict(checkpoint["state_dict"])
+        state = checkpoint["state_dict"]
+        model.load_state_dict({name: state[name] for name in state if not name.startswith("loss.")})
         model.take_facts(facts)
         model.metadata = {"recipe": dict(settings)}
         return model.eval()
@@ -319,27 +317,28 @@ class SIMSClassifier(Module):
 
     def _summary(self) -> dict[str, str]:
         """What the model is, as short texts by heading."""
-        files = self.provenance.get("files")
-        files = [file if isinstance(file, Mapping) else {"file": file} for file in files] if files else []
-        cells, test, made_with = self.provenance.get("cells"), self.test_metrics, self.metadata.get("versions", {})
-        calibrated = f"temperature {self.temperature.item():.3g}"
-        if self.calibration_cells is not None:
-            calibrated += f", on {len(self.calibration_cells.labels):,} cells"
-        changed = {
+        files, cells, known = self.provenance.get("files"), self.provenance.get("cells"), self.metadata
+        files = files if isinstance(files, list) else []
+        names = [file.get("dataset") or file.get("file") if isinstance(file, Mapping) else file for file in files]
+        network = {
             name: value for name, value in self.recipe.network_settings.items() if value != getattr(Recipe, name)
         }
+        calibrated = f"temperature {self.temperature.item():.3g}" if self.is_fitted else ""
+        if self.calibration_cells is not None:
+            calibrated += f", on {len(self.calibration_cells.labels):,} cells"
+        test = {} if self.test_metrics is None else self.test_metrics
         lines = {
             "classes": ", ".join(self.classes or ()),
-            "network": ", ".join(f"{name}={value}" for name, value in changed.items()),
-            "trained on": ", ".join(str(file.get("dataset") or file.get("file", "")) for file in files),
+            "network": ", ".join(f"{name}={value}" for name, value in network.items()),
+            "trained on": ", ".join(map(str, names)),
             "cells": ", ".join(f"{n:,} {part}" for part, n in cells.items()) if isinstance(cells, Mapping) else "",
-            "calibrated": calibrated if self.is_fitted else "",
-            "test cells": ", ".join(
-                f"{SHOWN[name]} {test[name]:.3f}" for name in SHOWN if name in (() if test is None else test)
+            "calibrated": calibrated,
+            "test cells": ", ".join(f"{SHOWN[name]} {test[name]:.3f}" for name in SHOWN if name in test),
+            "saved": " by sims_kit ".join(
+                filter(None, [known.get("saved"), known.get("versions", {}).get("sims_kit")])
             ),
-            "saved": " by sims_kit ".join(filter(None, [self.metadata.get("saved"), made_with.get("sims_kit")])),
-            "licence": self.metadata.get("licence") or "",
-            "notes": self.metadata.get("notes", ""),
+            "licence": known.get("licence") or "",
+            "notes": known.get("notes", ""),
         }
         return {name: text for name, text in lines.items() if text}
 
@@ -354,11 +353,9 @@ class SIMSClassifier(Module):
         return "\n".join([self._title, *lines])
 
     def _repr_html_(self) -> str:
-        cells = [
-            f"<tr><th>{name}</th><td>{html.escape(textwrap.shorten(text, 100))}</td></tr>"
-            for name, text in self._summary().items()
-        ]
-        return f"<p>{html.escape(self._title)}</p><table>{''.join(cells)}</table>"
+        texts = {name: html.escape(textwrap.shorten(text, 100)) for name, text in self._summary().items()}
+        rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in texts.items())
+        return f"<p>{html.escape(self._title)}</p><table>{rows}</table>"
 
     def card(self) -> str:
         """A short Markdown page about the model, to go with its file.
@@ -367,14 +364,13 @@ class SIMSClassifier(Module):
         --------
         >>> Path("cortex.md").write_text(model.card())
         """
-        versions = ", ".join(
-            f"{name} {number}" for name, number in (self.metadata.get("versions") or present_versions()).items()
-        )
-        facts = "\n".join(f"- **{name}**: {text}" for name, text in self._summary().items() if name != "test cells")
-        rows = {} if self.test_metrics is None else self.test_metrics
-        table = "".join(f"| {name} | {value:.3f} |\n" for name, value in rows.items())
-        table = f"\n## On test cells\n\n| metric | value |\n|---|---|\n{table}" if table else ""
-        return f"# {self._title}\n\n{facts}\n- **versions**: {versions}\n{table}"
+        versions = self.metadata.get("versions") or present_versions()
+        facts = self._summary() | {"versions": ", ".join(f"{name} {number}" for name, number in versions.items())}
+        lines = [f"# {self._title}", "", *(f"- **{name}**: {text}" for name, text in facts.items())]
+        if self.test_metrics is not None:
+            lines += ["", "| metric on test cells | value |", "|---|---|"]
+            lines += [f"| {name} | {value:.3f} |" for name, value in self.test_metrics.items()]
+        return "\n".join(lines) + "\n"
 
 
 def present_versions() -> dict[str, str]:

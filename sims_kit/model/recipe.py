@@ -6,21 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 
-LEAST = {  # of whole numbers
-    **dict.fromkeys(("n_models", "n_d", "n_a", "n_steps", "n_shared", "virtual_batch_size", "max_epochs"), 1),
-    **dict(n_independent=0, batch_size=2, training_steps=1, patience=0),
-    **dict(gamma=1, momentum=0, input_momentum=0, epsilon=0, gene_dropout=0, label_smoothing=0),  # and of other numbers
-    **dict(weight_classes=0, logit_adjustment=0, lambda_sparse=0, gradient_clip_val=0),
+LEAST = {  # the smallest value of each number
+    **dict.fromkeys(("n_models", "n_d", "n_a", "n_steps", "n_shared", "gamma", "virtual_batch_size"), 1),
+    **dict.fromkeys(("n_independent", "momentum", "input_momentum", "epsilon", "patience", "weight_classes"), 0),
+    **dict.fromkeys(("gene_dropout", "label_smoothing", "logit_adjustment", "lambda_sparse", "gradient_clip_val"), 0),
+    **dict(batch_size=2, max_epochs=1, training_steps=1),
 }
-SHARES = ("gene_dropout", "label_smoothing")  # below 1
-ABOVE_ZERO = ("mask_temperature",)
 N_NETWORK = 17  # the first fields are settings of the network
 HINTS = {  # words of other packages
     "epochs": "Write max_epochs=...",
@@ -148,24 +146,23 @@ class Recipe:
 
 def _check(name: str, kind: Any, value: Any) -> None:
     """Refuse a value of another kind or out of range."""
-    text = repr(value) if len(repr(value)) <= 200 else f"{repr(value)[:200]}..."
-    optional = kind in (int | None, float | None)
-    if optional and value is None:
+    kinds = get_args(kind) or (kind,)
+    if (value is None and type(None) in kinds) or not {bool, int, float} & set(kinds):
         return
-    if kind is bool and not isinstance(value, bool):
-        raise SettingError(f"{name} is {text}; give True or False.")
-    number = {int: Integral, int | None: Integral, float: Real, float | None: Real}.get(kind)
-    if number is None:
-        return
-    wanted = "a whole number" if number is Integral else "a number"
-    if not isinstance(value, number) or isinstance(value, bool) or not math.isfinite(value):
-        raise SettingError(f"{name} is {text}; give {wanted}{' or None' if optional else ''}.")
-    if name in SHARES and not 0 <= value < 1:
-        raise SettingError(f"{name} is {text}; it is a share, at least 0 and below 1.")
-    if name in ABOVE_ZERO and not value > 0:
-        raise SettingError(f"{name} is {text}; give a number above 0, or None.")
-    if value < LEAST.get(name, -math.inf):
-        raise SettingError(f"{name} is {text}; give {wanted}, at least {LEAST[name]}.")
+    number = Integral if int in kinds else Real
+    if bool in kinds:
+        wanted, is_right = "True or False", isinstance(value, bool)
+    else:
+        wanted = "a whole number" if number is Integral else "a number"
+        is_right = isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+        if name in ("gene_dropout", "label_smoothing"):
+            wanted, is_right = "a share, at least 0 and below 1", is_right and 0 <= value < 1
+        elif name == "mask_temperature":
+            wanted, is_right = "a number above 0, or None", is_right and value > 0
+        elif is_right and name in LEAST:
+            wanted, is_right = f"{wanted}, at least {LEAST[name]}", value >= LEAST[name]
+    if not is_right:
+        raise SettingError(f"{name} is {repr(value)[:200]}; give {wanted}.")
 
 
 def _check_arguments(kind: str, make: Any, params: Any) -> None:

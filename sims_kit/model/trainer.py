@@ -10,7 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,11 @@ class Module(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take genes and provenance from the data module, and give it the recipe's batch size, where they are unset."""
-        module = getattr(self.trainer, "datamodule", None)
-        for logger in self.trainer.loggers if stage == "fit" else ():
+        if stage != "fit":
+            return
+        for logger in self.trainer.loggers:
             logger.log_hyperparams(dict(self.hparams))
-        if stage != "fit" or module is None:
+        if (module := getattr(self.trainer, "datamodule", None)) is None:
             return
         self.genes = self.genes or module.genes
         self.provenance.update(module.provenance)
@@ -76,11 +77,11 @@ class Module(pl.LightningModule):
         """
         recipe, params = self.recipe, dict(self.recipe.optimizer_params)
         if "fused" in inspect.signature(recipe.optimizer).parameters and self.device.type in ("cpu", "cuda"):
-            scales = self.trainer_or_none is not None and self.trainer.precision != "32-true"
-            params = {
-                "fused": not scales,
-                **params,
-            }  # four times as fast on a CPU; with scaled gradients it cannot clip
+            precision = "32-true"
+            with suppress(RuntimeError):  # without a trainer
+                precision = self.trainer.precision
+            # Four times as fast on a CPU; in half precision Lightning cannot clip the gradients of a fused optimiser.
+            params = {"fused": precision == "32-true", **params}
         optimizer = recipe.optimizer(self.parameters(), **params)
         if recipe.scheduler is None:
             return optimizer
@@ -94,14 +95,6 @@ class Module(pl.LightningModule):
         if isinstance(scheduler["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau):
             scheduler["monitor"] = "val_loss"
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
-
-    @property
-    def trainer_or_none(self) -> pl.Trainer | None:
-        """The trainer, or None where the model is used without one."""
-        try:
-            return self.trainer
-        except RuntimeError:
-            return None
 
     def diverged(self, found: str, batch_index: int) -> FloatingPointError:
         """The error that training stops with when the loss is no longer a number."""
@@ -162,16 +155,6 @@ class Trainer(pl.Trainer):
         finally:
             self.callbacks[:] = [callback for callback in self.callbacks if not isinstance(callback, RestoreState)]
 
-    def validate(self, *arguments, **settings):
-        """Validate as Lightning does, without its notes."""
-        with quiet_lightning():
-            return super().validate(*arguments, **settings)
-
-    def test(self, *arguments, **settings):
-        """Test as Lightning does, without its notes."""
-        with quiet_lightning():
-            return super().test(*arguments, **settings)
-
 
 def make_trainer(
     recipe: Recipe,
@@ -188,18 +171,10 @@ def make_trainer(
 ) -> Trainer:
     """A trainer that follows a recipe; everything is checked here, before any cells are read.
 
-    Parameters
-    ----------
-    recipe, has_validation
-        What to stop by, and whether there are validation cells for it.
-    max_epochs
-        None: to be set from `Recipe.schedule` once the number of cells is known.
-    seed
-        Of every epoch; the global random state is left alone.
-    devices, callbacks, logger, checkpoints, verbose, settings
-        As in `sims_kit.fit`; `settings` is its `trainer`.
+    Arguments are those of `sims_kit.fit`, of which `settings` is the `trainer`. Where `max_epochs` is None, it is to be
+    set from `Recipe.schedule` once the number of cells is known.
     """
-    if max_epochs is not None and (not isinstance(max_epochs, int | np.integer) or max_epochs < 1):
+    if max_epochs is not None and (not isinstance(max_epochs, int) or max_epochs < 1):
         raise SettingError(f"max_epochs={max_epochs!r}: give a whole number of epochs, 1 or more.")
     if isinstance(seed, int) and seed > LARGEST_SEED:
         raise SettingError(f"seed={seed}: give a whole number from 0 to {LARGEST_SEED:,}.")
@@ -352,7 +327,8 @@ class Progress(Callback):
             return
         if self.done == 1:
             seconds = (time.monotonic() - self.started) * self.total
-            print(f"training {self.total} epochs takes about {max(1, round(seconds / 60))} min", flush=True)
+            length = f"about {round(seconds / 60)} min" if seconds >= 90 else f"about {max(1, round(seconds))} s"
+            print(f"training {self.total} epochs takes {length}", flush=True)
         if self.done * 10 // self.total > (self.done - 1) * 10 // self.total:
             metrics = "".join(f", {name} {value:.3f}" for name, value in found.items())
             print(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}{metrics}", flush=True)
@@ -387,7 +363,7 @@ class ResumePoint(Callback):
         if not trainer.current_epoch:
             return
         with written_whole(self.path) if trainer.is_global_zero else nullcontext(self.path) as part:
-            trainer.save_checkpoint(part)  # called by all processes, written by the first
+            trainer.save_checkpoint(part, weights_only=False)  # called by all processes, written by the first
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what decides a training's course in the checkpoint."""

@@ -12,7 +12,6 @@ from sims_kit.errors import DataError, SettingError
 from sims_kit.plotting import style
 
 ROWS_DRAWN = 600  # of an explain matrix, about one per pixel
-VALUES = {"probability": "probability of the predicted class", "unchanged": "share of predictions unchanged"}
 
 
 def top_genes(genes: pd.DataFrame, n: int = 20, *, ax: Axes | None = None) -> Axes:
@@ -140,10 +139,7 @@ def cell_genes(genes: pd.DataFrame, n: int = 15, *, ax: Axes | None = None) -> A
     >>> ax = sk.plotting.cell_genes(genes)
     """
     style.check_table(genes, ["contribution", "expression"])
-    _check_n_genes(n)
-    shown = genes[genes["contribution"] != 0].sort_values("contribution", key=lambda c: -c.abs(), kind="stable")[:n]
-    if not len(shown):
-        raise DataError("No gene contributes anything, so there is nothing to draw. Does the cell express any gene?")
+    shown = genes.iloc[_largest(genes["contribution"].abs().reset_index(drop=True), n).index]
     ax = ax if ax is not None else style.new_axes(4, len(shown) * style.ROW, names=shown.index)
     added = shown["contribution"]
     ax.barh(np.arange(len(shown)), added, color=np.where(added > 0, style.BLUE, style.ORANGE))
@@ -175,12 +171,14 @@ def faithfulness_curves(
 
     Examples
     --------
-    >>> table = pd.DataFrame({"curve": ["deletion", "insertion"], "n_genes": 10, "method": "SIMS", "probability": 0.5})
-    >>> deletion, insertion = sk.plotting.faithfulness_curves(table)
+    >>> curves = sk.studies.faithfulness(model, cells, ["SIMS masks", "random"])  # doctest: +SKIP
+    >>> deletion, insertion = sk.plotting.faithfulness_curves(curves)  # doctest: +SKIP
     """
     style.check_table(table, ["method", "curve", "n_genes", value], few="method")
     axes = style.panels(axes, (1, 2), (8.2, 3.9), sharey=True)[0]
-    looks = style.by_hue(table, "method")
+    methods = table["method"].unique()
+    looks = dict(hue="method", hue_order=methods, palette=style.COLOURS[: len(methods)], style="method", dashes=False)
+    looks |= dict(style_order=methods, markers=list(style.MARKERS[: len(methods)]))
     for ax, curve, change in zip(axes, ("deletion", "insertion"), ("set to zero", "left"), strict=True):
         points = table[table["curve"] == curve]
         sns.lineplot(points, x="n_genes", y=value, ax=ax, legend=ax is axes[1], errorbar=None, mew=0, **looks)
@@ -188,7 +186,8 @@ def faithfulness_curves(
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.set(title=curve, xlabel=f"top genes {change}", xlim=(-0.1, None), ylim=(-0.03, 1.03))
         sns.despine(ax=ax)
-    axes[0].set_ylabel(VALUES.get(value, style.words(value)))
+    words = {"probability": "probability of the predicted class", "unchanged": "share of predictions unchanged"}
+    axes[0].set_ylabel(words.get(value, style.words(value)))
     style.legend_beside(axes[1])
     return axes
 
@@ -206,8 +205,8 @@ def gene_set_weight(classes: pd.DataFrame, *, alpha: float = 0.05, ax: Axes | No
 
     Examples
     --------
-    >>> classes = pd.DataFrame({"share": [0.01, 0.20], "expected": 0.03, "p": [1.0, 0.002]}, index=["B", "T"])
-    >>> ax = sk.plotting.gene_set_weight(classes.assign(low=0.01, high=0.05))
+    >>> check = sk.studies.check_gene_set(explanation, cells)  # doctest: +SKIP
+    >>> ax = sk.plotting.gene_set_weight(check.drop("overall"))  # doctest: +SKIP
     """
     columns = ["share", "expected", "low", "high", "p"]
     style.check_table(classes, columns)
@@ -232,13 +231,9 @@ def gene_set_weight(classes: pd.DataFrame, *, alpha: float = 0.05, ax: Axes | No
 
 def _largest(weights: pd.Series, n: int) -> pd.Series:
     """The `n` largest weights above 0, falling; equal ones in the order given."""
-    _check_n_genes(n)
-    weights = weights[weights > 0].sort_values(ascending=False, kind="stable")[:n]
-    if not len(weights):
-        raise DataError("No gene has a weight above 0, so there is nothing to draw. Explain some cells first.")
-    return weights
-
-
-def _check_n_genes(n: int) -> None:
     if n < 1:
         raise SettingError(f"{n} genes asked for; expected 1 or more.")
+    weights = weights[weights > 0].sort_values(ascending=False, kind="stable")[:n]
+    if not len(weights):
+        raise DataError("No gene has a weight or contribution, so there is nothing to draw. Explain some cells first.")
+    return weights

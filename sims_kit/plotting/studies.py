@@ -29,8 +29,8 @@ def method_scores(
     Parameters
     ----------
     scores
-        One row per task and method: ``task``, ``method``, the score (0 to 1) and the same with ``_low`` and ``_high``;
-        ``unlabelled_percent`` where cells were rejected.
+        One row per method, and per ``task`` if there are several: ``method``, the score (0 to 1) and the same with
+        ``_low`` and ``_high``; ``unlabelled_percent`` where cells were rejected.
     score
         The column to draw.
     highlight
@@ -40,22 +40,19 @@ def method_scores(
 
     Examples
     --------
-    >>> scores = pd.DataFrame({"task": "pbmc", "method": ["SIMS", "linear SVM"], "median_f1": [0.9, 0.8]})
-    >>> scores = scores.assign(median_f1_low=scores["median_f1"] - 0.1, median_f1_high=scores["median_f1"] + 0.05)
+    >>> scores = pd.DataFrame({"method": ["SIMS", "linear SVM"], "median_f1": [0.9, 0.8]})
+    >>> scores = scores.assign(median_f1_low=[0.85, 0.7], median_f1_high=[0.95, 0.85])
     >>> (ax,) = sk.plotting.method_scores(scores, highlight="SIMS")
     """
-    style.check_table(scores, ["task", "method", score, f"{score}_low", f"{score}_high"])
-    tasks, methods = scores["task"].unique(), scores["method"].unique()
-    if axes is None:
-        columns = min(4, len(tasks))
-        rows = -(-len(tasks) // columns)
-        size = 2.2 * columns + 0.07 * max(map(len, methods)), rows * (0.9 + style.ROW * len(methods))
-        grid = style.panels(None, (rows, columns), size, sharey=True).ravel()
-        for ax in grid[len(tasks) :]:
-            ax.set_axis_off()
-        axes = grid[: len(tasks)]
-    axes = style.panels(axes, (1, len(tasks)), (0, 0))[0]
-    for ax, (task, table) in zip(axes, scores.groupby("task", sort=False), strict=True):
+    scores = scores if "task" in scores else scores.assign(task="")
+    style.check_table(scores, ["method", score, f"{score}_low", f"{score}_high"])
+    n_tasks, methods = scores["task"].nunique(), scores["method"].unique()
+    rows, columns = (-(-n_tasks // 4), min(4, n_tasks)) if axes is None else (1, n_tasks)
+    size = 2.2 * columns + 0.07 * max(map(len, methods)), rows * (0.9 + style.ROW * len(methods))
+    axes = style.panels(axes, (rows, columns), size, sharey=True).ravel()
+    for ax in axes[n_tasks:]:
+        ax.set_axis_off()
+    for ax, (task, table) in zip(axes, scores.groupby("task", sort=False), strict=False):
         table = table.set_index("method").reindex(methods)
         colours = np.where(methods == highlight, style.ORANGE, style.BLUE)
         style.intervals(ax, table, score, np.arange(len(methods)), colours)
@@ -69,7 +66,7 @@ def method_scores(
         style.name_rows(ax, methods)
         ax.set(title=task, xlabel=style.words(score), xlim=(left - 0.02, 1.02))
         sns.despine(ax=ax)
-    return axes
+    return axes[:n_tasks]
 
 
 def ablation(
@@ -99,9 +96,8 @@ def ablation(
 
     Examples
     --------
-    >>> epochs = pd.DataFrame({"method": "SIMS", "seed": 0, "proportion": 1.0, "n_training_cells": 50, "epoch": [0, 1]})
-    >>> epochs = epochs.assign(val_loss=1.0, val_median_f1=0.5, val_accuracy_weighted=0.6)
-    >>> axes = sk.plotting.ablation(epochs)
+    >>> found = sk.studies.ablation(cells, "cell_type")  # doctest: +SKIP
+    >>> axes = sk.plotting.ablation(found.epochs, found.scores)  # doctest: +SKIP
     """
     style.check_table(epochs, ["method", "proportion", "seed", "epoch", "n_training_cells", *CURVES])
     method = epochs["method"].iloc[0] if method is None else method
@@ -158,11 +154,8 @@ def generalization(scores: pd.DataFrame, *, axes: Sequence[Axes] | None = None) 
 
     Examples
     --------
-    >>> scores = pd.DataFrame({"target": ["MTG", "V1C"], "in_distribution": [True, False], "unseen_percent": 0.0})
-    >>> scores["trained_on"], scores["method"] = "MTG", "SIMS"
-    >>> for score in ("balanced_accuracy", "weighted_accuracy", "aggregated_f1", "median_f1"):
-    ...     scores[[score, f"{score}_low", f"{score}_high"]] = 0.9, 0.8, 0.95
-    >>> axes = sk.plotting.generalization(scores)
+    >>> found = sk.studies.generalization(cells, "cell_type", by="region")  # doctest: +SKIP
+    >>> axes = sk.plotting.generalization(found.scores)  # doctest: +SKIP
     """
     names = [f"{score}{ending}" for pair in PAIRS for score in pair for ending in ("", "_low", "_high")]
     style.check_table(scores, ["method", "trained_on", "target", "in_distribution", "unseen_percent", *names])
@@ -189,9 +182,9 @@ def generalization(scores: pd.DataFrame, *, axes: Sequence[Axes] | None = None) 
     looks = zip(methods, style.COLOURS, style.MARKERS, strict=False)
     handles = [Line2D([], [], color=colour, marker=marker, label=method) for method, colour, marker in looks]
     grey = dict(color=style.GREY, linestyle="")
-    handles += [Line2D([], [], marker="o", label="first score of the title", **grey)]
-    handles += [Line2D([], [], marker="o", markerfacecolor="w", label="second score of the title", **grey)]
-    handles += [Line2D([], [], marker="|", label="held-out cells of the training groups", **grey)]
+    notes = (("o", None, "first score of the title"), ("o", "w", "second score of the title"))
+    notes += (("|", None, "held-out cells of the training groups"),)
+    handles += [Line2D([], [], marker=marker, mfc=face, label=label, **grey) for marker, face, label in notes]
     figure = axes[0, 0].figure
     place = "outside lower center" if figure.get_layout_engine() else "lower center"
     figure.legend(handles=handles, frameon=False, fontsize=style.FONT, loc=place, ncols=3)
@@ -224,7 +217,7 @@ def composition(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     samples = list(shares.columns)
     if ax is None:
         ax = style.new_axes(5.5, style.ROW * len(classes) * max(1, len(samples) / 2.5), names=classes)
-    shifts = style.side_by_side(len(samples), 0.75)
+    shifts = 0.75 * ((np.arange(len(samples)) + 0.5) / len(samples) - 0.5)
     for sample, shift, colour, marker in zip(samples, shifts, style.COLOURS, style.MARKERS, strict=False):
         own, rows = table[table["name"] == sample].set_index("class").reindex(classes), np.arange(len(classes)) + shift
         colours = np.where(classes == UNKNOWN, style.GREY, colour)
@@ -247,7 +240,7 @@ def _targets(ax: Axes, table: pd.DataFrame, source: pd.DataFrame, pair: Sequence
     """Draw one panel of generalization: a row for each target, in it two points for each method."""
     targets = list(table["target"].unique())
     looks = list(zip(methods, style.COLOURS, style.MARKERS, strict=False))
-    shifts = style.side_by_side(2 * len(methods), 0.7)
+    shifts = 0.7 * ((np.arange(2 * len(methods)) + 0.5) / (2 * len(methods)) - 0.5)
     for shift, ((method, colour, marker), score) in zip(shifts, product(looks, pair), strict=True):
         own = table[table["method"] == method].set_index("target").reindex(targets)
         inside = source[source["method"] == method].set_index("trained_on")[score].reindex(own["trained_on"]).to_numpy()

@@ -1,7 +1,6 @@
 """Colours, checked input and Axes with room for long names, shared by all figures.
 
-Okabe and Ito's palette (https://jfly.uni-koeln.de/color) for categories and viridis for matrices are readable for
-colour-blind readers and in grey. ``"Unknown"`` is grey in every figure.
+Okabe and Ito's palette (https://jfly.uni-koeln.de/color) and viridis suit colour-blind readers; ``"Unknown"`` is grey.
 """
 
 import re
@@ -118,18 +117,6 @@ def intervals(
     (ax.vlines if vertical else ax.hlines)(places, low, high, color=colour, linewidth=1.4)
     points = (places, value) if vertical else (value, places)
     ax.scatter(*points, **{"s": 24, "color": colour, "zorder": 3} | style)
-
-
-def by_hue(table: pd.DataFrame, column: str) -> dict:
-    """Arguments of seaborn that draw each value of a column in a colour and with a marker of its own."""
-    names = list(table[column].unique())
-    looks = dict(hue=column, hue_order=names, palette=COLOURS[: len(names)], style=column, style_order=names)
-    return looks | dict(markers=list(MARKERS[: len(names)]), dashes=False)
-
-
-def side_by_side(n: int, width: float) -> np.ndarray:
-    """Shifts of `n` points of one row, together `width` wide."""
-    return width * ((np.arange(n) + 0.5) / n - 0.5)
 
 
 def log_axis(axis: Axis) -> None:

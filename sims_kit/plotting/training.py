@@ -12,11 +12,7 @@ from sims_kit.calibration import UNKNOWN
 from sims_kit.errors import DataError, UnknownNameError
 from sims_kit.plotting import style
 
-CELLS = {
-    "train": dict(label="training", color=style.GREY, linestyle="--"),
-    "val": dict(label="validation", color=style.BLUE, linestyle="-"),
-}
-LOWER_IS_BETTER = ("loss", "calibration_error")
+CELLS = {"train": ("training", style.GREY, "--"), "val": ("validation", style.BLUE, "-")}
 NUMBERS_UP_TO = 15  # columns of a confusion matrix; with more, its numbers are too small to read
 
 
@@ -85,13 +81,13 @@ def training_curves(
     if monitor is not None and monitor not in history:
         raise UnknownNameError("column of the training history", monitor, history.columns)
     best = history[monitor].dropna() if monitor else pd.Series(dtype=float)
-    best = -best if monitor and monitor.endswith(LOWER_IS_BETTER) else best
+    best = -best if monitor and monitor.endswith(("loss", "calibration_error")) else best
     axes = style.panels(axes, (1, len(names)), (3.6 * len(names), 3))[0]
     for ax, name in zip(axes, names, strict=True):
-        for cells, look in CELLS.items():
+        for cells, (label, colour, dashes) in CELLS.items():
             if f"{cells}_{name}" in history:
                 curve = history[f"{cells}_{name}"].dropna()
-                ax.plot(curve.index, curve, marker=".", markersize=4, **look)
+                ax.plot(curve.index, curve, dashes, marker=".", markersize=4, color=colour, label=label)
         if len(best):
             ax.axvline(best.idxmax(), color=style.ORANGE, ls=":", label=f"best epoch, {best.idxmax():g}", zorder=0)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

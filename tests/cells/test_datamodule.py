@@ -19,7 +19,7 @@ from sims_kit.cells.datamodule import DataModule
 from sims_kit.datasets.read import open_backed
 from sims_kit.errors import DataError, GeneError, LabelError, SettingError, UnknownNameError
 
-QUIET = dict(logger=False, enable_progress_bar=False, enable_checkpointing=False, verbose=False)
+QUIET = dict(logger=False, verbose=False)
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def test_any_number_of_threads_trains_the_same_model(make_cells, tmp_path, backe
     """Every epoch is there, and a file that is sorted by class is learned well."""
     cells = make_cells(n_cells=300)
     cells[np.argsort(cells.obs["cell_type"])].copy().write_h5ad(path := tmp_path / "cells.h5ad")
-    settings = QUIET | dict(backed=backed, max_epochs=12, model_params={"network": {"n_models": 2}})
+    settings = QUIET | dict(backed=backed, max_epochs=12, recipe={"n_models": 2})
     first, *others = (sk.fit(path, "cell_type", num_workers=n, **settings) for n in (0, 1, 3))
     assert first.test_metrics["accuracy_micro"] > 0.9 and list(first.history.index) == list(range(12))
     for other in others:
@@ -131,7 +131,8 @@ def test_lightning_sees_a_new_order_every_epoch_and_resumes(paths, tmp_path, bac
         def note(trainer, model, batch, i):
             seen.setdefault(trainer.current_epoch, []).append(batch.cells.to_dense().sum(1).tolist())
 
-        settings = QUIET | dict(max_epochs=max_epochs, seed=seed, backed=backed, recipe="thesis")
+        recipe = sk.RECIPES["thesis"].changed(best_epoch=False)
+        settings = QUIET | dict(max_epochs=max_epochs, seed=seed, backed=backed, recipe=recipe)
         trainer, model, module = sk.generate_trainer(paths, None, "cell_type", batch_size=16, num_workers=2, **settings)
         trainer.callbacks.append(LambdaCallback(on_train_batch_start=note))
         trainer.fit(model, datamodule=module, ckpt_path=ckpt_path)

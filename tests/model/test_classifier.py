@@ -78,7 +78,7 @@ def test_recipes_are_plain_for_loggers_and_files():
         (dict(gamma=0.5), "gamma is 0.5.*at least 1"),
         (dict(gamma=float("nan")), "gamma is nan; give a number"),
         (dict(additive=1), "additive is 1; give True or False"),
-        (dict(gene_dropout=1), "gene_dropout is 1; it is a share"),
+        (dict(gene_dropout=1), "gene_dropout is 1; give a share"),
         (dict(label_smoothing=2), "label_smoothing is 2.*below 1"),
         (dict(mask_temperature=0), "mask_temperature is 0; give a number above 0, or None"),
         (dict(max_epochs=0), "max_epochs is 0"),

@@ -115,7 +115,7 @@ def test_swapped_classes_change_the_sign():
 
 
 def test_adjustment_moves_the_predicted_class():
-    """An adjustment is added to each network's logits; contributions then speak for the class that comes first."""
+    """An adjustment is added to each network's logits; contributions are then towards the class predicted with it."""
     network, cells, _ = make("ensemble")
     adjustment = torch.tensor([0.0, 0.0, 50.0, 0.0], dtype=torch.float64)
     found = explain_batch(network, cells, adjustment=adjustment)

@@ -1,5 +1,7 @@
 """What the tests of studies share: a method that takes no time, and writes down what it was given."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -8,7 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 class Oracle(ClassifierMixin, BaseEstimator):
     """Knows the markers of `make_cells`, but only the classes that it was trained on."""
 
-    given = []
+    given: ClassVar[list] = []
 
     def __init__(self, seed=0):
         self.seed = seed

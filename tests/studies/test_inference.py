@@ -10,7 +10,7 @@ import sims_kit as sk
 from sims_kit.cells.splits import stratified_split
 from sims_kit.errors import GeneError, SettingError, UnknownNameError
 
-QUIET = dict(max_epochs=8, enable_progress_bar=False, verbose=False)
+QUIET = dict(max_epochs=8, verbose=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_test_set_is_not_trained_on(tissues, found):
     split = stratified_split(primary.obs["cell_type"], 0, 0.2, 3)
     rows = found.cells[found.cells["tissue"] == "primary"]
     assert list(rows["cell"]) == list(primary.obs_names[split.test])
-    alone = sk.fit(primary[split.train].copy(), "cell_type", seed=3, test=0, logger=False, **QUIET)
+    alone = sk.fit(primary[split.train].copy(), "cell_type", seed=3, test=0, **QUIET)
     annotated = sk.annotate(primary[split.test], alone, copy=True).obs
     np.testing.assert_array_equal(rows["best_label"], annotated["sims_label"])
     np.testing.assert_array_equal(rows["second_label"], annotated["sims_second_label"])

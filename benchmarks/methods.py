@@ -1,0 +1,148 @@
+"""Methods of the benchmark that the package does not have: ACTINN's network, voting with marker genes, rejection."""
+
+from itertools import pairwise
+
+import numpy as np
+import scanpy as sc
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sims_kit.studies.methods import METHODS as OF_PACKAGE
+from sims_kit.studies.methods import Components, LogNormalise, make_method
+
+
+class Actinn(ClassifierMixin, BaseEstimator):
+    """ACTINN's network and training (Ma and Pellegrini, Bioinformatics 2020), on log-normalised values.
+
+    Hidden layers of 100, 50 and 25 ReLU, Glorot's start, Adam at 1e-4 (x 0.95 every 1,000 steps), L2 of 0.005 on the
+    weights, batches of 128, 50 epochs. Genes outside of the 1st to 99th percentile of total expression, then of the
+    coefficient of variation, are left out; here the reference alone decides that, upstream the query as well.
+    """
+
+    def __init__(self, random_state: int = 0):
+        self.random_state = random_state
+
+    def fit(self, X: sp.csr_matrix, y) -> "Actinn":
+        """Choose the genes and train."""
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        kept = np.flatnonzero(X.getnnz(axis=0))  # upstream's second filter is undefined for genes without counts
+        kept = kept[_within(X[:, kept].sum(axis=0).A1)]
+        moments = StandardScaler(with_mean=False).fit(X[:, kept])
+        self.kept_ = kept[_within(np.sqrt(moments.var_) / X[:, kept].mean(axis=0).A1)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.random_state)
+            self._train(X[:, self.kept_], torch.from_numpy(codes))
+        return self
+
+    def predict_proba(self, X: sp.csr_matrix) -> np.ndarray:
+        """(cells, classes)."""
+        with torch.no_grad():
+            parts = [self.network_(_log2(X[i : i + 1024, self.kept_])).softmax(1) for i in range(0, X.shape[0], 1024)]
+        return torch.cat(parts).numpy()
+
+    def predict(self, X: sp.csr_matrix) -> np.ndarray:
+        """The most probable class of each cell."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+    def _train(self, values: sp.csr_matrix, codes: torch.Tensor) -> None:
+        layers = [torch.nn.Linear(*pair) for pair in pairwise([values.shape[1], 100, 50, 25, len(self.classes_)])]
+        for layer in layers:
+            torch.nn.init.xavier_uniform_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+        self.network_ = torch.nn.Sequential(*[part for layer in layers for part in (layer, torch.nn.ReLU())][:-1])
+        weights = {"params": [layer.weight for layer in layers], "weight_decay": 0.005}
+        optimizer = torch.optim.Adam([weights, {"params": [layer.bias for layer in layers]}], lr=1e-4)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1000, 0.95)
+        for _ in range(50):
+            for batch in torch.randperm(len(codes)).split(128):
+                loss = torch.nn.functional.cross_entropy(self.network_(_log2(values[batch.numpy()])), codes[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+
+
+def _within(values: np.ndarray) -> np.ndarray:
+    return (values >= np.percentile(values, 1)) & (values <= np.percentile(values, 99))
+
+
+def _log2(rows: sp.csr_matrix) -> torch.Tensor:
+    return torch.from_numpy((rows / np.log(2)).astype(np.float32).toarray())
+
+
+class MarkerVoting(ClassifierMixin, BaseEstimator):
+    """The 50 genes that a Wilcoxon test ranks highest for each class vote for a cell, or for a Leiden cluster of cells.
+
+    Expression is scaled gene by gene, and a class gets the mean over its markers, each weighted by one over the number
+    of classes that it marks. By cluster, this is the pipeline of thesis section 0.1.2 and the idea of Digital Cell
+    Sorter (Domanskyi et al., PeerJ 2021), scaled within the query; by cell, scaled as the reference is.
+    """
+
+    def __init__(self, by_cluster: bool, random_state: int = 0):
+        self.by_cluster, self.random_state = by_cluster, random_state
+
+    def fit(self, X: sp.csr_matrix, y) -> "MarkerVoting":
+        """Find the markers."""
+        self.classes_, kept = np.unique(y), np.flatnonzero(X.getnnz(axis=0))
+        cells = AnnData(X[:, kept], var={"column": kept}, obs={"label": np.asarray(y, dtype=str)})
+        cells.obs["label"] = cells.obs["label"].astype("category")
+        sc.tl.rank_genes_groups(cells, "label", method="wilcoxon", n_genes=50)
+        markers = sp.lil_matrix((X.shape[1], len(self.classes_)))
+        for column, name in enumerate(self.classes_):
+            ranked = sc.get.rank_genes_groups_df(cells, str(name), log2fc_min=0)["names"].astype(int)
+            markers[kept[ranked], column] = 1
+        markers = markers.tocsr()
+        shared = sp.diags(1 / np.maximum(markers.sum(axis=1).A1, 1))  # a gene of many classes says little of each
+        self.markers_ = (shared @ markers / np.maximum(markers.sum(axis=0).A1, 1)).tocsr()
+        self.moments_ = StandardScaler(with_mean=False).fit(X), X.mean(axis=0).A1
+        return self
+
+    def predict(self, X: sp.csr_matrix) -> np.ndarray:
+        """The class with the most votes."""
+        scaler, mean = self.moments_
+        if self.by_cluster:
+            scaler, mean = StandardScaler(with_mean=False).fit(X), X.mean(axis=0).A1
+        votes = np.asarray(scaler.transform(X) @ self.markers_ - (mean / scaler.scale_) @ self.markers_)
+        if self.by_cluster:
+            cells = AnnData(sp.csr_matrix((X.shape[0], 0)))
+            cells.obsm["X_pca"] = Components(self.random_state).fit(X).transform(X).astype(np.float32)
+            sc.pp.neighbors(cells, n_neighbors=15, use_rep="X_pca", random_state=self.random_state)
+            sc.tl.leiden(cells, flavor="igraph", n_iterations=2, directed=False, random_state=self.random_state)
+            clusters = cells.obs["leiden"].cat.codes.to_numpy()
+            sums = np.zeros((clusters.max() + 1, votes.shape[1]))
+            np.add.at(sums, clusters, votes)
+            votes = sums[clusters]
+        return self.classes_[votes.argmax(axis=1)]
+
+
+class Rejecting(ClassifierMixin, BaseEstimator):
+    """A classifier that answers ``"Unknown"`` where its largest probability is below a threshold."""
+
+    def __init__(self, estimator, threshold: float):
+        self.estimator, self.threshold = estimator, threshold
+
+    def fit(self, X, y) -> "Rejecting":
+        """Fit a copy of the classifier."""
+        self.estimator_ = clone(self.estimator).fit(X, y)
+        self.classes_, self.predict_proba = self.estimator_.classes_, self.estimator_.predict_proba
+        return self
+
+    def predict(self, X) -> np.ndarray:
+        """Labels as text."""
+        probabilities = self.predict_proba(X)
+        labels = self.classes_[probabilities.argmax(axis=1)].astype(object)
+        return np.where(probabilities.max(axis=1) < self.threshold, "Unknown", labels)
+
+
+METHODS = {
+    **OF_PACKAGE,
+    # the winner of Abdelaal et al. 2019, and the method of Moana
+    "linear SVM, rejection at 0.7": lambda seed: Rejecting(make_method("linear SVM, calibrated", seed), 0.7),
+    "ACTINN architecture, re-run in torch": lambda seed: make_pipeline(LogNormalise(), Actinn(seed)),
+    "marker voting by cell": lambda seed: make_pipeline(LogNormalise(), MarkerVoting(False, seed)),
+    "marker voting by cluster": lambda seed: make_pipeline(LogNormalise(), MarkerVoting(True, seed)),
+}

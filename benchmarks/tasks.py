@@ -1,0 +1,83 @@
+"""The tasks of the benchmark: which cells, and how they are divided into folds that are the same for every method."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import anndata
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.model_selection import GroupKFold, StratifiedKFold
+
+import sims_kit as sk
+
+TOO_FEW = 10  # a class of so few cells, or fewer, is left out (Abdelaal et al., Genome Biology 2019)
+PLATES = ("cell-lines-5cl-p1", "cell-lines-5cl-p2", "cell-lines-5cl-p3")
+PROTOCOLS = ("cell-lines-celseq2", "cell-lines-dropseq")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Datasets of the registry; of several, each is a fold. A `group` is not divided between folds."""
+
+    datasets: tuple[str, ...]
+    group: str | None = None
+
+
+TASKS: Mapping[str, Task] = {
+    "pbmc68k": Task(("pbmc68k",)),
+    "mouse-immune": Task(("mouse-immune",)),
+    "worm-neurons": Task(("worm-neurons",)),
+    "cell lines across plates": Task(PLATES),
+    "cell lines across protocols": Task(PROTOCOLS),
+    "sim-cortex": Task(("sim-cortex",)),
+    "sim-mouse": Task(("sim-mouse",)),
+    "sim-cortex across regions": Task(("sim-cortex",), group="region"),
+}
+
+
+class Folds:
+    """The cells of a task and their fold; `query`, `reference` and `truth` of fold 0 are those of ``folds[0]``.
+
+    `cells` has ``obs["label"]`` and, where the task has samples, ``obs["sample"]``; cells are named by their number.
+    """
+
+    def __init__(self, name: str, n_folds: int = 5, seed: int = 0):
+        task, parts = TASKS[name], {dataset: sk.load(dataset) for dataset in TASKS[name].datasets}
+        for dataset, cells in parts.items():
+            known = cells.uns["sims_kit"]
+            columns = {"label": cells.obs[known["label"]].astype(str), "group": cells.obs.get(task.group)}
+            columns["sample"] = dataset if len(parts) > 1 else cells.obs.get(known.get("sample"))
+            parts[dataset] = AnnData(cells.X, obs=pd.DataFrame(columns, cells.obs_names), var=cells.var[[]])
+        cells = anndata.concat(parts, index_unique="-")  # on the common genes
+        sizes = cells.obs["label"].value_counts()
+        cells = cells[cells.obs["label"].isin(sizes.index[sizes > TOO_FEW])].copy()
+        cells.obs_names = np.arange(cells.n_obs).astype(str)
+        labels = cells.obs["label"].to_numpy(str)
+        if len(parts) > 1:
+            self.fold_of = pd.Categorical(cells.obs["sample"], list(parts)).codes
+        else:
+            groups = None if task.group is None else cells.obs["group"]
+            cv = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+            cv = cv if groups is None else GroupKFold(min(n_folds, groups.nunique()))
+            self.fold_of = np.empty(cells.n_obs, dtype=int)
+            for number, (_, asked) in enumerate(cv.split(labels, labels, groups)):
+                self.fold_of[asked] = number
+        cells.obs = cells.obs.drop(columns="group").dropna(axis=1, how="all")
+        self.cells, self.labels = cells, labels
+
+    def __len__(self) -> int:
+        return int(self.fold_of.max()) + 1
+
+    def __getitem__(self, number: int) -> tuple[AnnData, AnnData, np.ndarray]:
+        """Reference, query without labels, and the labels of the query."""
+        asked = self.fold_of == number
+        query = self.cells[asked].copy()
+        del query.obs["label"]
+        return self.cells[~asked].copy(), query, self.labels[asked]
+
+
+def slug(name: str) -> str:
+    """A name as files and the command line can carry it: ``"SIMS, default"`` is ``sims-default``."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
