@@ -266,7 +266,7 @@ class Expression:
     Parameters
     ----------
     adata
-        Cells x genes; never changed. A matrix that is in a file (backed, or from `datasets.read.open_backed`) stays there.
+        Cells x genes; never changed. A matrix that is in a file (backed, or opened by `open_backed`) stays there.
     layer
         None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no layer has that name.
     name

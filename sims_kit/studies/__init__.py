@@ -1,12 +1,13 @@
 """The thesis's experiments, as functions over scikit-learn estimators that return tidy tables.
 
 `compare` asks several methods the same folds. `generalization` trains on one group of cells and tests on the others;
-`ablation` trains on fewer and fewer cells. `inference` labels a tissue culture by a model of primary tissue.
+`ablation` trains on fewer and fewer cells, and `smallest_within` and `convergence` read off when they are enough.
+`inference` labels a tissue culture by a model of primary tissue.
 `rank_genes`, `marker_recovery`, `faithfulness`, `stability` and `check_gene_set` measure what explanations are worth.
 `METHODS` holds the methods by name.
 """
 
-from sims_kit.studies.ablation import ablation
+from sims_kit.studies.ablation import ablation, convergence, smallest_within
 from sims_kit.studies.comparison import compare
 from sims_kit.studies.generalization import generalization
 from sims_kit.studies.inference import inference
@@ -26,11 +27,13 @@ __all__ = [
     "ablation",
     "check_gene_set",
     "compare",
+    "convergence",
     "faithfulness",
     "generalization",
     "inference",
     "make_method",
     "marker_recovery",
     "rank_genes",
+    "smallest_within",
     "stability",
 ]
