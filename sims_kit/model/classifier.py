@@ -272,7 +272,7 @@ class SIMSClassifier(Module):
         checkpoint["sims_kit"] |= {"classes": self.classes, "test_metrics": test, "calibration_cells": cells}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it from there."""
+        """Restore what `on_save_checkpoint` added."""
         super().on_load_checkpoint(checkpoint)
         facts = checkpoint["sims_kit"]
         self.classes, cells, test = facts["classes"], facts["calibration_cells"], facts["test_metrics"]

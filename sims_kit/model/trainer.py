@@ -114,7 +114,7 @@ class Module(pl.LightningModule):
         checkpoint["sims_kit"] = facts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it from there."""
+        """Restore what `on_save_checkpoint` added."""
         facts = checkpoint["sims_kit"]
         self.genes, self.history = facts["genes"], _history(facts["history"])
         self.provenance.update(facts["provenance"])
