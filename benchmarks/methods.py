@@ -28,7 +28,7 @@ class Actinn(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: sp.csr_matrix, y) -> "Actinn":
         """Choose the genes and train."""
-        self.classes_, codes = np.unique(y, return_inverse=True)
+        X, (self.classes_, codes) = _log2(X), np.unique(y, return_inverse=True)
         kept = np.flatnonzero(X.getnnz(axis=0))  # upstream's second filter is undefined for genes without counts
         kept = kept[_within(X[:, kept].sum(axis=0).A1)]
         moments = StandardScaler(with_mean=False).fit(X[:, kept])
@@ -41,7 +41,8 @@ class Actinn(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: sp.csr_matrix) -> np.ndarray:
         """(cells, classes)."""
         with torch.no_grad():
-            parts = [self.network_(_log2(X[i : i + 1024, self.kept_])).softmax(1) for i in range(0, X.shape[0], 1024)]
+            rows = _log2(X)[:, self.kept_]
+            parts = [self.network_(_dense(rows[i : i + 1024])).softmax(1) for i in range(0, X.shape[0], 1024)]
         return torch.cat(parts).numpy()
 
     def predict(self, X: sp.csr_matrix) -> np.ndarray:
@@ -59,7 +60,7 @@ class Actinn(ClassifierMixin, BaseEstimator):
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1000, 0.95)
         for _ in range(50):
             for batch in torch.randperm(len(codes)).split(128):
-                loss = torch.nn.functional.cross_entropy(self.network_(_log2(values[batch.numpy()])), codes[batch])
+                loss = torch.nn.functional.cross_entropy(self.network_(_dense(values[batch.numpy()])), codes[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -70,8 +71,12 @@ def _within(values: np.ndarray) -> np.ndarray:
     return (values >= np.percentile(values, 1)) & (values <= np.percentile(values, 99))
 
 
-def _log2(rows: sp.csr_matrix) -> torch.Tensor:
-    return torch.from_numpy((rows / np.log(2)).astype(np.float32).toarray())
+def _log2(values: sp.csr_matrix) -> sp.csr_matrix:
+    return (values / np.log(2)).astype(np.float32)
+
+
+def _dense(rows: sp.csr_matrix) -> torch.Tensor:
+    return torch.from_numpy(rows.toarray())
 
 
 class MarkerVoting(ClassifierMixin, BaseEstimator):

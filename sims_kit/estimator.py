@@ -24,9 +24,9 @@ class SIMS(ClassifierMixin, BaseEstimator):
 
     `X` holds counts or log-normalised values, cells x genes: a sparse or dense array, a DataFrame with a column for
     each gene, or AnnData. Genes of a DataFrame or AnnData are matched by name when cells are predicted. Sparse values
-    stay sparse. What `sims_kit.fit` refuses is refused here: negative values, for instance, or a scale that differs
-    from cell to cell. So those of scikit-learn's common tests that draw from a normal distribution, or train on a
-    handful of values, cannot pass.
+    stay sparse. What `sims_kit.fit` refuses is refused here, in its words. Two of scikit-learn's common tests do not
+    hold: one expects other words about negative values, the other learns from coordinates of two features, whose sum,
+    the library size, SIMS normalises away.
 
     Parameters
     ----------
@@ -82,6 +82,8 @@ class SIMS(ClassifierMixin, BaseEstimator):
         groups
             (cells,) donors or samples, or their `obs` column: validation cells come from groups of their own.
         """
+        if y is None:
+            raise ValueError("SIMS requires y to be passed, but the target y is None.")
         cells = as_cells(X)
         obs = pd.DataFrame(index=cells.obs_names)
         y, groups = (_column(cells, values) for values in (y, groups))
@@ -96,10 +98,9 @@ class SIMS(ClassifierMixin, BaseEstimator):
         if groups is not None:
             obs["group"] = groups
         self.n_features_in_ = cells.n_vars
-        if hasattr(X, "columns") or isinstance(X, AnnData):
+        vars(self).pop("feature_names_in_", None)
+        if isinstance(X, AnnData) or list(getattr(X, "columns", [])) == list(cells.var_names):
             self.feature_names_in_ = cells.var_names.to_numpy(dtype=object)
-        elif hasattr(self, "feature_names_in_"):
-            del self.feature_names_in_
         self._genes = cells.var_names
         self.model_ = self._train(AnnData(cells.X, obs=obs, var=cells.var))
         self._columns = pd.Index(self.model_.classes).get_indexer(class_labels(self.classes_, "y"))
@@ -114,7 +115,8 @@ class SIMS(ClassifierMixin, BaseEstimator):
 
     def predict(self, X) -> np.ndarray:
         """The most probable class of each cell, (cells,)."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        best = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[best]
 
     def _train(self, cells: AnnData) -> SIMSClassifier:
         return fit(
@@ -138,18 +140,17 @@ class SIMS(ClassifierMixin, BaseEstimator):
 def as_cells(X, genes: Sequence[str] | None = None) -> AnnData:
     """An array, sparse matrix or DataFrame of cells x genes as AnnData; AnnData is returned as it is.
 
-    Columns of an array are named by `genes`, or by their position.
+    Columns without names get those in `genes`, or are named by their position.
     """
     if isinstance(X, AnnData):
         return X
-    if isinstance(X, pd.DataFrame):
-        matrix = X.sparse.to_coo() if hasattr(X, "sparse") else X.to_numpy()
-        genes = X.columns.astype(str)
+    if isinstance(X, pd.DataFrame) and all(isinstance(name, str) for name in X.columns):
+        matrix, genes = X.sparse.to_coo() if hasattr(X, "sparse") else X.to_numpy(), X.columns
     else:
         matrix = check_array(X, accept_sparse=("csr", "csc"), dtype="numeric", ensure_all_finite=False)
         genes = [f"x{i}" for i in range(matrix.shape[1])] if genes is None else genes
         if len(genes) != matrix.shape[1]:
-            raise ValueError(f"X has {matrix.shape[1]:,} columns; the classifier was fitted on {len(genes):,} genes.")
+            raise ValueError(f"X has {matrix.shape[1]} features, but SIMS is expecting {len(genes)} features as input.")
     return AnnData(as_csr(matrix), var=pd.DataFrame(index=pd.Index(genes, dtype=object)))
 
 
@@ -159,4 +160,4 @@ def _column(cells: AnnData, values):
         if values not in cells.obs:
             raise UnknownNameError("obs column", values, cells.obs.columns)
         values = cells.obs[values]
-    return values if values is None else column_or_1d(values)
+    return values if values is None else column_or_1d(values, warn=True)

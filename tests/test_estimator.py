@@ -65,7 +65,7 @@ def test_genes_are_matched_by_name(cells, fitted):
     """Another order of the genes changes nothing; an array must have as many columns."""
     query = cells[120:].copy()
     np.testing.assert_allclose(fitted.predict_proba(query[:, ::-1]), fitted.predict_proba(query), atol=1e-6)
-    with pytest.raises(ValueError, match="59 columns; the classifier was fitted on 60 genes"):
+    with pytest.raises(ValueError, match="X has 59 features, but SIMS is expecting 60"):
         fitted.predict(query.X[:, 1:])
     with pytest.raises(GeneError):
         fitted.predict(pd.DataFrame(query.X.toarray(), columns=[f"OTHER{i}" for i in range(60)]))
