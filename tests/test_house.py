@@ -1,6 +1,7 @@
 """The house: how large it is, what may lean on what, and what it shows (CONTRIBUTING.md)."""
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -110,3 +111,20 @@ def test_importing_is_quick_and_changes_nothing():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("given, found", [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep(given, found):
+    """Threads do not spin while they wait, unless the user says so; decided before torch is imported."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment.update({"OMP_WAIT_POLICY": given} if given else {})
+    code = (
+        "import sys, os\n"
+        "class Spy:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': print(os.environ.get('OMP_WAIT_POLICY')); sys.exit()\n"
+        "sys.meta_path.insert(0, Spy())\n"
+        "import sims_kit; sims_kit.fit\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == found
