@@ -14,7 +14,7 @@ from importlib.metadata import version
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from sims_kit import calibration, datasets, lessons, metrics, plotting, studies, widgets
-from sims_kit.annotation import annotate, calibrate, gene_coverage
+from sims_kit.annotation import annotate, calibrate, embed, gene_coverage, prediction_sets
 from sims_kit.cells.datamodule import DataModule
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load, read
@@ -44,6 +44,7 @@ __all__ = [
     "calibrate",
     "calibration",
     "datasets",
+    "embed",
     "explain",
     "explain_cell",
     "fit",
@@ -54,6 +55,7 @@ __all__ = [
     "load_model",
     "metrics",
     "plotting",
+    "prediction_sets",
     "pretrain",
     "read",
     "save_model",

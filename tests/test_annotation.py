@@ -13,7 +13,6 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 import sims_kit as sk
-from sims_kit.annotation import embed, prediction_sets
 from sims_kit.calibration import CalibrationCells, rejection_threshold
 from sims_kit.errors import GeneError, LabelError, SettingError, UnknownNameError
 
@@ -186,7 +185,7 @@ def test_prediction_sets(model, make_cells, tmp_path):
     """Sets as text and as columns agree, hold the true class about as often as promised, and can be written."""
     query = make_cells(n_cells=700)[300:].copy()
     sk.annotate(query, model)
-    assert prediction_sets(query, model, alpha=0.2) is None
+    assert sk.prediction_sets(query, model, alpha=0.2) is None
     sets, classes = query.obsm["sims_sets"], np.array(model.classes)
     assert sets.shape == (400, 3) and sets.dtype == bool
     for row, p, text in zip(sets, query.obsm["sims_probabilities"], query.obs["sims_set"], strict=True):
@@ -196,7 +195,7 @@ def test_prediction_sets(model, make_cells, tmp_path):
     assert query.uns["sims_kit"]["sims"]["alpha"] == 0.2 and "state" in query.uns["sims_kit"]["sims"]
     query.write_h5ad(tmp_path / "annotated.h5ad")
     np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "annotated.h5ad").obsm["sims_sets"], sets)
-    assert "sims_sets" in prediction_sets(make_cells(), model, 0.2, copy=True).obsm
+    assert "sims_sets" in sk.prediction_sets(make_cells(), model, 0.2, copy=True).obsm
 
 
 def test_vote_of_clusters(model, make_cells):
@@ -230,7 +229,7 @@ def test_vote_of_over_clusters(model, make_cells):
 def test_embedding(model, make_cells):
     """What the logits are made of, of each network: they are linear in it, and classes are neighbours by it."""
     query = make_cells(n_cells=700)[300:420].copy()
-    assert embed(query, model) is None
+    assert sk.embed(query, model) is None
     vectors, width = query.obsm["X_sims"], model.network.members[0].encoder.n_d + 3
     assert vectors.shape == (120, len(model.network.members) * width) and vectors.dtype == np.float32
     first = model.network.members[0]
@@ -272,7 +271,7 @@ def test_device(model, make_cells, monkeypatch):
     sk.explain(model, query, device="cpu:0")
     assert seen == ["cpu:0", "cpu"] * 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for function in (lambda: sk.annotate(query, model, device="cuda"), lambda: embed(query, model, device="cuda")):
+    for function in (lambda: sk.annotate(query, model, device="cuda"), lambda: sk.embed(query, model, device="cuda")):
         with pytest.raises(SettingError, match="finds no GPU here"):
             function()
 
@@ -321,7 +320,7 @@ def test_what_cannot_be_promised_is_told_first(model, unsure, make_cells):
             sk.annotate(query, unsure, **settings)
     for alpha, words in ((0.005, "needs 199 calibration cells and there are 100"), (2, "alpha is 2")):
         with pytest.raises(SettingError, match=words):
-            prediction_sets(query, unsure, alpha)
+            sk.prediction_sets(query, unsure, alpha)
     with pytest.raises(UnknownNameError, match="class_1"):
         sk.annotate(query, unsure, hierarchy={"class1": "any"})
     unsure.calibration_cells = None
@@ -329,7 +328,7 @@ def test_what_cannot_be_promised_is_told_first(model, unsure, make_cells):
         with pytest.raises(SettingError, match=r"no validation cells.*calibrate\(model, cells, label\)"):
             sk.annotate(query, unsure, **settings)
     with pytest.raises(SettingError, match="no validation cells"):
-        prediction_sets(query, unsure)
+        sk.prediction_sets(query, unsure)
     assert not query.uns and set(query.obs) == {"cell_type"}
     sk.annotate(query, unsure, threshold=0.999, hierarchy={"class_0": "any", "class_1": "any", "class_2": "any"})
     assert set(query.obs["sims_label"]) <= {"any", *model.classes}  # the root has all of the probability
@@ -371,7 +370,7 @@ def test_a_second_annotation_leaves_nothing_of_the_first(model, make_cells):
     query.obs["leiden"], query.obs["sims_quality"] = "0", 1.0
     query.obsm["X_umap"] = np.zeros((200, 2))
     sk.annotate(query, model, vote="leiden")
-    prediction_sets(query, model, alpha=0.2)
+    sk.prediction_sets(query, model, alpha=0.2)
     sk.explain(model, query).add_to(query)
     sc.pl.umap(query, color=["sims_second_label", "sims_set", "sims_explained"], show=False)
     sk.annotate(query, model)
@@ -388,7 +387,7 @@ def test_what_is_written_can_be_read_by_older_anndata(model, make_cells, tmp_pat
     """No null and no nullable text, which anndata before 0.11 cannot read."""
     query = make_cells(n_cells=200)
     sk.annotate(query, model, reject=0.3, vote="auto")
-    prediction_sets(query, model, alpha=0.2)
+    sk.prediction_sets(query, model, alpha=0.2)
     sk.explain(model, query).add_to(query)
     with ad.settings.override(allow_write_nullable_strings=False):  # as `out=` does
         query.write_h5ad(path := tmp_path / "annotated.h5ad")

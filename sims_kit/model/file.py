@@ -73,14 +73,15 @@ def save_model(
     >>> sk.save_model(model, "cortex.safetensors", licence="CC-BY-4.0", notes="Adult cortex only.")
     PosixPath('cortex.safetensors')
     """
-    model = fitted_model(model, kind=type(model) if type(model) in KINDS.values() else SIMSClassifier)
-    path = _path(path)
-    for name, text in (("licence", licence), ("notes", notes)):
+    model = fitted_model(model, kind=MaskedPretraining if isinstance(model, MaskedPretraining) else SIMSClassifier)
+    path, given = _path(path), {"licence": licence, "notes": notes}
+    for name, text in given.items():
         if not isinstance(text, str | None):
             raise SettingError(f"{name}={text!r}: give it as text.")
     if path.is_dir():
         raise SettingError(f"{str(path)!r} is a folder. Name a file, such as {str(path / 'model.safetensors')!r}.")
-    known, metrics = getattr(model, "metadata", {}), getattr(model, "test_metrics", None)
+    known = getattr(model, "metadata", {}) | {name: text for name, text in given.items() if text is not None}
+    metrics = getattr(model, "test_metrics", None)
     header = {
         "format_version": VERSION,
         "kind": next(kind for kind, of_kind in KINDS.items() if isinstance(model, of_kind)),
@@ -94,8 +95,8 @@ def save_model(
         "saved": date.today().isoformat(),
         "versions": present_versions(),
         "gene_kind": model.provenance.get("gene_kind", known.get("gene_kind")),
-        "licence": known.get("licence") if licence is None else licence,
-        "notes": known.get("notes", "") if notes is None else notes,
+        "licence": known.get("licence"),
+        "notes": known.get("notes", ""),
     }
     _check_header(header, path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _named_tensors(model).items()}
@@ -282,7 +283,7 @@ def _built(header: dict[str, Any], tensors: dict[str, torch.Tensor], path: Path)
     model.load_state_dict(state, strict=True, assign=True)
     if header["kind"] == "classifier":
         model.class_weights = torch.ones(len(header["classes"]))  # not part of the file
-    return model.to("cpu")  # Lightning's notion of the device
+    return model.to("cpu")  # where Lightning still takes it to be on "meta"
 
 
 def _named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -296,17 +297,14 @@ def _calibration_cells(tensors: list[torch.Tensor], n_classes: int, path: Path) 
     """From the tensors of a file; models without validation cells have none."""
     if not tensors:
         return None
-    try:
-        cells = CalibrationCells(*(tensor.numpy() for tensor in tensors))
-        labels, nonconformity, confidence = cells[:3]
-        fits = (labels >= 0) & (labels < n_classes) & (confidence >= 0) & (confidence <= 1) & np.isfinite(nonconformity)
-        kinds = [part.dtype.kind for part in cells] == ["i", "f", "f", "b"]
-        whole = len({part.shape for part in cells}) == 1 and labels.ndim == 1
-    except (TypeError, ValueError) as error:
-        raise ModelFileError(f"The calibration cells of {str(path)!r} cannot be read: {_short(error)}") from error
-    if not (kinds and whole and len(labels) and fits.all()):
-        raise ModelFileError(f"The calibration cells of {str(path)!r} hold classes or numbers out of range.")
-    return cells
+    parts = [tensor.numpy() for tensor in tensors]
+    fits = [part.dtype.kind for part in parts] == ["i", "f", "f", "b"] and parts[0].ndim == 1 and len(parts[0]) > 0
+    if fits and len({part.shape for part in parts}) == 1:
+        labels, nonconformity, confidence, _ = parts
+        in_range = (labels >= 0) & (labels < n_classes) & (confidence >= 0) & (confidence <= 1)
+        if (in_range & np.isfinite(nonconformity)).all():
+            return CalibrationCells(*parts)
+    raise ModelFileError(f"The calibration cells of {str(path)!r} lack a part, or hold numbers out of range.")
 
 
 def _from_earlier(header: dict[str, Any], tensors: dict[str, torch.Tensor], path: Path) -> tuple[dict, dict]:
@@ -321,34 +319,35 @@ def _from_earlier(header: dict[str, Any], tensors: dict[str, torch.Tensor], path
         recipe = {name: value for name, value in recipe.items() if name != "network"} | network
         lacking = {name: None for name in ENTRIES if name not in header}
         header = {**lacking, **EMPTY, "kind": "classifier", "classes": [], **header, "recipe": recipe}
-        renamed = {}
-        for name, tensor in tensors.items():
-            if is_encoder or name.startswith("profiles."):
-                name = name.replace("profiles.", "novelty.")
-            elif name.startswith("calibration."):
-                name = name.replace("calibration.strangeness", "calibration.nonconformity")
-                name = name.replace("calibration.", "calibration_cells.")
-            else:
-                name = f"network.{name}"
-            if "n_models" not in network:  # a single network is now an ensemble of one
-                name = re.sub("^network\\.", "network.members.0.", name)
-            renamed[name] = tensor
+        single = {} if "n_models" in network else {r"^network\.": "network.members.0."}  # now an ensemble of one
         if is_encoder:
-            return header, renamed
+            return header, _renamed(tensors, single)
         n_genes, n_classes = len(header["genes"]), len(header["classes"])
-        if header["format_version"] < 4:
+        if header["format_version"] < 4 or not any(name.startswith("profiles.") for name in tensors):
             if 8 * n_genes * n_classes > 100 * path.stat().st_size:
                 raise ValueError(f"it is too small for {n_genes:,} genes and {n_classes:,} classes")
-            renamed = {name: tensor for name, tensor in renamed.items() if not name.startswith("novelty.")}
-        if not any(name.startswith("novelty.") for name in renamed):
-            renamed |= {f"novelty.{name}": tensor for name, tensor in Novelty(n_genes, n_classes).state_dict().items()}
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("profiles.")}
+            tensors |= {f"profiles.{name}": tensor for name, tensor in Novelty(n_genes, n_classes).state_dict().items()}
         temperature = header["calibration"]["temperature"] if header["format_version"] > 1 else 1.0
         if not isinstance(temperature, float) or not 1e-37 < temperature < 1e38:
             raise ValueError(f"the temperature is {temperature!r}, not a positive number of 32 bits")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelFileError(f"The header of {str(path)!r} cannot be read: {_short(error)}") from error
-    renamed |= {"temperature": torch.tensor(temperature), "logit_adjustment": torch.zeros(n_classes)}
-    return header, renamed
+    names = {
+        r"^(?!profiles\.|calibration\.)": "network.",
+        r"^profiles\.": "novelty.",
+        r"^calibration\.": "calibration_cells.",
+        "strangeness": "nonconformity",
+    }
+    tensors = _renamed(tensors, names | single)
+    return header, tensors | {"temperature": torch.tensor(temperature), "logit_adjustment": torch.zeros(n_classes)}
+
+
+def _renamed(tensors: dict[str, torch.Tensor], patterns: dict[str, str]) -> dict[str, torch.Tensor]:
+    """The tensors, their names changed by regular expressions, one after the other."""
+    for pattern, name in patterns.items():
+        tensors = {re.sub(pattern, name, old): tensor for old, tensor in tensors.items()}
+    return tensors
 
 
 def _from_checkpoint(path: Path) -> SIMSClassifier:

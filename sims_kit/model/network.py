@@ -181,7 +181,14 @@ class TabNet(_Network):
         attention = after_first_layer(encoder.initial_splitter, out)[:, n_d:]  # (B, n_a)
         steps, past = [], []
         for attend, transform in zip(encoder.att_transformers, encoder.feat_transformers, strict=True):
-            mask = self._mask(attend, attention, past, pairs)  # (B, G), perhaps on pairs
+            if pairs is not None:
+                mask = expressed_mask(attention, attend, past, encoder.gamma, pairs, self.mask_temperature)
+            else:
+                mask = narrow_mask(attention, attend, past, encoder.gamma, self.narrow * self.n_genes)
+            if mask is None:  # too wide for pairs: on all genes
+                prior = math.prod((encoder.gamma - other.to_dense() for other in past), start=attention.new_ones(()))
+                weights = sparsemax(attend.bn(attend.fc(attention)) * prior)  # (B, G)
+                mask = Mask(weights, None, None, weights.shape)
             past.append(mask)
             out = masked_first_layer(mask, dense, scale, shift, table, self.additive_weight, sparse=cells.is_sparse_csr)
             if self.rescale_masked:
@@ -192,23 +199,6 @@ class TabNet(_Network):
             attention = out[:, n_d:]  # (B, n_a)
             steps.append(Step(mask, torch.relu(out[:, :n_d]), evidence))
         return steps
-
-    def _mask(
-        self,
-        attend: AttentiveTransformer,
-        attention: Tensor,
-        past: Sequence[Mask],
-        pairs: tuple[Tensor, Tensor] | None,
-    ) -> Mask:
-        """The mask of a step: on pairs of cell and gene if it is narrow, else on all genes."""
-        gamma = self.encoder.gamma
-        if pairs is not None:
-            return expressed_mask(attention, attend, past, gamma, pairs, self.mask_temperature)
-        mask = narrow_mask(attention, attend, past, gamma, self.narrow * self.n_genes)
-        if mask is None:
-            prior = math.prod((gamma - other.to_dense() for other in past), start=attention.new_ones(()))  # (B, G)
-            mask = Mask(sparsemax(attend.bn(attend.fc(attention)) * prior), None, None, (len(attention), self.n_genes))
-        return mask
 
     def logits_of(self, steps: Sequence[Step]) -> Tensor:
         """The logits, (B, C), that the steps of a batch add up to."""
@@ -279,13 +269,11 @@ class Ensemble(_Network):
     def explain(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """The mean of the members' aggregated masks, rows divided by their sums, CSR (B, G); and the logits, (B, C)."""
         masks, logits = zip(*(member.explain(cells) for member in self.members), strict=True)
-        shares = []
+        total = torch.sparse_coo_tensor(masks[0].shape, dtype=masks[0].dtype, device=masks[0].device)
         for mask in masks:
-            sums = mask.sum(1, keepdim=True).to_dense().squeeze(1).clamp(min=1e-30)  # (B,)
-            values = mask.values() / sums.repeat_interleave(mask.crow_indices().diff())
-            shares.append(torch.sparse_csr_tensor(mask.crow_indices(), mask.col_indices(), values, mask.shape))
-        total_shares = sum((share.to_sparse_coo() for share in shares[1:]), start=shares[0].to_sparse_coo())
-        return (total_shares / len(shares)).coalesce().to_sparse_csr(), mean_logits(logits)
+            sums = mask.sum(1, keepdim=True).to_dense().clamp(min=1e-30)  # (B, 1)
+            total = total + mask.to_sparse_coo() * (1 / (len(masks) * sums))
+        return total.coalesce().to_sparse_csr(), mean_logits(logits)
 
 
 def make_network(n_genes: int, n_classes: int, **settings) -> TabNet | Ensemble:

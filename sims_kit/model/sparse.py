@@ -87,20 +87,11 @@ class Mask(NamedTuple):
 def narrow_mask(
     attention: Tensor, attend: AttentiveTransformer, past: Sequence[Mask], gamma: float, widest: float
 ) -> Mask | None:
-    """The mask of a step over all genes, on pairs of cell and gene; None when masks are too wide for that to pay.
+    """The mask of a step over all genes, on pairs of cell and gene; None when a few cells' masks exceed `widest` genes.
 
-    In training, the attention's running statistics are updated, unless None is returned.
-
-    Parameters
-    ----------
-    attention
-        (B, A), from the step before.
-    attend
-        The step's attention transformer: a linear layer and a batch normalisation in ghost batches.
-    past
-        Masks of earlier steps; a gene's logit is multiplied by the product of ``gamma - weight`` over them.
-    widest
-        Genes per cell up to which pairs pay. The masks of a few cells are measured and decide for the batch.
+    `attention` is (B, A), `attend` the step's attention transformer (a linear layer and a batch normalisation in ghost
+    batches). A gene's logit is multiplied by ``gamma - weight`` of each mask in `past`. In training, the running
+    statistics are updated, unless None is returned.
 
     Source: TabNet's attentive transformer, Arik and Pfister 2021, arXiv:1908.07442; thesis section 0.2.5.
     """
@@ -128,14 +119,8 @@ def expressed_mask(
 ) -> Mask:
     """The mask of a step among the genes that each cell expresses; arguments as in `narrow_mask`.
 
-    In training, the attention's running statistics are updated, from all genes of all cells.
-
-    Parameters
-    ----------
-    pairs
-        From `expressed`. The mask of a cell without genes is empty.
-    temperature
-        Divides the logits before sparsemax: the higher, the more genes pass.
+    `pairs` is from `expressed`; logits are divided by the temperature before sparsemax. Running statistics are updated
+    from all genes of all cells. The mask of a cell without genes is empty.
     """
     ghosts, (cells, genes), values = _ghosts(attention, attend), pairs, []
     with torch.no_grad():
@@ -384,25 +369,10 @@ def masked_first_layer(
     scales, shifts = F.embedding(places, torch.stack([scale[genes], shift[genes]], dim=1)).unbind(1)
     weights = mask.weights * (dense[mask.cells, mask.genes] * scales + shifts)  # (P,)
     starts = torch.searchsorted(mask.cells, torch.arange(len(dense), device=dense.device))
-    rows = _RowsOf.apply(table, genes) if sparse else F.embedding(genes, table)  # (genes, W)
+    rows = F.embedding(genes, table, sparse=sparse)  # (genes, W)
     if additive is not None:
         rows = torch.cat([rows, F.embedding(genes, additive)], dim=1)
     return F.embedding_bag(places, rows, starts, mode="sum", per_sample_weights=weights)
-
-
-class _RowsOf(torch.autograd.Function):
-    """Some rows of a table that is stored by column; their gradient is sparse."""
-
-    @staticmethod
-    def forward(ctx, table: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.shape = table.shape
-        return table.T.index_select(1, rows).T.contiguous()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (rows,) = ctx.saved_tensors
-        return torch.sparse_coo_tensor(rows[None], gradient, ctx.shape, check_invariants=False), None
 
 
 @torch.no_grad()

@@ -176,7 +176,9 @@ def faithfulness_curves(
     """
     style.check_table(table, ["method", "curve", "n_genes", value], few="method")
     axes = style.panels(axes, (1, 2), (8.2, 3.9), sharey=True)[0]
-    looks = style.by_hue(table, "method")
+    methods = table["method"].unique()
+    looks = dict(hue="method", hue_order=methods, palette=style.COLOURS[: len(methods)], style="method", dashes=False)
+    looks |= dict(style_order=methods, markers=list(style.MARKERS[: len(methods)]))
     for ax, curve, change in zip(axes, ("deletion", "insertion"), ("set to zero", "left"), strict=True):
         points = table[table["curve"] == curve]
         sns.lineplot(points, x="n_genes", y=value, ax=ax, legend=ax is axes[1], errorbar=None, mew=0, **looks)

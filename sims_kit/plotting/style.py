@@ -119,13 +119,6 @@ def intervals(
     ax.scatter(*points, **{"s": 24, "color": colour, "zorder": 3} | style)
 
 
-def by_hue(table: pd.DataFrame, column: str) -> dict:
-    """Arguments of seaborn that draw each value of a column in a colour and with a marker of its own."""
-    names = list(table[column].unique())
-    looks = dict(hue=column, hue_order=names, palette=COLOURS[: len(names)], style=column, style_order=names)
-    return looks | dict(markers=list(MARKERS[: len(names)]), dashes=False)
-
-
 def log_axis(axis: Axis) -> None:
     """Make an axis logarithmic, with numbers at 1, 2, 5, 10, ..."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})

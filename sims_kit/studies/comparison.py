@@ -13,7 +13,7 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from sims_kit.errors import UnknownNameError
 from sims_kit.estimator import as_cells
-from sims_kit.studies.resampling import difference, intervals, resample, score_labelled
+from sims_kit.studies.resampling import LABELLED_SCORES, difference, intervals, resample, score_labelled
 from sims_kit.studies.runs import Methods, as_methods, fit_method, plain_cells, run_all, without_labels
 
 
@@ -86,32 +86,21 @@ def compare(
         cv = StratifiedKFold(cv, shuffle=True, random_state=seed) if groups is None else GroupKFold(cv)
     folds = list(cv.split(cells.obs, cells.obs["label"], cells.obs.get("sample")))
     runs = [{"method": name, "fold": fold, "seed": seed} for fold in range(len(folds)) for name in methods]
-    table = run_all(
-        runs,
-        partial(_run, cells=cells, folds=folds),
-        methods,
-        data=[cells],
-        settings=folds,
-        folder=folder,
-        n_jobs=n_jobs,
-        desc="comparison",
-    )
-    return summarised(table.drop(columns="seed"), n_bootstrap)
-
-
-def summarised(table: pd.DataFrame, n_bootstrap: int = 1000) -> Comparison:
-    """The tables of a comparison from its predictions, with the CPU seconds of each fold."""
+    run, kept = partial(_run, cells=cells, folds=folds), dict(folder=folder, n_jobs=n_jobs)
+    table = run_all(runs, run, methods, data=[cells], settings=folds, desc="comparison", **kept).drop(columns="seed")
     drawn = resample(table, ["method"], n_bootstrap, score=score_labelled)
     seconds = ["fit_cpu_seconds", "predict_cpu_seconds"]
     means = table.groupby(["method", "fold"])[seconds].first().groupby("method").mean()
     sizes = {"n_cells": table["cell"].nunique(), "n_classes": table["class"].nunique()}
-    (first, *others), rows = drawn, []
-    for other in others:
-        for score in drawn[first]:
-            rows.append({"method": other[0], "score": score} | difference(drawn[first][score], drawn[other][score]))
+    first, *others = [name for (name,) in drawn]
+    differences = [
+        {"method": name, "score": score} | difference(drawn[first,][score], drawn[name,][score])
+        for name in others
+        for score in LABELLED_SCORES
+    ]
     return Comparison(
-        pd.DataFrame([{"method": key[0], **sizes, **intervals(drawn[key]), **means.loc[key[0]]} for key in drawn]),
-        pd.DataFrame(rows, columns=["method", "score", "difference", "low", "high"]),
+        pd.DataFrame([{"method": name} | sizes | intervals(drawn[name,]) | {**means.loc[name]} for (name,) in drawn]),
+        pd.DataFrame(differences, columns=["method", "score", "difference", "low", "high"]),
         table.drop(columns=seconds),
     )
 
@@ -124,12 +113,6 @@ def _run(make, fold: int, seed: int, *, cells: AnnData, folds: list) -> pd.DataF
     predicted, confidence = estimator.predict(query), np.nan
     if hasattr(estimator, "predict_proba"):
         confidence = estimator.predict_proba(query).max(axis=1).astype(float)
-    seconds = {"fit_cpu_seconds": fit_seconds, "predict_cpu_seconds": round(time.process_time() - started, 2)}
-    truth = cells.obs["label"].to_numpy(str)[asked]
-    found = {
-        "cell": cells.obs_names[asked].astype(int),
-        "class": truth,
-        "predicted": np.asarray(predicted, dtype=str),
-        "confidence": confidence,
-    }
-    return pd.DataFrame(found).assign(**seconds)
+    found = {"cell": cells.obs_names[asked].astype(int), "class": cells.obs["label"].to_numpy(str)[asked]}
+    found |= {"predicted": np.asarray(predicted, dtype=str), "confidence": confidence, "fit_cpu_seconds": fit_seconds}
+    return pd.DataFrame(found).assign(predict_cpu_seconds=round(time.process_time() - started, 2))

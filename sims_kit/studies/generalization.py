@@ -145,14 +145,10 @@ def _check_training(name: str, parts: Sequence[AnnData]) -> None:
     """Refuse what would fail after an hour: too few classes, nothing to hold out, values of different scales."""
     sizes = pd.concat([part.obs["label"] for part in parts]).value_counts()
     if len(sizes) < 2 or sizes.max() < 2:
-        raise LabelError(
-            f"{name}: training needs two classes, and one of two cells or more; found {sizes.to_dict()}. "
-            "Leave it out with which=, or choose another column for the groups."
-        )
-    states = {detect_scale(part.X).state for part in parts}
-    if len(states) > 1:
-        found = f"{name} joins values of different states ({', '.join(sorted(states))})"
-        raise SettingError(f"{found}. Give counts of all.")
+        found = f"{name}: training needs two classes, and one of two cells or more; found {sizes.to_dict()}"
+        raise LabelError(f"{found}. Leave it out with which=, or choose another column for the groups.")
+    if len(states := {detect_scale(part.X).state for part in parts}) > 1:
+        raise SettingError(f"{name} joins values of different states ({', '.join(sorted(states))}). Use counts only.")
 
 
 def _run(make, trained_on: str, seed: int, *, groups: Mapping, sources: Mapping, held_out: float) -> pd.DataFrame:
@@ -226,9 +222,11 @@ def _sizes(predictions: pd.DataFrame) -> dict:
 
 def _percent_predicted(predictions: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """What the cells of each class were predicted to be, in percent of its cells over all seeds."""
-    counts = predictions.groupby([*keys, "predicted"], sort=False).size().rename("cells").reset_index()
-    sizes = predictions.groupby(keys, sort=False).agg(n_cells=("cell", "nunique"), n_all=("cell", "size"))
-    counts = counts.merge(sizes.reset_index(), on=keys)
-    counts["percent"] = 100 * counts["cells"] / counts["n_all"]
-    counts = counts.sort_values([*keys, "percent"], ascending=[True] * len(keys) + [False], kind="stable")
-    return counts[[*keys, "n_cells", "predicted", "percent"]].reset_index(drop=True)
+    percent = 100 * predictions.groupby(keys)["predicted"].value_counts(normalize=True)
+    percent = percent.rename("percent").reset_index()
+    percent.insert(
+        len(keys),
+        "n_cells",
+        predictions.groupby(keys)["cell"].nunique().reindex(pd.MultiIndex.from_frame(percent[keys])).to_numpy(),
+    )
+    return percent

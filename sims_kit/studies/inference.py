@@ -83,11 +83,9 @@ def inference(
 
     Parameters
     ----------
-    primary
-        Labelled primary tissue, cells x genes; AnnData, or a dataset name or path. A share of it is kept from training
-        and is the test set; with a `model` all of it is, so pass cells that the model has not seen.
-    culture
-        Organoids or other cultures; any gene set, no labels needed.
+    primary, culture
+        Cells x genes of any gene sets; AnnData, or a dataset name or path. A share of the labelled primary cells is
+        kept from training and is the test set; with a `model` all of them are, so pass cells that it has not seen.
     label, sample
         The `obs` columns of `primary` with the labels, and of `culture` with its organoid, line or donor; None for
         those that the registry knows.
@@ -96,14 +94,12 @@ def inference(
     threshold
         Confidence below which a cell is ``"Unknown"``.
     expected
-        What is known of cells beforehand: `obs` column of `culture` -> value -> classes allowed, such as
-        ``{"is_transplanted": {True: ["SST", "PVALB", "VIP"]}}``. Values are compared as text.
+        What is known of cells beforehand: `obs` column of `culture` -> value (as text) -> classes allowed, such as
+        ``{"is_transplanted": {True: ["SST", "PVALB", "VIP"]}}``.
     gene_set
         Genes that the model should not use, named as its genes are; None for no check.
-    test
-        Share of `primary` that is the test set, of each class.
-    seed
-        Of the split, the training and the gene sets drawn for comparison.
+    test, seed
+        Share of `primary` that is the test set, of each class; seed of the split, the training and the check.
     **settings
         As in `sims_kit.fit`: ``recipe``, ``max_epochs``, ...
 
@@ -113,26 +109,31 @@ def inference(
     >>> found.confidence[["tissue", "sample", "mean_confidence", "unknown_percent"]]
     """
     primary, culture = (cells if isinstance(cells, AnnData) else load(cells) for cells in (primary, culture))
-    label, sample = label or _registered(primary, "label"), sample or _registered(culture, "sample")
+    label = label or primary.uns.get("sims_kit", {}).get("label")
+    sample = sample or culture.uns.get("sims_kit", {}).get("sample")
     model = None if model is None else fitted_model(model)
-    truth = _checked(primary, culture, label, sample, threshold, test)
+    if label is None:
+        raise SettingError('Which obs column of the primary tissue holds the labels? Pass label="cell_type", or so.')
+    for name, value, highest in (("threshold", threshold, 1), ("test", test, 0.99)):
+        if not 0 <= value <= highest or (name == "test" and not value):
+            raise SettingError(f"{name}={value!r}; expected a share between 0 and 1.")
+    truth = label_text(_column(primary, label))
+    samples = ALL if sample is None else label_text(_column(culture, sample)).fillna("(no sample)").to_numpy()
     genes = primary.var_names if model is None else model.genes
     if gene_set is not None and not set(gene_set) & set(genes):
         found = f"None of the {len(gene_set):,} genes of gene_set is among the {len(genes):,} of the primary tissue"
         raise GeneError(f"{found}. Name them as there ({genes[0]!r}), or pass gene_set=None.")
     classes = sorted(set(truth.dropna())) if model is None else list(model.classes)
-    expected = _checked_expectation(culture, expected, classes)
+    expected = _checked_expectation(culture, expected or {}, classes)
     if model is None:
         split = stratified_split(truth, validation=0, test=test, seed=seed)
         model = fit(primary[split.train].copy(), label, seed=seed, test=0, **settings)
         primary, classes = primary[split.test], list(model.classes)
     tissues = {PRIMARY: primary, CULTURE: culture}
-    probabilities = {
-        name: annotate(cells, model, copy=True).obsm["sims_probabilities"] for name, cells in tissues.items()
-    }
-    samples = {PRIMARY: TEST_SET, CULTURE: ALL if sample is None else label_text(culture.obs[sample]).to_numpy()}
-    cells = pd.concat([_labels(name, tissues[name], probabilities[name], classes, samples[name]) for name in tissues])
-    cells = cells.reset_index(drop=True)
+    tables = [_labels(name, cells, annotate(cells, model, copy=True), classes) for name, cells in tissues.items()]
+    tables[0].insert(2, "sample", TEST_SET)
+    tables[1].insert(2, "sample", samples)
+    cells = pd.concat(tables, ignore_index=True)
     cells.insert(3, "label", cells["best_label"].where(cells["confidence"] >= threshold, UNKNOWN))
     return Inference(
         cells=cells,
@@ -144,50 +145,34 @@ def inference(
     )
 
 
-def _registered(cells: AnnData, role: str) -> str | None:
-    """The `obs` column that the registry knows for a role, ``"label"`` or ``"sample"``."""
-    origin = cells.uns.get("sims_kit")
-    return origin.get(role) if isinstance(origin, Mapping) else None
+def _column(cells: AnnData, name: str) -> pd.Series:
+    if name not in cells.obs:
+        raise UnknownNameError("obs column", name, cells.obs.columns)
+    return cells.obs[name]
 
 
-def _checked(primary: AnnData, culture: AnnData, label, sample, threshold: float, test: float) -> pd.Series:
-    """The labels of primary tissue, after columns and settings are checked."""
-    if label is None:
-        raise SettingError('Which obs column of the primary tissue holds the labels? Pass label="cell_type", or so.')
-    for cells, column in ((primary, label), (culture, sample)):
-        if column is not None and column not in cells.obs:
-            raise UnknownNameError("obs column", column, cells.obs.columns)
-    for name, value in (("threshold", threshold), ("test", test)):
-        if not 0 <= value <= 1 or (name == "test" and value in (0, 1)):
-            raise SettingError(f"{name}={value!r}; expected a share between 0 and 1.")
-    return label_text(primary.obs[label])
-
-
-def _checked_expectation(culture: AnnData, expected: Expected | None, classes: Sequence[str]) -> list[tuple]:
+def _checked_expectation(culture: AnnData, expected: Expected, classes: Sequence[str]) -> list[tuple]:
     """Each expectation as column, value (text) and the classes allowed."""
     found = []
-    for column, by_value in (expected or {}).items():
-        if column not in culture.obs:
-            raise UnknownNameError("obs column", column, culture.obs.columns)
-        values = set(label_text(culture.obs[column]).dropna())
+    for column, by_value in expected.items():
+        values = set(label_text(_column(culture, column)).dropna())
         for value, allowed in by_value.items():
-            allowed = [allowed] if isinstance(allowed, str) else list(allowed)
             value = label_text([value]).iloc[0]
             if value not in values:
                 raise UnknownNameError(f"value of {column!r}", value, sorted(values))
             if unknown := [name for name in allowed if name not in classes]:
                 raise UnknownNameError("class", unknown[0], classes)
-            found.append((column, value, allowed))
+            found.append((column, value, list(allowed)))
     return found
 
 
-def _labels(tissue: str, cells: AnnData, probabilities: np.ndarray, classes: list[str], samples) -> pd.DataFrame:
-    """The rows of `Inference.cells` of one tissue, without the label."""
+def _labels(tissue: str, cells: AnnData, annotated: AnnData, classes: list[str]) -> pd.DataFrame:
+    """The rows of `Inference.cells` of one tissue, without sample and label."""
+    probabilities = annotated.obsm["sims_probabilities"]
     order = np.argsort(-probabilities, axis=1, kind="stable")
     best, second = (np.array(classes, dtype=object)[order[:, i]] for i in (0, 1))
-    table = {"tissue": tissue, "cell": cells.obs_names, "sample": samples, "confidence": probabilities.max(axis=1)}
-    table = pd.DataFrame(table | {"best_label": best, "second_label": second})
-    return table.fillna({"sample": "(no sample)"})
+    found = {"tissue": tissue, "cell": cells.obs_names, "confidence": probabilities.max(axis=1)}
+    return pd.DataFrame(found | {"best_label": best, "second_label": second})
 
 
 def _composition(cells: pd.DataFrame, classes: list[str]) -> pd.DataFrame:

@@ -1,14 +1,9 @@
-"""What an explanation is worth: true markers, faithfulness, stability, and sets of genes that should not matter.
-
-`rank_genes` ranks genes for each class by SIMS and by other methods, and `marker_recovery` compares the rankings with
-true markers. `faithfulness` deletes genes and measures how the predictions change. `stability` compares the class
-tables of several models. `check_gene_set` tests how much a model relies on a set of genes, such as `STRESS_GENES`.
-"""
+"""What an explanation is worth: true markers, faithfulness, stability, and sets of genes that should not matter."""
 
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import combinations
 
 import numpy as np
@@ -31,8 +26,6 @@ from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.progress import progress_bar
 from sims_kit.text import examples, label_text
-
-__all__ = ["STRESS_GENES", "check_gene_set", "faithfulness", "marker_recovery", "rank_genes", "stability"]
 
 RANKINGS = ("SIMS masks", "SIMS contributions", "logistic regression", "linear SVM", "Wilcoxon")
 CELL_RANKINGS = ("SIMS masks", "SIMS contributions", "random", "random matched by expression")
@@ -133,10 +126,8 @@ def marker_recovery(rankings: Mapping[str, pd.DataFrame], markers: pd.DataFrame,
         raise SettingError(f"k={k}: expected a number of genes from 1 to {markers.shape[1]:,}, those of the markers.")
     rows = []
     for method, ranking in rankings.items():
-        for error, own, true in (
-            (LabelError, ranking.index, markers.index),
-            (GeneError, ranking.columns, markers.columns),
-        ):
+        for error, axis in ((LabelError, 0), (GeneError, 1)):
+            own, true = ranking.axes[axis], markers.axes[axis]
             if not own.is_unique or not true.is_unique or set(own) != set(true):
                 missing, more = examples(true.difference(own)) or "none", examples(own.difference(true)) or "none"
                 raise error(
@@ -256,21 +247,19 @@ def stability(
     tables = dict(tables) if isinstance(tables, Mapping) else dict(enumerate(tables))
     if len(tables) < 2 or not all(isinstance(table, pd.DataFrame) for table in tables.values()):
         raise DataError("Expected two or more DataFrames, classes x genes: class_contributions of each explanation.")
-    classes, genes = (
-        reduce(lambda first, second: first.intersection(second, sort=False), [t.axes[axis] for t in tables.values()])
-        for axis in (0, 1)
-    )
+    shared = partial(reduce, lambda names, others: names.intersection(others, sort=False))
+    classes, genes = shared([t.index for t in tables.values()]), shared([t.columns for t in tables.values()])
     if not len(classes) or not len(genes):
         raise GeneError(f"The tables share {len(classes)} classes and {len(genes)} genes. Name both alike in all.")
     left = {str(n) for t in tables.values() for n in [*t.index.difference(classes), *t.columns.difference(genes)]}
     if left:
         message = f"Not every table has {len(left):,} classes and genes ({examples(sorted(left))}); they are left out."
         warnings.warn(message, stacklevel=2)
-    values = {name: table.loc[classes, genes].to_numpy(float) for name, table in tables.items()}
-    orders = {name: np.argsort(-rows, axis=1, kind="stable")[:, :depth] for name, rows in values.items()}
-    rankings = {  # of the genes above zero: sparse masks leave thousands at exactly zero
-        name: [order[row[order] > 0] for order, row in zip(orders[name], values[name], strict=True)] for name in tables
-    }
+    rankings = {}
+    for name, table in tables.items():
+        values = table.loc[classes, genes].to_numpy(float)
+        orders = zip(values, np.argsort(-values, axis=1, kind="stable")[:, :depth], strict=True)
+        rankings[name] = [order[row[order] > 0] for row, order in orders]  # sparse masks leave thousands at zero
     rows = [
         (a, b, label, rank_biased_overlap(first, second, p))
         for a, b in combinations(tables, 2)
@@ -324,10 +313,8 @@ def check_gene_set(
     if n_permutations < 1 or top < 1:
         raise SettingError(f"n_permutations={n_permutations!r}, top={top!r}; expected whole numbers of 1 or more.")
     if list(cells.obs_names) != list(explanation.cell_names):
-        raise DataError(
-            f"There are {cells.n_obs:,} cells, the explanation has {len(explanation.cell_names):,}, or they are in "
-            "another order; pass the AnnData that was explained."
-        )
+        found = f"{cells.n_obs:,} cells, the explanation has {len(explanation.cell_names):,}"
+        raise DataError(f"There are {found}, or they are in another order; pass the AnnData that was explained.")
     members, labels = members_of(genes, explanation.gene_names), explanation.labels
     classes = np.unique(labels)
     n_sets = max(n_permutations, SETS_PER_CLASS * len(classes))
@@ -370,9 +357,8 @@ def rank_biased_overlap(first: Sequence, second: Sequence, p: float = 0.9) -> fl
 
 def _known(methods: str | Iterable[str], options: Sequence[str]) -> list[str]:
     methods = [methods] if isinstance(methods, str) else list(methods)
-    for method in methods:
-        if method not in options:
-            raise UnknownNameError("method", method, options)
+    if unknown := [method for method in methods if method not in options]:
+        raise UnknownNameError("method", unknown[0], options)
     return methods
 
 
@@ -393,9 +379,7 @@ def _wilcoxon(values: sparse.csr_matrix, labels: np.ndarray) -> np.ndarray:
     return scores
 
 
-def _scores_per_cell(
-    method: str, values: sparse.csr_matrix, explanation: Explanation | None, seed: int
-) -> sparse.csr_matrix:
+def _scores_per_cell(method: str, values: sparse.csr_matrix, explanation, seed: int) -> sparse.csr_matrix:
     """A score for each entry of `values`."""
     random, rows, scores = np.random.default_rng(seed), _rows(values), values.copy()
     if method == "random":
@@ -438,9 +422,7 @@ def _batches(values: sparse.csr_matrix, batch_size: int = 512):
         yield dataset.batch(values[start : start + batch_size], [])
 
 
-def _draw_sets(
-    bins: list[np.ndarray], members: np.ndarray, n_sets: int, random: np.random.Generator
-) -> sparse.csr_matrix:
+def _draw_sets(bins: list[np.ndarray], members: np.ndarray, n_sets: int, random) -> sparse.csr_matrix:
     """Sets x genes, 1 where a gene is in: as many of each bin as the members have there, none twice."""
     rows, columns = [], []
     for genes in map(np.sort, bins):

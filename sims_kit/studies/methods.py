@@ -7,6 +7,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
@@ -58,8 +59,9 @@ class Components(TransformerMixin, BaseEstimator):
         """Choose genes as scanpy does (flavour of Seurat) and find their components."""
         import scanpy  # takes seconds
 
-        expressed = np.flatnonzero(X.getnnz(axis=0))
+        expressed, threads = np.flatnonzero(X.getnnz(axis=0)), torch.get_num_threads()
         chosen = scanpy.pp.highly_variable_genes(AnnData(X[:, expressed]), n_top_genes=self.n_top_genes, inplace=False)
+        torch.set_num_threads(threads)  # numba in scanpy changes OpenMP's number of threads for all libraries
         self.genes_ = expressed[chosen["highly_variable"].to_numpy()]
         n_components = min(self.n_components, X.shape[0] - 1, len(self.genes_) - 1)  # ARPACK finds all but one
         pca = PCA(n_components, svd_solver="arpack", random_state=self.random_state)
@@ -121,10 +123,10 @@ class CellTypist(ClassifierMixin, BaseEstimator):
 
 
 class ScANVI(ClassifierMixin, BaseEstimator):
-    """scANVI of scvi-tools (Xu et al., Molecular Systems Biology 2021) on raw counts.
+    """scANVI of scvi-tools (Xu et al., Molecular Systems Biology 2021) on raw counts, as in its tutorial.
 
-    Settings of the package's tutorial on reference mapping. The batch key is the column `sample` of `obs`, where the
-    training cells have several samples; query cells of new samples are mapped first, without labels.
+    The batch key is the column `sample` of `obs`, where the training cells have several samples; query cells of new
+    samples are mapped first, without labels.
     """
 
     def __init__(self, random_state: int = 0, sample: str = "sample"):
@@ -134,26 +136,25 @@ class ScANVI(ClassifierMixin, BaseEstimator):
         """Train scVI for its own number of epochs, then scANVI for 20."""
         import scanpy  # takes seconds
 
-        self.scvi_ = import_module("scvi")
-        self.scvi_.settings.seed = self.random_state
-        cells = as_cells(X)
+        scvi, cells = import_module("scvi"), as_cells(X)
+        scvi.settings.seed = self.random_state
         self.classes_, self.genes_ = np.unique(y), shared_genes([cells.var_names])
         self.samples_ = set(cells.obs.get(self.sample, pd.Series(dtype=str)).astype(str))
         training = self._counts(cells)
         training = training[:, training.X.getnnz(axis=0) > 0].copy()
         if training.n_vars > 2000:
-            key = "sample" if training.obs["sample"].nunique() > 1 else None
+            key = "sample" if len(self.samples_) > 1 else None
             settings = dict(n_top_genes=2000, flavor="seurat_v3", batch_key=key, subset=True)
             try:
                 scanpy.pp.highly_variable_genes(training, **settings)
             except ValueError:  # samples of few cells have too few different means for a local fit
                 scanpy.pp.highly_variable_genes(training, span=1.0, **settings)
         self.genes_, training.obs["label"] = list(training.var_names), np.asarray(y).astype(str)
-        self.scvi_.model.SCVI.setup_anndata(training, labels_key="label", batch_key="sample")
+        scvi.model.SCVI.setup_anndata(training, labels_key="label", batch_key="sample")
         network = dict(n_layers=2, dropout_rate=0.2, encode_covariates=True)
-        first = self.scvi_.model.SCVI(training, **network, use_layer_norm="both", use_batch_norm="none")
+        first = scvi.model.SCVI(training, **network, use_layer_norm="both", use_batch_norm="none")
         first.train(enable_progress_bar=False)
-        self.model_ = self.scvi_.model.SCANVI.from_scvi_model(first, unlabeled_category=UNKNOWN)
+        self.model_ = scvi.model.SCANVI.from_scvi_model(first, unlabeled_category=UNKNOWN)
         self.model_.train(max_epochs=20, n_samples_per_label=100, enable_progress_bar=False)
         return self
 
@@ -162,7 +163,7 @@ class ScANVI(ClassifierMixin, BaseEstimator):
         model, query = self.model_, self._counts(as_cells(X, self.genes_))
         query.obs["label"] = UNKNOWN
         if not set(query.obs["sample"]) <= {*self.samples_, "all"}:
-            model = self.scvi_.model.SCANVI.load_query_data(query, model)
+            model = type(model).load_query_data(query, model)
             model.train(max_epochs=100, plan_kwargs={"weight_decay": 0.0}, enable_progress_bar=False)
         return model.predict(query, soft=True)[self.classes_.astype(str)].to_numpy(np.float32)
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pandas as pd
-import pytest
 from matplotlib import colors
+from matplotlib.legend import Legend
 from scipy import sparse
 from sklearn import metrics as sk
 
@@ -15,24 +15,15 @@ CONFIDENCE = RANDOM.uniform(0.3, 1, 200)
 IS_CORRECT = RANDOM.random(200) < CONFIDENCE
 
 
+def said(texts):
+    """What is written in texts or a legend."""
+    texts = texts.get_texts() if isinstance(texts, Legend) else texts
+    return [text.get_text() for text in texts if text.get_text()]
+
+
 def names(axis):
     """The names along an axis."""
-    return [label.get_text() for label in axis.get_ticklabels()]
-
-
-def widths(ax):
-    """The lengths of horizontal bars, from the top."""
-    return [bar.get_width() for bar in ax.patches]
-
-
-def texts(ax):
-    """What is written into the Axes."""
-    return [text.get_text() for text in ax.texts if text.get_text()]
-
-
-def legend(ax):
-    """The words of the legend."""
-    return [text.get_text() for text in ax.get_legend().get_texts()]
+    return said(axis.get_ticklabels())
 
 
 def image(ax):
@@ -54,7 +45,7 @@ def test_labels_are_counted_and_sorted():
     """Bars are the counts, the most common at the top and equally common labels by name; none is lost."""
     ax = plotting.label_distribution(["T", "B", "T", "NK", None, "T", "DC", "DC", np.nan])
     assert names(ax.yaxis) == ["T", "(no label)", "DC", "B", "NK"]
-    assert widths(ax) == [3, 2, 2, 1, 1] and texts(ax) == ["3", "2", "2", "1", "1"]
+    assert [bar.get_width() for bar in ax.patches] == [3, 2, 2, 1, 1] and said(ax.texts) == ["3", "2", "2", "1", "1"]
     assert ax.get_ylim()[0] > ax.get_ylim()[1] and ax.get_xlim()[1] > 3.2  # room for the longest bar's count
     unused = pd.Series(pd.Categorical(["T", "B"], categories=["B", "T", "unused"]))
     assert names(plotting.label_distribution(unused).yaxis) == ["B", "T"]
@@ -68,11 +59,8 @@ def test_unknown_is_grey(tables):
     for ax in (bars, boxes, shares, plotting.confusion_matrix(labels, labels)):
         written = {label.get_text(): label.get_color() for label in ax.get_yticklabels()}
         assert [name for name, colour in written.items() if colour == GREY] == ["Unknown"]
-    last = [
-        bars.patches[-1].get_facecolor(),
-        boxes.patches[-1].get_facecolor(),
-        shares.collections[1].get_facecolor()[-1],
-    ]
+    last = [bars.patches[-1], boxes.patches[-1]]
+    last = [patch.get_facecolor() for patch in last] + [shares.collections[1].get_facecolor()[-1]]
     assert all(colors.same_color(colour, GREY) for colour in last)
 
 
@@ -98,16 +86,16 @@ def test_confusion_matrix_agrees_with_scikit_learn():
     assert names(ax.yaxis) == ["B", "NK", "T"] and names(ax.xaxis) == ["B", "NK", "T", "Any", "Unknown"]
     np.testing.assert_allclose(image(ax), expected / expected.sum(axis=1, keepdims=True))
     np.testing.assert_array_equal(image(plotting.confusion_matrix(y_true, y_pred, normalise=False)), expected)
-    assert texts(ax) == [str(count) for count in expected.ravel() if count]
+    assert said(ax.texts) == [str(count) for count in expected.ravel() if count]
     many = [f"type {number:02d}" for number in range(16)]  # sixteen numbers in a row could not be read
-    assert [len(texts(plotting.confusion_matrix(some, some))) for some in (many[:15], many)] == [15, 0]
+    assert [len(said(plotting.confusion_matrix(some, some).texts)) for some in (many[:15], many)] == [15, 0]
 
 
 def test_top_genes_are_divided_by_the_largest(tables):
     """The largest weights, falling, the first as 1; genes of weight 0 are not drawn."""
     ax = plotting.top_genes(tables.genes)
     assert names(ax.yaxis) == ["B", "D", "A"] and names(plotting.top_genes(tables.genes, n=2).yaxis) == ["B", "D"]
-    np.testing.assert_allclose(widths(ax), [1, 0.8, 0.2])
+    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], [1, 0.8, 0.2])
 
 
 def test_explain_matrix_sorts_genes_and_gives_labels_the_same_height(tables):
@@ -140,15 +128,16 @@ def test_class_genes_divide_columns_by_their_maximum():
 def test_one_cell(tables):
     """The largest contributions of either sign, told apart by colour, with the expression at the right."""
     ax = plotting.cell_genes(tables.genes, n=3)
-    assert names(ax.yaxis) == ["D", "A", "B"] and widths(ax) == [-3.0, 2.0, 0.5]
+    assert names(ax.yaxis) == ["D", "A", "B"] and [bar.get_width() for bar in ax.patches] == [-3.0, 2.0, 0.5]
     against, first, second = (bar.get_facecolor() for bar in ax.patches)
-    assert first == second != against and texts(ax) == ["4.0", "1.0", "2.0", "expression"]
+    assert first == second != against and said(ax.texts) == ["4.0", "1.0", "2.0", "expression"]
 
 
 def test_faithfulness_has_two_panels(tables):
     """A line per method by number of genes, zero included, each in its own colour and marker."""
     axes = plotting.faithfulness_curves(tables.curves)
-    assert [ax.get_title() for ax in axes] == ["deletion", "insertion"] and legend(axes[1]) == ["x", "y"]
+    assert [ax.get_title() for ax in axes] == ["deletion", "insertion"]
+    assert said(axes[1].get_legend()) == ["x", "y"]
     for ax, expected in zip(axes, ([1.0, 0.2], [0.3, 0.9]), strict=True):
         np.testing.assert_allclose(ax.lines[0].get_xydata(), np.transpose([[0, 10], expected]))
         assert ax.lines[0].get_color() != ax.lines[1].get_color()
@@ -179,34 +168,26 @@ def test_confidence_shows_quantiles_and_the_share_below():
         quarters = np.quantile(confidences[labels == name], [0.25, 0.75])
         np.testing.assert_allclose(np.unique(box.get_path().vertices[:4, 0]), quarters)
     below = [f"{np.mean(confidences[labels == name] < 0.5):.0%}" for name in ("T", "B")]
-    assert texts(ax) == [f"{below[0]} of 150", f"{below[1]} of 50", "below 0.5"]
+    assert said(ax.texts) == [f"{below[0]} of 150", f"{below[1]} of 50", "below 0.5"]
+    for correct, n_boxes in (([True, False, True], 3), ([True] * 3, 2), ([False] * 3, 2)):
+        ax = plotting.confidence([0.9, 0.8, 0.6], ["T", "T", "B"], correct)
+        assert said(ax.get_legend()) == ["correct", "wrong"]
+        assert sum(len(container.boxes) for container in ax.containers) == n_boxes
 
 
-@pytest.mark.parametrize(("correct", "n_boxes"), [([True, False, True], 3), ([True] * 3, 2), ([False] * 3, 2)])
-def test_confidence_draws_correct_and_wrong_apart(correct, n_boxes):
-    """A box for the correct and for the wrong cells of each class that has some, and both in the legend."""
-    ax = plotting.confidence([0.9, 0.8, 0.6], ["T", "T", "B"], correct)
-    assert legend(ax) == ["correct", "wrong"]
-    assert sum(len(container.boxes) for container in ax.containers) == n_boxes
-
-
-def test_reliability_points_are_bins():
-    """A point per bin at confidence and accuracy, groups in the legend."""
+def test_reliability_and_rejection_are_their_tables():
+    """A point per bin at confidence and accuracy; shares answered and wrong at each threshold, and the promise."""
     table = calibration.reliability_table(CONFIDENCE, IS_CORRECT, n_bins=5)
     ax = plotting.reliability_diagram(table)
     np.testing.assert_allclose(points(ax.collections[1]), table[["confidence", "accuracy"]])
     np.testing.assert_allclose(ends(ax.collections[0], 1), table[["accuracy_low", "accuracy_high"]])
     assert ax.get_legend() is None
     both = pd.concat([table.assign(group="before"), table.assign(group="after")])
-    assert legend(plotting.reliability_diagram(both)) == ["before", "after"]
-
-
-def test_rejection_lines_are_the_curve():
-    """Shares answered and wrong at each threshold, the promise and the threshold that keeps it."""
+    assert said(plotting.reliability_diagram(both).get_legend()) == ["before", "after"]
     curve = calibration.rejection_curve(CONFIDENCE, IS_CORRECT)
     ax = plotting.rejection_curves(curve, threshold=0.8, error_rate=0.1)
     np.testing.assert_allclose([line.get_ydata() for line in ax.lines[:2]], curve[["answered", "error"]][::-1].T)
-    assert legend(ax)[2:] == ["threshold 0.80", "promise: at most 10% wrong"]
+    assert said(ax.get_legend())[2:] == ["threshold 0.80", "promise: at most 10% wrong"]
     assert len(plotting.rejection_curves(curve, threshold=np.inf).lines) == 2
 
 
@@ -216,7 +197,7 @@ def test_scores_have_a_panel_for_each_task(tables):
     assert [ax.get_title() for ax in axes] == ["a", "b"] and names(axes[0].yaxis) == ["x", "y", "z"]
     np.testing.assert_allclose(points(axes[0].collections[1])[:, 0], [0.9, 0.8, 0.95])
     np.testing.assert_allclose(ends(axes[0].collections[0]), [[0.8, 0.94], [0.7, 0.84], [0.85, 0.99]])
-    assert texts(axes[0]) == ["38 %"] and axes[0].lines[0].get_xdata()[0] == 0.9
+    assert said(axes[0].texts) == ["38 %"] and axes[0].lines[0].get_xdata()[0] == 0.9
     assert [text.get_position()[1] for text in axes[1].texts if text.get_text() == "×"] == [1]
     (ax,) = plotting.method_scores(tables.methods[:3].drop(columns="task"))
     assert ax.get_title() == "" and names(ax.yaxis) == ["x", "y", "z"]
@@ -234,7 +215,7 @@ def test_ablation_averages_the_final_epochs_and_the_seeds(tables):
         for line, (_, runs) in zip(ax.lines[:2], tables.epochs.groupby("proportion"), strict=True):
             by_epoch = runs.groupby("epoch")[column].mean()
             np.testing.assert_allclose(line.get_xydata(), np.c_[by_epoch.index + 1, by_epoch])
-    assert legend(axes[1]) == ["10 % (100 cells)", "100 % (1,000 cells)"]
+    assert said(axes[1].get_legend()) == ["10 % (100 cells)", "100 % (1,000 cells)"]
 
 
 def test_generalization_has_points_intervals_and_held_out_cells(tables):
@@ -268,11 +249,12 @@ def test_generalization_has_a_row_where_several_groups_train(tables):
 def test_composition_has_a_row_for_each_class(tables):
     """Points are the shares, lines the intervals, the most common first, Unknown last; absent classes are left out."""
     ax = plotting.composition(tables.shares)
-    assert names(ax.yaxis) == ["SST", "VIP", "Unknown"] and legend(ax) == ["primary, test set", "culture, a"]
+    assert names(ax.yaxis) == ["SST", "VIP", "Unknown"]
+    assert said(ax.get_legend()) == ["primary, test set", "culture, a"]
     first, second = points(ax.collections[1]), points(ax.collections[4])
     np.testing.assert_allclose([first[:, 0], second[:, 0]], [[70, 20, 10], [0, 30, 70]])
     np.testing.assert_allclose(ends(ax.collections[3]), [[-0.1, 0.04], [29.9, 30.04], [69.9, 70.04]])
     assert (first[:, 1] < second[:, 1]).all()
     ax = plotting.composition(tables.shares.assign(true_percent=[np.nan] * 4 + [25.0, 5, 0, np.nan]))
     np.testing.assert_allclose(ax.lines[0].get_xdata(), [5, 25, np.nan])
-    assert legend(ax)[-1] == "true share"
+    assert said(ax.get_legend())[-1] == "true share"

@@ -41,9 +41,6 @@ def model(cells):
     return sk.fit(cells, "cell_type", max_epochs=10, logger=False, verbose=False)
 
 
-# rankings of genes
-
-
 @pytest.fixture(scope="module")
 def rankings(model, cells):
     """The tables of all methods."""
@@ -95,8 +92,6 @@ def test_wilcoxon_leaves_the_number_of_threads(model, cells):
         torch.set_num_threads(before)
 
 
-# true markers
-
 GENES = list("abcdef")
 MARKERS = pd.DataFrame([[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1], [0] * 6], list("xyz"), GENES).astype(bool)
 RANKING = pd.DataFrame([[6, 4, 2, 5, 3, 1], [6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6]], list("xyz"), GENES, dtype=float)
@@ -112,9 +107,6 @@ def test_recovery_by_hand():
     np.testing.assert_allclose(table.loc["flat", columns], [[1 / 2, 1 / 2], [1 / 3, 1 / 3], [np.nan, np.nan]])
     turned = marker_recovery({"one": RANKING.iloc[::-1, ::-1]}, MARKERS, k=3).set_index(["method", "class"])
     pd.testing.assert_frame_equal(turned, table.loc[["one"]])
-
-
-# faithfulness
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +170,6 @@ def test_matched_scores_stay_among_genes_of_similar_value():
         assert (shuffled != row).mean() > 0.8
 
 
-# stability
-
-
 def overlap_from_sets(first, second, p):
     """Equation 32 of Webber, Moffat and Zobel, term by term."""
     short, long = sorted((first, second), key=len)
@@ -233,8 +222,6 @@ def test_pairs_of_tables():
     one.loc["x", ["a", "b"]], other.loc["x", ["g", "h"]] = 1.0, [2.0, 1.0]
     np.testing.assert_array_equal(stability([one, other])["rbo"], [0, np.nan])  # genes at zero have no rank
 
-
-# sets of genes
 
 MANY = [f"GENE{i:03d}" for i in range(400)]
 
@@ -318,9 +305,6 @@ def test_stress_that_leaks_into_a_class_is_caught(stressed):
     model = sk.fit(cells, "cell_type", max_epochs=10, logger=False, verbose=False)
     check = check_gene_set(sk.explain(model, cells, groupby="cell_type"), cells, top=40)
     assert (check["p"] < 0.05).drop("overall").to_dict() == {"a1": False, "a2": stressed, "b1": False, "b2": False}
-
-
-# mistakes
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
@@ -72,8 +73,9 @@ def test_scanvi_wants_counts(make_cells):
 
 def test_few_cells(make_cells):
     """Components are as many as there are cells for; calibration needs two cells of every class."""
-    cells = make_cells(n_cells=10)
+    cells, threads = make_cells(n_cells=10), torch.get_num_threads()
     assert Components().fit(cells.X).transform(cells.X).shape == (10, 9)
+    assert torch.get_num_threads() == threads
     y = ["a"] * 9 + ["b"]
     with pytest.raises(LabelError, match="two cells of every class"):
         studies.make_method("linear SVM, calibrated").fit(cells, y)
