@@ -7,8 +7,8 @@
     python benchmarks/speed.py scale [--cells 10000 50000 1000000] [--genes 1000 4000 16000] [--folder DIR]
 
 Every row is a process of its own. Memory is the highest resident memory, libraries included (Linux). On one thread of a
-CPU, steps and fits are measured in CPU time, otherwise on the clock. `scale` keeps rows in benchmarks/measured_scale.csv
-and draws docs/scale.png. Stock is pytorch-tabnet, which has the thesis recipe's sizes; "no identity" is the same without
+CPU, steps and fits are measured in CPU time, otherwise on the clock. `scale` keeps its rows in measured_scale.csv and
+draws docs/scale.png. Stock is pytorch-tabnet, which has the thesis recipe's sizes; "no identity" is the same without
 its product with a genes x genes identity. Both take dense normalised cells, sims_kit sparse ones, and `fit` counts.
 """
 

@@ -102,14 +102,12 @@ def annotate(
     key_added
         Prefix of what is added.
     backed
-        Of a path: leave the matrix of an `.h5ad` or `.zarr` on disk and read blocks of cells. True, False, or
-        ``"auto"``, when the file is larger than a tenth of the memory. The result has `X` still in the file.
+        Leave the matrix of an `.h5ad` or `.zarr` path on disk and read blocks of cells: True, False, or ``"auto"``,
+        when the file is larger than a tenth of the memory. The result has `X` still in the file.
     species
         ``"human"`` or ``"mouse"``, when the model's genes are those of the other: matched by one-to-one orthologs.
-    device
-        Where the network runs, ``"cpu"`` or ``"cuda"``; where the model is when left out.
-    batch_size
-        Cells predicted at once.
+    device, batch_size
+        Where the network runs, ``"cpu"`` or ``"cuda"`` (None: where the model is), and on how many cells at once.
     out
         An ``.h5ad`` file to write the annotated cells to. A file that `query` was read from is never touched.
     copy
@@ -202,20 +200,13 @@ def prediction_sets(
 ) -> ad.AnnData | None:
     """Add to every cell of a query the set of classes that it may be (split conformal prediction).
 
-    Parameters
-    ----------
-    alpha
-        Share of the sets that may miss the true class, of each class that has enough validation cells (9 for 0.1, 19
-        for 0.05). Where a model is nearly always right, about this share of the sets is empty.
-    query, model, layer, key_added, species, device, copy
-        As in `annotate`, which removes earlier sets under its key: call it first.
+    `alpha` is the share of the sets that may miss the true class, of each class that has enough validation cells (9 for
+    0.1, 19 for 0.05). Where a model is nearly always right, about this share of the sets is empty. Other arguments and
+    the returned value are those of `annotate`, which removes earlier sets under its key: call it first.
 
-    Returns
-    -------
-    AnnData or None
-        As `annotate`. `query` gains ``obs["sims_set"]``, the classes as text, the most probable first (``"CD4 T | CD8
-        T"``; ``"Unknown"`` where the set is empty), and ``obsm["sims_sets"]``, bool, cells x classes in the order of
-        ``uns["sims_kit"]["sims"]["classes"]``.
+    `query` gains ``obs["sims_set"]``, the classes as text, the most probable first (``"CD4 T | CD8 T"``; ``"Unknown"``
+    where the set is empty), and ``obsm["sims_sets"]``, bool, cells x classes in the order of
+    ``uns["sims_kit"]["sims"]["classes"]``.
 
     Examples
     --------
@@ -299,15 +290,8 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
     For a model without validation cells, and for queries of another protocol than the reference, where some hundred
     labelled cells of the new protocol make confidences right again. Predicted classes stay as they are.
 
-    Parameters
-    ----------
-    model
-        A fitted classifier; it is changed.
-    cells, layer
-        As `query` and `layer` of `annotate`.
-    label
-        The `obs` column with the labels. Cells without a label, or of a class that the model does not know, are left
-        out.
+    `model` is changed. `label` is an `obs` column of `cells`; cells without a label, or of a class that the model does
+    not know, are left out. `layer` is as in `annotate`.
 
     Examples
     --------
@@ -396,17 +380,14 @@ def _threshold(
             raise SettingError(f"threshold={threshold}, reject={reject}: give one of them; a threshold is from 0 to 1.")
         return float(threshold)
     if not 0 < reject < 0.5:
-        raise SettingError(
-            f"reject is {reject}; expected the share of errors accepted among labelled cells, above 0 and below 0.5, "
-            "such as 0.05. To set a confidence of your own, pass threshold=."
-        )
+        raise SettingError(f"reject={reject}: give the share of errors accepted, above 0 and below 0.5, or threshold=.")
     cells = _calibration_cells(model)
     found = calibration.rejection_threshold(cells.confidence, cells.correct, error_rate=reject)
     if math.isinf(found.threshold):
         raise SettingError(
-            f"reject={reject} cannot be promised from {len(cells.labels)} validation cells; the lowest rate that "
-            f"can is {math.ceil(1000 * found.lowest_error_rate) / 1000}. Pass that or more, or calibrate on more "
-            "cells: train with validation=0.2, or call calibrate(model, cells, label)."
+            f"reject={reject} cannot be promised from {len(cells.labels)} validation cells; the lowest rate that can "
+            f"is {math.ceil(1000 * found.lowest_error_rate) / 1000}. Pass that or more, train with validation=0.2, or "
+            "call calibrate(model, cells, label)."
         )
     return found.threshold
 
@@ -416,8 +397,8 @@ def _calibration_cells(model: SIMSClassifier) -> calibration.CalibrationCells:
     if model.calibration_cells is None:
         raise SettingError(
             "The model has no validation cells to decide by: it was trained without (validation=0), or comes from a "
-            "file of an older version. Train it with some, or call calibrate(model, cells, label) on labelled cells "
-            "that it did not learn from. annotate with threshold=, or without reject and hierarchy, works as it is."
+            "file of an older version. Call calibrate(model, cells, label) on labelled cells that it did not learn "
+            "from, or annotate with threshold= or without reject and hierarchy."
         )
     return model.calibration_cells
 
@@ -431,13 +412,7 @@ def _refuse_unknown_class(model: SIMSClassifier) -> None:
 
 
 def _opened(
-    query: Cells,
-    model: SIMSClassifier,
-    layer: str | None,
-    species: str | None,
-    copy: bool,
-    backed: bool | str = "auto",
-    batch_size: int = 1024,
+    query: Cells, model: SIMSClassifier, layer, species, copy: bool, backed="auto", batch_size=1024
 ) -> tuple[ad.AnnData, bool, CellLoader, GeneCoverage, Scale]:
     """The cells to write to, whether to return them, and their batches, gene coverage and scale."""
     if not isinstance(query, ad.AnnData):

@@ -43,8 +43,6 @@ class Explanation:
         `cells`, the share of cells that use the gene at all, and `contribution`, the mean size of its contributions.
     labels, predicted
         The class of each cell by which the class tables are grouped, and the class that the model gives it.
-    steps
-        Mean mask over the networks, for each decision step, CSR; empty unless asked for.
     species
         As given to `explain`.
     """
@@ -58,7 +56,6 @@ class Explanation:
     gene_names: pd.Index
     labels: np.ndarray
     predicted: np.ndarray
-    steps: tuple[sparse.csr_matrix, ...] = ()
     species: str | None = None
 
     def _repr_html_(self) -> str:
@@ -140,7 +137,6 @@ def explain(
     groupby: str | None = None,
     layer: str | None = None,
     batch_size: int = 512,
-    steps: bool = False,
     backed: bool | str = "auto",
     species: str | None = None,
     device: str | torch.device | None = None,
@@ -153,15 +149,11 @@ def explain(
 
     Parameters
     ----------
-    model, cells, layer, backed, species, device
+    model, cells, layer, backed, species, device, batch_size
         As in `annotate`.
     groupby
         `obs` column that the class tables group by, in place of the predicted class. Contributions are to the predicted
         class either way.
-    batch_size
-        Cells explained at once.
-    steps
-        Keep the mask of each decision step as well.
 
     Examples
     --------
@@ -179,7 +171,7 @@ def explain(
     batches, _, _ = query_batches(cells, model.genes, **options)
     with on_device(model, device):
         batches = progress_bar(batches, desc="explaining", unit="batch")
-        masks, contributions, predicted, by_step = explain_batches(model, batches, keep_steps=steps)
+        masks, contributions, predicted = explain_batches(model, batches)
     predicted = np.asarray(model.classes)[predicted]
     labels = predicted if groupby is None else label_text(cells.obs[groupby]).fillna("(no label)").to_numpy(str)
     gene_names = pd.Index(model.genes, name="gene")
@@ -193,7 +185,6 @@ def explain(
         gene_names=gene_names,
         labels=labels,
         predicted=predicted,
-        steps=by_step,
         species=species,
     )
 

@@ -101,8 +101,8 @@ def metric_collection(
 ) -> MetricCollection:
     """Return the metrics that training tracks, to be updated batch by batch.
 
-    Call ``collection.update(scores, target)`` after each batch and ``collection.compute()`` at the end of the epoch;
-    ``collection(scores, target)`` also computes every metric for the batch, many times slower.
+    Call ``collection.update(scores, target)`` after each batch, with scores (float, cells x classes: logits or
+    probabilities) and targets (int64, one per cell), and ``collection.compute()`` at the end of the epoch.
 
     Parameters
     ----------
@@ -111,13 +111,6 @@ def metric_collection(
     metrics
         Names of the metrics to track, or torchmetrics objects, tracked under the name of their class; all fourteen of
         this module when left out.
-
-    Returns
-    -------
-    MetricCollection
-        ``update`` takes scores (float, cells x classes: logits or probabilities) and targets (int64, one per cell, 0 to
-        ``n_classes - 1``). Metrics with the same counts share them. Values outside of [0, 1] mark a batch as logits, to
-        which calibration applies a softmax.
 
     Examples
     --------

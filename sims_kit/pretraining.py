@@ -66,7 +66,7 @@ checkpoints, callbacks, logger, verbose, trainer
     >>> encoder = sk.pretrain([atlas, "more.h5ad"])
     >>> model = sk.fit(cells, "cell_type", pretrained=encoder)
     """
-    settings = locals()  # all arguments by name
+    settings = dict(locals())  # all arguments by name
     known = ["data", "recipe", "mask_share", "unexpressed", *OF_DATA, *OF_TRAINER, *OF_BOTH]
     refuse_unknown("pretrain", unknown, [name for name in known if name != "test"], HINTS)
     recipe = get_recipe(recipe).changed(

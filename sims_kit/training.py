@@ -83,7 +83,7 @@ def generate_trainer(
     >>> trainer, model, module = sk.generate_trainer(["a.h5ad", "b.h5ad"], class_label="cell_type")
     >>> trainer.fit(model, datamodule=module)
     """
-    settings = locals()  # all arguments by name
+    settings = dict(locals())  # all arguments by name
     known = ["datafiles", "labelfiles", "class_label", *OF_DATA, *OF_TRAINER, *OF_MODEL, *OF_BOTH]
     refuse_unknown("generate_trainer", unknown, known, HINTS)
     recipe = get_recipe(recipe)
@@ -177,7 +177,7 @@ def fit(
     >>> model = sk.fit(cells, "cell_type", recipe=dict(n_steps=3))
     >>> model.test_metrics["median_f1"]
     """
-    settings = locals()  # all arguments by name
+    settings = dict(locals())  # all arguments by name
     known = ["data", "label", "labelfiles", *OF_DATA, *OF_TRAINER, *OF_MODEL, *OF_BOTH]
     refuse_unknown("fit", settings.pop("unknown"), known, HINTS)
     data, label, labelfiles = (settings.pop(name) for name in ("data", "label", "labelfiles"))

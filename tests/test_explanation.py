@@ -101,13 +101,6 @@ def test_why_a_cell(model, cells, explanation):
         sk.explain_cell(model, cells, "cell_00007")
 
 
-def test_steps_on_request(model, cells, explanation):
-    """The masks of each step are kept when asked for; of a network with one step they are the whole."""
-    assert explanation.steps == ()
-    (only,) = sk.explain(model, cells[:20], steps=True).steps
-    np.testing.assert_allclose(only.toarray(), explanation.cells[:20].toarray(), atol=1e-5)
-
-
 def test_cells_may_stay_on_disk(model, cells, explanation, tmp_path):
     """A file that is left on disk gives the explanation of memory."""
     cells.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")

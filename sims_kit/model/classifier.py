@@ -123,7 +123,7 @@ class SIMSClassifier(Module):
         model = cls(*sizes, genes=facts["genes"], classes=facts["classes"], recipe=recipe)
         state = checkpoint["state_dict"]
         model.load_state_dict({name: state[name] for name in state if not name.startswith("loss.")})
-        model.take_facts(facts)
+        model.on_load_checkpoint(checkpoint)
         model.metadata = {"recipe": dict(settings)}
         return model.eval()
 
@@ -263,16 +263,18 @@ class SIMSClassifier(Module):
             self.novelty.set_reference(logits, distances.to(self.device))
             self.calibration_cells = calibration_cells(logits.cpu().numpy(), labels.cpu().numpy())
 
-    def facts(self) -> dict[str, Any]:
-        """What belongs to the model beside its weights, as plain values and tensors."""
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what belongs to the model beside its weights to Lightning's checkpoint, as plain values and tensors."""
+        super().on_save_checkpoint(checkpoint)
         cells = self.calibration_cells
         test = None if self.test_metrics is None else self.test_metrics.to_dict()
         cells = None if cells is None else [torch.as_tensor(part) for part in cells]
-        return super().facts() | {"classes": self.classes, "test_metrics": test, "calibration_cells": cells}
+        checkpoint["sims_kit"] |= {"classes": self.classes, "test_metrics": test, "calibration_cells": cells}
 
-    def take_facts(self, facts: Mapping[str, Any]) -> None:
-        """Take what `facts` of another copy of this model gave."""
-        super().take_facts(facts)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` added."""
+        super().on_load_checkpoint(checkpoint)
+        facts = checkpoint["sims_kit"]
         self.classes, cells, test = facts["classes"], facts["calibration_cells"], facts["test_metrics"]
         self.calibration_cells = cells and CalibrationCells(*(part.numpy() for part in cells))
         self.test_metrics = None if test is None else pd.Series(test)

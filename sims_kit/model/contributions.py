@@ -71,16 +71,16 @@ def explain_batch(
     return Explained(logits, masks, added)
 
 
-def explain_batches(model: nn.Module, batches: Iterable, keep_steps: bool = False) -> tuple:
+def explain_batches(model: nn.Module, batches: Iterable) -> tuple[sparse.csr_matrix, sparse.csr_matrix, np.ndarray]:
     """Masks and contributions of all batches, and the position of the predicted class of each cell.
 
     `model` is a `SIMSClassifier`; batches are named tuples with `cells`, (B, G). Results are (cells, G) CSR twice, with
-    the same pairs; (cells,); and with `keep_steps` a tuple of (cells, G) CSR, the masks of each step.
+    the same pairs, and (cells,).
     """
     model.eval()
     rows, genes = np.zeros(1, np.int64), np.empty(0, np.int32)
     weights, added = np.empty(0, np.float32), np.empty(0, np.float32)
-    predicted, steps = [], []
+    predicted = []
     for batch in batches:
         cells = batch.cells.to(model.device)
         found = explain_batch(model.network, cells, adjustment=model.logit_adjustment)
@@ -89,12 +89,9 @@ def explain_batches(model: nn.Module, batches: Iterable, keep_steps: bool = Fals
         _append(weights, found.masks.values())
         _append(added, found.contributions.values())
         predicted.append(found.logits.argmax(dim=1).cpu().numpy())
-        if keep_steps:
-            steps.append(_masks_by_step(model.network, cells))
     shape = (len(rows) - 1, model.input_dim)
-    matrices = [sparse.csr_matrix((part, genes, rows), shape) for part in (weights, added)]
-    by_step = tuple(sparse.vstack(parts, format="csr") for parts in zip(*steps, strict=True))
-    return *matrices, np.concatenate(predicted), by_step
+    masks, contributions = (sparse.csr_matrix((part, genes, rows), shape) for part in (weights, added))
+    return masks, contributions, np.concatenate(predicted)
 
 
 def csr(matrix: Tensor) -> sparse.csr_matrix:
@@ -149,12 +146,3 @@ def _append(whole: np.ndarray, part: Tensor) -> None:
     end = len(whole)
     whole.resize(end + len(part), refcheck=False)
     whole[end:] = part.cpu().numpy()
-
-
-@torch.no_grad()
-def _masks_by_step(network: TabNet | Ensemble, cells: Tensor) -> list[sparse.csr_matrix]:
-    steps = [
-        [csr(step.mask.to_sparse().coalesce().to_sparse_csr()) for step in member.steps(cells)]
-        for member in members(network)
-    ]
-    return [sum(masks) / len(steps) for masks in zip(*steps, strict=True)]

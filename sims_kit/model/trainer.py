@@ -108,22 +108,16 @@ class Module(pl.LightningModule):
         row = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
         self.history = _history({**self.history.to_dict("index"), self.current_epoch: row})
 
-    def facts(self) -> dict[str, Any]:
-        """What belongs to the model beside its weights, as plain values and tensors."""
-        return {"genes": self.genes, "history": self.history.to_dict("index"), "provenance": self.provenance}
-
-    def take_facts(self, facts: Mapping[str, Any]) -> None:
-        """Take what `facts` of another copy of this model gave."""
-        self.genes, self.history = facts["genes"], _history(facts["history"])
-        self.provenance.update(facts["provenance"])
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add `facts` to Lightning's checkpoint."""
-        checkpoint["sims_kit"] = self.facts()
+        """Add what belongs to the model beside its weights to Lightning's checkpoint, as plain values and tensors."""
+        facts = {"genes": self.genes, "history": self.history.to_dict("index"), "provenance": self.provenance}
+        checkpoint["sims_kit"] = facts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the facts of Lightning's checkpoint."""
-        self.take_facts(checkpoint["sims_kit"])
+        """Restore what `on_save_checkpoint` added."""
+        facts = checkpoint["sims_kit"]
+        self.genes, self.history = facts["genes"], _history(facts["history"])
+        self.provenance.update(facts["provenance"])
 
 
 class Trainer(pl.Trainer):
@@ -425,14 +419,15 @@ class RestoreState(Callback):
         self.path, self.process = path, os.getpid()
 
     def teardown(self, trainer: pl.Trainer, pl_module: Module, stage: str) -> None:
-        """Write the model's facts, in the first of the forked processes."""
+        """Write what a checkpoint holds beside the weights, in the first of the forked processes."""
         if os.getpid() != self.process and trainer.is_global_zero:
-            torch.save(pl_module.facts(), self.path)
+            pl_module.on_save_checkpoint(facts := {})
+            torch.save(facts, self.path)
 
     def into(self, model: Module) -> None:
         """Read them into the model of the main process, if they were written."""
         if self.path.exists():
-            model.take_facts(torch.load(self.path, weights_only=True))
+            model.on_load_checkpoint(torch.load(self.path, weights_only=True))
 
 
 def gather_across_devices(tensor: Tensor, device: torch.device | str) -> list[Tensor]:

@@ -1,8 +1,6 @@
 """TabNet against pytorch-tabnet's without its genes x genes identity, in float64; its additions; ensembles."""
 
 import copy
-import pickle
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import pytest
@@ -452,22 +450,3 @@ def test_each_member_learns_from_its_own_errors(cells):
     member.zero_grad()
     cross_entropy(member(cells).logits, labels).backward()
     torch.testing.assert_close(member.final_mapping.weight.grad, together)
-
-
-@narrows
-def test_networks_at_work_side_by_side(narrow):
-    """Copies, pickles and threads do not disturb each other, and a backward pass may come after another batch's."""
-    network, batches = TabNet(300, 3), [torch.poisson(torch.rand(40, 300)).to_sparse_csr() for _ in range(2)]
-    expected = [_one_step(network, batch, narrow) for batch in batches]
-    twin = pickle.loads(pickle.dumps(network))
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda batch: _one_step(twin, batch, narrow), batches))
-    for one, other in zip(found, expected, strict=True):
-        for name, value in other.items():
-            torch.testing.assert_close(one[name], value, rtol=1e-9, atol=1e-11)
-    network.eval().narrow = narrow
-    losses = [network(batch).logits.square().sum() for batch in batches]
-    late = [torch.autograd.grad(loss, network.final_mapping.weight)[0] for loss in losses]
-    for gradient, batch in zip(late, batches, strict=True):
-        (soon,) = torch.autograd.grad(network(batch).logits.square().sum(), network.final_mapping.weight)
-        assert torch.equal(gradient, soon)

@@ -163,25 +163,6 @@ def _pairs(dense):
     return Mask(dense[cells, genes], cells, genes, dense.shape)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_gradients_by_differences(training):
-    """The gradients are those that small changes of the attention and of the layer's parameters measure."""
-    attend = _attend(2, 17, virtual_batch_size=4, training=training)
-    past = _pairs(Sparsemax(dim=-1)(3 * torch.randn(7, 17)))
-    names = [name for name, _ in attend.named_parameters()]
-
-    def masks(attention, weights, *parameters):
-        layer = copy.deepcopy(attend)
-        for name, parameter in zip(names, parameters, strict=True):
-            owner, leaf = name.rsplit(".", 1)
-            delattr(layer.get_submodule(owner), leaf)
-            setattr(layer.get_submodule(owner), leaf, parameter)
-        return narrow_mask(attention, layer, [past._replace(weights=weights)], 1.5, ALL).to_dense()
-
-    inputs = torch.randn(7, 2), past.weights, *(parameter.detach() for parameter in attend.parameters())
-    assert torch.autograd.gradcheck(masks, [tensor.clone().requires_grad_() for tensor in inputs])
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("cell", [0, 3, 19])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -329,14 +310,6 @@ def test_first_layer():
     torch.testing.assert_close(found, (out, of_cells, *expected))
 
 
-@pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
-def test_first_layers_gradient_by_differences(make):
-    """The gradients are what small changes of normalisation and weight measure."""
-    cells = make(_cells(5, 12))
-    parts = [part.requires_grad_() for part in _normalisation(12, 3)]
-    assert torch.autograd.gradcheck(lambda *parts: first_layer(cells, cells.to_dense(), *parts)[0].square(), parts)
-
-
 def test_masked_first_layer():
     """Values and all gradients, on pairs and on all genes, are those of normalising, masking and multiplying."""
     cells, upstream, (pairs, on_all), parts = _cells(), torch.randn(9, 6), _mask(), _normalisation()
@@ -353,18 +326,6 @@ def test_masked_first_layer():
         where = ... if mask.cells is None else (mask.cells, mask.genes)
         found = _gradients(ours, upstream, mask.weights, *parts)
         torch.testing.assert_close(found, (out, of_weights[where], *expected))
-
-
-@pytest.mark.parametrize("form", [0, 1], ids=["pairs", "all-genes"])
-def test_masked_first_layers_gradient_by_differences(form):
-    """Its gradients are what small changes of mask, normalisation and weight measure."""
-    cells, mask = _cells(5, 12).to_sparse_csr(), _mask(5, 12)[form]
-    inputs = mask.weights, *_normalisation(12, 3)
-
-    def layer(weights, *others):
-        return masked_first_layer(mask._replace(weights=weights), cells.to_dense(), *others[:2], others[2].T)
-
-    assert torch.autograd.gradcheck(layer, [tensor.requires_grad_() for tensor in inputs])
 
 
 @pytest.mark.parametrize("used", ["both", "table", "layer"])
