@@ -93,16 +93,15 @@ def shown(monkeypatch):
 
 
 @pytest.mark.parametrize("notebook", [True, False])
-def test_live_training(make_cells, shown, monkeypatch, tmp_path, notebook):
+def test_live_training(make_cells, shown, monkeypatch, notebook):
     """In a notebook the curves take their place, then grow with the epochs; elsewhere nothing is shown."""
     monkeypatch.setattr(widgets, "in_notebook", lambda: notebook)
     lengths = []
     curves = sk.plotting.training_curves
     monkeypatch.setattr(sk.plotting, "training_curves", lambda h, **o: lengths.append(len(h)) or curves(h, **o))
-    quiet = dict(enable_progress_bar=False, logger=False, verbose=False, default_root_dir=tmp_path)
     monkeypatch.setattr(widgets, "DRAWING", 1e9)  # however long it takes
     live = widgets.LiveTraining(metrics=["loss"], seconds=0)
-    model = sk.fit(make_cells(), "cell_type", max_epochs=3, callbacks=live, **quiet)
+    model = sk.fit(make_cells(), "cell_type", max_epochs=3, callbacks=live, logger=False, verbose=False)
     assert len(model.history) == 3
     assert lengths == ([1, 2, 3] if notebook else [])
     assert [type(picture).__name__ for picture in shown] == (["HTML"] + ["Image"] * 3 if notebook else [])
