@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import test_editions
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -158,7 +157,8 @@ def test_notebook_runs_in_jupyterlab(page, lab, shots, name):
 @pytest.mark.skipif(find_spec("sphinx_book_theme") is None, reason="the book is not installed: make book installs it")
 def test_book_can_be_read(page, shots, tmp_path):
     """From the first page to a lesson: its figures are drawn, a quiz answers, a solution unfolds, a search finds."""
-    test_editions.run("book", **{"build/doctrees": str(tmp_path / "doctrees"), "dist/book": str(tmp_path / "book")})
+    options = ["-q", "-c", "docs/book", "-d", str(tmp_path / "doctrees")]
+    subprocess.run([sys.executable, "-m", "sphinx", *options, ".", str(tmp_path / "book")], cwd=ROOT, check=True)
     page.goto((tmp_path / "book/README.html").as_uri())
     page.screenshot(path=shots / "book.png")
     page.get_by_role("link", name="Learning a classifier").first.click()

@@ -21,7 +21,7 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 MACHINE_PATH = re.compile(r"(?<![\w.:/<~\\+-])/[\w.+-]+/[\w.+-]+|\b[A-Za-z]:\\{1,2}\w")
 LEAVES = re.compile(r"^\s*(exit|quit)\b", re.MULTILINE)  # ends the kernel, and the gate takes the rest as passed
 LINK = re.compile(r"\]\(<?([^)>\s]+)[^)]*\)|(?:src|href)=\"([^\"]+)\"")
-WIDGET = re.compile(r"\bipywidgets\.interact|\bwidgets\.(slider_figure|mask_explorer)\b")
+WIDGET = re.compile(r"\bipywidgets\.interact|\bwidgets\.slider_figure\b")
 CHECK = re.compile(r"^(assert |_ = |)sk\.lessons\.check\(", re.MULTILINE)
 QUIZ = re.compile(r"^sk\.lessons\.quiz\(", re.MULTILINE)
 BADGES = ("mybinder.org", "colab.research.google.com")

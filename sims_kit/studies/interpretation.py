@@ -46,11 +46,11 @@ def rank_genes(
     layer: str | None = None,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
-    """Scores of each gene for each class, by several methods.
+    """Score each gene for each class, by several methods.
 
     Parameters
     ----------
-    model, cells
+    model, cells, layer
         As in `explain`.
     label
         `obs` column with the class of each cell.
@@ -58,14 +58,13 @@ def rank_genes(
         Any of ``"SIMS masks"`` and ``"SIMS contributions"`` (class tables of `explain`), ``"logistic regression"`` and
         ``"linear SVM"`` (coefficients of models fitted to these cells), and ``"Wilcoxon"`` (scores of
         `scanpy.tl.rank_genes_groups`, the class against all other cells; 0 for genes without counts).
-    layer, seed
-        Where the matrix is, as in `explain`; the seed of the SVM.
+    seed
+        Of the SVM.
 
     Returns
     -------
     dict of DataFrame
-        For each method a table, classes x genes of the model; higher scores speak for the class. Units differ between
-        methods, so ranks can be compared and values cannot.
+        For each method a table, classes x genes of the model; higher scores speak for the class. Units differ.
 
     Examples
     --------
@@ -84,29 +83,19 @@ def rank_genes(
     if any(method.startswith("SIMS") for method in methods):
         found = explain(model, cells, groupby=label, layer=layer)
         tables = {"SIMS masks": found.classes, "SIMS contributions": found.class_contributions}
-    for method in progress_bar([name for name in methods if name not in tables], desc="ranking", unit="method"):
-        if method == "Wilcoxon":
-            scores = _wilcoxon(values, labels)
-        else:
-            is_svm = method == "linear SVM"  # C=0.01: 1 overfits values of many genes that are not scaled
-            linear = LinearSVC(C=0.01, random_state=seed) if is_svm else LogisticRegression(C=1, max_iter=1000)
-            scores = linear.fit(values, labels).coef_
-            scores = np.vstack([-scores, scores]) if len(scores) == 1 else scores  # of two classes, for the second
+    linear = {  # C=0.01: 1 overfits values of many genes that are not scaled
+        "logistic regression": LogisticRegression(C=1, max_iter=1000),
+        "linear SVM": LinearSVC(C=0.01, random_state=seed),
+    }
+    for method in (name for name in methods if name not in tables):
+        scores = _wilcoxon(values, labels) if method == "Wilcoxon" else linear[method].fit(values, labels).coef_
+        scores = np.vstack([-scores, scores]) if len(scores) == 1 else scores  # of two classes, for the second
         tables[method] = pd.DataFrame(scores, np.unique(labels), model.genes)
     return {method: tables[method].rename_axis(index="class", columns="gene") for method in methods}
 
 
 def marker_recovery(rankings: Mapping[str, pd.DataFrame], markers: pd.DataFrame, *, k: int = 10) -> pd.DataFrame:
-    """How well each method finds the true markers of each class.
-
-    Parameters
-    ----------
-    rankings
-        For each method a table classes x genes, as from `rank_genes`.
-    markers
-        Boolean, classes x genes: whether the gene marks the class. The same classes and genes, in any order.
-    k
-        Number of first genes.
+    """Compare rankings (as from `rank_genes`) with true markers: boolean, of the same classes and genes.
 
     Returns
     -------
@@ -157,23 +146,23 @@ def faithfulness(
     layer: str | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How predictions change when each cell loses its top genes (deletion), or all others (insertion).
+    """Measure how predictions change when each cell loses its top genes (deletion), or all others (insertion).
 
     After Petsiuk et al. (BMVC 2018, arXiv:1806.07421), with genes in place of pixels. Genes are ranked for each cell
     among those that it expresses; a deleted gene is set to zero in the log-normalised values that the model reads.
 
     Parameters
     ----------
-    model, cells
-        As in `explain`; no labels are needed.
+    model, cells, layer
+        As in `explain`.
     methods
         Any of ``"SIMS masks"``, ``"SIMS contributions"``, ``"random"`` and ``"random matched by expression"``, which
         shuffles contributions among each twenty genes of similar value in the cell; or scores by name (CSR, cells x
         genes of the model, with an entry for each expressed gene).
     numbers
         How many genes are deleted, or kept; all of them are added to the list.
-    layer, seed
-        Where the matrix is, as in `explain`; the seed of the random orders, and of the order of equal scores.
+    seed
+        Of the random orders, and of the order of equal scores.
 
     Returns
     -------
@@ -215,7 +204,7 @@ def faithfulness(
 def stability(
     tables: Sequence[pd.DataFrame] | Mapping[str, pd.DataFrame], *, p: float = 0.9, depth: int = 100
 ) -> pd.DataFrame:
-    """How well models agree on the genes of each class, for every pair of models.
+    """Measure how well models agree on the genes of each class, for every pair of models.
 
     Rankings are compared by rank-biased overlap (Webber, Moffat and Zobel 2010, doi:10.1145/1852102.1852106, equation
     32): 1 for the same order, 0 for no gene in common. Only genes above zero have a rank.
@@ -238,7 +227,6 @@ def stability(
 
     Examples
     --------
-    >>> models = [sk.fit(cells, "cell_type", seed=seed) for seed in range(4)]
     >>> tables = [sk.explain(model, cells).class_contributions for model in models]
     >>> sk.studies.stability(tables).groupby("class")["rbo"].mean()
     """
@@ -278,7 +266,7 @@ def check_gene_set(
     layer: str | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How many genes of a set are among the most used genes of each class, against sets of equal expression.
+    """Test how many genes of a set are among the most used genes of each class, against sets of equal expression.
 
     A permutation test: each gene of the set is exchanged for a random one of similar mean log-normalised expression. A
     small p-value says that the model uses the genes more than chance, not that this is wrong: they may mark the class.
@@ -286,15 +274,15 @@ def check_gene_set(
 
     Parameters
     ----------
-    explanation, cells
-        From `explain`, and the cells that were explained, in the same order.
+    explanation, cells, layer
+        From `explain`, and the cells that were explained, as they were given to it.
     genes
         The set, named as the model's genes are; genes that the model does not know are left out.
     top, n_permutations
         Number of first genes, by mean size of the contribution, at most a tenth of all; sets to draw, at least 40 for
         each class.
-    layer, seed
-        Where the matrix is, as in `explain`; the seed of the drawn sets.
+    seed
+        Of the drawn sets.
 
     Returns
     -------
@@ -306,8 +294,7 @@ def check_gene_set(
 
     Examples
     --------
-    >>> explanation = sk.explain(model, cells, groupby="cell_type")
-    >>> check = sk.studies.check_gene_set(explanation, cells)
+    >>> check = sk.studies.check_gene_set(sk.explain(model, cells, groupby="cell_type"), cells)
     >>> check[check["p"] < 0.05]  # classes in which the model relies on stress genes
     """
     if n_permutations < 1 or top < 1:
