@@ -95,14 +95,16 @@ def run_all(
     compressed CSV written whole, is used again if its arguments, the cells in `data`, `settings`, the settings of its
     method and the versions of the packages are the same. One that is damaged fails its checksum and is run again.
     """
-    contents = [
-        (part.X.data, part.X.indices, part.X.indptr, [*part.var_names], part.obs.to_dict("list")) for part in data
-    ]
-    shared, paths = joblib.hash([contents, settings, [*map(version, PACKAGES)]]), []
-    for one in runs:
-        key = joblib.hash([shared, dict(one), methods[one["method"]](one["seed"])])[:10]
-        words = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, one.values())).lower())[:80]
-        paths.append(folder and Path(folder, f"{words}-{key}.csv.gz"))
+    estimators = [methods[one["method"]](one["seed"]) for one in runs]  # a missing package is noticed at once
+    paths = [None] * len(runs)
+    if folder is not None:
+        contents = [
+            (part.X.data, part.X.indices, part.X.indptr, [*part.var_names], part.obs.to_dict("list")) for part in data
+        ]
+        shared = joblib.hash([contents, settings, [*map(version, PACKAGES)]])
+        for i, one in enumerate(runs):
+            words = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, one.values())).lower())[:80]
+            paths[i] = Path(folder, f"{words}-{joblib.hash([shared, dict(one), estimators[i]])[:10]}.csv.gz")
     tables = [path and _kept(path) for path in paths]
     jobs = (
         joblib.delayed(_run)(i, run, methods[one["method"]], one, paths[i])
