@@ -151,12 +151,11 @@ def test_readme_lines_run(real_data, tmp_path, monkeypatch):
     exec(reasons, variables)
     assert variables["why"].label == query.obs["sims_label"].iloc[0] and variables["check"]["p"].between(0, 1).all()
     sc.pl.rank_genes_groups(query, key="rank_genes_sims", show=False)
-    query.obs["leiden"] = query.obs["sims_second_label"]
     exec(promises, variables)
-    assert {"sims_set", "sims_vote", "sims_unseen"} <= set(query.obs)
+    assert {"sims_set", "sims_vote", "sims_unseen"} <= set(query.obs) and "X_sims" in query.obsm
     named = re.search(r"\[(.*?)\]", comparison)[1]
     quick = comparison.replace(named, '"linear SVM", "kNN on PCs"').replace(
-        ")\n", ", folder='rows', n_folds=2, n_bootstrap=20)\n", 1
+        ")\n", ", folder='rows', cv=2, n_bootstrap=20)\n", 1
     )
     assert set(re.findall(r'"(.*?)"', named)) <= set(sk.studies.METHODS)
     variables["cells"] = variables["reference"].copy()
