@@ -10,24 +10,7 @@ from sims_kit.metrics import per_class, score
 from sims_kit.text import best_match, class_labels, examples, label_text
 
 NAIVE, NAIVE_NFD = "na\u00efve T", "nai\u0308ve T"
-MISSING = [
-    None,
-    np.nan,
-    pd.NA,
-    pd.NaT,
-    "nan",
-    "NaN",
-    "NA",
-    "<NA>",
-    "N/A",
-    "#N/A",
-    "n/a",
-    "None",
-    "null",
-    "NULL",
-    "",
-    " \t",
-]
+MISSING = [None, np.nan, pd.NA, pd.NaT, "nan", "NaN", "NA", "<NA>", "N/A", "#N/A", "n/a", "None", "NULL", "", " \t"]
 
 
 @pytest.mark.parametrize(

@@ -24,17 +24,11 @@ def cache_folder() -> Path:
     return Path(named).expanduser().resolve() if named else Path(pooch.os_cache("sims_kit"))
 
 
-def is_offline() -> bool:
-    """Whether `SIMS_KIT_OFFLINE` forbids the network."""
-    return is_switched_on("SIMS_KIT_OFFLINE")
-
-
 def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str, ...] = ()) -> Path:
     """Path of a dataset's file in the cache, downloaded first when it is not there.
 
-    A file in the cache is checked each time, and never changed or removed. It may be packed as ``<file>.gz``: then
-    its content is checked, and the path of the packed file is returned. A `FetchError` gives the reason, and the
-    commands that put the file there by hand.
+    A file in the cache, also one packed as ``<file>.gz``, is checked each time, and never changed or removed. A
+    `FetchError` gives the reason, and the commands that put the file there by hand.
 
     >>> fetch("worm-neurons", source.folder, source.matrix)
     PosixPath('/home/ann/.cache/sims_kit/scdeepcluster/worm_neuron_cell.h5')
@@ -55,8 +49,8 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str,
             + f"\nThe same cells are also in: {', '.join(alternatives)}." * bool(alternatives)
         ) from error
     if file.sha256 is None:
-        told = f"No SHA-256 of {file.name} is published, so it was not checked. It has SHA-256 {found}."
-        warnings.warn(f"{dataset}: {told}", stacklevel=3)
+        unchecked = f"No SHA-256 of {file.name} is published, so it was not checked. It has SHA-256 {found}."
+        warnings.warn(f"{dataset}: {unchecked}", stacklevel=3)
     return path
 
 
@@ -96,7 +90,7 @@ def checked_hash(file: DataFile, path: Path) -> str:
 
 def _download(file: DataFile, path: Path) -> None:
     """Download from the first address that delivers; the file appears complete and checked, or not at all."""
-    if is_offline():
+    if is_switched_on("SIMS_KIT_OFFLINE"):
         raise ValueError("it is not in the cache, and SIMS_KIT_OFFLINE forbids the network")
     reasons = []
     for url in file.urls:

@@ -18,7 +18,7 @@ def read_r(path: Path, object_name: str | None = None) -> AnnData:
     """An object of R, cells x genes: a matrix or data.frame, SummarizedExperiment, or Seurat object of version 3 to 5.
 
     `X` holds counts where there are any, `layers` the rest without scaled values. `object_name` is a name of
-    `r_objects`, or the end of one. Vectors and data.frames beside the object that have its cells go to `obs`.
+    `r_objects`, or the end of one. Vectors and data.frames of the same cells beside the object go to `obs`.
 
     >>> read_r(Path("scClassify_example.rda"), "exprsMat_xin_subset").obs["xin_cellTypes"]
     """
