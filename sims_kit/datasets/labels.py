@@ -43,7 +43,7 @@ def attach_labels(
     names = table.drop(columns=class_label)
     if not in_order and (match := _matched(names, adata.obs_names)):
         table = _by_name(table, adata.obs_names, labelfile, match)
-    elif len(table) != adata.n_obs or not (in_order or len(names.columns) <= _counts_rows(table.iloc[:, 0])):
+    elif len(table) != adata.n_obs or not (in_order or names.columns.empty or _counts_rows(names)):
         is_turned = len(table) == adata.n_vars != adata.n_obs or _matched(names, adata.var_names)
         turn = 'The labels fit the genes: read the matrix with orientation="genes_by_cells", or turn it with adata.T.'
         name = "Expected these names, or attach_labels(..., in_order=True) where rows and cells have the same order."
@@ -171,8 +171,9 @@ def _by_name(table: pd.DataFrame, cells: pd.Index, labelfile: object, match: tup
     return table
 
 
-def _counts_rows(column: pd.Series) -> bool:
-    return any(column.tolist() == [str(start + i) for i in range(len(column))] for start in (0, 1))
+def _counts_rows(names: pd.DataFrame) -> bool:
+    counts = [[str(start + i) for i in range(len(names))] for start in (0, 1)]
+    return len(names.columns) == 1 and names.iloc[:, 0].tolist() in counts
 
 
 def _are_running(names: pd.Index) -> bool:

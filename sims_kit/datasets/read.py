@@ -45,7 +45,7 @@ KNOWN_WARNINGS = "(?s).*(names are not unique|very old version of AnnData)"
 Source = str | Path | zipfile.Path
 
 
-def read(path: str | Path, *, orientation: str = "cells_by_genes", object_name: str | None = None) -> AnnData:
+def read(path: Source, *, orientation: str = "cells_by_genes", object_name: str | None = None) -> AnnData:
     """Read a file as AnnData, cells x genes; `X` is CSR, float32 unless the file holds CSR of another number type.
 
     Parameters
@@ -53,7 +53,7 @@ def read(path: str | Path, *, orientation: str = "cells_by_genes", object_name: 
     path
         ``.h5ad`` or zarr of any anndata; a 10x file (``.h5``), its folder or one ``matrix.mtx``; ``.loom``; text
         (``.csv``, ``.tsv``, ``.txt``, also ``.gz``) with names in its first line and column; ``.rds``, ``.rda``,
-        ``.RData`` of R (see `read_r`); HDF5 with datasets ``X`` and ``Y`` (labels).
+        ``.RData`` of R (see `read_r`); HDF5 with datasets ``X`` and ``Y`` (labels); text in a zip as `zipfile.Path`.
     orientation
         ``"genes_by_cells"`` where text or an AnnData has genes in rows; 10x, loom and R always have.
     object_name
@@ -132,7 +132,7 @@ def convert(
     >>> cells = open_backed(convert("exprMatrix.tsv.gz", orientation="genes_by_cells"))
     """
     sources = [source] if isinstance(source, Source) else list(source)
-    sources = [one if isinstance(one, zipfile.Path) else _checked(one, orientation) for one in sources]
+    sources = [_checked(one, orientation) for one in sources]
     if target is None:
         target = _place_in_cache(sources, orientation, complete is None)
         if target.exists() and complete is None:
@@ -141,12 +141,11 @@ def convert(
     if in_blocks:
         genes, blocks = _text(sources[0], orientation)
     else:
-        readers = (_read_text if isinstance(one, zipfile.Path) else read for one in sources)
-        whole = [reader(one, orientation=orientation) for reader, one in zip(readers, sources, strict=True)]
+        whole = [read(one, orientation=orientation) for one in sources]
         shell, names = whole[0], [(list(one.obs_names), list(one.var_names)) for one in whole]
         if any(other != names[0] for other in names):
             raise DataError(f"{sources[0]} and the others cannot be summed: names of their cells or genes differ.")
-        genes, blocks = names[0][1], [(names[0][0], _csr(sum((one.X for one in whole[1:]), start=shell.X)))]
+        genes, blocks = names[0][1], [(names[0][0], sum((one.X for one in whole[1:]), start=shell.X))]
     cells = []
     target = Path(target).expanduser()
     with written_whole(target) as part, h5py.File(part, "w") as file:
@@ -178,9 +177,11 @@ def _place_in_cache(sources: list[Path | zipfile.Path], *settings: object) -> Pa
     return cache_folder() / "converted" / f"{sources[0].name.partition('.')[0]}-{stamp}.h5ad"
 
 
-def _checked(path: str | Path, orientation: str = "cells_by_genes") -> Path:
+def _checked(path: Source, orientation: str = "cells_by_genes") -> Path | zipfile.Path:
     if orientation not in ORIENTATIONS:
         raise SettingError(f"orientation={orientation!r} does not exist. {nearest(orientation, ORIENTATIONS)}")
+    if isinstance(path, zipfile.Path):
+        return path
     path = Path(path).expanduser()
     if not os.path.exists(path):  # unlike Path's, it takes names that are too long
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
