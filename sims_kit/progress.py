@@ -5,8 +5,7 @@ import sys
 
 from tqdm import tqdm
 
-# tqdm's own without percentage and rate: with three metrics it fits into 80 columns, so that the line is redrawn in
-# place and does not wrap
+# tqdm's own format without percentage and rate: with three metrics, the line fits into 80 columns and does not wrap
 SHORT = "{desc} {bar:4} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 

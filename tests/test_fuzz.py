@@ -12,12 +12,11 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sims_kit import errors
 from sims_kit.datasets import attach_labels, read
 from sims_kit.datasets.registry import read_registry, registry_path
+from sims_kit.errors import SimsError
 from sims_kit.model import load_model
 
-DOCUMENTED = tuple(e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception))
 TOKENS = [
     b"",
     b"\x00",
@@ -70,5 +69,5 @@ def test_spoiled_files_are_read_or_refused(name, data):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
         path = Path(folder, f"file{ending}")
         path.write_bytes(content)
-        with suppress(DOCUMENTED):
+        with suppress(SimsError):
             read_file(path)

@@ -5,7 +5,6 @@ import io
 
 import numpy as np
 import pandas as pd
-import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 from hypothesis import assume, given, settings
@@ -14,10 +13,9 @@ from hypothesis.extra.numpy import arrays
 
 from sims_kit.cells.genes import GeneAlignment
 from sims_kit.cells.loaders import CellDataset
-from sims_kit.cells.matrix import AS_IS, Expression, Scale, detect_scale, normalise
+from sims_kit.cells.matrix import AS_IS, Expression, Scale, normalise
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import read
-from sims_kit.errors import DataError
 
 settings.register_profile("sims_kit", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("sims_kit")
@@ -72,19 +70,6 @@ def test_normalisation(cells):
     np.testing.assert_allclose(found.toarray(), expected, rtol=1e-5)
     assert found.dtype == np.float32 and (cells != before).nnz == 0
     np.testing.assert_array_equal(normalise(found, AS_IS).toarray(), found.toarray())
-
-
-@given(counts())
-def test_scale_of_counts(cells):
-    """Whole numbers are counts, however few; nothing but zeros is refused; one negative value means scaled."""
-    if not cells.nnz:
-        with pytest.raises(DataError, match="all zero"):
-            detect_scale(cells)
-        return
-    assert detect_scale(cells) == COUNTS
-    cells.data[0] *= -1
-    with pytest.raises(DataError, match="negative"):
-        detect_scale(cells)
 
 
 @given(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pooch
 
 from sims_kit.datasets.registry import DataFile, read_registry
-from sims_kit.errors import FetchError, UnknownNameError
+from sims_kit.errors import FetchError
 from sims_kit.progress import is_switched_on, progress_bar
 
 RETRIES = 2  # per address, after the first attempt; pooch waits 1 s, then 2 s
@@ -56,10 +56,7 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str,
 
 def fetch_model(name: str) -> Path:
     """Path of the file of a published model, an entry under `models` in `data_registry.yaml`."""
-    published = read_registry().models
-    if name not in published:
-        raise UnknownNameError("published model", name, published)
-    entry = published[name]
+    entry = read_registry().models[name]
     return fetch(name, "models", DataFile(f"{name}.safetensors", entry.urls, entry.sha256, entry.size))
 
 

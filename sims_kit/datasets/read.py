@@ -48,16 +48,10 @@ Source = str | Path | zipfile.Path
 def read(path: Source, *, orientation: str = "cells_by_genes", object_name: str | None = None) -> AnnData:
     """Read a file as AnnData, cells x genes; `X` is CSR, float32 unless the file holds CSR of another number type.
 
-    Parameters
-    ----------
-    path
-        ``.h5ad`` or zarr of any anndata; a 10x file (``.h5``), its folder or one ``matrix.mtx``; ``.loom``; text
-        (``.csv``, ``.tsv``, ``.txt``, also ``.gz``) with names in its first line and column; ``.rds``, ``.rda``,
-        ``.RData`` of R (see `read_r`); HDF5 with datasets ``X`` and ``Y`` (labels); text in a zip as `zipfile.Path`.
-    orientation
-        ``"genes_by_cells"`` where text or an AnnData has genes in rows; 10x, loom and R always have.
-    object_name
-        The object to take from a file of R that holds several.
+    Formats: ``.h5ad`` and zarr of any anndata; 10x (``.h5``, a folder, or one ``matrix.mtx``); ``.loom``; text
+    (``.csv``, ``.tsv``, ``.txt``, also ``.gz`` or a `zipfile.Path`) with names in its first line and column; ``.rds``,
+    ``.rda`` and ``.RData`` of R (see `read_r`), where `object_name` chooses one of several objects; HDF5 with ``X`` and
+    ``Y`` (labels). Text and AnnData with genes in rows need ``orientation="genes_by_cells"``.
 
     >>> cells = read("~/data/GSE1_counts.csv.gz", orientation="genes_by_cells")
     """
@@ -82,8 +76,8 @@ def is_backable(path: str | Path) -> bool:
 def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[str] | None = None) -> AnnData:
     """Open an `.h5ad` or zarr store, cells x genes, with tables in memory; `X` is a backed CSR or dense dataset.
 
-    `layer` is None for `X`, the name of a layer, or ``"raw"`` for `raw` with its own genes.
-    Of more than 100,000 cells, only the `columns` of `obs` are read where they are given, and no names.
+    `layer` is None for `X`, the name of a layer, or ``"raw"`` for `raw` with its own genes. Of more than 100,000 cells,
+    only the `columns` of `obs` are read where they are given, and no names.
 
     >>> open_backed("atlas.h5ad", "counts", columns=["cell_type"]).X[:1000]
     """
