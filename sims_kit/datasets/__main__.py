@@ -45,12 +45,12 @@ def _fetch(name: str) -> int:
 def _verify(folder: str, file: DataFile) -> int:
     path = cached_path(folder, file)
     try:
-        found = checked_hash(file, path) if path.exists() else None
+        digest = checked_hash(file, path) if path.exists() else None
     except ValueError as error:
         print(f"{path}: {error}", file=sys.stderr)
         return 1
     checked = "right" if file.sha256 else "not checked"
-    print(f"{path}: {f'{checked}, SHA-256 {found}' if found else 'not in the cache'}")
+    print(f"{path}: {f'{checked}, SHA-256 {digest}' if digest else 'not in the cache'}")
     return 0
 
 

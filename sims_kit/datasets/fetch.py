@@ -1,4 +1,4 @@
-"""Files of the registry: taken from the cache, or downloaded into it by pooch, with their SHA-256 checked."""
+"""Download of registry files into the cache by pooch, with their SHA-256 checked at every use."""
 
 import gzip
 import hashlib
@@ -37,7 +37,7 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str,
     try:
         if not path.exists():
             _download(file, path)
-        found = checked_hash(file, path)
+        digest = checked_hash(file, path)
     except ValueError as error:
         place, *urls = map(shlex.quote, (str(path.with_name(file.name)), *file.urls))
         raise FetchError(
@@ -49,7 +49,7 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str,
             + f"\nThe same cells are also in: {', '.join(alternatives)}." * bool(alternatives)
         ) from error
     if file.sha256 is None:
-        unchecked = f"No SHA-256 of {file.name} is published, so it was not checked. It has SHA-256 {found}."
+        unchecked = f"No SHA-256 of {file.name} is published, so it was not checked. It has SHA-256 {digest}."
         warnings.warn(f"{dataset}: {unchecked}", stacklevel=3)
     return path
 
@@ -76,13 +76,13 @@ def checked_hash(file: DataFile, path: Path) -> str:
     """The SHA-256 of a file, or of its content where it is packed; `ValueError` says why it is not the right file."""
     try:
         with gzip.open(path) if path.name == f"{file.name}.gz" else path.open("rb") as opened:
-            found, size = hashlib.file_digest(opened, "sha256").hexdigest(), opened.tell()
+            digest, size = hashlib.file_digest(opened, "sha256").hexdigest(), opened.tell()
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"it cannot be read ({error})") from error
-    for kind, value, expected in (("SHA-256", found, file.sha256), ("size", size, file.size)):
+    for kind, value, expected in (("SHA-256", digest, file.sha256), ("size", size, file.size)):
         if expected not in (None, value):
             raise ValueError(f"it has {kind} {value}, expected {expected}: it is damaged or of another version")
-    return found
+    return digest
 
 
 def _download(file: DataFile, path: Path) -> None:

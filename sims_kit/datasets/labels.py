@@ -1,4 +1,4 @@
-"""Labels and other columns of the cells: attached from a file, used to choose cells, and the check of orientation."""
+"""Attach label files to cells, select cells by columns of `obs`, and check the orientation of a matrix."""
 
 import csv
 import gzip

@@ -4,6 +4,7 @@ import re
 import warnings
 import zipfile
 from contextlib import suppress
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -20,11 +21,8 @@ from sims_kit.datasets.registry import Dataset, read_registry
 from sims_kit.datasets.simulate import simulate
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
-COLUMNS = [  # of the catalogue; the texts among them also travel with the data
-    *("title", "version", "tier", "species", "tissue", "protocol", "cells", "genes", "classes", "state"),
-    *("gene_ids", "label", "other_labels", "sample", "condition", "region", "alternatives", "lessons"),
-    *("licence", "doi", "citation"),
-]
+COLUMNS = [key.name for key in fields(Dataset)]
+COLUMNS = COLUMNS[: COLUMNS.index("source")]  # of the catalogue; the texts among them also travel with the data
 
 
 def load(name_or_path: str | Path, *, size: str | None = None) -> AnnData:

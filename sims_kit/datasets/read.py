@@ -1,4 +1,4 @@
-"""Files of the field: `read` into memory, `open_backed` with the matrix left in its file, `convert` text to `.h5ad`."""
+"""Single-cell files: `read` into memory, `open_backed` with the matrix left on disk, `convert` text to `.h5ad`."""
 
 import csv
 import gzip
@@ -193,9 +193,9 @@ def _reading(path: Source) -> Iterator[None]:
     except (SimsError, MemoryError, PermissionError, ImportError):
         raise
     except Exception as error:
-        found = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         way_out = "It is damaged, cut short, or not what its name says. Download or write it again."
-        raise DataError(f"{path} cannot be read ({found}). {way_out}") from error
+        raise DataError(f"{path} cannot be read ({reason}). {way_out}") from error
 
 
 def _read(path: Path, orientation: str, object_name: str | None) -> AnnData:
@@ -230,8 +230,8 @@ def _read(path: Path, orientation: str, object_name: str | None) -> AnnData:
 def _read_unnamed(file: h5py.File) -> AnnData:
     """The values `X` and labels `Y` of a file without names, as scDeepCluster publishes them."""
     if not isinstance(file.get("X"), h5py.Dataset):
-        found = f"{file.filename} is HDF5 with {list(file)[:8]}: no known layout. Expected {FORMATS}."
-        raise DataError(f"{found} A table of pandas can run code; if you trust it: pandas.read_hdf(path).to_csv(...)")
+        layout = f"{file.filename} is HDF5 with {list(file)[:8]}: no known layout. Expected {FORMATS}."
+        raise DataError(f"{layout} A table of pandas can run code; if you trust it: pandas.read_hdf(path).to_csv(...)")
     adata = AnnData(_csr(file["X"]))
     adata.obs_names = [f"cell_{i:05}" for i in range(1, adata.n_obs + 1)]
     adata.var_names = [f"gene_{i:05}" for i in range(1, adata.n_vars + 1)]
@@ -351,8 +351,8 @@ def _text(path: Source, orientation: str) -> tuple[list[str], Iterator[tuple[lis
     are_values = all(map(NUMBER.fullmatch, names)) and (len(set(names)) < max(len(names), 20) or "." in "".join(names))
     is_nameless = are_values and n == n_header and orientation == "cells_by_genes" and not NAMES.fullmatch(header[0])
     if is_nameless:
-        columns, found = header, f"its first column {header[0]!r} holds values, so it is read as a gene"
-        warnings.warn(f"{path} names no cells: {found}, and cells are called cell_1, cell_2, ...", stacklevel=3)
+        columns, reason = header, f"its first column {header[0]!r} holds values, so it is read as a gene"
+        warnings.warn(f"{path} names no cells: {reason}, and cells are called cell_1, cell_2, ...", stacklevel=3)
     return columns, _blocks(path, delimiter, columns, is_nameless, len(top[0]))
 
 
