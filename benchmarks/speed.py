@@ -42,7 +42,7 @@ from torch.nn.functional import cross_entropy
 import sims_kit as sk
 from sims_kit.cells.loaders import CellDataset, CellLoader
 from sims_kit.cells.matrix import Expression, log_normalised
-from sims_kit.datasets import open_backed
+from sims_kit.datasets.read import open_backed
 from sims_kit.datasets.simulate import PRESETS, Simulation, simulate
 from sims_kit.model.network import make_network
 from sims_kit.model.recipe import get_recipe

@@ -4,66 +4,56 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
-class DataError(ValueError):
+class SimsError(Exception):
+    """The base class of all errors of sims_kit."""
+
+
+class DataError(SimsError, ValueError):
     """A file or matrix cannot be used: damaged, empty, turned, scaled, not finite."""
 
 
-class GeneError(ValueError):
+class GeneError(SimsError, ValueError):
     """The genes of two inputs do not fit together."""
 
 
-class LabelError(ValueError):
+class LabelError(SimsError, ValueError):
     """Labels are missing, of another length, or of too few classes."""
 
 
-class SettingError(ValueError):
-    """An argument has a value outside of what is allowed."""
+class SettingError(SimsError, ValueError):
+    """An argument has a value that is not allowed."""
 
 
-class RegistryError(ValueError):
+class RegistryError(SimsError, ValueError):
     """`data_registry.yaml` does not follow its schema; the message names entry and key."""
 
 
-class ModelFileError(ValueError):
+class ModelFileError(SimsError, ValueError):
     """A model file is damaged, of another format, or contradicts itself."""
 
 
-class PeerError(ValueError):
-    """A peer of the benchmark cannot take this input, or its package is not there; never a score of 0."""
+class FetchError(SimsError, FileNotFoundError):
+    """A dataset's file is not in the cache, and no address delivers it."""
 
 
-class FetchError(FileNotFoundError):
-    """A dataset's file is neither in the cache nor to be had from its addresses."""
+class UnknownNameError(SimsError, KeyError):
+    """A name (dataset, column, layer, recipe, ...) does not exist; the message offers the nearest ones.
 
-
-class UnknownNameError(KeyError):
-    """A name (dataset, column, layer, recipe, ...) does not exist; the nearest ones are offered.
-
-    Parameters
-    ----------
-    kind
-        What the name stands for, as a noun: ``"dataset"``, ``"obs column"``.
-    name
-        The name that was asked for.
-    options
-        The names that exist.
+    >>> raise UnknownNameError("obs column", "celltype", ["cell_type", "donor"])
+    Traceback (most recent call last):
+    sims_kit.errors.UnknownNameError: There is no obs column 'celltype'. Did you mean 'cell_type'?
     """
 
     def __init__(self, kind: str, name: object, options: Iterable[object]):
-        self.kind, self.name, self.options = kind, name, [str(option) for option in options]
-        super().__init__(f"There is no {kind} {name!r}. {nearest(name, self.options)}")
+        super().__init__(kind, name, [str(option) for option in options])
 
-    def __str__(self) -> str:  # KeyError would print the repr of the message
-        return self.args[0]
+    def __str__(self) -> str:
+        kind, name, options = self.args
+        return f"There is no {kind} {name!r}. {nearest(name, options)}"
 
 
 def refuse_unknown(
-    function: str,
-    unknown: Iterable[str],
-    known: Iterable[str],
-    hints: Mapping[str, str] | None = None,
-    *,
-    kind="argument",
+    function: str, unknown: Iterable[str], known: Iterable[str], hints: Mapping[str, str], *, kind: str = "argument"
 ) -> None:
     """Raise for the first unknown name, with what to write instead if `hints` has it, else with the nearest names.
 
@@ -72,18 +62,18 @@ def refuse_unknown(
     sims_kit.errors.SettingError: fit has no argument 'epochs'. Write max_epochs=...
     """
     for name in unknown:
-        if name in (hints or {}):
+        if name in hints:
             raise SettingError(f"{function} has no {kind} {name!r}. {hints[name]}")
         raise UnknownNameError(f"{kind} of {function[0].lower() + function[1:]}", name, known)
 
 
-def nearest(name: object, options: Iterable[object], n: int = 3) -> str:
-    """A sentence that offers the `n` names most like `name`, or all of them when few."""
+def nearest(name: object, options: Iterable[object]) -> str:
+    """A sentence that offers the three names most like `name`, or the first 12 names when none is like it."""
     options = [str(option) for option in options]
     if not options:
         return "None exist."
     by_lower_case = {option.lower(): option for option in options}
-    close = [by_lower_case[match] for match in get_close_matches(str(name).lower(), by_lower_case, n=n, cutoff=0.5)]
+    close = [by_lower_case[match] for match in get_close_matches(str(name).lower(), by_lower_case, cutoff=0.5)]
     if close:
         return f"Did you mean {' or '.join(map(repr, close))}?"
     shown = ", ".join(map(repr, options[:12]))

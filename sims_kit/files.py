@@ -10,13 +10,7 @@ from sims_kit.errors import SettingError
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, where they are missing.
-
-    Raises
-    ------
-    SettingError
-        If a file is in the way.
-    """
+    """Make a folder and those above it, where they are missing; a `SettingError` names a file in the way."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -30,20 +24,14 @@ def make_folder(folder: Path) -> None:
 def written_whole(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to, moved to `path` when the block ends without an error.
 
-    A full disk, an error or a kill leaves an older file of that name as it was. What was written is on the disk before
-    it is moved, so that a power failure leaves either file whole.
-
-    Parameters
-    ----------
-    path
-        Where the file shall be; missing folders are made.
+    A full disk, an error or a power failure leaves an older file of that name as it was. Missing folders are made.
     """
     make_folder(path.parent)
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         yield part
         with part.open("rb+") as written:
-            os.fsync(written.fileno())
+            os.fsync(written.fileno())  # on the disk before it replaces the older file
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -5,24 +5,17 @@ import sys
 
 from tqdm import tqdm
 
-# tqdm's own without percentage and rate: with three metrics it fits into 80 columns, so that the line is redrawn in
-# place and does not wrap
+# tqdm's own format without percentage and rate: with three metrics, the line fits into 80 columns and does not wrap
 SHORT = "{desc} {bar:4} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 def progress_bar(iterable=None, **options) -> tqdm:
-    """A `tqdm` bar that writes to the notebook's output or to the terminal.
+    """A `tqdm` bar in plain text, which leaves no widget state in a saved notebook; `options` are those of `tqdm`.
 
-    Plain text rather than a widget, so that a saved notebook keeps no widget state. Silent where the output is
-    neither a notebook nor a terminal, in continuous integration (the environment variable `CI`), and in a notebook
-    within a bar that is drawn already: there the cursor cannot go back a line.
+    It is silent in a log, in continuous integration (the environment variable `CI`), and in a notebook inside another
+    bar, where the cursor cannot go back a line.
 
-    Parameters
-    ----------
-    iterable
-        What to iterate over; None for a bar that is moved by hand.
-    **options
-        Passed to `tqdm.tqdm`: `total`, `desc`, `unit`, ...; `bar_format=None` for its own, with the rate.
+    >>> for batch in progress_bar(batches, desc="explaining", unit="batch"): ...
     """
     notebook = in_notebook()
     options.setdefault("leave", False)

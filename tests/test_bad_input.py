@@ -1,11 +1,9 @@
 """Bad input through the public face: every mistake has its own named error, told early, that says what to do.
 
 `CASES` is a table of titles, of what is given, of what is called with it, of the error, and of parts of its message.
-When the environment variable SIMS_KIT_MESSAGES names a file, the messages are written there as a Markdown table.
 """
 
 import gzip
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,16 @@ from anndata import AnnData
 from anndata.tests.helpers import assert_equal
 
 import sims_kit as sk
-from sims_kit.errors import DataError, FetchError, GeneError, LabelError, ModelFileError, SettingError, UnknownNameError
+from sims_kit.errors import (
+    DataError,
+    FetchError,
+    GeneError,
+    LabelError,
+    ModelFileError,
+    SettingError,
+    SimsError,
+    UnknownNameError,
+)
 from sims_kit.model.network import TabNet
 
 QUIET = dict(verbose=False)
@@ -148,20 +155,15 @@ CASES = [
      LabelError, ["labels.csv has 120 rows", "60 cells", "120 genes", "fit the genes", 'orientation="genes_by_cells"']),
     ("query turned", lambda b: b.cells.T, annotate,
      DataError, ["turned", "60 rows are named like the model's genes ('ENSG", "query.T.copy()"]),
-    ("query turned, its coverage asked for", lambda b: b.cells.T, lambda x, b: sk.gene_coverage(x, b.model),
-     DataError, ["turned", "query.T.copy()"]),
     ("cells to explain turned", lambda b: b.cells.T, explain, DataError, ["turned", "query.T.copy()"]),
     ("orientation misspelt", good, but(fit, orientation="gene_by_cell"),
      SettingError, ["'gene_by_cell'", "'genes_by_cells'"]),
-    ("orientation misspelt in read", lambda b: b.csv(), lambda x, b: sk.read(x, orientation="genes"),
-     SettingError, ["'genes'", "'genes_by_cells'"]),
 
     # --- Genes
     ("two files without a common gene", lambda b: [b.cells, b.genes(SYMBOLS)], fit,
      GeneError, ["AnnData 2 shares no gene with AnnData 1", "60 symbols such as 'SYMBOL0'", "60 Ensembl ids"]),
     ("query of symbols, model of Ensembl ids", lambda b: b.genes(SYMBOLS), annotate,
      GeneError, ["0 of the model's 60 genes", "expects 60 Ensembl ids", "60 symbols", "Set adata.var_names"]),
-    ("cells to explain of symbols", lambda b: b.genes(SYMBOLS), explain, GeneError, ["expects 60 Ensembl ids"]),
     ("genes= misspelt", good, but(fit, genes="shared"), SettingError, ["'shared'", "'intersection'", "'union'"]),
 
     # --- Labels
@@ -169,22 +171,16 @@ CASES = [
      LabelError, ["labels.csv has 90 rows", "120 cells", "in_order=True"]),
     ("label column that does not exist", good, but(fit, "celltype"),
      UnknownNameError, ["obs column of AnnData 1 called 'celltype'", "Did you mean 'cell_type'"]),
-    ("label column that the label file lacks", lambda b: b.csv(labels="cell,cell_types,age\na,b,1\n"), two_lines,
-     UnknownNameError, ["column of labels.csv called 'cell_type'", "'cell_types'"]),
     ("no label column named", good, but(fit, None), LabelError, ["one of ['cell_type']"]),
     ("no label column named, label file", lambda b: b.csv(), lambda x, b: sk.fit(x, labelfiles="labels.csv"),
      LabelError, ["class_label is missing"]),
-    ("several label columns", good, but(fit, ["cell_type"]), SettingError, ["['cell_type']", "one column"]),
     ("all labels missing", lambda b: b.labels(np.nan), fit,
      LabelError, ["none of 120 cells has a 'cell_type'", "Check class_label"]),
     ("one class only", lambda b: b.labels("neuron"), fit, LabelError, ["one class only, 'neuron'", "at least two"]),
     ("every cell a class of its own", lambda b: b.labels(list(b.cells.obs_names)), fit,
      LabelError, ["None of the 120 classes", "'cell_type'", "validation=0"]),
-    ("two label files for one data file", good, but(fit, labelfiles=["a.csv", "b.csv"]),
-     LabelError, ["2 labelfiles for 1 datafiles", "Give one for each"]),
     ("a cell with two labels", lambda b: b.csv(labels="cell,cell_type\ncell_0000,a\ncell_0000,b\n"), two_lines,
      LabelError, ["labels.csv", "cell_0000", "one row per cell"]),
-    ("label file empty", lambda b: b.csv(labels=""), two_lines, DataError, ["labels.csv", "it is empty"]),
     ("label file that is no text", lambda b: b.csv(labels=b"\x89HDF\xff"), two_lines,
      DataError, ["labels.csv", "UTF-8 text"]),
     ("label file that is a folder", lambda b: b.folder("labels"), lambda x, b: fit(b.cells, b, labelfiles=x),
@@ -194,63 +190,33 @@ CASES = [
 
     # --- Values
     ("NaN", lambda b: b.values(lambda X: np.where(X > 9, np.nan, X)), fit, DataError, ["NaN", "finite: write 0"]),
-    ("infinite values", lambda b: b.values(lambda X: np.where(X > 9, np.inf, X)), fit, DataError, ["infinite values"]),
     ("negative values", lambda b: b.values(lambda X: X - 1), fit, DataError, ["down to -1", "Pass counts"]),
     ("scaled matrix", scaled, fit, DataError, ["AnnData 1", "scaled", "This AnnData holds layer='counts'"]),
     ("scaled query", scaled, annotate, DataError, ["query", "scaled", "This AnnData holds layer='counts'"]),
-    ("cells to explain scaled", scaled, explain, DataError, ["scaled", "This AnnData holds layer='counts'"]),
-    ("NaN in a query", lambda b: b.values(lambda X: X * np.nan), annotate, DataError, ["query", "NaN", "write 0"]),
     ("nothing but zeros", lambda b: b.values(lambda X: X * 0), fit, DataError, ["120 cells x 60 genes, all zero"]),
     ("no cells", lambda b: b.cells[:0].copy(), fit, DataError, ["AnnData 1 is empty (0 cells x 60 genes)"]),
     ("no genes", lambda b: b.cells[:, :0].copy(), fit, DataError, ["AnnData 1 is empty (120 cells x 0 genes)"]),
     ("query without cells", lambda b: b.cells[:0].copy(), annotate, DataError, ["0 cells x 60 genes"]),
     ("no matrix", lambda b: AnnData(obs=b.cells.obs, var=b.cells.var), fit, DataError, ["no X", "layers"]),
     ("layer misspelt", scaled, but(fit, layer="count"), UnknownNameError, ["layer 'count'", "'counts'"]),
-    ("layer of a query misspelt", scaled, but(annotate, layer="Counts"), UnknownNameError, ["'Counts'", "'counts'"]),
-    ("text in a csv matrix", lambda b: b.file("c.csv", "cell,A,type\nc1,3,neuron\n"), read,
-     DataError, ["'neuron' in row 'c1'", "column 'type'", "a number; labels go into their own file"]),
-    ("gap in a csv matrix", lambda b: b.file("c.csv", "cell,A,B\nc1,3,4\nc2,,5\n"), read,
-     DataError, ["'' in row 'c2'", "column 'A'"]),
 
     # --- Files
     *((f"empty {name}", lambda b, name=name: b.file(name), read, DataError, [f"{name} is empty (0 bytes)", "Download"])
       for name in ("c.h5ad", "c.h5", "c.loom", "c.hdf5", "c.csv", "c.tsv", "c.txt.gz")),
     ("gzipped nothing", lambda b: b.file("c.csv.gz", gzip.compress(b"")), read, DataError, ["c.csv.gz", "no matrix"]),
     ("empty .zarr", lambda b: b.folder("c.zarr"), read, DataError, ["c.zarr", "damaged"]),
-    ("empty folder", lambda b: b.folder("c"), read, DataError, ["c holds []", "matrix.mtx"]),
-    ("empty matrix in a 10x folder", lambda b: b.file("sample/matrix.mtx").parent, read,
-     DataError, ["sample holds ['matrix.mtx']", "features.tsv"]),
-    ("header without rows", lambda b: b.file("c.csv", "cell,A,B\n"), read, DataError, ["c.csv", "3 and 0 fields"]),
     ("truncated .h5ad", lambda b: b.h5ad(9000), read, DataError, ["cells.h5ad", "truncated", "Download"]),
-    ("truncated .h5ad to train on", lambda b: b.h5ad(9000), fit, DataError, ["cells.h5ad", "truncated"]),
-    ("truncated .h5ad as query", lambda b: b.h5ad(9000), annotate, DataError, ["cells.h5ad", "truncated"]),
-    ("truncated .csv.gz", lambda b: b.file("c.csv.gz", gzip.compress(b.csv().read_bytes())[:-99]), read,
-     DataError, ["c.csv.gz", "cut short"]),
-    (".h5ad that is a web page", lambda b: b.file("c.h5ad", "<!DOCTYPE html>"), read,
-     DataError, ["c.h5ad starts with b'<!DOCTYP'", "Expected .h5ad"]),
     (".h5ad that is a table", lambda b: b.file("c.h5ad", "cell,ACTB\n"), read,
      DataError, ["c.h5ad starts with b'cell,ACT'", "no known format"]),
-    ("object of R that is none", lambda b: b.file("c.rds", "RDX3"), read, DataError, ["c.rds", "write_h5ad(x"]),
-    ("unknown format", lambda b: b.file("c.xlsx", "PK"), read, DataError, ["c.xlsx starts with b'PK'", ".h5ad"]),
     ("archive", lambda b: b.file("c.h5ad.gz", b"\x1f\x8b"), read, DataError, ["c.h5ad.gz", "no known format"]),
-    ("file that does not exist", lambda b: b.h5ad() and "cell.h5ad", read,
-     FileNotFoundError, ["cell.h5ad", "Did you mean 'cells.h5ad'"]),
-    ("file to train on that does not exist", lambda b: "c.h5ad", fit, FileNotFoundError, ["c.h5ad", "Check the paths"]),
     ("folder to train on", lambda b: b.folder("c"), fit, DataError, ["c holds []", "zarr"]),
     ("array for AnnData", lambda b: np.ones((9, 9)), fit, SettingError, ["ndarray", "paths or AnnData objects"]),
     ("no files", lambda b: [], fit, SettingError, ["datafiles is empty", "at least one"]),
 
     # --- Datasets
-    ("unknown dataset", lambda b: "pbmc68", load, UnknownNameError, ["'pbmc68'", "Did you mean 'pbmc68k'"]),
-    ("unknown dataset as query", lambda b: "PBMC-68k", annotate, UnknownNameError, ["Did you mean 'pbmc68k'"]),
     ("name of a dataset to train on", lambda b: "pbmc68k", fit, FileNotFoundError, ["sims_kit.load(name)"]),
     ("no network and no cache", no_network, load,
      FetchError, ["worm-neurons", "Network is unreachable", "https://", "curl", str(CACHED)]),
-    ("network forbidden and no cache", lambda b: "worm-neurons", load,
-     FetchError, ["worm-neurons", "SIMS_KIT_OFFLINE", "curl", str(CACHED)]),
-    ("wrong hash", lambda b: b.file(CACHED, "other") and "worm-neurons", load,
-     FetchError, ["worm-neurons", "has SHA-256 d9298a10", "expected 4f2a3c4b", "never replaced", "curl"]),
-    ("empty file in the cache", lambda b: b.file(CACHED) and "worm-neurons", load, FetchError, ["SHA-256", "curl"]),
     ("AnnData to load", good, load, TypeError, ["AnnData"]),
 
     # --- Settings
@@ -292,16 +258,6 @@ CASES = [
 # fmt: on
 
 
-@pytest.fixture(scope="session")
-def messages():
-    """The rows of the table of messages, written as Markdown at the end if SIMS_KIT_MESSAGES names a file."""
-    rows = [("input", "error", "message"), ("---",) * 3]
-    yield rows
-    if path := os.environ.get("SIMS_KIT_MESSAGES"):
-        lines = [" | ".join(field.replace("|", "\\|").replace("\n", "<br>") for field in row) for row in rows]
-        Path(path).write_text("".join(f"| {line} |\n" for line in lines), encoding="utf-8")
-
-
 @pytest.fixture(scope="module")
 def model(make_cells, tmp_path_factory):
     """A model fitted on cells of Ensembl ids."""
@@ -323,7 +279,7 @@ def bench(make_cells, model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("title", "give", "call", "error", "says"), CASES, ids=[case[0] for case in CASES])
-def test_bad_input(bench, messages, title, give, call, error, says):
+def test_bad_input(bench, title, give, call, error, says):
     """The named error comes before any training or prediction, and the user's cells and files stay as they were."""
     given = give(bench)
     inputs = [x for x in (bench.cells, *(given if isinstance(given, list) else [given])) if isinstance(x, AnnData)]
@@ -331,12 +287,21 @@ def test_bad_input(bench, messages, title, give, call, error, says):
     with pytest.raises(error) as caught:
         call(given, bench)
     message = str(caught.value).replace(f"{Path.cwd()}/", "")
-    messages.append((title, type(caught.value).__name__, message))
     assert type(caught.value) is error
     assert [part for part in says if part not in message] == []
     for cells, copy in zip(inputs, before, strict=True):
         assert_equal(cells, copy)
     assert _files() == files
+
+
+def test_errors_have_one_base_and_can_be_sent_between_processes():
+    """`except SimsError` catches them all, and so does Python's own class of the same meaning."""
+    for error, builtin in ((DataError, ValueError), (FetchError, FileNotFoundError), (UnknownNameError, KeyError)):
+        assert issubclass(error, SimsError) and issubclass(error, builtin)
+    told = UnknownNameError("dataset", "pbmc86k", ["pbmc68k"])
+    assert (
+        str(pickle.loads(pickle.dumps(told))) == str(told) == "There is no dataset 'pbmc86k'. Did you mean 'pbmc68k'?"
+    )
 
 
 def _files():

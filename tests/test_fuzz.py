@@ -12,28 +12,12 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sims_kit import errors
 from sims_kit.datasets import attach_labels, read
 from sims_kit.datasets.registry import read_registry, registry_path
+from sims_kit.errors import SimsError
 from sims_kit.model import load_model
 
-DOCUMENTED = tuple(e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception))
-TOKENS = [
-    b"",
-    b"\x00",
-    b"\xff\xfe",
-    b"\r",
-    b'"',
-    b",",
-    b"\t",
-    b",,",
-    b"nan",
-    b"1e999",
-    b"[" * 500,
-    b"&a",
-    b"{",
-    b"9" * 60,
-]
+TOKENS = [b"", b"\x00", b"\xff\xfe", b"\r", b'"', b",", b"\t", b",,", b"nan", b"1e999", b"[" * 500, b"&a", b"{"]
 CELLS = b"cell,A,B,C\n" + b"".join(b"cell_%d,%d,0,1.5\n" % (i, i) for i in range(6))
 LABELS = b"cell,cell_type,age\n" + b"".join(b"cell_%d,type %d,%d\n" % (i, i % 2, 20 + i) for i in range(6))
 REGISTRY = yaml.safe_load(registry_path().read_text(encoding="utf-8"))
@@ -70,5 +54,5 @@ def test_spoiled_files_are_read_or_refused(name, data):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
         path = Path(folder, f"file{ending}")
         path.write_bytes(content)
-        with suppress(DOCUMENTED):
+        with suppress(SimsError):
             read_file(path)

@@ -1,28 +1,21 @@
-"""Properties of any input, against dense references: alignment, normalisation, splits, metrics, batches, tables."""
+"""Properties of any input, against dense references: alignment, normalisation, splits, batches, tables."""
 
 import csv
 import io
 
 import numpy as np
 import pandas as pd
-import pytest
 import scipy.sparse as sp
-import torch
 from anndata import AnnData
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sklearn import metrics as sklearn_metrics
 
-from sims_kit import metrics
 from sims_kit.cells.genes import GeneAlignment
-from sims_kit.cells.loaders import CellDataset, CellLoader
-from sims_kit.cells.matrix import AS_IS, Expression, Scale, detect_scale, normalise
+from sims_kit.cells.loaders import CellDataset
+from sims_kit.cells.matrix import AS_IS, Expression, Scale, normalise
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import read
-from sims_kit.errors import DataError
-from sims_kit.model import TabNet
-from sims_kit.text import label_text
 
 settings.register_profile("sims_kit", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("sims_kit")
@@ -79,19 +72,6 @@ def test_normalisation(cells):
     np.testing.assert_array_equal(normalise(found, AS_IS).toarray(), found.toarray())
 
 
-@given(counts())
-def test_scale_of_counts(cells):
-    """Whole numbers are counts, however few; nothing but zeros is refused; one negative value means scaled."""
-    if not cells.nnz:
-        with pytest.raises(DataError, match="all zero"):
-            detect_scale(cells)
-        return
-    assert detect_scale(cells) == COUNTS
-    cells.data[0] *= -1
-    with pytest.raises(DataError, match="negative"):
-        detect_scale(cells)
-
-
 @given(
     st.lists(st.none() | LABELS, min_size=1, max_size=60),
     st.sampled_from([0, 0.1, 0.25, 0.4]),
@@ -119,33 +99,6 @@ def test_splits(labels, validation, test, seed):
             assert (in_validation > 0) == (validation > 0) and (in_test > 0) == (test > 0)
 
 
-@given(st.lists(st.tuples(LABELS, LABELS | st.just("Unknown")), min_size=1, max_size=40))
-@example([("B", "T")])
-def test_metrics(pairs):
-    """Scores and scores of each class are scikit-learn's, whatever labels occur where."""
-    truth, found = (label_text(labels).tolist() for labels in zip(*pairs, strict=True))
-    scores, classes = metrics.score(truth, found), metrics.per_class(truth, found)
-    options = dict(zero_division=0)
-    expected = {
-        "accuracy_micro": sklearn_metrics.accuracy_score(truth, found),
-        "f1_macro": sklearn_metrics.f1_score(truth, found, average="macro", **options),
-        "f1_weighted": sklearn_metrics.f1_score(truth, found, average="weighted", **options),
-        "precision_macro": sklearn_metrics.precision_score(truth, found, average="macro", **options),
-        "recall_macro": sklearn_metrics.recall_score(
-            truth, found, labels=sorted(set(truth)), average="macro", **options
-        ),
-    }
-    for name, value in expected.items():
-        assert scores[name] == pytest.approx(value, abs=1e-6), name
-    names = sorted({*truth, *found})
-    precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
-        truth, found, labels=names, **options
-    )
-    np.testing.assert_allclose(classes[["precision", "recall", "f1"]], np.array([precision, recall, f1]).T, atol=1e-6)
-    assert list(classes.index) == names and list(classes["support"]) == list(support)
-    assert not scores.isna().any()
-
-
 @given(st.lists(counts(max_cells=5), min_size=1, max_size=3), st.data())
 def test_sparse_batches(matrices, data):
     """Any positions over any sources give the rows of the dense, normalised matrices, in the order asked for."""
@@ -159,29 +112,6 @@ def test_sparse_batches(matrices, data):
     batch = dataset.batch(dataset.rows(positions), positions)
     np.testing.assert_array_equal(batch.cells.to_dense().numpy(), whole[positions])
     assert batch.labels.tolist() == positions
-
-
-@given(st.integers(1, 60), st.integers(1, 20))
-def test_batch_sizes(n_cells, batch_size):
-    """Positions come once and in order; only a last batch may be of another size; the announced length is right."""
-    loader = CellLoader(CellDataset([Expression(AnnData(np.ones((n_cells, 2))))]), range(n_cells), batch_size)
-    batches = list(loader.batches())
-    assert np.concatenate(batches).tolist() == list(range(n_cells)) and len(batches) == len(loader)
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-
-
-@given(counts(max_cells=6, max_genes=6), st.integers(0, 5))
-@settings(max_examples=25)
-def test_network_takes_sparse_as_dense(cells, seed):
-    """Logits and masks of CSR batches are those of dense ones."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = TabNet(cells.shape[1], 3, n_d=4, n_a=4, additive=True, mask_temperature=3.0).double().eval()
-    dense = torch.from_numpy(normalise(cells, COUNTS).toarray().astype(np.float64))
-    with torch.no_grad():
-        torch.testing.assert_close(network(dense.to_sparse_csr()).logits, network(dense).logits)
-    for sparse, full in zip(network.explain(dense.to_sparse_csr()), network.explain(dense), strict=True):
-        torch.testing.assert_close(sparse.to_dense(), full.to_dense())
 
 
 NAMES = st.text(

@@ -16,19 +16,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sims_kit.datasets", description="List, download, check datasets.")
     parser.add_argument("command", choices=["list", "fetch", "verify"])
     parser.add_argument("names", nargs="*", metavar="NAME", help="of datasets or gene tables; list and verify: all")
-    parser.add_argument("--tier", choices=["bundled", "simulated", "small", "full"], help="all of this tier")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse_args(arguments)
     entries = read_registry().datasets | read_registry().tables
-    names = options.names + [name for name, entry in entries.items() if entry.tier == options.tier]
-    if unknown := [name for name in names if name not in entries]:
+    if unknown := [name for name in options.names if name not in entries]:
         parser.error(str(UnknownNameError("dataset", unknown[0], entries)))
-    chosen = {name: entries[name] for name in names or entries}
     if options.command == "fetch":
-        return max(map(_fetch, chosen)) if names else parser.error("fetch needs a NAME or --tier; see `list`.")
-    places = {name: [(str(of.source.folder), file) for file in of.source.files] for name, of in chosen.items()}
+        return max(map(_fetch, options.names)) if options.names else parser.error("fetch needs a NAME; see `list`.")
+    sources = {name: entries[name].source for name in options.names or entries}
+    places = {name: [(str(source.folder), file) for file in source.files] for name, source in sources.items()}
     if options.command == "verify":  # an archive serves several datasets
         return max([_verify(*place) for place in {place: 0 for of in places.values() for place in of}], default=0)
-    table = catalogue()[["tier", "cells", "genes", "classes", "megabytes"]].reindex(list(chosen))
+    table = catalogue()[["tier", "cells", "genes", "classes", "megabytes"]].reindex(list(sources))
     table["in cache"] = [all(cached_path(*place).exists() for place in of) for of in places.values()]
     print(table.to_string(na_rep="?"))
     return 0
@@ -47,12 +45,12 @@ def _fetch(name: str) -> int:
 def _verify(folder: str, file: DataFile) -> int:
     path = cached_path(folder, file)
     try:
-        found = checked_hash(file, path) if path.exists() else None
+        digest = checked_hash(file, path) if path.exists() else None
     except ValueError as error:
         print(f"{path}: {error}", file=sys.stderr)
         return 1
-    told = f"right, SHA-256 {found}" if file.sha256 else f"not checked, SHA-256 {found}"
-    print(f"{path}: {told if found else 'not in the cache'}")
+    checked = "right" if file.sha256 else "not checked"
+    print(f"{path}: {f'{checked}, SHA-256 {digest}' if digest else 'not in the cache'}")
     return 0
 
 

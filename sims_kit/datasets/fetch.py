@@ -1,4 +1,4 @@
-"""Files of the registry: taken from the cache, or downloaded into it by pooch, with their SHA-256 checked."""
+"""Download of registry files into the cache by pooch, with their SHA-256 checked at every use."""
 
 import gzip
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 import pooch
 
 from sims_kit.datasets.registry import DataFile, read_registry
-from sims_kit.errors import FetchError, UnknownNameError
+from sims_kit.errors import FetchError
 from sims_kit.progress import is_switched_on, progress_bar
 
 RETRIES = 2  # per address, after the first attempt; pooch waits 1 s, then 2 s
@@ -24,17 +24,11 @@ def cache_folder() -> Path:
     return Path(named).expanduser().resolve() if named else Path(pooch.os_cache("sims_kit"))
 
 
-def is_offline() -> bool:
-    """Whether `SIMS_KIT_OFFLINE` forbids the network."""
-    return is_switched_on("SIMS_KIT_OFFLINE")
-
-
 def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str, ...] = ()) -> Path:
     """Path of a dataset's file in the cache, downloaded first when it is not there.
 
-    A file in the cache is checked each time, and never changed or removed. It may be packed as ``<file>.gz``: then
-    its content is checked, and the path of the packed file is returned. A `FetchError` gives the reason, and the
-    commands that put the file there by hand.
+    A file in the cache, also one packed as ``<file>.gz``, is checked each time, and never changed or removed. A
+    `FetchError` gives the reason, and the commands that put the file there by hand.
 
     >>> fetch("worm-neurons", source.folder, source.matrix)
     PosixPath('/home/ann/.cache/sims_kit/scdeepcluster/worm_neuron_cell.h5')
@@ -43,7 +37,7 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str,
     try:
         if not path.exists():
             _download(file, path)
-        found = checked_hash(file, path)
+        digest = checked_hash(file, path)
     except ValueError as error:
         place, *urls = map(shlex.quote, (str(path.with_name(file.name)), *file.urls))
         raise FetchError(
@@ -55,17 +49,14 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str,
             + f"\nThe same cells are also in: {', '.join(alternatives)}." * bool(alternatives)
         ) from error
     if file.sha256 is None:
-        told = f"No SHA-256 of {file.name} is published, so it was not checked. It has SHA-256 {found}."
-        warnings.warn(f"{dataset}: {told}", stacklevel=3)
+        unchecked = f"No SHA-256 of {file.name} is published, so it was not checked. It has SHA-256 {digest}."
+        warnings.warn(f"{dataset}: {unchecked}", stacklevel=3)
     return path
 
 
 def fetch_model(name: str) -> Path:
     """Path of the file of a published model, an entry under `models` in `data_registry.yaml`."""
-    published = read_registry().models
-    if name not in published:
-        raise UnknownNameError("published model", name, published)
-    entry = published[name]
+    entry = read_registry().models[name]
     return fetch(name, "models", DataFile(f"{name}.safetensors", entry.urls, entry.sha256, entry.size))
 
 
@@ -85,18 +76,18 @@ def checked_hash(file: DataFile, path: Path) -> str:
     """The SHA-256 of a file, or of its content where it is packed; `ValueError` says why it is not the right file."""
     try:
         with gzip.open(path) if path.name == f"{file.name}.gz" else path.open("rb") as opened:
-            found, size = hashlib.file_digest(opened, "sha256").hexdigest(), opened.tell()
+            digest, size = hashlib.file_digest(opened, "sha256").hexdigest(), opened.tell()
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"it cannot be read ({error})") from error
-    for kind, value, expected in (("SHA-256", found, file.sha256), ("size", size, file.size)):
+    for kind, value, expected in (("SHA-256", digest, file.sha256), ("size", size, file.size)):
         if expected not in (None, value):
             raise ValueError(f"it has {kind} {value}, expected {expected}: it is damaged or of another version")
-    return found
+    return digest
 
 
 def _download(file: DataFile, path: Path) -> None:
     """Download from the first address that delivers; the file appears complete and checked, or not at all."""
-    if is_offline():
+    if is_switched_on("SIMS_KIT_OFFLINE"):
         raise ValueError("it is not in the cache, and SIMS_KIT_OFFLINE forbids the network")
     reasons = []
     for url in file.urls:

@@ -1,4 +1,4 @@
-"""Labels and other columns of the cells: attached from a file, used to choose cells, and the check of orientation."""
+"""Attach label files to cells, select cells by columns of `obs`, and check the orientation of a matrix."""
 
 import csv
 import gzip
@@ -17,7 +17,7 @@ from anndata import AnnData
 from sims_kit.errors import DataError, LabelError, UnknownNameError
 from sims_kit.text import best_match, examples, label_text
 
-LARGEST, LARGE, MOST_PACKED, LONGEST_LINE = 2**31, 2**28, 200, 2**20  # bytes; large text packs 30 to 1, not 200 to 1
+LARGEST = 2**31  # bytes of a label file: a small packed file could fill the memory
 AS_TEXT = {"header": None, "dtype": object, "keep_default_na": False, "skipinitialspace": True}
 GENES = (  # ids; and symbols that are in nearly every mammalian gene list, chosen or whole
     r"(?:ENS[A-Z]{0,6}G\d{6,}|FBgn\d{7}|WBGene\d{8})(?:\.\d+)?$",
@@ -31,23 +31,19 @@ def attach_labels(
 ) -> None:
     """Add the columns of a label file to `adata.obs`, in place, the labels in `class_label` as text.
 
-    Rows find their cells by name, in any column. Names that differ in blanks, ``.`` for ``-``, a suffix (``-1``) or a
-    prefix (``sample1_``) are matched without it, with a warning. Labels alone, or beside the numbers of their rows, are
-    taken in order; with `in_order` all rows are, whatever their names.
+    The file is text with tab, comma or semicolon, also ``.gz`` or a `zipfile.Path`. Rows find their cells by name, in
+    any column. Names that differ in blanks, ``.`` for ``-``, a suffix (``-1``) or a prefix (``sample1_``) are matched
+    without it, with a warning. Labels alone, or beside the numbers of their rows, are taken in order; with `in_order`
+    all rows are. `text` lists other columns whose numbers are names, such as clusters or donors.
 
-    Parameters
-    ----------
-    labelfile
-        Text with tab, comma or semicolon, also ``.gz`` or a `zipfile.Path`. Without a header: labels, or names, labels.
-    text
-        Other columns that hold names although they may look like numbers, such as clusters or donors.
+    >>> attach_labels(cells, "annotation.csv", "cell_type")
     """
     labelfile = labelfile if isinstance(labelfile, zipfile.Path) else Path(labelfile).expanduser()
     table = _read(labelfile, class_label, adata.obs_names)
     names = table.drop(columns=class_label)
     if not in_order and (match := _matched(names, adata.obs_names)):
         table = _by_name(table, adata.obs_names, labelfile, match)
-    elif len(table) != adata.n_obs or not (in_order or len(names.columns) <= _counts_rows(table.iloc[:, 0])):
+    elif len(table) != adata.n_obs or not (in_order or names.columns.empty or _counts_rows(names)):
         is_turned = len(table) == adata.n_vars != adata.n_obs or _matched(names, adata.var_names)
         turn = 'The labels fit the genes: read the matrix with orientation="genes_by_cells", or turn it with adata.T.'
         name = "Expected these names, or attach_labels(..., in_order=True) where rows and cells have the same order."
@@ -82,9 +78,7 @@ def select_cells(adata: AnnData, keep: Mapping | None = None, drop: Mapping | No
             values = label_text([values] if isinstance(values, str | int | float) else list(values)).str.casefold()
             chosen &= label_text(adata.obs[column]).str.casefold().isin(values).to_numpy() == wanted
     if not chosen.any():
-        raise DataError(
-            f"No cell is left of {len(chosen):,} with keep={keep} and drop={drop}. Check the values in obs."
-        )
+        raise DataError(f"No cell of {len(chosen):,} has keep={keep} and not drop={drop}. Check the values in obs.")
     return adata[chosen].copy()
 
 
@@ -109,7 +103,7 @@ def _read(labelfile: Path | zipfile.Path, class_label: str, cells: pd.Index) -> 
         raise FileNotFoundError(f"There is no label file {labelfile}. Check the path, or use labels in obs.")
     try:
         data = _unpacked(labelfile)
-        lines = [line for line in data[:LONGEST_LINE].decode(errors="replace").splitlines() if line.strip()][:2]
+        lines = [line for line in data[: 2**20].decode(errors="replace").splitlines() if line.strip()][:2]
         delimiters = "\t,; " if data.startswith(b'"') else "\t,;"  # blanks as in R's write.table, which quotes text
         cuts = [(d, *csv.reader([*lines, lines[-1]], delimiter=d, skipinitialspace=True)) for d in delimiters]
         fits = [(len(cut[-1]) - len(cut[1]) in (0, 1), len(cut[-1])) for cut in cuts]
@@ -130,16 +124,11 @@ def _read(labelfile: Path | zipfile.Path, class_label: str, cells: pd.Index) -> 
 
 
 def _unpacked(labelfile: Path | zipfile.Path) -> bytes:
-    """The bytes of a file below its comments; a `ValueError` where there are too many, or too many in a line."""
-    n_packed = labelfile.stat().st_size if isinstance(labelfile, Path) else LARGEST
-    most = min(LARGEST, max(LARGE, MOST_PACKED * n_packed))
+    """The bytes of a file below its comments."""
     with labelfile.open("rb") as packed, gzip.open(packed) if labelfile.suffix.lower() == ".gz" else packed as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"its {n_packed:,} bytes unpack to more than {most:,}")
-    ends = np.flatnonzero(np.isin(np.frombuffer(data, np.uint8), (10, 13)))
-    if (longest := np.diff(ends, prepend=-1, append=len(data)).max() - 1) > LONGEST_LINE:
-        raise ValueError(f"it has a line of {longest:,} letters")
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
     data = re.sub(rb"\A(#[# !][^\r\n]*[\r\n]+)+", b"", data.removeprefix(b"\xef\xbb\xbf").strip(b"\r\n"))
     if not data.strip():
         raise ValueError("it is empty")
@@ -182,8 +171,9 @@ def _by_name(table: pd.DataFrame, cells: pd.Index, labelfile: object, match: tup
     return table
 
 
-def _counts_rows(column: pd.Series) -> bool:
-    return any(column.tolist() == [str(start + i) for i in range(len(column))] for start in (0, 1))
+def _counts_rows(names: pd.DataFrame) -> bool:
+    counts = [[str(start + i) for i in range(len(names))] for start in (0, 1)]
+    return len(names.columns) == 1 and names.iloc[:, 0].tolist() in counts
 
 
 def _are_running(names: pd.Index) -> bool:

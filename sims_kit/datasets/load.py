@@ -4,6 +4,7 @@ import re
 import warnings
 import zipfile
 from contextlib import suppress
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -20,27 +21,15 @@ from sims_kit.datasets.registry import Dataset, read_registry
 from sims_kit.datasets.simulate import simulate
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
-COLUMNS = [  # of the catalogue; the texts among them also travel with the data
-    *("title", "version", "tier", "species", "tissue", "protocol", "cells", "genes", "classes", "state"),
-    *("gene_ids", "label", "other_labels", "sample", "condition", "region", "alternatives", "lessons"),
-    *("licence", "doi", "citation"),
-]
+COLUMNS = [key.name for key in fields(Dataset)]
+COLUMNS = COLUMNS[: COLUMNS.index("source")]  # of the catalogue; the texts among them also travel with the data
 
 
 def load(name_or_path: str | Path, *, size: str | None = None) -> AnnData:
-    """A dataset of the registry by its name, or a file by its path.
+    """A dataset by its name in `catalogue()`, or a file by its path, as AnnData, cells x genes.
 
-    Parameters
-    ----------
-    name_or_path
-        A name of `catalogue()`, or a path for `read`.
-    size
-        Of simulated tissue only: ``"fast"`` (the default) or ``"full"``.
-
-    Returns
-    -------
-    AnnData, cells x genes
-        For a name, ``uns["sims_kit"]`` tells where the data come from and which column of `obs` has the labels.
+    For a name, ``uns["sims_kit"]`` tells where the data come from and which column of `obs` has the labels. `size` is
+    for simulated tissue only: ``"fast"`` (the default) or ``"full"``.
 
     >>> load("pbmc68k").obs["bulk_labels"].value_counts()
     """
@@ -60,7 +49,7 @@ def prepare(name: str) -> list[Path]:
     """Put the files of a dataset or a table of genes into the cache, so that loading it needs no network.
 
     A big matrix of text, or one in an archive, is converted once into ``<cache>/<folder>/<name>.h5ad``, with its
-    labels; after that, the published files may be removed.
+    labels; the published files may then be removed.
 
     >>> prepare("worm-neurons")  # the paths of the files that `load` opens
     """
@@ -93,13 +82,11 @@ def catalogue() -> pd.DataFrame:
 
     >>> catalogue().query("tier == 'small'")[["species", "tissue", "cells", "classes"]]
     """
-    rows = {}
-    for name, entry in read_registry().datasets.items():
-        values = {column: getattr(entry, column) for column in COLUMNS}
-        rows[name] = {key: ", ".join(value) if isinstance(value, tuple) else value for key, value in values.items()}
-        sizes = [file.size for file in entry.source.files]
-        rows[name]["megabytes"] = None if None in sizes else round(sum(sizes) / 1e6, 1)
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("dataset")
+    entries = read_registry().datasets
+    table = pd.DataFrame([vars(entry) for entry in entries.values()], pd.Index(entries, name="dataset"))[COLUMNS]
+    table = table.map(lambda value: ", ".join(value) if isinstance(value, tuple) else value)
+    sizes = [[file.size for file in entry.source.files] for entry in entries.values()]
+    table["megabytes"] = [None if None in of else round(sum(of) / 1e6, 1) for of in sizes]
     return table.astype(dict.fromkeys(["cells", "genes", "classes"], "Int64"))  # whole numbers, also beside gaps
 
 
@@ -183,8 +170,8 @@ def _check(name: str, entry: Dataset, adata: AnnData, size: str) -> None:
     promised = {key: getattr(entry, key) for key in found} | (entry.source.sizes or {}).get(size, {})
     wrong = [f"{found[key]} {key} instead of {n:,}" for key, n in promised.items() if n not in (None, found[key])]
     wrong += [f"no column {column!r} in obs" for column in _names(entry) if column not in adata.obs]
-    told = f"{name}: after loading there are {', '.join(wrong)}. The data and data_registry.yaml do not fit together."
+    message = f"{name}: after loading there are {', '.join(wrong)}. The data do not fit data_registry.yaml."
     if wrong and entry.tier != "full":
-        raise DataError(told)
+        raise DataError(message)
     if wrong:
-        warnings.warn(f"{told} The numbers are those of publications: check the file.", stacklevel=4)
+        warnings.warn(f"{message} The numbers are those of publications: check the file.", stacklevel=4)

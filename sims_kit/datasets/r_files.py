@@ -18,7 +18,7 @@ def read_r(path: Path, object_name: str | None = None) -> AnnData:
     """An object of R, cells x genes: a matrix or data.frame, SummarizedExperiment, or Seurat object of version 3 to 5.
 
     `X` holds counts where there are any, `layers` the rest without scaled values. `object_name` is a name of
-    `r_objects`, or the end of one. Vectors and data.frames beside the object that have its cells go to `obs`.
+    `r_objects`, or the end of one. Vectors and data.frames of the same cells beside the object go to `obs`.
 
     >>> read_r(Path("scClassify_example.rda"), "exprsMat_xin_subset").obs["xin_cellTypes"]
     """
@@ -51,17 +51,17 @@ def r_objects(path: Path) -> dict[str, object]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes that `rdata` leaves as they are
             parsed = rdata.parser.parse_file(path, extension=path.suffix.lower())
-            found = rdata.conversion.convert(parsed, default_encoding=parsed.extra.encoding or "utf-8")
+            objects = rdata.conversion.convert(parsed, default_encoding=parsed.extra.encoding or "utf-8")
     except ImportError as error:
         raise SettingError(f"{path} is a file of R. Reading it needs: pip install 'sims_kit[r]'") from error
     except Exception as error:
         raise DataError(f"{path} cannot be read ({type(error).__name__}: {error}). {WAY_OUT}") from error
-    found = found if isinstance(found, dict) else {path.stem: found}
-    while lists := [name for name, value in found.items() if isinstance(value, dict | list)]:
-        members = found.pop(lists[0])
+    objects = objects if isinstance(objects, dict) else {path.stem: objects}
+    while lists := [name for name, value in objects.items() if isinstance(value, dict | list)]:
+        members = objects.pop(lists[0])
         members = members.items() if isinstance(members, dict) else enumerate(members, 1)
-        found |= {f"{lists[0]}.{member}": value for member, value in members}
-    return found
+        objects |= {f"{lists[0]}.{member}": value for member, value in members}
+    return objects
 
 
 def _is_matrix(value: object) -> bool:

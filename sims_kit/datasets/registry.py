@@ -64,41 +64,41 @@ class PublishedModel:
     licence: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One entry; the head of `data_registry.yaml` explains the keys."""
+    """One entry; the head of `data_registry.yaml` explains the keys. Those above `source` are in the catalogue."""
 
     title: str
     version: str
     tier: Literal["bundled", "simulated", "small", "full"]
-    source: Source
-    licence: str
-    citation: str
     species: str
     tissue: str | None = None
     protocol: str | None = None
     cells: int | None = None
     genes: int | None = None
     classes: int | None = None
-    orientation: Literal["cells_by_genes", "genes_by_cells"] = "cells_by_genes"
     state: Literal["counts", "normalised", "log-normalised", None] = None
-    layer: str | None = None
+    gene_ids: Literal["symbol", "ensembl", "entrez", "none"] = "none"
     label: str | None = None
     other_labels: tuple[str, ...] = ()
     sample: str | None = None
     condition: str | None = None
     region: str | None = None
-    gene_ids: Literal["symbol", "ensembl", "entrez", "none"] = "none"
+    alternatives: tuple[str, ...] = ()
+    lessons: tuple[str, ...] = ()
+    licence: str
+    doi: str | None = None
+    citation: str
+    source: Source
+    orientation: Literal["cells_by_genes", "genes_by_cells"] = "cells_by_genes"
+    layer: str | None = None
     gene_column: str | None = None
     gene_pattern: str | None = None
     keep: dict = field(default_factory=dict)
     drop: dict = field(default_factory=dict)
     drop_unlabelled: Literal[True, False] = False
-    doi: str | None = None
-    alternatives: tuple[str, ...] = ()
     preprocessing: str | None = None
     notes: str | None = None
-    lessons: tuple[str, ...] = ()
 
 
 def registry_path() -> Path:

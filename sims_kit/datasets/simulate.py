@@ -70,14 +70,8 @@ PRESETS = {
 def simulate(settings: SimulationSettings | str | None = None, *, size: str = "fast", **changes) -> AnnData:
     """Simulate counts, cells x genes in CSR float32; `Simulation` describes the truth in obs, var, varm and uns.
 
-    Parameters
-    ----------
-    settings
-        `SimulationSettings`, or the name of a tissue of `PRESETS`.
-    size
-        Of a tissue: ``"fast"`` (2,500 cells x 2,000 genes) or ``"full"`` (20,000 x 20,000).
-    **changes
-        Single settings, such as `seed`.
+    `settings` may name a tissue of `PRESETS`, with the size ``"fast"`` (2,500 cells x 2,000 genes) or ``"full"``
+    (20,000 x 20,000); `changes` are single settings, such as `seed`.
 
     >>> simulate("sim-cortex", regions=("MTG", "V1C"), seed=1).shape
     (2500, 2000)
@@ -90,11 +84,6 @@ def simulate(settings: SimulationSettings | str | None = None, *, size: str = "f
     tissue = Simulation(replace(settings or SimulationSettings(), **changes))
     counts = sp.vstack(list(tissue.chunks()), format="csr")
     return AnnData(counts, obs=tissue.obs, var=tissue.var, varm=tissue.varm, uns=tissue.uns)
-
-
-def true_factors(adata: AnnData) -> pd.DataFrame:
-    """Return the factor of each gene in each type (genes x types); it is 1 unless the gene is a marker of the type."""
-    return pd.DataFrame(adata.varm["type_factor"], index=adata.var_names, columns=list(adata.uns["truth"]["types"]))
 
 
 class Simulation:
@@ -120,18 +109,14 @@ class Simulation:
     def chunks(self) -> Iterator[sp.csr_matrix]:
         """Yield the counts of successive cells, each (cells, n_genes) in CSR float32, so that memory stays bounded."""
         s, size = self.settings, max(1, VALUES_PER_CHUNK // self.settings.n_genes)
-        shares = self._profiles / self._profiles.sum(axis=1, keepdims=True)
-        soup = np.average(shares, axis=0, weights=self.uns["truth"]["cells_per_type"])
         for number, start in enumerate(range(0, s.n_cells, size)):
             cells = self._cells.iloc[start : start + size]
             counts = self._counts(cells, self._stream(s.tissue, "counts", number))
+
             # The second cell of a doublet keeps its type, library size and stress, but has the origin of the first.
             first = cells[cells["is_doublet"]]
             second = self._cells.iloc[first["second"]].assign(**{kind: first[kind].array for kind in SHIFTS})
             counts[cells["is_doublet"]] += self._counts(second, self._stream(s.tissue, "doublet counts", number))
-            if s.ambient_fraction:
-                stream = self._stream(s.tissue, "ambient", number)
-                counts += stream.poisson(s.ambient_fraction * np.outer(cells["library"], soup))
             yield sp.csr_matrix(counts, dtype=np.float32)
             del counts  # to have one dense chunk in memory, not two
 

@@ -35,7 +35,7 @@ def test_list(toys, capsys):
 @pytest.mark.filterwarnings("ignore:toy. No SHA-256")
 def test_fetch_goes_on_after_a_failure(toys, capsys):
     """What fails is named with its reason and gives status 1; the others are fetched all the same."""
-    assert main(["fetch", "gencode-human", "toy", "--tier", "bundled"]) == 1
+    assert main(["fetch", "gencode-human", "toy", "pbmc68k"]) == 1
     shown = capsys.readouterr()
     assert shown.out.splitlines() == ["toy: ready", "pbmc68k: ready"]
     assert shown.err.startswith("gencode-human: failed: ") and "SIMS_KIT_OFFLINE" in shown.err
@@ -51,7 +51,7 @@ def test_verify(toys, capsys):
     assert main(["verify"]) == 1 and "toy.csv: it has SHA-256" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "told"), [("fetch", "--tier"), ("fetch worm", "'worm-neurons'"), ("x", "list")])
+@pytest.mark.parametrize(("arguments", "told"), [("fetch", "NAME"), ("fetch worm", "'worm-neurons'"), ("x", "list")])
 def test_wrong_calls(arguments, told, capsys):
     """A wrong call gives status 2 and says what exists."""
     with pytest.raises(SystemExit) as caught:
