@@ -59,25 +59,24 @@ def method_scores(
     tasks, names = scores["task"].unique(), scores[rows].unique()
     groups = [(None, scores)] if hue is None else list(scores.groupby(hue, sort=False))
     shape = (1, len(tasks)) if axes is not None else (-(-len(tasks) // 4), min(4, len(tasks)))
-    height = 0.9 + style.ROW * len(names) * max(1, len(groups) / 2)
-    longest = max(len(str(name)) for name in [*names, *(group for group, _ in groups)])
-    size = max(4, 2.2 * shape[1]) + 0.07 * longest * (1 if hue is None else 2), height * shape[0]
-    axes = style.panels(axes, shape, size, sharey=True).ravel()
+    width = max(4, 2.2 * shape[1]) + 0.07 * max(len(str(name)) for name in names) + (0 if hue is None else 2)
+    height = shape[0] * (0.9 + style.ROW * len(names) * max(1, len(groups) / 2))
+    axes = style.panels(axes, shape, (width, height), sharey=True).ravel()
     for ax in axes[len(tasks) :]:
         ax.set_axis_off()
     special = {UNKNOWN: style.GREY, highlight: style.ORANGE}
-    shifts = 0.75 * ((np.arange(len(groups)) + 0.5) / len(groups) - 0.5)
+    tick = dict(marker="|", markersize=9, markeredgewidth=1.6, linestyle="")
+    shifts = 0.75 * ((np.arange(len(groups)) + 0.5) / len(groups) - 0.5)  # of each group from the middle of the row
     for ax, task in zip(axes, tasks, strict=False):
         for (group, table), shift, colour, marker in zip(groups, shifts, style.COLOURS, style.MARKERS, strict=False):
             table = table[table["task"] == task].set_index(rows).reindex(names)
             places = np.arange(len(names)) + shift
             colours = [special.get(name, colour) for name in names]
             style.intervals(ax, table, score, places, colours, marker=marker)
-            for place in places[table[score].isna()]:
-                across = ax.get_yaxis_transform()
-                ax.text(0.03, place, "×", color=style.GREY, va="center", fontsize=style.FONT, transform=across)
+            missing = places[table[score].isna()]
+            ax.plot(np.full(len(missing), 0.03), missing, "x", color=style.GREY, transform=ax.get_yaxis_transform())
             if reference is not None:
-                ax.plot(table[reference], places, "|", color=colour, markersize=9, markeredgewidth=1.6)
+                ax.plot(table[reference], places, color=colour, **tick)
             ax.scatter([], [], color=colour, marker=marker, label=group)
         if highlight in names:
             ax.axvline(table.loc[highlight, score], color=style.ORANGE, linestyle=":", zorder=0)
@@ -88,7 +87,7 @@ def method_scores(
         if scores[f"{score}_high"].max() <= 1:
             ax.set_xlim(min(ax.get_xlim()[0], 0.8), 1.02)  # a fifth at least, so that a hundredth looks small
     if reference is not None:
-        ax.plot([], [], "|", color=style.GREY, markersize=9, markeredgewidth=1.6, label=reference)
+        ax.plot([], [], color=style.GREY, label=reference, **tick)
     if hue is not None:
         style.legend_beside(ax)
     return axes[: len(tasks)]

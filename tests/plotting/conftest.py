@@ -35,6 +35,7 @@ def tables():
     # three methods on two tasks; one method has no score on the second
     t.methods = with_interval({"task": list("aaabbb"), "method": ["x", "y", "z"] * 2}, [0.9, 0.8, 0.95, 0.5, np.nan, 1])
     t.methods["unlabelled_percent"] = [0.0, 0.0, 37.7, 0.0, np.nan, 0.0]
+    t.eight = pd.concat([t.methods.assign(sample=number) for number in range(8)])
     # two proportions and seeds, of 20 and 12 epochs
     runs = [(0.1, s, e, 0.05 + 0.02 * s + 0.01 * e) for s in (0, 1) for e in range(20)]
     runs += [(1.0, s, e, 0.5 + 0.02 * s + 0.01 * e) for s in (0, 1) for e in range(12)]

@@ -16,7 +16,6 @@ from sims_kit.errors import DataError, LabelError, SettingError, UnknownNameErro
 
 LONG_NAMES = ["CD8+/CD45RA+ Naive Cytotoxic", "CD4+/CD25 T Reg", "CD19+ B", "CD4+/CD45RA+/CD25- Naive T"]
 LONG_NAMES += [f"L{2 + number % 5}/{3 + number % 3} IT CTX subclass {number}" for number in range(38)]
-FIGURES = ["label_distribution", "confusion_matrix", "top_genes", "explain_matrix", "class_genes", "confidence"]
 
 
 def every_figure(n_classes):
@@ -51,7 +50,7 @@ def written(ax):
 
 
 @pytest.mark.parametrize("n_classes", [1, 10, 42])
-@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("figure", every_figure(1))
 def test_no_name_covers_another_or_leaves_the_figure(figure, n_classes):
     """On a figure of their own, names as long as "CD8+/CD45RA+ Naive Cytotoxic" are apart and inside, at full size."""
     ax = every_figure(n_classes)[figure]()
@@ -91,14 +90,9 @@ REFUSED = {  # what is drawn, and the error
     "50": (lambda t: plotting.confidence([0.5], ["T"], threshold=50), SettingError, "threshold is 50"),
     "score": (lambda t: plotting.method_scores(t.methods, "macro_f1"), UnknownNameError, "macro_f1"),
     "no rows": (lambda t: plotting.method_scores(t.methods[:0]), DataError, "no rows"),
-    "samples": (lambda t: plotting.method_scores(eight(t.methods), hue="sample"), SettingError, "8 samples are too"),
+    "colours": (lambda t: plotting.method_scores(t.eight, hue="sample"), SettingError, "8 samples are too many"),
     "4 panels": (lambda t: plotting.ablation(t.epochs, axes=[plt.gca()]), SettingError, "1 axes for 4 panels"),
 }
-
-
-def eight(table):
-    """The table once for each of eight samples."""
-    return pd.concat([table.assign(sample=number) for number in range(8)])
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -148,9 +148,9 @@ def test_scores_have_a_panel_for_each_task(tables):
     assert [ax.get_title() for ax in axes] == ["a", "b"] and names(axes[0].yaxis) == ["x", "y", "z"]
     np.testing.assert_allclose(points(axes[0].collections[1])[:, 0], [0.9, 0.8, 0.95])
     np.testing.assert_allclose(ends(axes[0].collections[0]), [[0.8, 0.94], [0.7, 0.84], [0.85, 0.99]])
-    assert said(axes[0].texts) == ["38 %"] and axes[0].lines[0].get_xdata()[0] == 0.9
+    assert said(axes[0].texts) == ["38 %"] and axes[0].lines[1].get_xdata()[0] == 0.9
     assert [colors.to_hex(colour).upper() for colour in axes[0].collections[1].get_facecolors()] == [ORANGE, BLUE, BLUE]
-    assert [text.get_position()[1] for text in axes[1].texts if text.get_text() == "×"] == [1]
+    assert list(axes[0].lines[0].get_ydata()) == [] and list(axes[1].lines[0].get_ydata()) == [1]
     (ax,) = plotting.method_scores(tables.methods[:3].drop(columns="task"))
     assert ax.get_title() == "" and names(ax.yaxis) == ["x", "y", "z"]
 
@@ -162,7 +162,7 @@ def test_scores_of_several_samples_share_a_row(tables):
     first, second = points(ax.collections[1]), points(ax.collections[4])
     np.testing.assert_allclose([first[:, 0], second[:, 0]], [[20, 70, 0, 10], [30, 0, 0, 70]])
     np.testing.assert_allclose(ends(ax.collections[3])[:2], [[29.9, 30.04], [-0.1, 0.04]])
-    np.testing.assert_allclose(ax.lines[1].get_xydata(), np.c_[[25, 5, 0, np.nan], second[:, 1]])
+    np.testing.assert_allclose(ax.lines[3].get_xydata(), np.c_[[25, 5, 0, np.nan], second[:, 1]])
     assert (first[:, 1] < second[:, 1]).all() and first[1, 1] > second[0, 1]  # rows are apart
 
 
