@@ -1,7 +1,7 @@
 """Figures of the thesis: numbers and tables in, matplotlib Axes out.
 
 Each function draws on the Axes that it gets, or on a new figure that is large enough for the names, and returns the
-Axes for a title or for ``ax.figure.savefig``. Errors name the missing column, the empty table or the wrong length.
+Axes for a title or for ``ax.figure.savefig``.
 """
 
 from sims_kit.plotting.classifier import confidence, confusion_matrix, label_distribution, training_curves

@@ -30,8 +30,8 @@ def label_distribution(labels: Sequence, *, ax: Axes | None = None) -> Axes:
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['T cell', 'B cell', 'Unknown']
     """
-    counts = style.checked_labels(labels, "labels").value_counts().sort_index()
-    counts = counts.sort_values(ascending=False, kind="stable")  # equally common ones by name
+    counts = style.checked_labels(labels, "labels").value_counts()
+    counts = counts.sort_index().sort_values(ascending=False, kind="stable")  # equally common ones by name
     ax = ax if ax is not None else style.new_axes(5, len(counts) * style.ROW, names=counts.index)
     bars = ax.barh(np.arange(len(counts)), counts, color=np.where(counts.index == UNKNOWN, style.GREY, style.BLUE))
     ax.bar_label(bars, labels=[f"{count:,}" for count in counts], padding=3, fontsize=style.font(ax, len(counts)))

@@ -139,8 +139,8 @@ def cell_genes(genes: pd.DataFrame, n: int = 15, *, ax: Axes | None = None) -> A
     style.check_table(genes, ["contribution", "expression"])
     shown = genes.iloc[_largest(genes["contribution"].abs().reset_index(drop=True), n).index]
     ax = ax if ax is not None else style.new_axes(4, len(shown) * style.ROW, names=shown.index)
-    added = shown["contribution"]
-    ax.barh(np.arange(len(shown)), added, color=np.where(added > 0, style.BLUE, style.ORANGE))
+    colours = np.where(shown["contribution"] > 0, style.BLUE, style.ORANGE)
+    ax.barh(np.arange(len(shown)), shown["contribution"], color=colours)
     ax.axvline(0, color="k", linewidth=0.8)
     style.name_rows(ax, shown.index)
     style.beside(ax, [f"{expression:.1f}" for expression in shown["expression"]], "expression", below=True)

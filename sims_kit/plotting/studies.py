@@ -8,6 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from sims_kit.calibration import UNKNOWN
+from sims_kit.errors import SettingError
 from sims_kit.plotting import style
 
 CURVES = {"val_loss": "validation loss", "val_median_f1": "median F1", "val_accuracy_weighted": "weighted accuracy"}
@@ -54,8 +55,11 @@ def method_scores(
     >>> (ax,) = sk.plotting.method_scores(scores, highlight="SIMS")
     """
     scores = scores if "task" in scores else scores.assign(task="")
-    columns = [column for column in (rows, hue, reference) if column is not None]
-    style.check_table(scores, [*columns, score, f"{score}_low", f"{score}_high"], few=hue)
+    keys = [column for column in ("task", rows, hue) if column is not None]
+    given = [score, f"{score}_low", f"{score}_high"] + ([] if reference is None else [reference])
+    style.check_table(scores, keys + given, few=hue)
+    if scores.duplicated(keys).any():
+        raise SettingError(f"A {rows} has several scores; pass the column that tells them apart as hue, or some rows.")
     tasks, names = scores["task"].unique(), scores[rows].unique()
     groups = [(None, scores)] if hue is None else list(scores.groupby(hue, sort=False))
     shape = (1, len(tasks)) if axes is not None else (-(-len(tasks) // 4), min(4, len(tasks)))

@@ -97,10 +97,7 @@ def beside(ax: Axes, texts: Sequence[str], heading: str = "", *, below: bool = F
 def heatmap(
     ax: Axes, values: pd.DataFrame, label: str, *, largest: float | None = None, numbers: np.ndarray | bool = False
 ) -> None:
-    """Draw values from 0 to the largest as colours, with the table's names and a colour bar.
-
-    Column names are upright: long ones never overlap.
-    """
+    """Draw values from 0 to the largest as colours, with the table's names (upright below) and a colour bar."""
     options = dict(cmap=MATRIX_COLOURS, vmin=0, vmax=largest, xticklabels=False, yticklabels=False, rasterized=True)
     bar = {"label": label, "aspect": 30}
     sns.heatmap(values, ax=ax, annot=numbers, fmt="", annot_kws={"fontsize": FONT - 2}, cbar_kws=bar, **options)

@@ -88,6 +88,7 @@ REFUSED = {  # what is drawn, and the error
     "50": (lambda t: plotting.confidence([0.5], ["T"], threshold=50), SettingError, "threshold is 50"),
     "score": (lambda t: plotting.method_scores(t.methods, "macro_f1"), UnknownNameError, "macro_f1"),
     "no rows": (lambda t: plotting.method_scores(t.methods[:0]), DataError, "no rows"),
+    "no hue": (lambda t: plotting.method_scores(t.eight), SettingError, "A method has several scores"),
     "colours": (lambda t: plotting.method_scores(t.eight, hue="sample"), SettingError, "8 samples are too many"),
     "4 panels": (lambda t: plotting.ablation(t.epochs, axes=[plt.gca()]), SettingError, "1 axes for 4 panels"),
 }
