@@ -1,10 +1,9 @@
-"""Figures of explanations: genes of a model, of each class and of one cell, and how much predictions rest on them."""
+"""Figures of explanations: the genes of a model, of each class, of each cell and of one cell."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from scipy import sparse
 
@@ -37,7 +36,6 @@ def top_genes(genes: pd.DataFrame, n: int = 20, *, ax: Axes | None = None) -> Ax
     ax.barh(np.arange(len(weights)), weights / weights.iloc[0], color=style.BLUE)
     style.name_rows(ax, weights.index)
     ax.set_xlabel("weight / largest weight")
-    sns.despine(ax=ax)
     return ax
 
 
@@ -141,91 +139,12 @@ def cell_genes(genes: pd.DataFrame, n: int = 15, *, ax: Axes | None = None) -> A
     style.check_table(genes, ["contribution", "expression"])
     shown = genes.iloc[_largest(genes["contribution"].abs().reset_index(drop=True), n).index]
     ax = ax if ax is not None else style.new_axes(4, len(shown) * style.ROW, names=shown.index)
-    added = shown["contribution"]
-    ax.barh(np.arange(len(shown)), added, color=np.where(added > 0, style.BLUE, style.ORANGE))
+    colours = np.where(shown["contribution"] > 0, style.BLUE, style.ORANGE)
+    ax.barh(np.arange(len(shown)), shown["contribution"], color=colours)
     ax.axvline(0, color="k", linewidth=0.8)
     style.name_rows(ax, shown.index)
-    style.beside(ax, [f"{expression:.1f}" for expression in shown["expression"]], "expression", len(shown) + 0.3)
+    style.beside(ax, [f"{expression:.1f}" for expression in shown["expression"]], "expression", below=True)
     ax.set_xlabel("against  |  for the predicted class\n(contribution to the logit)")
-    sns.despine(ax=ax)
-    return ax
-
-
-def faithfulness_curves(
-    table: pd.DataFrame, value: str = "probability", *, axes: Sequence[Axes] | None = None
-) -> np.ndarray:
-    """Draw how predictions change when each cell loses its top genes (deletion) or all others (insertion).
-
-    In the left panel the lowest line is the most faithful, in the right one the highest. Numbers of genes are linear up
-    to 1 and logarithmic from there.
-
-    Parameters
-    ----------
-    table
-        One row per method, curve and number of genes: ``method``, ``curve`` (``"deletion"`` or ``"insertion"``),
-        ``n_genes`` and the value (0 to 1).
-    value
-        The column to draw: ``"probability"`` or ``"unchanged"``.
-    axes
-        (2,), returned as an array.
-
-    Examples
-    --------
-    >>> curves = sk.studies.faithfulness(model, cells, ["SIMS masks", "random"])  # doctest: +SKIP
-    >>> deletion, insertion = sk.plotting.faithfulness_curves(curves)  # doctest: +SKIP
-    """
-    style.check_table(table, ["method", "curve", "n_genes", value], few="method")
-    axes = style.panels(axes, (1, 2), (8.2, 3.9), sharey=True)[0]
-    methods = table["method"].unique()
-    looks = dict(hue="method", hue_order=methods, palette=style.COLOURS[: len(methods)], style="method", dashes=False)
-    looks |= dict(style_order=methods, markers=list(style.MARKERS[: len(methods)]))
-    for ax, curve, change in zip(axes, ("deletion", "insertion"), ("set to zero", "left"), strict=True):
-        points = table[table["curve"] == curve]
-        sns.lineplot(points, x="n_genes", y=value, ax=ax, legend=ax is axes[1], errorbar=None, mew=0, **looks)
-        ax.set_xscale("symlog", linthresh=1)
-        ax.xaxis.set_major_formatter("{x:,.0f}")
-        ax.set(title=curve, xlabel=f"top genes {change}", xlim=(-0.1, None), ylim=(-0.03, 1.03))
-        sns.despine(ax=ax)
-    words = {"probability": "probability of the predicted class", "unchanged": "share of predictions unchanged"}
-    axes[0].set_ylabel(words.get(value, style.words(value)))
-    style.legend_beside(axes[1])
-    return axes
-
-
-def gene_set_weight(classes: pd.DataFrame, *, alpha: float = 0.05, ax: Axes | None = None) -> Axes:
-    """Draw how much of a set of genes is among the top genes of each class, and of random sets of equal expression.
-
-    Parameters
-    ----------
-    classes
-        One row per class, such as ``check_gene_set(...).drop("overall")``: ``share`` of the set (0 to 1), ``expected``,
-        ``low`` and ``high`` (mean and central 95 % of the random sets) and ``p``.
-    alpha
-        p-value below which a class is marked by a diamond.
-
-    Examples
-    --------
-    >>> check = sk.studies.check_gene_set(explanation, cells)  # doctest: +SKIP
-    >>> ax = sk.plotting.gene_set_weight(check.drop("overall"))  # doctest: +SKIP
-    """
-    columns = ["share", "expected", "low", "high", "p"]
-    style.check_table(classes, columns)
-    if not 0 < alpha < 1:
-        raise SettingError(f"alpha={alpha!r}; expected a number above 0 and below 1, such as 0.05.")
-    share, expected, low, high, p = classes[columns].to_numpy(dtype=float).T
-    rows = np.arange(len(classes))
-    ax = ax if ax is not None else style.new_axes(6, style.ROW * len(classes), names=classes.index)
-    ax.hlines(rows, 100 * low, 100 * high, color=style.GREY, alpha=0.45, linewidth=5, label="random sets, 95 %")
-    ax.plot(100 * expected, rows, "|", color=style.GREY, markersize=8, label="their mean")
-    kinds = ((p >= alpha, style.BLUE, "o", "the set"), (p < alpha, style.ORANGE, "D", f"the set, p < {alpha:g}"))
-    for some, colour, marker, label in kinds:
-        if some.any():
-            ax.scatter(100 * share[some], rows[some], s=28, color=colour, marker=marker, zorder=3, label=label)
-    style.name_rows(ax, classes.index)
-    ax.set_xlabel("share of the set among the top genes (%)")
-    ax.set_xlim(left=-0.02 * ax.get_xlim()[1])
-    style.legend_beside(ax)
-    sns.despine(ax=ax)
     return ax
 
 

@@ -72,10 +72,11 @@ def panels(axes: Sequence[Axes] | None, shape: tuple[int, int], size: tuple[floa
 
 
 def name_rows(ax: Axes, names: Sequence) -> None:
-    """Write a name beside each row, the first at the top."""
+    """Write a name beside each row, the first at the top, and leave the frame open above and at the right."""
     ax.set_yticks(np.arange(len(names)), names, fontsize=font(ax, len(names)))
     ax.set_ylim(len(names) - 0.5, -0.5)
     _grey_unknown(ax.yaxis)
+    sns.despine(ax=ax)
 
 
 def font(ax: Axes, n: int, side: str = "height") -> float:
@@ -84,21 +85,19 @@ def font(ax: Axes, n: int, side: str = "height") -> float:
     return float(np.clip(0.7 * 72 * inches / n, 3, FONT))
 
 
-def beside(ax: Axes, texts: Sequence[str], heading: str = "", heading_row: float = -1) -> None:
-    """Write a text at the right of each row, and a heading, by default above them."""
-    style = dict(transform=ax.get_yaxis_transform(), va="center", fontsize=font(ax, len(texts) + 1))
+def beside(ax: Axes, texts: Sequence[str], heading: str = "", *, below: bool = False) -> None:
+    """Write a text at the right of each row, and a heading above or below them."""
+    size = font(ax, len(texts) + 1)
     for row, text in enumerate(texts):
-        ax.text(1.02, row, text, **style)
-    ax.text(1.02, heading_row, heading, **style)
+        ax.text(1.02, row, text, transform=ax.get_yaxis_transform(), va="center", fontsize=size)
+    where = dict(y=0, va="top") if below else dict(y=1, va="bottom")
+    ax.text(1.02, s=heading, transform=ax.transAxes, fontsize=size, **where)
 
 
 def heatmap(
     ax: Axes, values: pd.DataFrame, label: str, *, largest: float | None = None, numbers: np.ndarray | bool = False
 ) -> None:
-    """Draw values from 0 to the largest as colours, with the table's names and a colour bar.
-
-    Column names are upright: long ones never overlap.
-    """
+    """Draw values from 0 to the largest as colours, with the table's names (upright below) and a colour bar."""
     options = dict(cmap=MATRIX_COLOURS, vmin=0, vmax=largest, xticklabels=False, yticklabels=False, rasterized=True)
     bar = {"label": label, "aspect": 30}
     sns.heatmap(values, ax=ax, annot=numbers, fmt="", annot_kws={"fontsize": FONT - 2}, cbar_kws=bar, **options)
@@ -127,9 +126,9 @@ def log_axis(axis: Axis) -> None:
     axis.set_major_formatter("{x:,g}")
 
 
-def legend_beside(ax: Axes, **options) -> None:
+def legend_beside(ax: Axes) -> None:
     """Put the legend at the right of the Axes, outside the data."""
-    ax.legend(frameon=False, fontsize=FONT, loc="center left", bbox_to_anchor=(1.01, 0.5), **options)
+    ax.legend(frameon=False, fontsize=FONT, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def words(metric: str) -> str:

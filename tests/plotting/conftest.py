@@ -32,16 +32,10 @@ def tables():
     # four genes of one cell, of either sign
     t.genes = pd.DataFrame({"weight": [0.1, 0.5, 0.0, 0.4], "contribution": [2.0, 0.5, -0.1, -3.0]}, index=list("ABCD"))
     t.genes["expression"] = [1.04, 2.0, 3.0, 4.0]
-    # two methods, both curves, numbers of genes out of order
-    x = pd.DataFrame({"method": "x", "curve": ["deletion"] * 2 + ["insertion"] * 2, "n_genes": [10, 0] * 2})
-    x["probability"], x["unchanged"] = [0.2, 1.0, 0.9, 0.3], [0.1, 1.0, 0.8, 0.2]
-    t.curves = pd.concat([x, x.assign(method="y", probability=0.5)], ignore_index=True)
-    # a set of genes in three classes; more than chance in the second
-    t.gene_set = pd.DataFrame({"share": [0.01, 0.2, 0], "expected": [0.02, 0.03, 0.04]}, index=list("abc"))
-    t.gene_set = t.gene_set.assign(low=0.01, high=[0.05, 0.06, 0.07], p=[0.9, 0.001, 1])
     # three methods on two tasks; one method has no score on the second
     t.methods = with_interval({"task": list("aaabbb"), "method": ["x", "y", "z"] * 2}, [0.9, 0.8, 0.95, 0.5, np.nan, 1])
     t.methods["unlabelled_percent"] = [0.0, 0.0, 37.7, 0.0, np.nan, 0.0]
+    t.eight = pd.concat([t.methods.assign(sample=number) for number in range(8)])
     # two proportions and seeds, of 20 and 12 epochs
     runs = [(0.1, s, e, 0.05 + 0.02 * s + 0.01 * e) for s in (0, 1) for e in range(20)]
     runs += [(1.0, s, e, 0.5 + 0.02 * s + 0.01 * e) for s in (0, 1) for e in range(12)]
@@ -49,17 +43,10 @@ def tables():
     t.epochs["n_training_cells"], t.epochs["val_loss"] = 1000 * t.epochs["proportion"], np.exp(-t.epochs["epoch"])
     t.epochs["val_accuracy_weighted"] = t.epochs["val_median_f1"] + 0.1
     t.scores = with_interval({"method": ["SIMS", "SIMS", "SVM"], "proportion": [0.1, 1.0, 1.0]}, [0.6, 0.9, 0.5])
-    # two methods trained on MTG and tested on two regions, with held-out cells of MTG
-    t.transfer = pd.DataFrame({"method": ["SIMS"] * 3 + ["SVM"] * 3, "trained_on": "MTG"})
-    t.transfer["target"], t.transfer["in_distribution"] = ["MTG", "A1C", "V1C"] * 2, [True, False, False] * 2
-    for s, name in enumerate(("balanced_accuracy", "weighted_accuracy", "aggregated_f1", "median_f1")):
-        t.transfer = with_interval(t.transfer, 0.9 - 0.1 * np.arange(6) / 6 - 0.01 * s, name)
-    t.transfer["unseen_percent"] = [0, 0, 12.3] * 2
-    # two samples, three classes and Unknown; one class that no sample has
-    t.shares = {"tissue": ["primary"] * 4 + ["culture"] * 4, "sample": ["test set"] * 4 + ["a"] * 4}
-    t.shares = with_interval(
-        {"class": ["VIP", "SST", "L4", "Unknown"] * 2} | t.shares, [20, 70, 0, 10, 30, 0, 0, 70], "percent"
-    )
+    # two samples, three classes and Unknown
+    shares = {"class": ["VIP", "SST", "L4", "Unknown"] * 2, "sample": list("aaaabbbb")}
+    t.shares = with_interval(shares, [20, 70, 0, 10, 30, 0, 0, 70], "percent")
+    t.shares["truth"] = [22, 68, 0, np.nan, 25, 5, 0, np.nan]
     return t
 
 

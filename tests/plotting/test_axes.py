@@ -16,7 +16,6 @@ from sims_kit.errors import DataError, LabelError, SettingError, UnknownNameErro
 
 LONG_NAMES = ["CD8+/CD45RA+ Naive Cytotoxic", "CD4+/CD25 T Reg", "CD19+ B", "CD4+/CD45RA+/CD25- Naive T"]
 LONG_NAMES += [f"L{2 + number % 5}/{3 + number % 3} IT CTX subclass {number}" for number in range(38)]
-FIGURES = ["label_distribution", "confusion_matrix", "top_genes", "explain_matrix", "class_genes", "confidence"]
 
 
 def every_figure(n_classes):
@@ -33,7 +32,7 @@ def every_figure(n_classes):
         "top_genes": lambda **to: plotting.top_genes(by_class.mean().rename("weight").to_frame(), **to),
         "explain_matrix": lambda **to: plotting.explain_matrix(weights, genes, labels=labels, **to),
         "class_genes": lambda **to: plotting.class_genes(by_class, **to),
-        "confidence": lambda **to: plotting.confidence(weights.max(1), labels, labels == predicted, **to),
+        "confidence": lambda **to: plotting.confidence(weights.max(1), labels, **to),
     }
 
 
@@ -51,7 +50,7 @@ def written(ax):
 
 
 @pytest.mark.parametrize("n_classes", [1, 10, 42])
-@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("figure", every_figure(1))
 def test_no_name_covers_another_or_leaves_the_figure(figure, n_classes):
     """On a figure of their own, names as long as "CD8+/CD45RA+ Naive Cytotoxic" are apart and inside, at full size."""
     ax = every_figure(n_classes)[figure]()
@@ -68,12 +67,8 @@ def test_axes_in_axes_out(tables):
     settings = dict(matplotlib.rcParams)
     given = np.ravel(plt.figure().subplots(2, 2))
     assert list(plotting.training_curves(tables.history, axes=given[:3])) == list(given[:3])
-    assert list(plotting.faithfulness_curves(tables.curves, axes=given[:2])) == list(given[:2])
     assert list(plotting.method_scores(tables.methods, axes=given[:2])) == list(given[:2])
-    assert list(plotting.generalization(tables.transfer, axes=given[:2]).ravel()) == list(given[:2])
     assert plotting.cell_genes(tables.genes, ax=given[0]) is given[0]
-    assert plotting.gene_set_weight(tables.gene_set, ax=given[1]) is given[1]
-    assert plotting.composition(tables.shares, ax=given[2]) is given[2]
     assert all(draw(ax=given[3]) is given[3] for draw in every_figure(10).values())
     assert list(plotting.ablation(tables.epochs, axes=given)) == list(given)
     assert len(plt.get_fignums()) == 1 and dict(matplotlib.rcParams) == settings  # the reader's own
@@ -84,30 +79,19 @@ REFUSED = {  # what is drawn, and the error
     "lengths": (lambda t: plotting.confusion_matrix(["T"], ["T", "B"]), LabelError, "y_true: 1, y_pred: 2"),
     "no metric": (lambda t: plotting.training_curves(t.history, metrics=["f1"]), UnknownNameError, "median_f1"),
     "monitor": (lambda t: plotting.training_curves(t.history, monitor="valid_loss"), UnknownNameError, "val_loss"),
-    "no epochs": (lambda t: plotting.training_curves(t.history[:0]), DataError, "no epochs"),
     "no weight": (lambda t: plotting.top_genes(t.genes[["expression"]]), UnknownNameError, "'weight'"),
     "zeros": (lambda t: plotting.top_genes(t.genes.assign(weight=0.0)), DataError, "No gene has a weight or"),
     "0 genes": (lambda t: plotting.top_genes(t.genes, n=0), SettingError, "0 genes asked for"),
     "names": (lambda t: plotting.explain_matrix(t.masks, list("ABC")), DataError, "3 names for 4 columns"),
-    "nothing": (lambda t: plotting.cell_genes(t.genes.assign(contribution=0.0)), DataError, "nothing to draw"),
-    "many": (lambda t: plotting.faithfulness_curves(eightfold(t.curves, "method")), SettingError, "8 methods are"),
-    "alpha": (lambda t: plotting.gene_set_weight(t.gene_set, alpha=5), SettingError, "alpha=5"),
-    "no p": (lambda t: plotting.gene_set_weight(t.gene_set.drop(columns="p")), UnknownNameError, "'p'"),
     "confidences": (lambda t: plotting.confidence([0.5], ["T", "B"]), LabelError, "confidences: 1, labels: 2"),
     "3.2": (lambda t: plotting.confidence([0.5, 3.2], ["T", "B"]), DataError, "pass probabilities"),
     "50": (lambda t: plotting.confidence([0.5], ["T"], threshold=50), SettingError, "threshold is 50"),
     "score": (lambda t: plotting.method_scores(t.methods, "macro_f1"), UnknownNameError, "macro_f1"),
     "no rows": (lambda t: plotting.method_scores(t.methods[:0]), DataError, "no rows"),
-    "method": (lambda t: plotting.ablation(t.epochs, method="SVM"), UnknownNameError, "SVM"),
+    "no hue": (lambda t: plotting.method_scores(t.eight), SettingError, "A method has several scores"),
+    "colours": (lambda t: plotting.method_scores(t.eight, hue="sample"), SettingError, "8 samples are too many"),
     "4 panels": (lambda t: plotting.ablation(t.epochs, axes=[plt.gca()]), SettingError, "1 axes for 4 panels"),
-    "sources": (lambda t: plotting.generalization(t.transfer.query("in_distribution")), DataError, "no rows"),
-    "samples": (lambda t: plotting.composition(eightfold(t.shares, "sample")), SettingError, "too many"),
 }
-
-
-def eightfold(table, column):
-    """The table eight times, with another name in the column each time."""
-    return pd.concat([table.assign(**{column: f"{i}"}).drop_duplicates() for i in range(8)])
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -118,7 +102,7 @@ def test_what_cannot_be_drawn_is_refused(case, tables):
         draw(tables)
 
 
-@pytest.mark.parametrize("name", ["confidence", "explanation", "studies", "training"])
+@pytest.mark.parametrize("name", ["classifier", "explanation", "studies"])
 def test_examples_run(name):
     """The examples of the docstrings do what they say."""
     module = sys.modules[f"sims_kit.plotting.{name}"]

@@ -7,12 +7,8 @@ from matplotlib.legend import Legend
 from scipy import sparse
 from sklearn import metrics as sk
 
-from sims_kit import calibration, plotting
-from sims_kit.plotting.style import GREY
-
-RANDOM = np.random.default_rng(0)
-CONFIDENCE = RANDOM.uniform(0.3, 1, 200)
-IS_CORRECT = RANDOM.random(200) < CONFIDENCE
+from sims_kit import plotting
+from sims_kit.plotting.style import BLUE, GREY, ORANGE
 
 
 def said(texts):
@@ -55,7 +51,7 @@ def test_unknown_is_grey(tables):
     """`Unknown` has a grey name, and a grey bar, box or point, in every figure."""
     labels = ["T", "T", "T", "Unknown"]
     bars, boxes = plotting.label_distribution(labels), plotting.confidence([0.9, 0.8, 0.7, 0.1], labels)
-    shares = plotting.composition(tables.shares)
+    (shares,) = plotting.method_scores(tables.shares, "percent", rows="class", hue="sample")
     for ax in (bars, boxes, shares, plotting.confusion_matrix(labels, labels)):
         written = {label.get_text(): label.get_color() for label in ax.get_yticklabels()}
         assert [name for name, colour in written.items() if colour == GREY] == ["Unknown"]
@@ -79,13 +75,13 @@ def test_curves_are_the_history(tables):
 
 def test_confusion_matrix_agrees_with_scikit_learn():
     """Rows are the true classes and sum to 1; counts are scikit-learn's; classes only predicted come last."""
-    y_true = RANDOM.choice(["T", "B", "NK"], 60)
-    y_pred = np.where(RANDOM.random(60) < 0.6, y_true, RANDOM.choice(["B", "Any", "Unknown"], 60))
+    rng = np.random.default_rng(0)
+    y_true = rng.choice(["T", "B", "NK"], 60)
+    y_pred = np.where(rng.random(60) < 0.6, y_true, rng.choice(["B", "Any", "Unknown"], 60))
     expected = sk.confusion_matrix(y_true, y_pred, labels=["B", "NK", "T", "Any", "Unknown"])[:3]
     ax = plotting.confusion_matrix(y_true, y_pred)
     assert names(ax.yaxis) == ["B", "NK", "T"] and names(ax.xaxis) == ["B", "NK", "T", "Any", "Unknown"]
     np.testing.assert_allclose(image(ax), expected / expected.sum(axis=1, keepdims=True))
-    np.testing.assert_array_equal(image(plotting.confusion_matrix(y_true, y_pred, normalise=False)), expected)
     assert said(ax.texts) == [str(count) for count in expected.ravel() if count]
     many = [f"type {number:02d}" for number in range(16)]  # sixteen numbers in a row could not be read
     assert [len(said(plotting.confusion_matrix(some, some).texts)) for some in (many[:15], many)] == [15, 0]
@@ -133,35 +129,10 @@ def test_one_cell(tables):
     assert first == second != against and said(ax.texts) == ["4.0", "1.0", "2.0", "expression"]
 
 
-def test_faithfulness_has_two_panels(tables):
-    """A line per method by number of genes, zero included, each in its own colour and marker."""
-    axes = plotting.faithfulness_curves(tables.curves)
-    assert [ax.get_title() for ax in axes] == ["deletion", "insertion"]
-    assert said(axes[1].get_legend()) == ["x", "y"]
-    for ax, expected in zip(axes, ([1.0, 0.2], [0.3, 0.9]), strict=True):
-        np.testing.assert_allclose(ax.lines[0].get_xydata(), np.transpose([[0, 10], expected]))
-        assert ax.lines[0].get_color() != ax.lines[1].get_color()
-        assert ax.lines[0].get_marker() != ax.lines[1].get_marker()
-    first, _ = plotting.faithfulness_curves(tables.curves, "unchanged")
-    assert first.get_ylabel() == "share of predictions unchanged" and first.lines[0].get_ydata()[1] == 0.1
-
-
-def test_gene_set_against_random_sets(tables):
-    """Bars are the intervals in percent; the class above them has another colour and shape."""
-    ax = plotting.gene_set_weight(tables.gene_set)
-    intervals, usual, more = ax.collections
-    np.testing.assert_allclose(ends(intervals), [[1, 5], [1, 6], [1, 7]])
-    np.testing.assert_allclose(points(usual), [[1, 0], [0, 2]])
-    np.testing.assert_allclose(points(more), [[20, 1]])
-    np.testing.assert_allclose(ax.lines[0].get_xdata(), [2, 3, 4])
-    assert not np.array_equal(usual.get_facecolor(), more.get_facecolor())
-    assert len(plotting.gene_set_weight(tables.gene_set, alpha=1e-6).collections) == 2  # none marked
-
-
 def test_confidence_shows_quantiles_and_the_share_below():
     """Classes fall by their median; boxes are the middle half; the text is the share below the threshold."""
     labels = np.repeat(["B", "T"], [50, 150])
-    confidences = np.where(labels == "T", CONFIDENCE, CONFIDENCE / 2)
+    confidences = np.random.default_rng(0).uniform(0.3, 1, 200) / np.where(labels == "T", 1, 2)
     ax = plotting.confidence(confidences, labels, threshold=0.5)
     assert names(ax.yaxis) == ["T", "B"]
     for box, name in zip(ax.patches, ("T", "B"), strict=True):
@@ -169,26 +140,6 @@ def test_confidence_shows_quantiles_and_the_share_below():
         np.testing.assert_allclose(np.unique(box.get_path().vertices[:4, 0]), quarters)
     below = [f"{np.mean(confidences[labels == name] < 0.5):.0%}" for name in ("T", "B")]
     assert said(ax.texts) == [f"{below[0]} of 150", f"{below[1]} of 50", "below 0.5"]
-    for correct, n_boxes in (([True, False, True], 3), ([True] * 3, 2), ([False] * 3, 2)):
-        ax = plotting.confidence([0.9, 0.8, 0.6], ["T", "T", "B"], correct)
-        assert said(ax.get_legend()) == ["correct", "wrong"]
-        assert sum(len(container.boxes) for container in ax.containers) == n_boxes
-
-
-def test_reliability_and_rejection_are_their_tables():
-    """A point per bin at confidence and accuracy; shares answered and wrong at each threshold, and the promise."""
-    table = calibration.reliability_table(CONFIDENCE, IS_CORRECT, n_bins=5)
-    ax = plotting.reliability_diagram(table)
-    np.testing.assert_allclose(points(ax.collections[1]), table[["confidence", "accuracy"]])
-    np.testing.assert_allclose(ends(ax.collections[0], 1), table[["accuracy_low", "accuracy_high"]])
-    assert ax.get_legend() is None
-    both = pd.concat([table.assign(group="before"), table.assign(group="after")])
-    assert said(plotting.reliability_diagram(both).get_legend()) == ["before", "after"]
-    curve = calibration.rejection_curve(CONFIDENCE, IS_CORRECT)
-    ax = plotting.rejection_curves(curve, threshold=0.8, error_rate=0.1)
-    np.testing.assert_allclose([line.get_ydata() for line in ax.lines[:2]], curve[["answered", "error"]][::-1].T)
-    assert said(ax.get_legend())[2:] == ["threshold 0.80", "promise: at most 10% wrong"]
-    assert len(plotting.rejection_curves(curve, threshold=np.inf).lines) == 2
 
 
 def test_scores_have_a_panel_for_each_task(tables):
@@ -197,10 +148,22 @@ def test_scores_have_a_panel_for_each_task(tables):
     assert [ax.get_title() for ax in axes] == ["a", "b"] and names(axes[0].yaxis) == ["x", "y", "z"]
     np.testing.assert_allclose(points(axes[0].collections[1])[:, 0], [0.9, 0.8, 0.95])
     np.testing.assert_allclose(ends(axes[0].collections[0]), [[0.8, 0.94], [0.7, 0.84], [0.85, 0.99]])
-    assert said(axes[0].texts) == ["38 %"] and axes[0].lines[0].get_xdata()[0] == 0.9
-    assert [text.get_position()[1] for text in axes[1].texts if text.get_text() == "×"] == [1]
+    assert said(axes[0].texts) == ["38 %"] and axes[0].lines[1].get_xdata()[0] == 0.9
+    assert [colors.to_hex(colour).upper() for colour in axes[0].collections[1].get_facecolors()] == [ORANGE, BLUE, BLUE]
+    assert list(axes[0].lines[0].get_ydata()) == [] and list(axes[1].lines[0].get_ydata()) == [1]
     (ax,) = plotting.method_scores(tables.methods[:3].drop(columns="task"))
     assert ax.get_title() == "" and names(ax.yaxis) == ["x", "y", "z"]
+
+
+def test_scores_of_several_samples_share_a_row(tables):
+    """A row for each class, in it a point and a tick for each sample, the samples' names in the legend."""
+    (ax,) = plotting.method_scores(tables.shares, "percent", rows="class", hue="sample", reference="truth")
+    assert names(ax.yaxis) == ["VIP", "SST", "L4", "Unknown"] and said(ax.get_legend()) == ["a", "b", "truth"]
+    first, second = points(ax.collections[1]), points(ax.collections[4])
+    np.testing.assert_allclose([first[:, 0], second[:, 0]], [[20, 70, 0, 10], [30, 0, 0, 70]])
+    np.testing.assert_allclose(ends(ax.collections[3])[:2], [[29.9, 30.04], [-0.1, 0.04]])
+    np.testing.assert_allclose(ax.lines[3].get_xydata(), np.c_[[25, 5, 0, np.nan], second[:, 1]])
+    assert (first[:, 1] < second[:, 1]).all() and first[1, 1] > second[0, 1]  # rows are apart
 
 
 def test_ablation_averages_the_final_epochs_and_the_seeds(tables):
@@ -216,45 +179,3 @@ def test_ablation_averages_the_final_epochs_and_the_seeds(tables):
             by_epoch = runs.groupby("epoch")[column].mean()
             np.testing.assert_allclose(line.get_xydata(), np.c_[by_epoch.index + 1, by_epoch])
     assert said(axes[1].get_legend()) == ["10 % (100 cells)", "100 % (1,000 cells)"]
-
-
-def test_generalization_has_points_intervals_and_held_out_cells(tables):
-    """(a) has both accuracies of each method, (b) both F1; a tick is the same model's score at its source."""
-    ((left, right),) = plotting.generalization(tables.transfer)
-    assert names(left.yaxis) == ["A1C", "V1C"]
-    pairs = ((left, "balanced_accuracy", "weighted_accuracy"), (right, "aggregated_f1", "median_f1"))
-    for ax, *pair in pairs:
-        for i, (method, name) in enumerate((m, n) for m in ("SIMS", "SVM") for n in pair):
-            table = tables.transfer[tables.transfer["method"] == method]
-            np.testing.assert_allclose(ax.lines[i].get_xdata(), table[name].iloc[[0, 0]])
-            np.testing.assert_allclose(points(ax.collections[2 * i + 1])[:, 0], table[name].iloc[1:])
-            np.testing.assert_allclose(ends(ax.collections[2 * i]), table[[f"{name}_low", f"{name}_high"]].iloc[1:])
-    assert [text.get_position()[1] for text in right.texts if text.get_text() == "12.3 % unseen"] == [1]
-
-
-def test_generalization_has_a_row_where_several_groups_train(tables):
-    """One row for each training group that has several targets; one for all where each has one."""
-    from_mtg, swap = tables.transfer, {"MTG": "A1C", "A1C": "MTG", "V1C": "V1C"}
-    from_a1c = from_mtg.assign(trained_on="A1C", target=from_mtg["target"].map(swap))
-    axes = plotting.generalization(pd.concat([from_mtg, from_a1c]))
-    assert axes.shape == (2, 2) and "trained on A1C" in axes[1, 0].get_title()
-    pair = pd.concat([from_mtg, from_a1c]).query("target != 'V1C'")
-    ((left, _),) = plotting.generalization(pair)
-    assert names(left.yaxis) == ["MTG → A1C", "A1C → MTG"]
-    left_out = pair[:2].replace({"trained_on": {"MTG": "all but A1C"}, "target": {"MTG": "all but A1C"}})
-    ((left, _),) = plotting.generalization(left_out)
-    assert names(left.yaxis) == ["A1C"] and left.lines[0].get_xdata() == pair.iloc[0]["balanced_accuracy"]
-
-
-def test_composition_has_a_row_for_each_class(tables):
-    """Points are the shares, lines the intervals, the most common first, Unknown last; absent classes are left out."""
-    ax = plotting.composition(tables.shares)
-    assert names(ax.yaxis) == ["SST", "VIP", "Unknown"]
-    assert said(ax.get_legend()) == ["primary, test set", "culture, a"]
-    first, second = points(ax.collections[1]), points(ax.collections[4])
-    np.testing.assert_allclose([first[:, 0], second[:, 0]], [[70, 20, 10], [0, 30, 70]])
-    np.testing.assert_allclose(ends(ax.collections[3]), [[-0.1, 0.04], [29.9, 30.04], [69.9, 70.04]])
-    assert (first[:, 1] < second[:, 1]).all()
-    ax = plotting.composition(tables.shares.assign(true_percent=[np.nan] * 4 + [25.0, 5, 0, np.nan]))
-    np.testing.assert_allclose(ax.lines[0].get_xdata(), [5, 25, np.nan])
-    assert said(ax.get_legend())[-1] == "true share"

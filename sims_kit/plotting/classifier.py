@@ -1,4 +1,4 @@
-"""Figures of a training: labels, curves by epoch, and the confusion matrix."""
+"""Figures of a classifier: its labels, training curves, confusion matrix and confidence."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from sims_kit.calibration import UNKNOWN
-from sims_kit.errors import DataError, UnknownNameError
+from sims_kit.errors import DataError, SettingError, UnknownNameError
 from sims_kit.plotting import style
 
 CELLS = {"train": ("training", style.GREY, "--"), "val": ("validation", style.BLUE, "-")}
@@ -30,16 +30,14 @@ def label_distribution(labels: Sequence, *, ax: Axes | None = None) -> Axes:
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['T cell', 'B cell', 'Unknown']
     """
-    counts = style.checked_labels(labels, "labels").value_counts().sort_index()
-    counts = counts.sort_values(ascending=False, kind="stable")  # equally common ones by name
+    counts = style.checked_labels(labels, "labels").value_counts()
+    counts = counts.sort_index().sort_values(ascending=False, kind="stable")  # equally common ones by name
     ax = ax if ax is not None else style.new_axes(5, len(counts) * style.ROW, names=counts.index)
-    colours = np.where(counts.index == UNKNOWN, style.GREY, style.BLUE)
-    bars = ax.barh(np.arange(len(counts)), counts, color=colours)
+    bars = ax.barh(np.arange(len(counts)), counts, color=np.where(counts.index == UNKNOWN, style.GREY, style.BLUE))
     ax.bar_label(bars, labels=[f"{count:,}" for count in counts], padding=3, fontsize=style.font(ax, len(counts)))
     style.name_rows(ax, counts.index)
     ax.margins(x=0.12)  # room for the counts
     ax.set_xlabel("cells")
-    sns.despine(ax=ax)
     return ax
 
 
@@ -71,15 +69,12 @@ def training_curves(
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['training', 'validation', 'best epoch, 1']
     """
-    if not len(history):
-        raise DataError("history has no epochs; expected one row per epoch. Train for one or more.")
+    monitor = monitor or next((name for name in ("val_accuracy_micro", "val_loss") if name in history), None)
+    style.check_table(history, [] if monitor is None else [monitor])
     names = [name for name in metrics if {f"train_{name}", f"val_{name}"} & set(history.columns)]
     if not names:
         tracked = dict.fromkeys(str(column).removeprefix("train_").removeprefix("val_") for column in history)
         raise UnknownNameError("tracked metric", ", ".join(metrics), tracked)
-    monitor = monitor or next((name for name in ("val_accuracy_micro", "val_loss") if name in history), None)
-    if monitor is not None and monitor not in history:
-        raise UnknownNameError("column of the training history", monitor, history.columns)
     best = history[monitor].dropna() if monitor else pd.Series(dtype=float)
     best = -best if monitor and monitor.endswith(("loss", "calibration_error")) else best
     axes = style.panels(axes, (1, len(names)), (3.6 * len(names), 3))[0]
@@ -97,18 +92,17 @@ def training_curves(
     return axes
 
 
-def confusion_matrix(y_true: Sequence, y_pred: Sequence, *, normalise: bool = True, ax: Axes | None = None) -> Axes:
+def confusion_matrix(y_true: Sequence, y_pred: Sequence, *, ax: Axes | None = None) -> Axes:
     """Draw which class is predicted for which: true classes in rows, predicted ones in columns.
 
     Rows are the classes of `y_true`. Columns are the same, followed by classes that are only predicted (``"Unknown"``),
-    so that correct predictions lie on the diagonal. With 15 columns or fewer the numbers of cells are written in.
+    so that correct predictions lie on the diagonal. Colours are shares of the true class's cells: each row sums to 1.
+    With 15 columns or fewer the numbers of cells are written in.
 
     Parameters
     ----------
     y_true, y_pred
         True and predicted label of each cell, in the same order, compared as strings.
-    normalise
-        Colour by the share of the true class's cells, so that each row sums to 1; by the number of cells otherwise.
 
     Examples
     --------
@@ -121,12 +115,57 @@ def confusion_matrix(y_true: Sequence, y_pred: Sequence, *, normalise: bool = Tr
     rows = sorted(truth.unique())
     columns = rows + sorted(set(prediction) - set(rows))
     counts = pd.crosstab(truth, prediction).reindex(index=rows, columns=columns, fill_value=0)
-    shown = counts.div(counts.sum(axis=1), axis=0) if normalise else counts
     if ax is None:
         cell = np.clip(5 / len(columns), style.ROW, 1.0)  # inches
         ax = style.new_axes(cell * len(columns) + 1, cell * len(rows), names=rows, names_below=columns)
     numbers = counts.map(lambda count: f"{count:,}" if count else "") if len(columns) <= NUMBERS_UP_TO else False
-    label, largest = ("share of the true class", 1) if normalise else ("cells", None)
-    style.heatmap(ax, shown, label, largest=largest, numbers=numbers)
+    shares = counts.div(counts.sum(axis=1), axis=0)
+    style.heatmap(ax, shares, "share of the true class", largest=1, numbers=numbers)
     ax.set(xlabel="predicted", ylabel="true")
+    return ax
+
+
+def confidence(
+    confidences: Sequence[float], labels: Sequence, *, threshold: float = 0.5, ax: Axes | None = None
+) -> Axes:
+    """Draw the confidence of the predictions of each class, the most confident class at the top.
+
+    Boxes are the middle half with the median, whiskers the middle 90 %.
+
+    Parameters
+    ----------
+    confidences
+        Probability of the predicted class of each cell, 0 to 1.
+    labels
+        The predicted class of each cell.
+    threshold
+        The share of each class's cells below this confidence is written at the right.
+
+    Examples
+    --------
+    >>> ax = sk.plotting.confidence([0.9, 0.8, 0.4], ["T cell", "T cell", "B cell"])
+    >>> [text.get_text() for text in ax.texts]
+    ['0% of 2', '100% of 1', 'below 0.5']
+    """
+    table = pd.DataFrame({"class": style.checked_labels(labels, "labels")})
+    style.check_lengths(confidences=confidences, labels=table)
+    table["confidence"] = np.asarray(confidences, dtype=float)
+    outside = ~table["confidence"].between(0, 1)  # NaN too
+    if outside.any():
+        raise DataError(f"{outside.sum()} of {len(table)} confidences are not between 0 and 1; pass probabilities.")
+    if not 0 <= threshold <= 1:
+        raise SettingError(f"threshold is {threshold}; expected a confidence between 0 and 1.")
+    table["below"] = table["confidence"] < threshold
+    by_class = table.groupby("class").agg(median=("confidence", "median"), n=("below", "size"), below=("below", "mean"))
+    by_class = by_class.sort_values("median", ascending=False, kind="stable")
+    names = by_class.index
+    ax = ax if ax is not None else style.new_axes(5, len(names) * 1.3 * style.ROW, names=names)
+    colours = {name: style.GREY if name == UNKNOWN else style.BLUE for name in names}
+    looks = dict(order=names, hue="class", hue_order=names, palette=colours, width=0.6, linewidth=0.9, saturation=1)
+    sns.boxplot(table, x="confidence", y="class", whis=(5, 95), showfliers=False, legend=False, ax=ax, **looks)
+    ax.axvline(threshold, color=style.GREY, linestyle=":", zorder=0)
+    texts = [f"{row.below:.0%} of {row.n:,}" for row in by_class.itertuples()]
+    style.beside(ax, texts, f"below {threshold:g}")
+    style.name_rows(ax, names)
+    ax.set(xlabel="confidence", ylabel="", xlim=(-0.02, 1.02))
     return ax
