@@ -75,7 +75,7 @@ def cortex():
 def store(found, folder: Path) -> None:
     """Every table of a study; those with a row per cell or epoch compressed, the same bytes for the same rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, frame in found._asdict().items():
+    for name, frame in vars(found).items():
         long = name in ("predictions", "epochs")
         how = {"compression": {"method": "gzip", "mtime": 0}} if long else {}
         frame.to_csv(folder / f"{name}.csv{'.gz' if long else ''}", index=False, float_format="%.5g", **how)

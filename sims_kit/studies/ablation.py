@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,38 +11,13 @@ from anndata import AnnData
 from sims_kit.cells.splits import stratified_split
 from sims_kit.errors import SettingError
 from sims_kit.studies.resampling import TRANSFER_SCORES, differences, intervals, mean_over_seeds, resample
-from sims_kit.studies.runs import Methods, plain_cells, run_all
+from sims_kit.studies.runs import Methods, Tables, plain_cells, run_all
 
 EPOCH_METRICS = [
     *("train_loss", "train_accuracy_weighted", "train_median_f1"),
     *("val_loss", "val_accuracy_weighted", "val_balanced_accuracy", "val_f1_macro", "val_median_f1"),
 ]
 RUN = ["method", "proportion", "seed"]
-
-
-class Ablation(NamedTuple):
-    """What an ablation found, as tables; `runs` has a row per seed, `scores` their means with 95 % intervals.
-
-    Attributes
-    ----------
-    scores, runs
-        By ``method`` and ``proportion``, on the fixed test cells: ``balanced_accuracy``, ``weighted_accuracy``,
-        ``aggregated_f1``, ``median_f1`` (0 to 1) and ``unknown_percent``, each with ``_low`` and ``_high``;
-        ``n_training_cells``, ``fit_cpu_seconds``, and ``n_classes_raised``, the classes that are not stratified.
-    losses
-        All training cells minus the proportion, for each score: ``difference``, ``low``, ``high``, paired by seed and
-        test cell.
-    epochs
-        Training and validation loss and scores of each run of SIMS by ``epoch``, and ``cpu_seconds`` since the start.
-    predictions
-        The ``class`` of each test ``cell``, and the one ``predicted`` in each run.
-    """
-
-    scores: pd.DataFrame
-    losses: pd.DataFrame
-    runs: pd.DataFrame
-    epochs: pd.DataFrame
-    predictions: pd.DataFrame
 
 
 def ablation(
@@ -57,7 +31,7 @@ def ablation(
     n_bootstrap: int = 1000,
     folder: str | os.PathLike | None = None,
     n_jobs: int = 1,
-) -> Ablation:
+) -> Tables:
     """Train on smaller and smaller parts of the training cells, and test on the same cells (thesis section 0.3.5).
 
     The test cells are set aside once, where the thesis has a test set for each proportion. So differences are due to
@@ -77,9 +51,18 @@ def ablation(
     test
         Share of all cells, stratified by class.
     n_bootstrap
-        Draws of cells and seeds behind each interval.
+        Draws of cells and seeds behind each 95 % interval, the columns ``_low`` and ``_high``.
     folder, n_jobs
         Where runs are kept, so that a stopped study goes on; processes at the same time.
+
+    Returns
+    -------
+    Tables
+        ``scores``, by method and proportion, means over the seeds of ``balanced_accuracy``, ``weighted_accuracy``,
+        ``aggregated_f1``, ``median_f1`` (0 to 1) and ``unknown_percent``; ``n_classes_raised`` classes are not
+        stratified. ``runs``, the same by seed. ``losses``, all training cells minus the proportion, paired by seed and
+        test cell. ``epochs`` of SIMS: losses, scores and ``cpu_seconds`` since the start. ``predictions``, the
+        ``class`` of each test ``cell`` and the one ``predicted``.
 
     Examples
     --------
@@ -118,12 +101,12 @@ def ablation(
     scores = of_all.merge(intervals(means, RUN[:2]), how="right")
     scores = scores.astype({"n_training_cells": int, "n_classes_raised": int})
     losses = differences({key: (means[key[0], 1.0], means[key]) for key in means}, RUN[:2], TRANSFER_SCORES)
-    return Ablation(
-        scores,
-        scores[[*RUN[:2], "n_training_cells"]].merge(losses),
-        facts.merge(intervals(drawn, RUN)),
-        epochs.reindex(columns=[*RUN, "n_training_cells", "epoch", *EPOCH_METRICS, "cpu_seconds"]),
-        predictions,
+    return Tables(
+        scores=scores,
+        losses=scores[[*RUN[:2], "n_training_cells"]].merge(losses),
+        runs=facts.merge(intervals(drawn, RUN)),
+        epochs=epochs.reindex(columns=[*RUN, "n_training_cells", "epoch", *EPOCH_METRICS, "cpu_seconds"]),
+        predictions=predictions,
     )
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import pandas as pd
 from anndata import AnnData
@@ -10,28 +9,7 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from sims_kit.estimator import as_cells, obs_values
 from sims_kit.studies.resampling import LABELLED_SCORES, differences, intervals, resample, score_labelled
-from sims_kit.studies.runs import Methods, plain_cells, run_all
-
-
-class Comparison(NamedTuple):
-    """What a comparison found, as tables.
-
-    Attributes
-    ----------
-    scores
-        By ``method``, of the predictions of all folds together: ``accuracy``, ``macro_f1``, ``median_f1`` (0 to 1, of
-        the cells with a label) and ``unlabelled_percent``, each with ``_low`` and ``_high``, its 95 % interval over
-        cells; ``n_cells``, ``n_classes``; mean ``fit_cpu_seconds`` and ``predict_cpu_seconds`` of a fold.
-    differences
-        The first method minus each other one, paired by cell: ``method``, ``score``, ``difference``, ``low``, ``high``.
-    predictions
-        By ``method``, ``fold`` and ``cell`` (position in `X`): ``class``, ``predicted``, and ``confidence``, the
-        largest probability (NaN where the method has none).
-    """
-
-    scores: pd.DataFrame
-    differences: pd.DataFrame
-    predictions: pd.DataFrame
+from sims_kit.studies.runs import Methods, Tables, plain_cells, run_all
 
 
 def compare(
@@ -45,7 +23,7 @@ def compare(
     n_bootstrap: int = 1000,
     folder: str | os.PathLike | None = None,
     n_jobs: int = 1,
-) -> Comparison:
+) -> Tables:
     """Compare methods on the same folds, on cells that they have not seen (Abdelaal et al., Genome Biology 2019).
 
     Parameters
@@ -59,6 +37,14 @@ def compare(
         Number of folds, stratified by label or made of groups; or a splitter of scikit-learn.
     seed
         Of the folds and the methods.
+
+    Returns
+    -------
+    Tables
+        ``scores`` of the predictions of all folds together: ``accuracy``, ``macro_f1`` and ``median_f1`` (0 to 1) of
+        the cells with a label, and ``unlabelled_percent``; mean CPU seconds of a fold. ``differences``, the first
+        method minus each other one, paired by cell. ``predictions`` by ``method``, ``fold`` and ``cell`` (position in
+        `X`): ``class``, ``predicted``, and ``confidence``, the largest probability (NaN where the method has none).
 
     Examples
     --------
@@ -87,8 +73,8 @@ def compare(
     scores.insert(1, "n_cells", table["cell"].nunique())
     scores.insert(2, "n_classes", table["class"].nunique())
     seconds = table.groupby(["method", "fold"])[["fit_cpu_seconds", "predict_cpu_seconds"]].first()
-    return Comparison(
-        scores.merge(seconds.groupby("method").mean().reset_index()),
-        differences({key: (first, second) for key, second in others}, ["method"], LABELLED_SCORES),
-        table[["method", "fold", "cell", "class", "predicted", "confidence"]],
+    return Tables(
+        scores=scores.merge(seconds.groupby("method").mean().reset_index()),
+        differences=differences({key: (first, second) for key, second in others}, ["method"], LABELLED_SCORES),
+        predictions=table[["method", "fold", "cell", "class", "predicted", "confidence"]],
     )

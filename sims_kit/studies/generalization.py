@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,38 +13,11 @@ from sims_kit.cells.genes import align_genes, shared_genes
 from sims_kit.cells.matrix import detect_scale
 from sims_kit.cells.splits import stratified_split
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
-from sims_kit.studies.resampling import TRANSFER_SCORES, differences, intervals, mean_over_seeds, resample
-from sims_kit.studies.runs import Methods, plain_cells, run_all
+from sims_kit.studies.resampling import SCORES, TRANSFER_SCORES, differences, intervals, mean_over_seeds, resample
+from sims_kit.studies.runs import Methods, Tables, plain_cells, run_all
 from sims_kit.text import label_text
 
 KEYS = ["method", "trained_on", "target", "in_distribution"]
-SCORES = [*TRANSFER_SCORES, "unknown_percent"]
-
-
-class Generalization(NamedTuple):
-    """What a study of generalization found, as tables; `scores` are means over the seeds with 95 % intervals.
-
-    Attributes
-    ----------
-    scores
-        By ``method``, ``trained_on`` and ``target``: ``balanced_accuracy``, ``weighted_accuracy``, ``aggregated_f1``,
-        ``median_f1`` (0 to 1) and ``unknown_percent``, each with ``_low`` and ``_high``, of the cells whose class was
-        in training. ``n_cells``, ``n_unseen_cells``, ``unseen_percent`` and ``unseen_classes`` describe the others;
-        ``weighted_accuracy_of_all`` counts them as wrong. ``in_distribution`` marks the reference: held-out cells of
-        the training groups.
-    drops
-        The reference minus the target, for each score: ``difference``, ``low``, ``high``.
-    unseen
-        Where cells of classes unseen in training went: ``class``, its ``n_cells``, ``predicted``, ``percent`` of them.
-    predictions
-        The ``class`` of each ``cell`` of each ``target``, whether it was ``seen`` in training, and the ``predicted``
-        one.
-    """
-
-    scores: pd.DataFrame
-    drops: pd.DataFrame
-    unseen: pd.DataFrame
-    predictions: pd.DataFrame
 
 
 def generalization(
@@ -61,7 +33,7 @@ def generalization(
     n_bootstrap: int = 1000,
     folder: str | os.PathLike | None = None,
     n_jobs: int = 1,
-) -> Generalization:
+) -> Tables:
     """Train on each group of cells and test on every other (thesis section 0.3.4, figures 0.15 and 0.16).
 
     Some cells of the training group are held out. The score on them is the reference: a drop from there is due to the
@@ -79,6 +51,15 @@ def generalization(
         Share of the cells of the training groups, stratified by class.
     methods, seeds, n_bootstrap, folder, n_jobs
         As in `ablation`.
+
+    Returns
+    -------
+    Tables
+        ``scores``, by method, ``trained_on`` and ``target``: those of `ablation`, of cells whose class was in training;
+        the number and the classes of the others, and ``weighted_accuracy_of_all``, where these are wrong.
+        ``in_distribution`` marks the reference. ``drops``, the reference minus the target. ``unseen``, where cells of
+        classes unseen in training went. ``predictions``, the ``class`` of each ``cell`` of each target, whether it was
+        ``seen`` in training, and the ``predicted`` one.
 
     Examples
     --------
@@ -103,18 +84,18 @@ def generalization(
     drawn = {}
     for number, (_, part) in enumerate(table[table["seen"]].groupby("target", sort=False)):
         drawn |= resample(part, [*KEYS, "seed"], n_bootstrap, seed=number)
-    nothing = pd.DataFrame(np.nan, range(1 + n_bootstrap), SCORES)  # where a target has no class of the training
+    nothing = pd.DataFrame(np.nan, range(1 + n_bootstrap), list(SCORES))  # where a target has no class of the training
     means = mean_over_seeds({key: drawn.get(key, nothing) for key in table.groupby([*KEYS, "seed"], sort=False).groups})
     scores = _sizes(table).merge(intervals(means, KEYS), on=KEYS)
     scores["weighted_accuracy_of_all"] = scores["weighted_accuracy"].fillna(0) * (1 - scores["unseen_percent"] / 100)
-    pairs = {key[:3]: (means[*key[:2], key[1], True], means[key]) for key in means if not key[3]}
+    pairs = {key[:3]: (means[key[0], key[1], key[1], True], means[key]) for key in means if not key[3]}
     unseen = table[~table["seen"]].groupby([*KEYS[:3], "class"])
     percent = 100 * unseen["predicted"].value_counts(normalize=True).rename("percent")
-    return Generalization(
-        scores,
-        differences(pairs, KEYS[:3], TRANSFER_SCORES),
-        unseen["cell"].nunique().rename("n_cells").reset_index().merge(percent.reset_index()),
-        table[[*KEYS, "seed", "cell", "class", "seen", "predicted"]],
+    return Tables(
+        scores=scores,
+        drops=differences(pairs, KEYS[:3], TRANSFER_SCORES),
+        unseen=unseen["cell"].nunique().rename("n_cells").reset_index().merge(percent.reset_index()),
+        predictions=table[[*KEYS, "seed", "cell", "class", "seen", "predicted"]],
     )
 
 

@@ -4,8 +4,6 @@ The true labels of a culture are not known. So the labels come with the confiden
 primary cells that it has not seen. `check_gene_set` says whether it uses genes of cell stress.
 """
 
-from typing import NamedTuple
-
 import pandas as pd
 from anndata import AnnData
 from scipy.stats import binomtest, ttest_ind
@@ -18,36 +16,12 @@ from sims_kit.errors import SettingError
 from sims_kit.estimator import obs_values
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
+from sims_kit.studies.runs import Tables
 from sims_kit.text import label_text
 from sims_kit.training import fit
 
 PRIMARY, CULTURE = "primary", "culture"
 TEST_SET, ALL = "test set", "all"  # samples: of primary tissue, and of a culture taken together
-
-
-class Inference(NamedTuple):
-    """What a model predicts of a culture, as tables; intervals are 95 %, those of percentages Wilson's.
-
-    Intervals cover the drawing of cells, and neither wrong predictions nor other samples.
-
-    Attributes
-    ----------
-    cells
-        By ``tissue`` (``"primary"``, the test set, or ``"culture"``), ``sample`` and ``cell``: ``label``
-        (``"Unknown"`` below the threshold), ``confidence`` (0 to 1), ``best_label``, ``second_label``.
-    composition
-        ``percent`` of each sample's cells by ``class``, ``"Unknown"`` among them, with ``_low`` and ``_high``.
-    confidence
-        By tissue and sample (``"all"``: the whole culture): ``mean_confidence``, ``median_confidence``,
-        ``confidence_shift`` from the primary test set (``_low``, ``_high``: Welch), ``unknown_percent``.
-    model
-        The model, trained or given.
-    """
-
-    cells: pd.DataFrame
-    composition: pd.DataFrame
-    confidence: pd.DataFrame
-    model: SIMSClassifier
 
 
 def inference(
@@ -61,7 +35,7 @@ def inference(
     test: float = 0.2,
     seed: int = 0,
     **settings,
-) -> Inference:
+) -> Tables:
     """Label the cells of a culture by a model of primary tissue, and say how far to trust the labels.
 
     Parameters
@@ -80,6 +54,15 @@ def inference(
         Share of `primary` that is the test set, of each class; seed of the split and the training.
     **settings
         As in `sims_kit.fit`: ``recipe``, ``max_epochs``, ...
+
+    Returns
+    -------
+    Tables
+        ``cells`` of each ``tissue`` (``"primary"``, the test set, or ``"culture"``) and ``sample``: ``label``,
+        ``confidence``, ``best_label``, ``second_label``. ``composition``, the ``percent`` of each sample's cells by
+        class, with Wilson's 95 % interval. ``confidence`` by sample (``"all"``: the whole culture), and its shift from
+        the primary test set, with Welch's. Intervals cover the drawing of cells, and neither wrong predictions nor
+        other samples. And the ``model``.
 
     Examples
     --------
@@ -102,11 +85,12 @@ def inference(
     model = fitted_model(model)
     parts = ((PRIMARY, TEST_SET, primary), (CULTURE, samples, culture))
     cells = pd.concat([_labels(*part, model, threshold) for part in parts], ignore_index=True)
-    return Inference(cells, _composition(cells, model.classes), _confidence(cells), model)
+    composition = _composition(cells, model.classes)
+    return Tables(cells=cells, composition=composition, confidence=_confidence(cells), model=model)
 
 
 def _labels(tissue: str, sample, cells: AnnData, model: SIMSClassifier, threshold: float) -> pd.DataFrame:
-    """The rows of `Inference.cells` of one tissue."""
+    """The labels of one tissue."""
     obs = annotate(cells, model, copy=True).obs
     names = {"sims_confidence": "confidence", "sims_label": "best_label", "sims_second_label": "second_label"}
     found = obs[[*names]].rename(columns=names).astype({"best_label": object, "second_label": object})

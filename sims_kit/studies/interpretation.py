@@ -44,20 +44,10 @@ def rank_genes(
 ) -> dict[str, pd.DataFrame]:
     """Score each gene for each class, by several methods: for each a table, classes x genes of the model.
 
-    Higher scores speak for the class; units differ.
-
-    Parameters
-    ----------
-    model, cells, layer
-        As in `explain`.
-    label
-        `obs` column with the class of each cell.
-    methods
-        Any of ``"SIMS masks"`` and ``"SIMS contributions"`` (class tables of `explain`), ``"logistic regression"`` and
-        ``"linear SVM"`` (coefficients of models fitted to these cells), and ``"Wilcoxon"`` (scores of
-        `scanpy.tl.rank_genes_groups`, the class against all other cells; 0 for genes without counts).
-    seed
-        Of the SVM.
+    Higher scores speak for the class; units differ. Methods are ``"SIMS masks"`` and ``"SIMS contributions"`` (class
+    tables of `explain`), ``"logistic regression"`` and ``"linear SVM"`` (coefficients of models fitted to these cells),
+    and ``"Wilcoxon"`` (scores of `scanpy.tl.rank_genes_groups`, the class against all other cells; 0 for genes without
+    counts). `label` is the `obs` column with the class of each cell.
 
     Examples
     --------
@@ -151,9 +141,8 @@ def faithfulness(
     Returns
     -------
     DataFrame
-        One row per ``method``, ``curve`` (``"deletion"`` or ``"insertion"``) and number, ``n_genes``:
-        ``probability``, the mean probability of the class that is predicted for the whole cell, and ``unchanged``, the
-        share of cells that keep that prediction.
+        By ``method``, ``curve`` and ``n_genes``: ``probability``, the mean probability of the class that is predicted
+        for the whole cell, and ``unchanged``, the share of cells that keep that prediction.
 
     Examples
     --------
@@ -193,11 +182,10 @@ def faithfulness(
 def stability(
     tables: Sequence[pd.DataFrame] | Mapping[str, pd.DataFrame], *, p: float = 0.9, depth: int = 100
 ) -> pd.DataFrame:
-    """Measure how well models agree on the genes of each class, for every pair of models.
+    """Measure how well models agree on the genes of each class: a row with ``rbo`` for every pair of models and class.
 
     Rankings are compared by rank-biased overlap (Webber, Moffat and Zobel 2010, doi:10.1145/1852102.1852106, equation
-    32): 1 for the same order, 0 for no gene in common. Only genes above zero have a rank. One row per pair and class:
-    ``first``, ``second`` (names, or numbers from 0), ``class``, ``rbo``; NaN where one of the two has no such gene.
+    32): 1 for the same order, 0 for no gene in common, NaN where one of the two has no gene above zero.
 
     Parameters
     ----------
@@ -224,9 +212,7 @@ def stability(
     )
     if not len(classes) or not len(genes):
         raise GeneError(f"The tables share {len(classes)} classes and {len(genes)} genes. Name both alike in all.")
-    left = {
-        n for table in tables.values() for n in [*table.index.difference(classes), *table.columns.difference(genes)]
-    }
+    left = {name for table in tables.values() for axis in table.axes for name in axis} - {*classes, *genes}
     if left:
         found = f"Not every table has {len(left):,} classes and genes ({examples(sorted(left, key=str))})"
         warnings.warn(f"{found}; they are left out.", stacklevel=2)
@@ -268,10 +254,10 @@ def check_gene_set(
     Returns
     -------
     DataFrame
-        One row for all cells (``"overall"``) and one per class: ``n_cells``; ``contribution``, the share of all
-        contributions that the set holds, by size; ``share``, the share of the set among the `top` genes; ``expected``,
-        ``low`` and ``high``, mean and central 95 % of that share for all sets of equal expression; ``p``, the share of
-        these sets with as many or more, adjusted over the classes (Benjamini and Hochberg).
+        For all cells (``"overall"``) and each class: ``contribution``, the share of all contributions that the set
+        holds, by size; ``share``, the share of the set among the `top` genes; ``expected``, ``low`` and ``high``, mean
+        and central 95 % of that share for all sets of equal expression; ``p``, the share of these sets with as many or
+        more, adjusted over the classes (Benjamini and Hochberg).
 
     Examples
     --------

@@ -25,7 +25,8 @@ from sims_kit.cells.matrix import log_normalised
 from sims_kit.errors import LabelError, UnknownNameError
 from sims_kit.estimator import SIMS, as_cells
 
-L1 = {"penalty": "l1"} if LogisticRegression().penalty == "l2" else {"l1_ratio": 1}  # since scikit-learn 1.8
+L1 = dict(solver="liblinear", max_iter=1000)
+L1 |= {"penalty": "l1"} if LogisticRegression().penalty == "l2" else {"l1_ratio": 1}  # since scikit-learn 1.8
 
 
 class LogNormalise(TransformerMixin, BaseEstimator):
@@ -135,14 +136,6 @@ def _linear_svm(seed: int) -> LinearSVC:
     return LinearSVC(C=0.01, random_state=seed)  # scikit-learn's 1 overfits values of many genes that are not scaled
 
 
-def _l1(seed: int) -> OneVsRestClassifier:
-    return OneVsRestClassifier(LogisticRegression(**L1, solver="liblinear", max_iter=1000, random_state=seed))
-
-
-def _lightgbm(seed: int) -> BaseEstimator:
-    return import_module("lightgbm").LGBMClassifier(random_state=seed, n_jobs=1, verbose=-1)
-
-
 METHODS = _Methods(
     {
         "SIMS, default": lambda seed: SIMS(seed=seed),
@@ -150,9 +143,7 @@ METHODS = _Methods(
         "SIMS, thesis": lambda seed: SIMS("thesis", seed=seed),
         "logistic regression": _on_values(lambda seed: LogisticRegression(max_iter=1000, random_state=seed)),
         "L1 logistic regression": _on_values(
-            lambda seed: OneVsRestClassifier(
-                LogisticRegression(**L1, solver="liblinear", max_iter=1000, random_state=seed)
-            )
+            lambda seed: OneVsRestClassifier(LogisticRegression(**L1, random_state=seed))
         ),
         "linear SVM": _on_values(_linear_svm),
         # Platt's sigmoid, as in Abdelaal et al. (Genome Biology 2019)
@@ -163,7 +154,9 @@ METHODS = _Methods(
         ),
         "kNN on PCs": _on_values(Components, lambda seed: KNeighborsClassifier(15)),  # scanpy's usual number
         "random forest": _on_values(lambda seed: RandomForestClassifier(200, random_state=seed)),
-        "LightGBM": _on_values(_lightgbm),
+        "LightGBM": _on_values(
+            lambda seed: import_module("lightgbm").LGBMClassifier(random_state=seed, n_jobs=1, verbose=-1)
+        ),
         "CellTypist": _on_values(CellTypist),
     }
 )

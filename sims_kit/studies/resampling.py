@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from sims_kit.calibration import UNKNOWN
 
 TRANSFER_SCORES = ("balanced_accuracy", "weighted_accuracy", "aggregated_f1", "median_f1")
+SCORES = (*TRANSFER_SCORES, "macro_f1", "unknown_percent")
 LABELLED_SCORES = ("accuracy", "macro_f1", "median_f1", "unlabelled_percent")
 BLOCK = 2**24  # weights of drawn cells that are held at once
 
@@ -16,53 +17,42 @@ BLOCK = 2**24  # weights of drawn cells that are held at once
 def score_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
     """Scores of tables of counts, as `sims_kit.metrics` has them; a cell labelled `Unknown` is not found.
 
-    Parameters
-    ----------
-    counts
-        (..., classes, labels) cells of each true class with each label: the classes, other labels, last `Unknown`.
+    `counts` is (..., classes, labels): cells of each true class with each label, the classes, others, last `Unknown`.
+    Scores are 0 to 1, NaN where there are no cells. ``balanced_accuracy``: mean of sensitivity and specificity of a
+    class (thesis equation 0.3), averaged over classes. ``weighted_accuracy``: share of correct cells.
+    ``aggregated_f1``: F1 of the classes pooled, which is the same where every cell is labelled. ``median_f1``: of the
+    classes that occur. ``macro_f1``: of those that occur or are predicted. ``unknown_percent``: 0 to 100.
 
-    Returns
-    -------
-    dict of str to array, (...)
-        0 to 1, NaN where there are no cells. ``balanced_accuracy``: mean of sensitivity and specificity of a class
-        (thesis equation 0.3), averaged over classes. ``weighted_accuracy``: share of correct cells. ``aggregated_f1``:
-        F1 of the classes pooled, which is the same where every cell is labelled. ``median_f1``: of the classes that
-        occur. ``unknown_percent``: 0 to 100.
-
-    Examples
-    --------
     >>> score_counts([[8, 2, 0], [0, 9, 1]])["weighted_accuracy"]  # 8 of 10, 9 of 10 with one Unknown
     array(0.85)
     """
     counts = np.asarray(counts, dtype=np.float64)
-    sizes, hits, predicted, f1 = _by_class(counts)
+    n_classes = counts.shape[-2]
+    sizes, predicted = counts.sum(axis=-1), counts[..., :n_classes].sum(axis=-2)
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
     total, unknown = sizes.sum(axis=-1), counts[..., -1].sum(axis=-1)
     rest, present = total[..., None] - sizes, sizes > 0
     balanced = (_ratio(hits, sizes) + _ratio(rest - (predicted - hits), rest)) / 2 * present
-    scores = {
-        "balanced_accuracy": _ratio(balanced.sum(axis=-1), present.sum(axis=-1)),
-        "weighted_accuracy": _ratio(hits.sum(axis=-1), total),
-        "aggregated_f1": _ratio(2 * hits.sum(axis=-1), 2 * total - unknown),
-        "median_f1": np.ma.filled(np.ma.median(np.ma.array(f1, mask=~present), axis=-1), np.nan),
-        "unknown_percent": 100 * _ratio(unknown, total),
-    }
-    return {name: np.where(total > 0, values, np.nan) for name, values in scores.items()}
+    f1, occurs = _ratio(2 * hits, sizes + predicted), counts[..., :-1].sum(axis=-2) > 0
+    occurs[..., :n_classes] |= present
+    values = (
+        _ratio(balanced.sum(axis=-1), present.sum(axis=-1)),
+        _ratio(hits.sum(axis=-1), total),
+        _ratio(2 * hits.sum(axis=-1), 2 * total - unknown),
+        np.ma.filled(np.ma.median(np.ma.array(f1, mask=~present), axis=-1), np.nan),
+        _ratio(f1.sum(axis=-1), occurs.sum(axis=-1)),
+        100 * _ratio(unknown, total),
+    )
+    return {name: np.where(total > 0, value, np.nan) for name, value in zip(SCORES, values, strict=True)}
 
 
 def score_labelled(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """`LABELLED_SCORES`: cells left `Unknown` are not scored but counted (Abdelaal et al., Genome Biology 2019).
-
-    ``macro_f1`` is of the classes that occur or are predicted.
-    """
+    """`LABELLED_SCORES`: cells left `Unknown` are not scored but counted (Abdelaal et al., Genome Biology 2019)."""
     labelled = np.array(counts, dtype=np.float64)
     labelled[..., -1] = 0
-    scores, (sizes, *_, f1) = score_counts(labelled), _by_class(labelled)
-    occurs = labelled.sum(axis=-2) > 0
-    occurs[..., : sizes.shape[-1]] |= sizes > 0
-    macro_f1 = np.where(sizes.sum(axis=-1) > 0, _ratio(f1.sum(axis=-1), occurs.sum(axis=-1)), np.nan)
-    unlabelled = score_counts(counts)["unknown_percent"]
-    found = (scores["weighted_accuracy"], macro_f1, scores["median_f1"], unlabelled)
-    return dict(zip(LABELLED_SCORES, found, strict=True))
+    scores = score_counts(labelled)
+    scores |= {"accuracy": scores["weighted_accuracy"], "unlabelled_percent": score_counts(counts)["unknown_percent"]}
+    return {name: scores[name] for name in LABELLED_SCORES}
 
 
 def resample(
@@ -70,24 +60,11 @@ def resample(
 ) -> dict[tuple, pd.DataFrame]:
     """Scores of every run, on its cells and on cells drawn with replacement: the same draws for all runs.
 
-    Parameters
-    ----------
-    predictions
-        One row per run and cell: the columns `by`, which name the run, ``cell``, ``class`` and ``predicted``. A run
-        that lacks some cells is scored on those drawn cells that it has.
-    n_bootstrap, seed
-        Number of draws and their seed; independent cells need another one.
-    score
-        `score_counts` or `score_labelled`.
+    `predictions` has a row per run and cell: the columns `by`, which name the run, ``cell``, ``class`` and
+    ``predicted``. A run that lacks some cells is scored on those drawn cells that it has. Independent cells need
+    another `seed`. The result has a table for each run: a column for each score, the value first and then its draws.
 
-    Returns
-    -------
-    dict
-        For each run, by the values of `by`: a column for each score, the value first and then its draws.
-
-    Examples
-    --------
-    >>> intervals(resample(predictions, ["method"]), ["method"])
+    >>> intervals(resample(predictions, ["method"], score=score_labelled), ["method"])
     """
     cells, classes = pd.Index(np.sort(predictions["cell"].unique())), sorted(set(predictions["class"]))
     labels = [*classes, *sorted(set(predictions["predicted"]) - {*classes, UNKNOWN}), UNKNOWN]
@@ -145,13 +122,6 @@ def differences(
     drawn = {(*key, name): pd.DataFrame({"": a[name] - b[name]}) for key, (a, b) in pairs.items() for name in scores}
     found = intervals(drawn, [*by, "score"]).reindex(columns=[*by, "score", "", "_low", "_high"])
     return found.rename(columns={"": "difference", "_low": "low", "_high": "high"})
-
-
-def _by_class(counts: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Of each class its cells, those found, those predicted, and F1."""
-    sizes, hits = counts.sum(axis=-1), np.diagonal(counts, axis1=-2, axis2=-1)
-    predicted = counts[..., : counts.shape[-2]].sum(axis=-2)
-    return sizes, hits, predicted, _ratio(2 * hits, sizes + predicted)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

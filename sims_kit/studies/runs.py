@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -21,13 +22,19 @@ from sims_kit.studies.methods import METHODS
 from sims_kit.text import class_labels
 
 Methods = str | Sequence[str] | Mapping[str, Callable[[int], BaseEstimator]]
-Parts = Callable[..., tuple[AnnData, Mapping[str, AnnData]]]
 
 PACKAGES = ("sims_kit", "torch", "scikit-learn", "numpy", "scipy")  # a run of another version is done again
 
 
+class Tables(SimpleNamespace):
+    """What a study found, as tables by name: ``found.scores``."""
+
+    def __repr__(self) -> str:
+        return f"Tables({', '.join(vars(self))})"
+
+
 def run_all(
-    parts: Parts,
+    parts: Callable[..., tuple[AnnData, Mapping[str, AnnData]]],
     methods: Methods,
     cases: Sequence[Mapping],
     seeds: int | Sequence[int],
@@ -39,16 +46,11 @@ def run_all(
     desc: str,
     confidence: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train and ask every method for every seed and case.
+    """The predictions and the epochs of every method, with the method, the case and the seed of each; see `_run`.
 
     ``parts(**case, seed=seed)`` gives the training cells and, by name, the targets. With a `folder`, joblib keeps each
     run, and uses it again if the estimator, its case and seed, the cells in `data`, `settings` and the versions of the
     packages are the same. A damaged one is noticed and run again.
-
-    Returns
-    -------
-    tuple of DataFrame
-        The predictions and the epochs of all runs, with the method, the case and the seed of each; see `_run`.
     """
     if not isinstance(methods, Mapping):
         methods = {name: METHODS[name] for name in ([methods] if isinstance(methods, str) else methods)}
@@ -57,13 +59,11 @@ def run_all(
         raise SettingError(f"seeds={seeds}: give different whole numbers, 0 or more, such as (0, 1, 2).")
     for make in methods.values():
         make(seeds[0])  # a missing package is noticed at once
-    key = None
-    if folder is not None:
-        contents = [
-            (part.X.data, part.X.indices, part.X.indptr, [*part.var_names], part.obs.to_dict("list")) for part in data
-        ]
-        key = joblib.hash([desc, contents, settings, [*map(version, PACKAGES)]])
+    key = [desc, settings, [*map(version, PACKAGES)]]
+    for part in data if folder else ():
+        key += [part.X.data, part.X.indices, part.X.indptr, [*part.var_names], part.obs.to_dict("list")]
     kept = joblib.Memory(folder, verbose=0, compress=True).cache(_run, ignore=["parts"])  # compressed: has a checksum
+    key = joblib.hash(key)
     runs = [{"method": name, **case, "seed": seed} for seed in seeds for case in cases for name in methods]
     jobs = (joblib.delayed(kept)(parts, methods[one["method"]](one["seed"]), one, confidence, key) for one in runs)
     done = joblib.Parallel(n_jobs, return_as="generator")(jobs)
@@ -73,7 +73,7 @@ def run_all(
     return pd.concat(predictions, ignore_index=True), pd.concat(epochs, ignore_index=True)
 
 
-def _run(parts: Parts, estimator: BaseEstimator, arguments: dict, confidence: bool, key: str | None) -> tuple:
+def _run(parts: Callable, estimator: BaseEstimator, arguments: dict, confidence: bool, key: str | None) -> tuple:
     """Train once and label the cells of every target; `key` stands for all that is common to the runs.
 
     The first table has the number of each ``cell`` of a ``target``, its ``class``, whether that was ``seen`` in

@@ -61,7 +61,7 @@ def test_sims_logs_epochs_and_a_restart_runs_nothing(cells, oracle, tmp_path):
     pd.testing.assert_series_equal(last, fits.sort_index(), check_names=False)
     again = studies.ablation(cells, "cell_type", **options)
     assert len(oracle["oracle"].given) == 4
-    for name, table in first._asdict().items():
+    for name, table in vars(first).items():
         pd.testing.assert_frame_equal(getattr(again, name), table)
 
 
