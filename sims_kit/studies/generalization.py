@@ -13,6 +13,7 @@ from sims_kit.cells.genes import align_genes, shared_genes
 from sims_kit.cells.matrix import detect_scale
 from sims_kit.cells.splits import stratified_split
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
+from sims_kit.estimator import obs_values
 from sims_kit.studies.resampling import SCORES, TRANSFER_SCORES, differences, intervals, mean_over_seeds, resample
 from sims_kit.studies.runs import Methods, Tables, plain_cells, run_all
 from sims_kit.text import label_text
@@ -88,7 +89,8 @@ def generalization(
     means = mean_over_seeds({key: drawn.get(key, nothing) for key in table.groupby([*KEYS, "seed"], sort=False).groups})
     scores = _sizes(table).merge(intervals(means, KEYS), on=KEYS)
     scores["weighted_accuracy_of_all"] = scores["weighted_accuracy"].fillna(0) * (1 - scores["unseen_percent"] / 100)
-    pairs = {key[:3]: (means[key[0], key[1], key[1], True], means[key]) for key in means if not key[3]}
+    targets = scores.loc[~scores["in_distribution"], KEYS].itertuples(index=False, name=None)
+    pairs = {key[:3]: (means[key[0], key[1], key[1], True], means[key]) for key in targets}
     unseen = table[~table["seen"]].groupby([*KEYS[:3], "class"])
     percent = 100 * unseen["predicted"].value_counts(normalize=True).rename("percent")
     return Tables(
@@ -107,9 +109,7 @@ def _groups(cells: AnnData | Mapping[str, AnnData], label: str, by: str | None) 
             "for a mapping of names to AnnData leave it out."
         )
     if by is not None:
-        if by not in cells.obs:
-            raise UnknownNameError("obs column", by, cells.obs.columns)
-        group_of = label_text(cells.obs[by])
+        group_of = label_text(obs_values(cells, by))
         if n_without := int(group_of.isna().sum()):
             warnings.warn(f"{n_without:,} of {cells.n_obs:,} cells have no {by!r} and are left out.", stacklevel=3)
         cells = {name: cells[(group_of == name).to_numpy()] for name in sorted(group_of.dropna().unique())}
@@ -153,11 +153,12 @@ def _joined(parts: Sequence[AnnData]) -> AnnData:
 def _sizes(table: pd.DataFrame) -> pd.DataFrame:
     """How many cells each target has, and which of its classes were not in training."""
     one_seed = table[table["seed"] == table["seed"].iloc[0]]
-    by_key, unseen = one_seed.groupby(KEYS, sort=False), one_seed[~one_seed["seen"]].groupby(KEYS)
-    found = by_key["n_training_cells"].first().to_frame()
-    found.insert(0, "n_seeds", table["seed"].nunique())
-    found["n_cells"], found["n_classes"] = by_key.size(), by_key["class"].nunique()
-    found["n_unseen_cells"] = unseen.size().reindex(found.index, fill_value=0)
-    found["unseen_percent"] = 100 * found["n_unseen_cells"] / found["n_cells"]
-    names = unseen["class"].agg(lambda classes: ", ".join(sorted(set(classes))))
-    return found.assign(unseen_classes=names.reindex(found.index, fill_value="")).reset_index()
+    rows = []
+    for key, part in one_seed.groupby(KEYS, sort=False):
+        unseen = part.loc[~part["seen"], "class"]
+        row = dict(zip(KEYS, key, strict=True)) | {"n_seeds": table["seed"].nunique()}
+        row |= {"n_training_cells": part["n_training_cells"].iloc[0], "n_cells": len(part)}
+        row |= {"n_classes": part["class"].nunique(), "n_unseen_cells": len(unseen)}
+        row |= {"unseen_percent": 100 * len(unseen) / len(part), "unseen_classes": ", ".join(sorted(set(unseen)))}
+        rows.append(row)
+    return pd.DataFrame(rows)

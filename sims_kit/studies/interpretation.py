@@ -329,7 +329,7 @@ def _wilcoxon(values: sparse.csr_matrix, labels: np.ndarray, genes: Sequence[str
     scanpy.tl.rank_genes_groups(cells, "label", method="wilcoxon")
     torch.set_num_threads(threads)  # numba in scanpy changes OpenMP's number of threads for all libraries
     found = scanpy.get.rank_genes_groups_df(cells, None).pivot(index="group", columns="names", values="scores")
-    return found.reindex(index=np.unique(labels), columns=genes, fill_value=0.0)
+    return found.reindex(index=np.unique(labels), columns=genes, fill_value=0.0).astype(float)
 
 
 def _scores_per_cell(method: str, values: sparse.csr_matrix, explanation, seed: int) -> sparse.csr_matrix:

@@ -16,7 +16,8 @@ from sklearn.base import BaseEstimator
 from sims_kit.calibration import UNKNOWN
 from sims_kit.cells.matrix import Expression, as_csr
 from sims_kit.datasets.labels import check_orientation
-from sims_kit.errors import LabelError, SettingError, UnknownNameError
+from sims_kit.errors import LabelError, SettingError
+from sims_kit.estimator import obs_values
 from sims_kit.progress import progress_bar
 from sims_kit.studies.methods import METHODS
 from sims_kit.text import class_labels
@@ -107,17 +108,14 @@ def _without_labels(cells: AnnData) -> AnnData:
 
 def plain_cells(cells: AnnData, label: str, name: str = "cells") -> AnnData:
     """The cells that have a label, numbered, with matrix, genes and ``obs["label"]``: nothing else that could leak."""
-    if label not in cells.obs:
-        raise UnknownNameError(f"obs column of {name} called", label, cells.obs.columns)
-    expression = Expression(cells, name=f"The matrix of {name}")
     check_orientation(cells, label, f"The matrix of {name}")
-    labels = class_labels(cells.obs[label], label)
+    labels = class_labels(obs_values(cells, label), label)
+    expression = Expression(cells, name=f"The matrix of {name}")
     known = np.flatnonzero(labels.notna())
     if n_unknown := int((labels == UNKNOWN).sum()):
         found = f'{name}: {n_unknown} cells are labelled "Unknown", as rejected cells are'
         raise LabelError(f"{found}. Leave them out, or rename the class.")
-    if len(known) < len(labels):
-        found = f"{name}: {len(labels) - len(known):,} of {len(labels):,} cells have no {label!r}"
-        warnings.warn(f"{found} and are left out.", stacklevel=4)
+    if n_without := len(labels) - len(known):
+        warnings.warn(f"{name}: {n_without:,} of {len(labels):,} cells have no {label!r}; left out.", stacklevel=4)
     obs = pd.DataFrame({"label": labels.iloc[known].to_numpy(str)}, index=known.astype(str))
     return AnnData(as_csr(cells.X)[known], obs=obs, var=pd.DataFrame(index=expression.var.index.astype(str)))
