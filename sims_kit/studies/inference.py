@@ -20,9 +20,6 @@ from sims_kit.studies.runs import Tables
 from sims_kit.text import label_text
 from sims_kit.training import fit
 
-PRIMARY, CULTURE = "primary", "culture"
-TEST_SET, ALL = "test set", "all"  # samples: of primary tissue, and of a culture taken together
-
 
 def inference(
     primary: Cells,
@@ -77,13 +74,13 @@ def inference(
     if not 0 < test < 1:
         raise SettingError(f"test={test!r}: give a share between 0 and 1, such as 0.2.")
     truth = label_text(obs_values(primary, label))
-    samples = ALL if sample is None else label_text(obs_values(culture, sample)).fillna("(no sample)").to_numpy()
+    samples = "all" if sample is None else label_text(obs_values(culture, sample)).fillna("(no sample)").to_numpy()
     if model is None:
         split = stratified_split(truth, validation=0, test=test, seed=seed)
         model = fit(primary[split.train].copy(), label, seed=seed, test=0, **settings)
         primary = primary[split.test]
     model = fitted_model(model)
-    parts = ((PRIMARY, TEST_SET, primary), (CULTURE, samples, culture))
+    parts = (("primary", "test set", primary), ("culture", samples, culture))
     cells = pd.concat([_labels(*part, model, threshold) for part in parts], ignore_index=True)
     composition = _composition(cells, model.classes)
     return Tables(cells=cells, composition=composition, confidence=_confidence(cells), model=model)
@@ -91,13 +88,11 @@ def inference(
 
 def _labels(tissue: str, sample, cells: AnnData, model: SIMSClassifier, threshold: float) -> pd.DataFrame:
     """The labels of one tissue."""
-    obs = annotate(cells, model, copy=True).obs
-    names = {"sims_confidence": "confidence", "sims_label": "best_label", "sims_second_label": "second_label"}
-    found = obs[[*names]].rename(columns=names).astype({"best_label": object, "second_label": object})
-    found.insert(0, "label", found["best_label"].where(found["confidence"] >= threshold, UNKNOWN))
-    for name, values in (("sample", sample), ("cell", cells.obs_names), ("tissue", tissue)):
-        found.insert(0, name, values)
-    return found
+    obs = annotate(cells, model, copy=True).obs.astype({"sims_label": object, "sims_second_label": object})
+    label = obs["sims_label"].where(obs["sims_confidence"] >= threshold, UNKNOWN)
+    found = {"tissue": tissue, "cell": obs.index, "sample": sample, "label": label}
+    found |= {"confidence": obs["sims_confidence"], "best_label": obs["sims_label"]}
+    return pd.DataFrame(found | {"second_label": obs["sims_second_label"]})
 
 
 def _composition(cells: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
@@ -112,14 +107,13 @@ def _composition(cells: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
 
 def _confidence(cells: pd.DataFrame) -> pd.DataFrame:
     """How confident the model is in each sample, against the primary test set."""
-    primary, culture = cells[cells["tissue"] == PRIMARY], cells[cells["tissue"] == CULTURE]
-    parts = [(PRIMARY, TEST_SET, primary), (CULTURE, ALL, culture)]
-    if culture["sample"].nunique() > 1:
-        parts += [(CULTURE, sample, part) for sample, part in culture.groupby("sample", sort=True)]
+    primary, culture = (cells[cells["tissue"] == tissue] for tissue in ("primary", "culture"))
+    parts = [("primary", "test set", primary), ("culture", "all", culture)]
+    parts += [("culture", sample, part) for sample, part in culture.groupby("sample") if len(part) < len(culture)]
     rows, baseline = [], primary["confidence"]
     for tissue, sample, part in parts:
         values, low, high = part["confidence"], 0.0, 0.0
-        if tissue == CULTURE:
+        if tissue == "culture":
             low, high = ttest_ind(values, baseline, equal_var=False).confidence_interval(0.95)
         row = {"tissue": tissue, "sample": sample, "n_cells": len(part), "mean_confidence": values.mean()}
         row |= {"median_confidence": values.median(), "confidence_shift": values.mean() - baseline.mean()}

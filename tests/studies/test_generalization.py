@@ -75,18 +75,6 @@ def test_leave_one_out_and_groups_of_different_genes(cells, oracle):
         studies.generalization(parts, "cell_type", which=which, **options | {"methods": "linear SVM"})
 
 
-def test_a_restart_runs_nothing_and_gives_the_same(cells, oracle, tmp_path):
-    """Names that look like numbers stay as they are; a damaged file or another setting is another run."""
-    options = dict(by="donor", methods=oracle, seeds=(0, 1), folder=tmp_path, n_bootstrap=20)
-    first, given = studies.generalization(cells, "cell_type", **options), oracle["oracle"].given
-    again = studies.generalization(cells, "cell_type", **options)
-    assert len(given) == 6 and set(again.scores["target"]) == {"00", "01", "02"}
-    for name, table in vars(first).items():
-        pd.testing.assert_frame_equal(getattr(again, name), table)
-    studies.generalization(cells, "cell_type", **options | {"held_out": 0.3, "seeds": 0, "which": "00"})
-    assert len(given) == 7
-
-
 def test_no_class_in_common_is_no_score(make_cells, oracle):
     """All cells are unseen: scores are NaN, and the cells are still counted."""
     cells = make_cells(n_cells=80, n_classes=4)

@@ -1,6 +1,5 @@
 """Interpretation: rankings against the libraries they come from, curves on dense values, overlap by its formula."""
 
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -72,15 +71,6 @@ def test_markers_come_first(rankings, model, cells):
         np.testing.assert_allclose(table.iloc[0], -table.iloc[1], atol=1e-5)
         assert list(cells.var["marker_of"][table.idxmax(axis=1)]) == ["class_0", "class_1"], method
         assert not table.iloc[:, 5].any()  # no cell has it
-
-
-def test_wilcoxon_leaves_the_number_of_threads(model, cells):
-    """Torch computes on as many threads after scanpy's test as before."""
-    before, unusual = torch.get_num_threads(), os.cpu_count() + 1
-    torch.set_num_threads(unusual)
-    studies.rank_genes(model, cells, "cell_type", "Wilcoxon")
-    assert torch.get_num_threads() == unusual
-    torch.set_num_threads(before)
 
 
 GENES = list("abcdef")
@@ -243,17 +233,6 @@ def test_chances_are_those_of_drawn_sets(noisy_cells, explained):
     assert row["expected"] == pytest.approx(drawn.mean() / 20, rel=0.02)
     assert row["p"] == pytest.approx((drawn >= first[members].sum()).mean(), abs=0.02)
     np.testing.assert_allclose(row[["low", "high"]].to_list(), np.quantile(drawn, [0.025, 0.975]) / 20, atol=0.051)
-
-
-def test_expression_is_matched(noisy_cells, explained, monkeypatch):
-    """Highly expressed genes are used more, as others like them are; without bins they would be found."""
-    high = noisy_cells.var_names[np.argsort(-noisy_cells.X.toarray().mean(axis=0))[:60]]
-    few, noise = np.random.default_rng(3).choice(high, 15, replace=False), explained()
-    matched = studies.check_gene_set(noise, noisy_cells, few).loc["overall"]
-    monkeypatch.setattr(interpretation, "N_BINS", 1)
-    not_matched = studies.check_gene_set(noise, noisy_cells, few).loc["overall"]
-    assert matched["p"] > 0.05 and matched["share"] == pytest.approx(matched["expected"], rel=0.2)
-    assert not_matched["p"] < 0.01 and not_matched["share"] > 2 * not_matched["expected"]
 
 
 def test_a_planted_set_is_found_in_its_class(noisy_cells, explained):
