@@ -45,15 +45,15 @@ def test_celltypist_is_that_of_the_package(make_cells):
         coef_ = property(lambda self: np.vstack([model.coef_ for model in self.estimators_]))
         intercept_ = property(lambda self: np.concatenate([model.intercept_ for model in self.estimators_]))
 
-        def __init__(self, multi_class="ovr", **settings):
-            super().__init__(LogisticRegression(**settings))
+    def one_against_rest(multi_class, **settings):
+        return OneAgainstRest(LogisticRegression(**settings))
 
     cells = make_cells(n_cells=160, n_genes=400)
     y = cells.obs["cell_type"].to_numpy()
     values = cells.copy()
     values.X = log_normalised(cells, list(cells.var_names))
     options = dict(check_expression=False, feature_selection=True, n_jobs=1, random_state=0)
-    with mock.patch.object(sys.modules["celltypist.train"], "LogisticRegression", OneAgainstRest):
+    with mock.patch.object(sys.modules["celltypist.train"], "LogisticRegression", one_against_rest):
         model = celltypist.train(values[:120].copy(), y[:120], **options)
     expected = celltypist.annotate(values[120:].copy(), model=model).probability_matrix
     found = studies.METHODS["CellTypist"](0).fit(cells[:120], y[:120]).predict_proba(cells[120:])
