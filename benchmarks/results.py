@@ -33,7 +33,7 @@ from tasks import TASKS, Folds, slug
 
 import sims_kit as sk
 from sims_kit.calibration import expected_calibration_error
-from sims_kit.studies.resampling import difference, intervals, resample, score_labelled
+from sims_kit.studies.resampling import differences, intervals, resample, score_labelled
 
 MEASURED = ROOT / "benchmarks/measured"
 AGAINST = "SIMS, default"
@@ -182,26 +182,25 @@ def summarised() -> dict[str, pd.DataFrame]:
                 assert len(cells[method]) == n_cells, f"{predictions_file(task, method)} has not {n_cells:,} cells"
         table = pd.concat(cells, names=["method"]).reset_index("method").reset_index(drop=True)
         drawn = resample(table, ["method"], score=score_labelled)
+        scores = intervals(drawn, ["method"]).set_index("method")
         for method, own in of_task.groupby("method", sort=False):
             row = {"task": task, "method": method, "reason": reasons[method]}
             if method in cells:
                 found = cells[method]
                 correct, seconds = found["top"] == found["class"], ["fit_seconds", "predict_seconds", "cpu_seconds"]
-                row |= {"n_cells": len(found), "n_classes": found["class"].nunique()} | intervals(drawn[method,])
+                row |= {"n_cells": len(found), "n_classes": found["class"].nunique()} | scores.loc[method].to_dict()
                 row |= own[seconds].mean().to_dict() | {"peak_memory_mb": own["peak_memory_mb"].max()}
                 if found["confidence"].notna().all():
                     row["calibration_error"] = expected_calibration_error(found["confidence"].clip(0, 1), correct)
                 recall = (found["predicted"] == found["class"]).groupby(found["class"]).agg(["size", "mean"])
                 recall = recall.set_axis(["n_cells", "recall"], axis=1).reset_index()
                 tables["classes"].append(recall.assign(task=task, method=method))
-                if AGAINST in cells and method != AGAINST:
-                    pairs = {score: difference(drawn[AGAINST,][score], drawn[method,][score]) for score in SCORES}
-                    tables["differences"] += [
-                        {"task": task, "method": method, "score": score, **pair} for score, pair in pairs.items()
-                    ]
             tables["scores"].append(row)
-    tables["classes"] = pd.concat(tables["classes"], ignore_index=True)
-    return tables | {name: pd.DataFrame(tables[name]) for name in ("scores", "differences")}
+        if AGAINST in cells:
+            pairs = {key: (drawn[AGAINST,], other) for key, other in drawn.items() if key != (AGAINST,)}
+            tables["differences"].append(differences(pairs, ["method"], SCORES).assign(task=task))
+    joined = {name: pd.concat(tables[name], ignore_index=True) for name in ("classes", "differences")}
+    return tables | joined | {"scores": pd.DataFrame(tables["scores"])}
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> None:

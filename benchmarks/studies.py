@@ -10,7 +10,6 @@ which is four, for time; --methods takes any of `sims_kit.studies.METHODS`.
 """
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
 import matplotlib
@@ -52,7 +51,7 @@ def main() -> None:
             write_section(title, parts)
 
 
-def generalization(task: str, **options) -> sk.studies.Generalization:
+def generalization(task: str, **options) -> tuple:
     """Across regions and donors of simulated cortex, and across two protocols on the same three cell lines."""
     if task == "protocols":
         names = ("cell-lines-celseq2", "cell-lines-dropseq")
@@ -62,7 +61,7 @@ def generalization(task: str, **options) -> sk.studies.Generalization:
     return sk.studies.generalization(cortex(), "cell_type", **settings[task], **options)
 
 
-def ablation(task: str, **options) -> sk.studies.Ablation:
+def ablation(task: str, **options) -> tuple:
     """Of simulated cortex, and of neurons of a worm."""
     cells = cortex() if task == "sim-cortex" else sk.load(task)
     return sk.studies.ablation(cells, "cell_type", proportions=PROPORTIONS, **options)
@@ -76,8 +75,8 @@ def cortex():
 def store(found, folder: Path) -> None:
     """Every table of a study; those with a row per cell or epoch compressed, the same bytes for the same rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (field.name for field in fields(found)):
-        frame, long = getattr(found, name), name in ("predictions", "epochs")
+    for name, frame in vars(found).items():
+        long = name in ("predictions", "epochs")
         how = {"compression": {"method": "gzip", "mtime": 0}} if long else {}
         frame.to_csv(folder / f"{name}.csv{'.gz' if long else ''}", index=False, float_format="%.5g", **how)
 
@@ -206,8 +205,15 @@ def ablation_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
 
 
 def learned(epochs: pd.DataFrame) -> pd.DataFrame:
-    """When trainings converge, of those that end with most validation cells right: others have nowhere to go."""
-    times = sk.studies.convergence(epochs)
+    """When trainings come near the mean of their last epochs, of those that end with most validation cells right."""
+    rows, keys = [], ["method", "proportion", "seed", "n_training_cells"]
+    for key, own in epochs.groupby(keys, sort=False):
+        accuracy = own.sort_values("epoch").set_index("epoch")["val_accuracy_weighted"]
+        end = accuracy.tail(min(10, max(1, len(accuracy) // 5))).mean()
+        first = (accuracy >= end - TOLERANCE).idxmax()
+        seconds = own.set_index("epoch").loc[first, "cpu_seconds"]
+        rows.append((*key, first + 1, seconds, accuracy.index[-1] + 1, end))
+    times = pd.DataFrame(rows, columns=[*keys, "epochs", "cpu_seconds", "n_epochs", "end"])
     return times[times["end"] > 0.5]
 
 
@@ -232,11 +238,11 @@ def size_rows(tables: dict[str, pd.DataFrame], times: pd.DataFrame) -> pd.DataFr
 
 def smallest_rows(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The smallest training set by the mean, and by the upper end of the interval."""
-    rows = []
-    mean, sure = (sk.studies.smallest_within(tables["losses"], TOLERANCE, sure=sure) for sure in (False, True))
-    for (_, one), (_, two) in zip(mean.iterrows(), sure.iterrows(), strict=True):
-        found = {"method": one["method"]}
-        for name, row in (("by the mean", one), ("surely", two)):
+    rows, losses = [], tables["losses"].query("score == 'median_f1'").sort_values("proportion", ascending=False)
+    for method in tables["scores"]["method"].unique():
+        found, own = {"method": method}, losses[losses["method"] == method]
+        for name, loss in (("by the mean", "difference"), ("surely", "high")):
+            row = own[(own[loss] <= TOLERANCE).cummin()].iloc[-1]  # and all larger ones are within, too
             found[name] = f"{100 * row['proportion']:g} % ({row['n_training_cells']:,} cells)"
         rows.append(found)
     return pd.DataFrame(rows)

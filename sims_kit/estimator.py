@@ -13,7 +13,6 @@ from sims_kit.annotation import predict_probabilities
 from sims_kit.cells.loaders import query_batches
 from sims_kit.cells.matrix import as_csr
 from sims_kit.errors import LabelError, UnknownNameError
-from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.recipe import Recipe
 from sims_kit.text import class_labels
 from sims_kit.training import fit
@@ -24,9 +23,7 @@ class SIMS(ClassifierMixin, BaseEstimator):
 
     `X` holds counts or log-normalised values, cells x genes: a sparse or dense array, a DataFrame with a column for
     each gene, or AnnData. Genes of a DataFrame or AnnData are matched by name when cells are predicted. Sparse values
-    stay sparse. What `sims_kit.fit` refuses is refused here, in its words. Two of scikit-learn's common tests do not
-    hold: one expects other words about negative values, the other learns from coordinates of two features, whose sum,
-    the library size, SIMS normalises away.
+    stay sparse. What `sims_kit.fit` refuses is refused here, in its words.
 
     Parameters
     ----------
@@ -36,26 +33,16 @@ class SIMS(ClassifierMixin, BaseEstimator):
         Of the validation cells, the weights and the order of the cells.
     validation
         Share of the cells on which confidence is calibrated; 0 for none.
-    max_epochs
-        None for those of the recipe.
-    verbose
-        Print what was found and draw a progress bar.
-
-    Attributes
-    ----------
-    model_
-        The fitted `SIMSClassifier`, for `explain`, `annotate` and `save_model`.
-    classes_
-        (classes,) the class of each column of `predict_proba`.
-    n_features_in_, feature_names_in_
-        Number of genes and, where `X` had them, their names.
+    max_epochs, verbose
+        As in `sims_kit.fit`.
 
     Examples
     --------
     >>> from sklearn.model_selection import GroupKFold, cross_val_predict
     >>> labels = cross_val_predict(SIMS(), X, y, groups=donors, cv=GroupKFold(4))
     >>> classifier = SIMS({"n_models": 1}, max_epochs=20).fit(reference, "cell_type")
-    >>> classifier.predict_proba(query)  # cells x classes, rows sum to one
+    >>> classifier.predict_proba(query)  # cells x classes, in the order of classifier.classes_
+    >>> explain(classifier.model_, query)  # the SIMSClassifier, also for annotate and save_model
     """
 
     def __init__(
@@ -73,36 +60,27 @@ class SIMS(ClassifierMixin, BaseEstimator):
     def fit(self, X, y, groups: Sequence | str | None = None) -> "SIMS":
         """Train on labelled cells.
 
-        Parameters
-        ----------
-        X
-            (cells, genes).
-        y
-            (cells,) labels, or the `obs` column that holds them.
-        groups
-            (cells,) donors or samples, or their `obs` column: validation cells come from groups of their own.
+        `y` and `groups`, the donors or samples, are (cells,) or the names of `obs` columns. Validation cells come from
+        groups of their own.
         """
-        if y is None:
-            raise ValueError("SIMS requires y to be passed, but the target y is None.")
         cells = as_cells(X)
-        obs = pd.DataFrame(index=cells.obs_names)
-        y, groups = (_column(cells, values) for values in (y, groups))
+        y, groups = (obs_values(cells, values) for values in (y, groups))
         check_consistent_length(cells, y, groups)
-        obs["label"] = class_labels(y, "y").to_numpy()
+        obs = pd.DataFrame({"label": class_labels(y, "y").to_numpy(), "group": groups}, index=cells.obs_names)
         if n_missing := obs["label"].isna().sum():
             raise LabelError(f"{n_missing:,} of {len(obs):,} cells have no label. Leave them out.")
         check_classification_targets(y)
         self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
             raise LabelError(f"y has one class, {self.classes_[0]!r}; a classifier needs two or more.")
-        if groups is not None:
-            obs["group"] = groups
         self.n_features_in_ = cells.n_vars
         vars(self).pop("feature_names_in_", None)
         if isinstance(X, AnnData) or list(getattr(X, "columns", [])) == list(cells.var_names):
             self.feature_names_in_ = cells.var_names.to_numpy(dtype=object)
         self._genes = cells.var_names
-        self.model_ = self._train(AnnData(cells.X, obs=obs, var=cells.var))
+        settings = dict(recipe=self.recipe, max_epochs=self.max_epochs, seed=self.seed, verbose=self.verbose)
+        settings |= dict(validation=self.validation, test=0, groups=None if groups is None else "group")
+        self.model_ = fit(AnnData(cells.X, obs=obs, var=cells.var), "label", **settings)
         self._columns = pd.Index(self.model_.classes).get_indexer(class_labels(self.classes_, "y"))
         return self
 
@@ -115,13 +93,8 @@ class SIMS(ClassifierMixin, BaseEstimator):
 
     def predict(self, X) -> np.ndarray:
         """The most probable class of each cell, (cells,)."""
-        best = self.predict_proba(X).argmax(axis=1)
-        return self.classes_[best]
-
-    def _train(self, cells: AnnData) -> SIMSClassifier:
-        groups = "group" if "group" in cells.obs else None
-        settings = dict(recipe=self.recipe, max_epochs=self.max_epochs, seed=self.seed, verbose=self.verbose)
-        return fit(cells, "label", groups=groups, validation=self.validation, test=0, **settings)
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(axis=1)]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -130,10 +103,7 @@ class SIMS(ClassifierMixin, BaseEstimator):
 
 
 def as_cells(X, genes: Sequence[str] | None = None) -> AnnData:
-    """An array, sparse matrix or DataFrame of cells x genes as AnnData; AnnData is returned as it is.
-
-    Columns without names get those in `genes`, or are named by their position.
-    """
+    """Cells x genes as AnnData; columns without names get those in `genes`, or are named by their position."""
     if isinstance(X, AnnData):
         return X
     if isinstance(X, pd.DataFrame) and all(isinstance(name, str) for name in X.columns):
@@ -146,8 +116,8 @@ def as_cells(X, genes: Sequence[str] | None = None) -> AnnData:
     return AnnData(as_csr(matrix), var=pd.DataFrame(index=pd.Index(genes, dtype=object)))
 
 
-def _column(cells: AnnData, values):
-    """Values for each cell, where a name stands for a column of `obs`."""
+def obs_values(cells: AnnData, values) -> np.ndarray | None:
+    """(cells,) values, where a name stands for a column of `obs`."""
     if isinstance(values, str):
         if values not in cells.obs:
             raise UnknownNameError("obs column", values, cells.obs.columns)

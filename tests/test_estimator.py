@@ -128,13 +128,3 @@ def test_bad_input_is_told_before_training(cells, change, error, message):
     y = cells.obs["cell_type"].to_numpy() if y == "cell_type" and not isinstance(X, ad.AnnData) else y
     with pytest.raises(error, match=message):
         sk.SIMS(**settings).fit(X, y, groups=change.get("groups"))
-
-
-@pytest.mark.dataset("pbmc68k")
-def test_real_cells(real_data, monkeypatch):
-    """Most blood cells get their label."""
-    monkeypatch.setenv("SIMS_KIT_DATA", str(real_data))
-    cells = sk.load("pbmc68k")
-    y = cells.obs[cells.uns["sims_kit"]["label"]].astype(str).to_numpy()
-    labels = cross_val_predict(sk.SIMS({"n_models": 1, "training_steps": 100}), cells, y, cv=2)
-    assert (labels == y).mean() > 0.65

@@ -1,9 +1,8 @@
 """What an explanation is worth: true markers, faithfulness, stability, and sets of genes that should not matter."""
 
-import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial, reduce
+from functools import reduce
 from itertools import combinations
 
 import numpy as np
@@ -11,20 +10,19 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
-from scipy.stats import false_discovery_control
-from sklearn.linear_model import LogisticRegression
+from scipy.stats import false_discovery_control, hypergeom
 from sklearn.metrics import average_precision_score
-from sklearn.svm import LinearSVC
 
-from sims_kit.annotation import predict_probabilities
+from sims_kit.annotation import Model, predict_probabilities
 from sims_kit.cells.loaders import CellDataset
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.datasets.simulate import STRESS_GENES
 from sims_kit.errors import DataError, GeneError, LabelError, SettingError, UnknownNameError
+from sims_kit.estimator import obs_values
 from sims_kit.explanation import Explanation, explain
-from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.progress import progress_bar
+from sims_kit.studies.methods import METHODS
 from sims_kit.text import examples, label_text
 
 RANKINGS = ("SIMS masks", "SIMS contributions", "logistic regression", "linear SVM", "Wilcoxon")
@@ -33,12 +31,10 @@ NUMBERS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)  # of genes, about evenly spac
 BLOCK = 20  # genes of similar expression among which the scores of a cell are shuffled
 N_BINS = 20  # groups of genes by expression, of equal numbers, within which genes are exchanged
 GENES_PER_BIN = 10  # at least: a smaller bin offers too few genes to exchange
-SETS_PER_CLASS = 40  # drawn at least, so that one class of many can reach an adjusted p below 0.05
-SETS_AT_ONCE = 1000  # bounds the memory of the random numbers
 
 
 def rank_genes(
-    model: SIMSClassifier | str | os.PathLike,
+    model: Model,
     cells: AnnData,
     label: str,
     methods: str | Iterable[str] = RANKINGS,
@@ -46,25 +42,12 @@ def rank_genes(
     layer: str | None = None,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
-    """Score each gene for each class, by several methods.
+    """Score each gene for each class, by several methods: for each a table, classes x genes of the model.
 
-    Parameters
-    ----------
-    model, cells, layer
-        As in `explain`.
-    label
-        `obs` column with the class of each cell.
-    methods
-        Any of ``"SIMS masks"`` and ``"SIMS contributions"`` (class tables of `explain`), ``"logistic regression"`` and
-        ``"linear SVM"`` (coefficients of models fitted to these cells), and ``"Wilcoxon"`` (scores of
-        `scanpy.tl.rank_genes_groups`, the class against all other cells; 0 for genes without counts).
-    seed
-        Of the SVM.
-
-    Returns
-    -------
-    dict of DataFrame
-        For each method a table, classes x genes of the model; higher scores speak for the class. Units differ.
+    Higher scores speak for the class; units differ. Methods are ``"SIMS masks"`` and ``"SIMS contributions"`` (class
+    tables of `explain`), ``"logistic regression"`` and ``"linear SVM"`` (coefficients of models fitted to these cells),
+    and ``"Wilcoxon"`` (scores of `scanpy.tl.rank_genes_groups`, the class against all other cells; 0 for genes without
+    counts). `label` is the `obs` column with the class of each cell.
 
     Examples
     --------
@@ -72,9 +55,7 @@ def rank_genes(
     >>> rankings["Wilcoxon"].loc["B cell"].nlargest(10)
     """
     methods, model = _known(methods, RANKINGS), fitted_model(model)
-    if label not in cells.obs:
-        raise UnknownNameError("obs column", label, cells.obs.columns)
-    labels = label_text(cells.obs[label])
+    labels = label_text(obs_values(cells, label))
     if labels.isna().any() or labels.nunique() < 2:
         found = f"{labels.nunique()} classes and {labels.isna().sum()} cells without a label"
         raise LabelError(f"{label!r} has {found}; expected two classes or more. Select the labelled cells first.")
@@ -83,26 +64,22 @@ def rank_genes(
     if any(method.startswith("SIMS") for method in methods):
         found = explain(model, cells, groupby=label, layer=layer)
         tables = {"SIMS masks": found.classes, "SIMS contributions": found.class_contributions}
-    linear = {  # C=0.01: 1 overfits values of many genes that are not scaled
-        "logistic regression": LogisticRegression(C=1, max_iter=1000),
-        "linear SVM": LinearSVC(C=0.01, random_state=seed),
-    }
     for method in (name for name in methods if name not in tables):
-        scores = _wilcoxon(values, labels) if method == "Wilcoxon" else linear[method].fit(values, labels).coef_
-        scores = np.vstack([-scores, scores]) if len(scores) == 1 else scores  # of two classes, for the second
-        tables[method] = pd.DataFrame(scores, np.unique(labels), model.genes)
+        if method == "Wilcoxon":
+            tables[method] = _wilcoxon(values, labels, model.genes)
+        else:
+            scores = METHODS[method](seed)[-1].fit(values, labels).coef_
+            scores = np.vstack([-scores, scores]) if len(scores) == 1 else scores  # of two classes, for the second
+            tables[method] = pd.DataFrame(scores, np.unique(labels), model.genes)
     return {method: tables[method].rename_axis(index="class", columns="gene") for method in methods}
 
 
 def marker_recovery(rankings: Mapping[str, pd.DataFrame], markers: pd.DataFrame, *, k: int = 10) -> pd.DataFrame:
     """Compare rankings (as from `rank_genes`) with true markers: boolean, of the same classes and genes.
 
-    Returns
-    -------
-    DataFrame
-        One row per method and class: ``method``, ``class``, ``n_markers``; ``precision_at_k``, the share of markers
-        among the first `k` genes (the mean over all orders of equal scores); ``auprc``, the average precision. NaN for
-        a class without markers.
+    One row per method and class: ``method``, ``class``, ``n_markers``; ``precision_at_k``, the share of markers among
+    the first `k` genes (the mean over all orders of equal scores); ``auprc``, the average precision. NaN for a class
+    without markers.
 
     Examples
     --------
@@ -115,17 +92,14 @@ def marker_recovery(rankings: Mapping[str, pd.DataFrame], markers: pd.DataFrame,
         raise SettingError(f"k={k}: expected a number of genes from 1 to {markers.shape[1]:,}, those of the markers.")
     rows = []
     for method, ranking in rankings.items():
-        for error, axis in ((LabelError, 0), (GeneError, 1)):
-            own, true = ranking.axes[axis], markers.axes[axis]
+        for own, true in zip(ranking.axes, markers.axes, strict=True):
             if not own.is_unique or not true.is_unique or set(own) != set(true):
                 missing, more = examples(true.difference(own)) or "none", examples(own.difference(true)) or "none"
-                raise error(
+                raise DataError(
                     f"The ranking of {method!r} and the markers differ in their names: it lacks {missing} and has more "
                     f"{more}, or one has a name twice. Select the same in both, as by markers.reindex."
                 )
         ranking = ranking.loc[markers.index, markers.columns]
-        if ranking.isna().to_numpy().any():
-            raise DataError(f"The ranking of {method!r} holds NaN; expected a number for each class and gene.")
         for (label, scores), true in zip(ranking.iterrows(), markers.to_numpy(), strict=True):
             scores, precision, area = scores.to_numpy(), np.nan, np.nan
             if true.any():
@@ -138,7 +112,7 @@ def marker_recovery(rankings: Mapping[str, pd.DataFrame], markers: pd.DataFrame,
 
 
 def faithfulness(
-    model: SIMSClassifier | str | os.PathLike,
+    model: Model,
     cells: AnnData,
     methods: str | Iterable[str] | Mapping[str, sparse.csr_matrix] = CELL_RANKINGS,
     *,
@@ -167,17 +141,14 @@ def faithfulness(
     Returns
     -------
     DataFrame
-        One row per method, curve and number: ``method``, ``curve`` (``"deletion"`` or ``"insertion"``), ``n_genes``,
-        ``probability``, the mean probability of the class that is predicted for the whole cell, and ``unchanged``, the
-        share of cells that keep that prediction.
+        By ``method``, ``curve`` and ``n_genes``: ``probability``, the mean probability of the class that is predicted
+        for the whole cell, and ``unchanged``, the share of cells that keep that prediction.
 
     Examples
     --------
     >>> curves = sk.studies.faithfulness(model, cells, ["SIMS contributions", "random"], numbers=(0, 1, 10, 100))
     >>> sk.plotting.faithfulness_curves(curves)
     """
-    if any(number != int(number) or number < 0 for number in numbers):
-        raise SettingError(f"numbers={tuple(numbers)}: expected whole numbers of genes, 0 or more.")
     given = methods if isinstance(methods, Mapping) else {}
     names, model = list(given) or _known(methods, CELL_RANKINGS), fitted_model(model)
     values = log_normalised(cells, model.genes, layer=layer).copy()  # may share its indices with the caller's matrix
@@ -185,11 +156,18 @@ def faithfulness(
     explanation = None if given or names == ["random"] else explain(model, cells, layer=layer)
     predicted = predict_probabilities(model, _batches(values)).argmax(axis=1)
     most = int(np.diff(values.indptr).max())
-    numbers = [*sorted({int(number) for number in numbers if number < most}), most]
+    numbers = [*sorted({number for number in numbers if number < most}), most]
     rows = []
     for name in progress_bar(names, desc="deleting genes", unit="method"):
-        scores = given[name] if given else _scores_per_cell(name, values, explanation, seed)
-        ranks = _ranks_within_cells(scores, values, name, seed)
+        scores = sparse.csr_matrix(given[name] if given else _scores_per_cell(name, values, explanation, seed))
+        if not (np.array_equal(scores.indptr, values.indptr) and np.array_equal(scores.indices, values.indices)):
+            raise DataError(
+                f"The scores of {name!r} are {scores.shape[0]:,} x {scores.shape[1]:,} with {scores.nnz:,} entries; "
+                f"expected {values.shape[0]:,} x {values.shape[1]:,} and the entries of what cells express."
+            )
+        order = np.lexsort((np.random.default_rng(seed).random(values.nnz), -scores.data, _rows(values)))
+        ranks = np.empty(values.nnz, np.int32)  # 1 for the highest score of a cell, equal ones in random order
+        ranks[order] = np.arange(values.nnz) - values.indptr[_rows(values)] + 1
         for curve in ("deletion", "insertion"):
             for number in numbers:
                 left = values.copy()
@@ -204,50 +182,44 @@ def faithfulness(
 def stability(
     tables: Sequence[pd.DataFrame] | Mapping[str, pd.DataFrame], *, p: float = 0.9, depth: int = 100
 ) -> pd.DataFrame:
-    """Measure how well models agree on the genes of each class, for every pair of models.
+    """Measure how well models agree on the genes of each class: a row with ``rbo`` for every pair of models and class.
 
     Rankings are compared by rank-biased overlap (Webber, Moffat and Zobel 2010, doi:10.1145/1852102.1852106, equation
-    32): 1 for the same order, 0 for no gene in common. Only genes above zero have a rank.
+    32): 1 for the same order, 0 for no gene in common, NaN where one of the two has no gene above zero.
 
     Parameters
     ----------
     tables
         Two or more DataFrames, classes x genes, such as `Explanation.class_contributions` of models of other seeds;
         a mapping gives them names. Classes and genes that not all of them have are left out, with a warning.
-    p
-        Persistence, above 0 and below 1. With 0.9 the first 10 ranks carry 86 % of the weight, with 0.98 the first 50.
-    depth
-        Ranks to compare at most.
-
-    Returns
-    -------
-    DataFrame
-        One row per pair and class: ``first``, ``second`` (names, or numbers from 0), ``class``, ``rbo``; NaN where one
-        of the two has no gene above zero.
+    p, depth
+        Persistence, above 0 and below 1: with 0.9 the first 10 ranks carry 86 % of the weight, with 0.98 the first 50;
+        and ranks to compare at most.
 
     Examples
     --------
     >>> tables = [sk.explain(model, cells).class_contributions for model in models]
     >>> sk.studies.stability(tables).groupby("class")["rbo"].mean()
     """
-    if not 0 < p < 1 or depth < 1:
-        raise SettingError(f"p={p!r}, depth={depth!r}; expected p above 0 and below 1, and a depth of 1 or more.")
+    if not 0 < p < 1:
+        raise SettingError(f"p={p!r}; expected a number above 0 and below 1.")
     tables = dict(tables) if isinstance(tables, Mapping) else dict(enumerate(tables))
     if len(tables) < 2 or not all(isinstance(table, pd.DataFrame) for table in tables.values()):
         raise DataError("Expected two or more DataFrames, classes x genes: class_contributions of each explanation.")
-    shared = partial(reduce, lambda names, others: names.intersection(others, sort=False))
-    classes, genes = shared([t.index for t in tables.values()]), shared([t.columns for t in tables.values()])
+    classes, genes = (
+        reduce(lambda names, others: names.intersection(others, sort=False), lists)
+        for lists in zip(*(table.axes for table in tables.values()), strict=True)
+    )
     if not len(classes) or not len(genes):
         raise GeneError(f"The tables share {len(classes)} classes and {len(genes)} genes. Name both alike in all.")
-    left = {str(n) for t in tables.values() for n in [*t.index.difference(classes), *t.columns.difference(genes)]}
+    left = {name for table in tables.values() for axis in table.axes for name in axis} - {*classes, *genes}
     if left:
-        message = f"Not every table has {len(left):,} classes and genes ({examples(sorted(left))}); they are left out."
-        warnings.warn(message, stacklevel=2)
-    rankings = {}
-    for name, table in tables.items():
-        values = table.loc[classes, genes].to_numpy(float)
-        orders = zip(values, np.argsort(-values, axis=1, kind="stable")[:, :depth], strict=True)
-        rankings[name] = [order[row[order] > 0] for row, order in orders]  # sparse masks leave thousands at zero
+        found = f"Not every table has {len(left):,} classes and genes ({examples(sorted(left, key=str))})"
+        warnings.warn(f"{found}; they are left out.", stacklevel=2)
+    rankings = {
+        name: [row[row > 0].nlargest(depth).index for _, row in table.loc[classes, genes].iterrows()]
+        for name, table in tables.items()  # sparse masks leave thousands of genes at zero
+    }
     rows = [
         (a, b, label, rank_biased_overlap(first, second, p))
         for a, b in combinations(tables, 2)
@@ -262,15 +234,13 @@ def check_gene_set(
     genes: Sequence[str] = STRESS_GENES,
     *,
     top: int = 100,
-    n_permutations: int = 1000,
     layer: str | None = None,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Test how many genes of a set are among the most used genes of each class, against sets of equal expression.
 
-    A permutation test: each gene of the set is exchanged for a random one of similar mean log-normalised expression. A
-    small p-value says that the model uses the genes more than chance, not that this is wrong: they may mark the class.
-    Stress of cells in culture is a set that should not matter (Bhaduri et al. 2020, doi:10.1038/s41586-020-1962-0).
+    An exact test: each gene of the set is exchanged for a random one of similar mean log-normalised expression. A small
+    p-value says that the model uses the genes more than chance, not that this is wrong: they may mark the class. Stress
+    of cells in culture is a set that should not matter (Bhaduri et al. 2020, doi:10.1038/s41586-020-1962-0).
 
     Parameters
     ----------
@@ -278,47 +248,46 @@ def check_gene_set(
         From `explain`, and the cells that were explained, as they were given to it.
     genes
         The set, named as the model's genes are; genes that the model does not know are left out.
-    top, n_permutations
-        Number of first genes, by mean size of the contribution, at most a tenth of all; sets to draw, at least 40 for
-        each class.
-    seed
-        Of the drawn sets.
+    top
+        Number of first genes, by mean size of the contribution, at most a tenth of all.
 
     Returns
     -------
     DataFrame
-        One row for all cells (``"overall"``) and one per class: ``n_cells``; ``contribution``, the share of all
-        contributions that the set holds, by size; ``share``, the share of the set among the `top` genes; ``expected``,
-        ``low`` and ``high``, mean and central 95 % of that share for the drawn sets; ``p``, the share of drawn sets
-        with as many or more, the set itself counted in, adjusted over the classes (Benjamini and Hochberg).
+        For all cells (``"overall"``) and each class: ``contribution``, the share of all contributions that the set
+        holds, by size; ``share``, the share of the set among the `top` genes; ``expected``, ``low`` and ``high``, mean
+        and central 95 % of that share for all sets of equal expression; ``p``, the share of these sets with as many or
+        more, adjusted over the classes (Benjamini and Hochberg).
 
     Examples
     --------
     >>> check = sk.studies.check_gene_set(sk.explain(model, cells, groupby="cell_type"), cells)
     >>> check[check["p"] < 0.05]  # classes in which the model relies on stress genes
     """
-    if n_permutations < 1 or top < 1:
-        raise SettingError(f"n_permutations={n_permutations!r}, top={top!r}; expected whole numbers of 1 or more.")
     if list(cells.obs_names) != list(explanation.cell_names):
         found = f"{cells.n_obs:,} cells, the explanation has {len(explanation.cell_names):,}"
         raise DataError(f"There are {found}, or they are in another order; pass the AnnData that was explained.")
-    members, labels = members_of(genes, explanation.gene_names), explanation.labels
-    classes = np.unique(labels)
-    n_sets = max(n_permutations, SETS_PER_CLASS * len(classes))
+    members, labels = np.flatnonzero(explanation.gene_names.isin(genes)), explanation.labels
+    if not len(members):
+        found = f"None of the genes of the set ({examples(genes)}) is among the model's ("
+        raise GeneError(f"{found}{examples(explanation.gene_names)}). Name the set as the model names its genes.")
     means = log_normalised(cells, list(explanation.gene_names), layer=layer).mean(axis=0, dtype=float).A1
     bins = np.array_split(np.argsort(means, kind="stable"), max(1, min(N_BINS, len(means) // GENES_PER_BIN)))
-    sets = _draw_sets(bins, members, n_sets, np.random.default_rng(seed))
-    sizes, rows = abs(explanation.contributions), []
+    sizes, rows, classes = abs(explanation.contributions), [], np.unique(labels)
     for chosen in [slice(None), *(labels == label for label in classes)]:
         own = sizes[chosen]
-        total, first = own.sum(axis=0, dtype=float).A1, np.zeros(len(means))
+        total, first = own.sum(axis=0, dtype=float).A1, np.zeros(len(means), bool)
         order = np.argsort(-total, kind="stable")[: min(top, len(means) // 10)]
         first[order] = total[order] > 0  # unused genes have no rank
-        share, drawn = first[members].mean(), sets @ first / len(members)
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        p = (1 + (drawn > share - 1e-9).sum()) / (1 + n_sets)  # sums in another order may differ by rounding
-        held = total[members].sum() / max(total.sum(), np.finfo(float).tiny)
-        rows.append((own.shape[0], held, share, drawn.mean(), low, high, p))
+        chances, shares = np.ones(1), np.arange(len(members) + 1) / len(members)
+        for bin_ in bins:
+            n_exchanged = np.isin(members, bin_).sum()
+            in_bin = hypergeom(len(bin_), first[bin_].sum(), n_exchanged).pmf(np.arange(n_exchanged + 1))
+            chances = np.convolve(chances, in_bin)  # of 0, 1, ... first genes in a set
+        low, high = shares[np.searchsorted(chances.cumsum(), [0.025, 0.975])]
+        n_first, held = first[members].sum(), total[members].sum() / max(total.sum(), np.finfo(float).tiny)
+        p = min(1.0, chances[n_first:].sum())
+        rows.append((own.shape[0], held, n_first / len(members), chances @ shares, low, high, p))
     table = pd.DataFrame(rows, pd.Index(["overall", *classes], name="class"))
     table.columns = ["n_cells", "contribution", "share", "expected", "low", "high", "p"]
     table.iloc[1:, -1] = false_discovery_control(table["p"].iloc[1:])
@@ -349,21 +318,18 @@ def _known(methods: str | Iterable[str], options: Sequence[str]) -> list[str]:
     return methods
 
 
-def _wilcoxon(values: sparse.csr_matrix, labels: np.ndarray) -> np.ndarray:
+def _wilcoxon(values: sparse.csr_matrix, labels: np.ndarray, genes: Sequence[str]) -> pd.DataFrame:
     """Scores of scanpy's test, classes x genes."""
     import scanpy  # takes seconds
 
     kept = np.flatnonzero(values.getnnz(axis=0))  # the test is undefined for genes without values
-    cells = AnnData(values[:, kept], pd.DataFrame({"label": pd.Categorical(labels)}, map(str, range(len(labels)))))
-    cells.var_names = kept.astype(str)
+    obs = pd.DataFrame({"label": pd.Categorical(labels)}, map(str, range(len(labels))))
+    cells = AnnData(values[:, kept], obs, pd.DataFrame(index=np.array(genes, dtype=object)[kept]))
     threads = torch.get_num_threads()
     scanpy.tl.rank_genes_groups(cells, "label", method="wilcoxon")
     torch.set_num_threads(threads)  # numba in scanpy changes OpenMP's number of threads for all libraries
-    scores = np.zeros((len(np.unique(labels)), values.shape[1]))
-    for row, label in enumerate(np.unique(labels)):
-        found = scanpy.get.rank_genes_groups_df(cells, label)
-        scores[row, found["names"].astype(int)] = found["scores"]
-    return scores
+    found = scanpy.get.rank_genes_groups_df(cells, None).pivot(index="group", columns="names", values="scores")
+    return found.reindex(index=np.unique(labels), columns=genes, fill_value=0.0).astype(float)
 
 
 def _scores_per_cell(method: str, values: sparse.csr_matrix, explanation, seed: int) -> sparse.csr_matrix:
@@ -382,21 +348,6 @@ def _scores_per_cell(method: str, values: sparse.csr_matrix, explanation, seed: 
     return scores
 
 
-def _ranks_within_cells(scores: sparse.csr_matrix, values: sparse.csr_matrix, name: str, seed: int) -> np.ndarray:
-    """The rank of each entry in its row, 1 for the highest score; equal ones in random order."""
-    scores = sparse.csr_matrix(scores)
-    if not (np.array_equal(scores.indptr, values.indptr) and np.array_equal(scores.indices, values.indices)):
-        raise DataError(
-            f"The scores of {name!r}, {scores.shape[0]:,} x {scores.shape[1]:,}, have {scores.nnz:,} entries; expected "
-            f"one for each gene that a cell expresses, {values.nnz:,} in {values.shape[0]:,} x {values.shape[1]:,}."
-        )
-    rows = _rows(values)
-    order = np.lexsort((np.random.default_rng(seed).random(values.nnz), -scores.data, rows))
-    ranks = np.empty(values.nnz, np.int32)
-    ranks[order] = np.arange(values.nnz) - values.indptr[rows] + 1  # rows are as long in this order
-    return ranks
-
-
 def _rows(matrix: sparse.csr_matrix) -> np.ndarray:
     """The row of each entry."""
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
@@ -407,31 +358,3 @@ def _batches(values: sparse.csr_matrix, batch_size: int = 512):
     dataset = CellDataset([])
     for start in range(0, values.shape[0], batch_size):
         yield dataset.batch(values[start : start + batch_size], [])
-
-
-def _draw_sets(bins: list[np.ndarray], members: np.ndarray, n_sets: int, random) -> sparse.csr_matrix:
-    """Sets x genes, 1 where a gene is in: as many of each bin as the members have there, none twice."""
-    rows, columns = [], []
-    for genes in map(np.sort, bins):
-        if needed := np.isin(members, genes).sum():
-            for start in range(0, n_sets, SETS_AT_ONCE):
-                keys = random.random((min(SETS_AT_ONCE, n_sets - start), len(genes)), dtype=np.float32)
-                columns.append(genes[np.argpartition(keys, needed - 1, axis=1)[:, :needed].ravel()])
-                rows.append(np.repeat(np.arange(start, start + len(keys)), needed))
-    rows, columns = np.concatenate(rows), np.concatenate(columns)
-    return sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), (n_sets, sum(map(len, bins))))
-
-
-def members_of(genes: Sequence[str], gene_names: pd.Index) -> np.ndarray:
-    """Sorted positions of the genes of a set that a model knows."""
-    if isinstance(genes, str) or not len(genes):
-        raise SettingError(f"genes={genes!r}; expected a list of one or more gene names.")
-    genes = list(dict.fromkeys(map(str, genes)))
-    places = gene_names.get_indexer(genes)
-    if (places < 0).all():
-        cased = gene_names[gene_names.str.casefold().isin([gene.casefold() for gene in genes])]
-        raise GeneError(
-            f"None of the {len(genes):,} genes of the set ({examples(genes)}) is among the model's {len(gene_names):,} "
-            f"({examples(cased if len(cased) else gene_names)}). Name the set as the model names its genes."
-        )
-    return np.sort(places[places >= 0])

@@ -9,29 +9,20 @@ import scipy.sparse as sp
 from sims_kit.calibration import UNKNOWN
 
 TRANSFER_SCORES = ("balanced_accuracy", "weighted_accuracy", "aggregated_f1", "median_f1")
+SCORES = (*TRANSFER_SCORES, "macro_f1", "unknown_percent")
 LABELLED_SCORES = ("accuracy", "macro_f1", "median_f1", "unlabelled_percent")
-INTERVAL = (2.5, 97.5)  # percentiles: the middle 95 %
 BLOCK = 2**24  # weights of drawn cells that are held at once
 
 
 def score_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
     """Scores of tables of counts, as `sims_kit.metrics` has them; a cell labelled `Unknown` is not found.
 
-    Parameters
-    ----------
-    counts
-        (..., classes, labels) cells of each true class with each label: the classes, other labels, last `Unknown`.
+    `counts` is (..., classes, labels): cells of each true class with each label, the classes, others, last `Unknown`.
+    Scores are 0 to 1, NaN where there are no cells. ``balanced_accuracy``: mean of sensitivity and specificity of a
+    class (thesis equation 0.3), averaged over classes. ``weighted_accuracy``: share of correct cells.
+    ``aggregated_f1``: F1 of the classes pooled, which is the same where every cell is labelled. ``median_f1``: of the
+    classes that occur. ``macro_f1``: of those that occur or are predicted. ``unknown_percent``: 0 to 100.
 
-    Returns
-    -------
-    dict of str to array, (...)
-        0 to 1, NaN where there are no cells. ``balanced_accuracy``: mean of sensitivity and specificity of a class
-        (thesis equation 0.3), averaged over classes. ``weighted_accuracy``: share of correct cells. ``aggregated_f1``:
-        F1 of the classes pooled, which is the same where every cell is labelled. ``median_f1``: of the classes that
-        occur. ``macro_f1``: of the classes that occur or are predicted. ``unknown_percent``: 0 to 100.
-
-    Examples
-    --------
     >>> score_counts([[8, 2, 0], [0, 9, 1]])["weighted_accuracy"]  # 8 of 10, 9 of 10 with one Unknown
     array(0.85)
     """
@@ -42,19 +33,17 @@ def score_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
     total, unknown = sizes.sum(axis=-1), counts[..., -1].sum(axis=-1)
     rest, present = total[..., None] - sizes, sizes > 0
     balanced = (_ratio(hits, sizes) + _ratio(rest - (predicted - hits), rest)) / 2 * present
-    f1 = _ratio(2 * hits, sizes + predicted)
-    others = (counts[..., n_classes:-1].sum(axis=-2) > 0).sum(axis=-1)  # predicted, but no true class: F1 of 0
-    ordered, n = np.sort(np.where(present, f1, np.inf), axis=-1), present.sum(axis=-1, keepdims=True).clip(1)
-    middle = [np.take_along_axis(ordered, place, axis=-1)[..., 0] for place in ((n - 1) // 2, n // 2)]
-    scores = {
-        "balanced_accuracy": _ratio(balanced.sum(axis=-1), present.sum(axis=-1)),
-        "weighted_accuracy": _ratio(hits.sum(axis=-1), total),
-        "aggregated_f1": _ratio(2 * hits.sum(axis=-1), 2 * total - unknown),
-        "median_f1": (middle[0] + middle[1]) / 2,
-        "macro_f1": _ratio(f1.sum(axis=-1), (sizes + predicted > 0).sum(axis=-1) + others),
-        "unknown_percent": 100 * _ratio(unknown, total),
-    }
-    return {name: np.where(total > 0, values, np.nan) for name, values in scores.items()}
+    f1, occurs = _ratio(2 * hits, sizes + predicted), counts[..., :-1].sum(axis=-2) > 0
+    occurs[..., :n_classes] |= present
+    values = (
+        _ratio(balanced.sum(axis=-1), present.sum(axis=-1)),
+        _ratio(hits.sum(axis=-1), total),
+        _ratio(2 * hits.sum(axis=-1), 2 * total - unknown),
+        np.ma.filled(np.ma.median(np.ma.array(f1, mask=~present), axis=-1), np.nan),
+        _ratio(f1.sum(axis=-1), occurs.sum(axis=-1)),
+        100 * _ratio(unknown, total),
+    )
+    return {name: np.where(total > 0, value, np.nan) for name, value in zip(SCORES, values, strict=True)}
 
 
 def score_labelled(counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -62,39 +51,20 @@ def score_labelled(counts: np.ndarray) -> dict[str, np.ndarray]:
     labelled = np.array(counts, dtype=np.float64)
     labelled[..., -1] = 0
     scores = score_counts(labelled)
-    found = (
-        scores["weighted_accuracy"],
-        scores["macro_f1"],
-        scores["median_f1"],
-        score_counts(counts)["unknown_percent"],
-    )
-    return dict(zip(LABELLED_SCORES, found, strict=True))
+    scores |= {"accuracy": scores["weighted_accuracy"], "unlabelled_percent": score_counts(counts)["unknown_percent"]}
+    return {name: scores[name] for name in LABELLED_SCORES}
 
 
 def resample(
     predictions: pd.DataFrame, by: Sequence[str], n_bootstrap: int = 1000, *, score=score_counts, seed: int = 0
-) -> dict[tuple, dict[str, np.ndarray]]:
+) -> dict[tuple, pd.DataFrame]:
     """Scores of every run, on its cells and on cells drawn with replacement: the same draws for all runs.
 
-    Parameters
-    ----------
-    predictions
-        One row per run and cell: the columns `by`, which name the run, ``cell``, ``class`` and ``predicted``. A run
-        that lacks some cells is scored on those drawn cells that it has.
-    n_bootstrap, seed
-        Number of draws and their seed; independent cells need another one.
-    score
-        `score_counts` or `score_labelled`.
+    `predictions` has a row per run and cell: the columns `by`, which name the run, ``cell``, ``class`` and
+    ``predicted``. A run that lacks some cells is scored on those drawn cells that it has. Independent cells need
+    another `seed`. The result has a table for each run: a column for each score, the value first and then its draws.
 
-    Returns
-    -------
-    dict
-        For each run, by the values of `by`, the scores: (1 + n_bootstrap,), the value first and then its draws.
-
-    Examples
-    --------
-    >>> drawn = resample(predictions, ["method"])
-    >>> intervals(drawn["linear SVM",])
+    >>> intervals(resample(predictions, ["method"], score=score_labelled), ["method"])
     """
     cells, classes = pd.Index(np.sort(predictions["cell"].unique())), sorted(set(predictions["class"]))
     labels = [*classes, *sorted(set(predictions["predicted"]) - {*classes, UNKNOWN}), UNKNOWN]
@@ -111,46 +81,47 @@ def resample(
     for n_draws in [0, *filter(None, map(len, blocks))]:  # all cells once, then how often each cell is drawn
         weights = random.multinomial(len(cells), everyone[0] / len(cells), size=n_draws) if n_draws else everyone
         for key, counts in runs.items():
-            parts[key].append(score((counts @ weights.T).T.reshape(-1, *shape)))
-    return {
-        key: {name: np.concatenate([part[name] for part in of_key]) for name in of_key[0]}
-        for key, of_key in parts.items()
-    }
+            parts[key].append(pd.DataFrame(score((counts @ weights.T).T.reshape(-1, *shape))))
+    return {key: pd.concat(of_key, ignore_index=True) for key, of_key in parts.items()}
 
 
-def mean_over_seeds(drawn: Mapping[tuple, Mapping[str, np.ndarray]]) -> dict[tuple, dict[str, np.ndarray]]:
+def mean_over_seeds(drawn: Mapping[tuple, pd.DataFrame]) -> dict[tuple, pd.DataFrame]:
     """Means over the seeds of runs from `resample`, whose keys end with the seed; the same seeds are drawn for all.
 
     With three seeds or fewer, intervals underestimate what is due to seeds.
     """
-    n_seeds, runs, means = len({seed for *_, seed in drawn}), {}, {}
+    runs = {}
     for (*key, _), scores in drawn.items():
         runs.setdefault(tuple(key), []).append(scores)
-    n_values = len(next(iter(next(iter(drawn.values())).values())))
+    n_seeds, n_values = len({seed for *_, seed in drawn}), len(next(iter(drawn.values())))
     chosen = np.random.default_rng(1).integers(n_seeds, size=(n_values, n_seeds))
+    means = {}
     for key, of_seeds in runs.items():
-        means[key] = {}
-        for name in of_seeds[0]:
-            values = np.stack([scores[name] for scores in of_seeds], axis=1)
-            means[key][name] = np.take_along_axis(values, chosen % len(of_seeds), axis=1).mean(axis=1)
-            means[key][name][0] = values[0].mean()
+        values = np.stack(of_seeds, axis=1)  # (draws, seeds, scores)
+        means[key] = np.take_along_axis(values, (chosen % len(of_seeds))[..., None], axis=1).mean(axis=1)
+        means[key][0] = values[0].mean(axis=0)
+        means[key] = pd.DataFrame(means[key], columns=of_seeds[0].columns)
     return means
 
 
-def intervals(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Each score and, as ``_low`` and ``_high``, its 95 % interval; values come first, then their draws."""
-    found = {}
-    for name, (value, *draws) in scores.items():
-        draws = [draw for draw in draws if draw == draw]  # without NaN
-        low, high = np.percentile(draws, INTERVAL) if draws else (np.nan, np.nan)
-        found |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
-    return found
+def intervals(drawn: Mapping[tuple, pd.DataFrame], by: Sequence[str]) -> pd.DataFrame:
+    """A row for each run: its key, in the columns `by`, and each score with ``_low`` and ``_high``, 95 % intervals."""
+    rows = []
+    for key, scores in drawn.items():
+        rows.append(dict(zip(by, key, strict=True)))
+        ends = scores.iloc[1:].quantile([0.025, 0.975]).to_numpy()
+        for name, *found in zip(scores.columns, scores.iloc[0], *ends, strict=True):
+            rows[-1] |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+    return pd.DataFrame(rows)
 
 
-def difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """``difference``, ``low`` and ``high`` of one score of two runs."""
-    found = intervals({"difference": first - second})
-    return dict(zip(("difference", "low", "high"), found.values(), strict=True))
+def differences(
+    pairs: Mapping[tuple, tuple[pd.DataFrame, pd.DataFrame]], by: Sequence[str], scores: Sequence[str]
+) -> pd.DataFrame:
+    """The first of two runs minus the second: ``score``, ``difference``, ``low``, ``high`` behind the columns `by`."""
+    drawn = {(*key, name): pd.DataFrame({"": a[name] - b[name]}) for key, (a, b) in pairs.items() for name in scores}
+    found = intervals(drawn, [*by, "score"]).reindex(columns=[*by, "score", "", "_low", "_high"])
+    return found.rename(columns={"": "difference", "_low": "low", "_high": "high"})
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -1,13 +1,11 @@
-"""What the studies share: methods by name, cells without anything that leaks, and runs that are kept on disk."""
+"""The skeleton of the studies: train each method on the cells of a run, ask it for others, keep what it answers."""
 
 import os
-import re
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -18,122 +16,106 @@ from sklearn.base import BaseEstimator
 from sims_kit.calibration import UNKNOWN
 from sims_kit.cells.matrix import Expression, as_csr
 from sims_kit.datasets.labels import check_orientation
-from sims_kit.errors import LabelError, SettingError, UnknownNameError
-from sims_kit.files import written_whole
+from sims_kit.errors import LabelError, SettingError
+from sims_kit.estimator import obs_values
 from sims_kit.progress import progress_bar
-from sims_kit.studies.methods import METHODS, make_method
+from sims_kit.studies.methods import METHODS
 from sims_kit.text import class_labels
 
 Methods = str | Sequence[str] | Mapping[str, Callable[[int], BaseEstimator]]
 
-TEXT = dict.fromkeys(("method", "trained_on", "target", "class", "predicted"), str)  # also where it looks like numbers
 PACKAGES = ("sims_kit", "torch", "scikit-learn", "numpy", "scipy")  # a run of another version is done again
 
 
-def as_methods(methods: Methods) -> dict[str, Callable[[int], BaseEstimator]]:
-    """Functions from a seed to an unfitted estimator by name, from these or from names of `METHODS`."""
-    if isinstance(methods, Mapping):
-        return dict(methods)
-    names = [methods] if isinstance(methods, str) else list(methods)
-    for name in set(names) - set(METHODS):
-        make_method(name)  # raises
-    return {name: METHODS[name] for name in names}
+class Tables(SimpleNamespace):
+    """What a study found, as tables by name: ``found.scores``."""
+
+    def __repr__(self) -> str:
+        return f"Tables({', '.join(vars(self))})"
 
 
-def as_seeds(seeds: int | Sequence[int]) -> list[int]:
-    """Different whole numbers, one or more."""
+def run_all(
+    parts: Callable[..., tuple[AnnData, Mapping[str, AnnData]]],
+    methods: Methods,
+    cases: Sequence[Mapping],
+    seeds: int | Sequence[int],
+    *,
+    data: Sequence[AnnData],
+    settings: object,
+    folder: str | os.PathLike | None,
+    n_jobs: int,
+    desc: str,
+    confidence: bool = False,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The predictions and the epochs of every method, with the method, the case and the seed of each; see `_run`.
+
+    ``parts(**case, seed=seed)`` gives the training cells and, by name, the targets. With a `folder`, joblib keeps each
+    run, and uses it again if the estimator, its case and seed, the cells in `data`, `settings` and the versions of the
+    packages are the same. A damaged one is noticed and run again.
+    """
+    if not isinstance(methods, Mapping):
+        methods = {name: METHODS[name] for name in ([methods] if isinstance(methods, str) else methods)}
     seeds = [int(seed) for seed in np.atleast_1d(seeds)]
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise SettingError(f"seeds={seeds}: give different whole numbers, 0 or more, such as (0, 1, 2).")
-    return seeds
+    for make in methods.values():
+        make(seeds[0])  # a missing package is noticed at once
+    key = [desc, settings, [*map(version, PACKAGES)]]
+    for part in data if folder else ():
+        key += [part.X.data, part.X.indices, part.X.indptr, [*part.var_names], part.obs.to_dict("list")]
+    kept = joblib.Memory(folder, verbose=0, compress=True).cache(_run, ignore=["parts"])  # compressed: has a checksum
+    key = joblib.hash(key)
+    runs = [{"method": name, **case, "seed": seed} for seed in seeds for case in cases for name in methods]
+    jobs = (joblib.delayed(kept)(parts, methods[one["method"]](one["seed"]), one, confidence, key) for one in runs)
+    done = joblib.Parallel(n_jobs, return_as="generator")(jobs)
+    tables = progress_bar(done, total=len(runs), desc=desc, unit="run", leave=True)
+    predictions, epochs = zip(*tables, strict=True)
+    epochs = [table for table in epochs if table is not None] or [pd.DataFrame(columns=["epoch"])]
+    return pd.concat(predictions, ignore_index=True), pd.concat(epochs, ignore_index=True)
+
+
+def _run(parts: Callable, estimator: BaseEstimator, arguments: dict, confidence: bool, key: str | None) -> tuple:
+    """Train once and label the cells of every target; `key` stands for all that is common to the runs.
+
+    The first table has the number of each ``cell`` of a ``target``, its ``class``, whether that was ``seen`` in
+    training, what was ``predicted``, if asked with which ``confidence`` (NaN where the method has none), and CPU
+    seconds. The second one is the history of a SIMS model, None for other methods.
+    """
+    training, targets = parts(**{name: value for name, value in arguments.items() if name != "method"})
+    labels, started = training.obs["label"].to_numpy(str), time.process_time()
+    estimator.fit(_without_labels(training), labels)
+    seconds, tables = round(time.process_time() - started, 2), []
+    facts = {"n_training_cells": training.n_obs, "fit_cpu_seconds": seconds}
+    for target, cells in targets.items():
+        query, truth, started = _without_labels(cells), cells.obs["label"].to_numpy(str), time.process_time()
+        found = arguments | {"target": target, "cell": cells.obs_names.astype(int), "class": truth}
+        found |= {"seen": np.isin(truth, labels), "predicted": np.asarray(estimator.predict(query), dtype=str)}
+        if confidence:
+            has_any = hasattr(estimator, "predict_proba")
+            found["confidence"] = estimator.predict_proba(query).max(axis=1).astype(float) if has_any else np.nan
+        found |= facts | {"predict_cpu_seconds": round(time.process_time() - started, 2)}
+        tables.append(pd.DataFrame(found))
+    history = getattr(getattr(estimator, "model_", None), "history", None)
+    if history is not None:
+        history = history.reset_index().assign(**arguments, n_training_cells=training.n_obs)
+        history["cpu_seconds"] = (seconds * (history["epoch"] + 1) / len(history)).round(2)
+    return pd.concat(tables, ignore_index=True), history
+
+
+def _without_labels(cells: AnnData) -> AnnData:
+    return AnnData(cells.X, obs=cells.obs.drop(columns="label"), var=cells.var)
 
 
 def plain_cells(cells: AnnData, label: str, name: str = "cells") -> AnnData:
     """The cells that have a label, numbered, with matrix, genes and ``obs["label"]``: nothing else that could leak."""
-    if label not in cells.obs:
-        raise UnknownNameError(f"obs column of {name} called", label, cells.obs.columns)
-    expression = Expression(cells, name=f"The matrix of {name}")
     check_orientation(cells, label, f"The matrix of {name}")
-    labels = class_labels(cells.obs[label], label)
+    labels = class_labels(obs_values(cells, label), label)
+    expression = Expression(cells, name=f"The matrix of {name}")
     known = np.flatnonzero(labels.notna())
     if n_unknown := int((labels == UNKNOWN).sum()):
         found = f'{name}: {n_unknown} cells are labelled "Unknown", as rejected cells are'
         raise LabelError(f"{found}. Leave them out, or rename the class.")
-    if len(known) < len(labels):
-        found = f"{name}: {len(labels) - len(known):,} of {len(labels):,} cells have no {label!r}"
-        warnings.warn(f"{found} and are left out.", stacklevel=4)
+    if n_without := len(labels) - len(known):
+        warnings.warn(f"{name}: {n_without:,} of {len(labels):,} cells have no {label!r}; left out.", stacklevel=4)
     obs = pd.DataFrame({"label": labels.iloc[known].to_numpy(str)}, index=known.astype(str))
     return AnnData(as_csr(cells.X)[known], obs=obs, var=pd.DataFrame(index=expression.var.index.astype(str)))
-
-
-def fit_method(make: Callable[[int], BaseEstimator], seed: int, cells: AnnData) -> tuple[BaseEstimator, float]:
-    """A fresh estimator, fitted on the column ``label``, and the CPU seconds that this took."""
-    estimator, started = make(seed), time.process_time()
-    estimator.fit(without_labels(cells), cells.obs["label"].to_numpy(str))
-    return estimator, round(time.process_time() - started, 2)
-
-
-def without_labels(cells: AnnData) -> AnnData:
-    """The cells as an estimator sees them."""
-    return AnnData(cells.X, obs=cells.obs.drop(columns="label"), var=cells.var)
-
-
-def run_all(
-    runs: Sequence[Mapping],
-    run: Callable[..., pd.DataFrame],
-    methods: Mapping[str, Callable[[int], BaseEstimator]],
-    *,
-    data: Sequence[AnnData],
-    settings: object = None,
-    folder: str | os.PathLike | None = None,
-    n_jobs: int = 1,
-    desc: str = "runs",
-) -> pd.DataFrame:
-    """The tables of many runs, joined; each run is kept in `folder` as soon as it is known.
-
-    ``run(make, **arguments)`` gets the arguments of a run but ``method``; they are its first columns. A kept run, one
-    compressed CSV written whole, is used again if its arguments, the cells in `data`, `settings`, the settings of its
-    method and the versions of the packages are the same. One that is damaged fails its checksum and is run again.
-    """
-    estimators = [methods[one["method"]](one["seed"]) for one in runs]  # a missing package is noticed at once
-    paths = [None] * len(runs)
-    if folder is not None:
-        contents = [
-            (part.X.data, part.X.indices, part.X.indptr, [*part.var_names], part.obs.to_dict("list")) for part in data
-        ]
-        shared = joblib.hash([contents, settings, [*map(version, PACKAGES)]])
-        for i, one in enumerate(runs):
-            words = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, one.values())).lower())[:80]
-            paths[i] = Path(folder, f"{words}-{joblib.hash([shared, dict(one), estimators[i]])[:10]}.csv.gz")
-    tables = [path and _kept(path) for path in paths]
-    jobs = (
-        joblib.delayed(_run)(i, run, methods[one["method"]], one, paths[i])
-        for i, one in enumerate(runs)
-        if tables[i] is None
-    )
-    done = sum(table is not None for table in tables)
-    with progress_bar(total=len(runs), initial=done, desc=desc, unit="run", leave=True) as bar:
-        for i, table in joblib.Parallel(n_jobs, return_as="generator_unordered")(jobs):
-            tables[i] = table
-            bar.update()
-    return pd.concat(tables, ignore_index=True)
-
-
-def _run(i: int, run: Callable, make: Callable, arguments: Mapping, path: Path | None) -> tuple[int, pd.DataFrame]:
-    table = run(make, **{name: value for name, value in arguments.items() if name != "method"})
-    table = pd.concat([pd.DataFrame(dict(arguments), index=table.index), table], axis=1)
-    if path:
-        with written_whole(path) as part:
-            table.to_csv(part, index=False, compression="gzip")
-        table = _kept(path)  # the same types as a later call will see
-    return i, table
-
-
-def _kept(path: Path) -> pd.DataFrame | None:
-    """The table of an earlier run; None if there is none, or if its file is damaged."""
-    options = dict(keep_default_na=False, na_values=[""], float_precision="round_trip", dtype=TEXT)
-    try:
-        return pd.read_csv(path, compression="gzip", **options) if path.exists() else None
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        warnings.warn(f"{path} is damaged ({error}), so this run is done again.", stacklevel=3)
-        return None

@@ -1,7 +1,5 @@
 """Comparison: the folds of scikit-learn, scores of the pooled predictions, and runs that survive damage."""
 
-import warnings
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,7 +27,7 @@ def test_predictions_are_those_of_scikit_learn(cells, by_donor):
     cv = GroupKFold(4) if by_donor else StratifiedKFold(4, shuffle=True, random_state=0)
     y = cells.obs["cell_type"].to_numpy(str)
     for name in methods:
-        expected = cross_val_predict(studies.make_method(name), cells, y, groups=groups, cv=cv)
+        expected = cross_val_predict(studies.METHODS[name](0), cells, y, groups=groups, cv=cv)
         table = found.predictions[found.predictions["method"] == name].sort_values("cell")
         assert list(table["predicted"]) == list(expected) and list(table["class"]) == list(y)
         scores, row = metrics.score(y, expected), found.scores.set_index("method").loc[name]
@@ -59,23 +57,19 @@ def test_arrays_and_missing_labels(cells, oracle):
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeroed", "page", "empty"])
-def test_a_damaged_run_is_done_again(cells, oracle, tmp_path, damage):
+def test_a_damaged_run_is_done_again(cells, oracle, tmp_path, caplog, damage):
     """A file that was cut, zeroed, replaced by a web page or emptied never drops out of the means silently."""
     options = dict(cv=3, n_bootstrap=20, folder=tmp_path)
     first = studies.compare(oracle, cells, "cell_type", **options)
-    path = sorted(tmp_path.glob("*.csv.gz"))[1]
+    path = sorted(tmp_path.rglob("output.pkl"))[1]
     content = path.read_bytes()
     half = len(content) // 2
     zeroed = content[:half] + bytes(len(content) - half)
     path.write_bytes({"cut": content[:half], "zeroed": zeroed, "page": b"<html>" * 50, "empty": b""}[damage])
-    with pytest.warns(UserWarning, match="damaged"):
-        again = studies.compare(oracle, cells, "cell_type", **options)
-    assert len(oracle["oracle"].given) == 4
+    again = studies.compare(oracle, cells, "cell_type", **options)
+    assert len(oracle["oracle"].given) == 4 and "Exception while loading" in caplog.text
     pd.testing.assert_frame_equal(again.predictions, first.predictions)
-    assert path.read_bytes() == content or pd.read_csv(path).shape[0] == 40
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        studies.compare(oracle, cells, "cell_type", **options)
+    studies.compare(oracle, cells, "cell_type", **options)
     assert len(oracle["oracle"].given) == 4
 
 

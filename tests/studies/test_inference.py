@@ -8,9 +8,10 @@ from statsmodels.stats.proportion import proportion_confint
 
 import sims_kit as sk
 from sims_kit.cells.splits import stratified_split
-from sims_kit.errors import GeneError, SettingError, UnknownNameError
+from sims_kit.errors import SettingError, UnknownNameError
 
 QUIET = dict(max_epochs=8, verbose=False)
+OPTIONS = dict(label="cell_type", sample="line", seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,6 @@ def tissues(make_cells):
     cells = make_cells(n_cells=260)
     primary, culture = cells[:170].copy(), cells[170:].copy()
     culture.obs["line"] = pd.Categorical(np.where(np.arange(90) < 60, "a", "b"))
-    culture.obs["is_sorted"] = culture.obs["cell_type"] == "class_0"
     random, counts = np.random.default_rng(0), culture.X.toarray()
     counts[60:] = random.permuted(counts[60:], axis=1)  # line b
     culture.X = type(culture.X)(counts)
@@ -28,18 +28,10 @@ def tissues(make_cells):
 
 
 @pytest.fixture(scope="module")
-def options(tissues):
-    """Arguments of the study; the gene set marks the first class."""
-    genes = list(tissues[0].var_names[tissues[0].var["marker_of"] == "class_0"])
-    expected = {"is_sorted": {True: ["class_0"], "False": ["class_1", "class_2"]}}
-    return dict(label="cell_type", sample="line", expected=expected, gene_set=genes, seed=3)
-
-
-@pytest.fixture(scope="module")
-def found(tissues, options):
+def found(tissues):
     """The study with a model trained for it."""
     before = [cells.copy() for cells in tissues]
-    result = sk.studies.inference(*tissues, **options, **QUIET)
+    result = sk.studies.inference(*tissues, **OPTIONS, **QUIET)
     for cells, old in zip(tissues, before, strict=True):
         pd.testing.assert_frame_equal(cells.obs, old.obs)
         assert not cells.obsm and (cells.X != old.X).nnz == 0
@@ -85,29 +77,12 @@ def test_confidence_falls_where_the_signal_is_gone(found):
     np.testing.assert_allclose(row, [shift, shift - half, shift + half], rtol=1e-5)  # means of float32
 
 
-def test_expectation_is_counted(tissues, found):
-    """Labels are held against what is known of the cells; Unknown ones are neither for nor against it."""
-    culture = tissues[1]
-    labels = found.cells[found.cells["tissue"] == "culture"].set_index("cell").loc[culture.obs_names, "label"]
-    row, labels = found.expected.set_index("value").loc["True"], labels[culture.obs["is_sorted"].to_numpy()]
-    known = labels[labels != "Unknown"]
-    assert (row["n_cells"], row["n_unknown"]) == (len(labels), len(labels) - len(known))
-    assert row["n_consistent"] == (known == "class_0").sum() and row["allowed"] == "class_0"
-    assert row["consistent_percent_low"] < row["consistent_percent"] <= row["consistent_percent_high"]
-
-
-def test_a_given_model_and_gene_set(tissues, options, found):
-    """A model is not trained again; the check is that of `check_gene_set`, and can be left out."""
-    culture = tissues[1]
-    check = sk.studies.interpretation.check_gene_set(
-        sk.explain(found.model, culture), culture, options["gene_set"], seed=3
-    )
-    stress = found.stress[found.stress["tissue"] == "culture"].set_index("class").drop(columns="tissue")
-    pd.testing.assert_frame_equal(stress, check)
-    again = sk.studies.inference(*tissues, model=found.model, **options | {"gene_set": None})
-    assert again.model is found.model and not len(again.stress)
-    cells = again.cells[again.cells["tissue"] == "culture"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(cells, found.cells[found.cells["tissue"] == "culture"].reset_index(drop=True))
+def test_a_given_model_is_not_trained_again(tissues, found):
+    """All primary cells are the test set then, and the culture gets the same labels."""
+    again = sk.studies.inference(*tissues, model=found.model, **OPTIONS)
+    assert again.model is found.model and (again.cells["tissue"] == "primary").sum() == tissues[0].n_obs
+    cells = [one.cells[one.cells["tissue"] == "culture"].reset_index(drop=True) for one in (again, found)]
+    pd.testing.assert_frame_equal(*cells)
 
 
 @pytest.mark.parametrize(
@@ -116,14 +91,10 @@ def test_a_given_model_and_gene_set(tissues, options, found):
         ({"label": None}, SettingError, "Which obs column"),
         ({"label": "celltype"}, UnknownNameError, "cell_type"),
         ({"sample": "lines"}, UnknownNameError, "line"),
-        ({"threshold": 2}, SettingError, "threshold=2"),
         ({"test": 0}, SettingError, "test=0"),
-        ({"expected": {"is_sorted": {"maybe": ["class_0"]}}}, UnknownNameError, "maybe"),
-        ({"expected": {"is_sorted": {True: ["class_9"]}}}, UnknownNameError, "class_9"),
-        ({"gene_set": ["HSPA1A"]}, GeneError, "None of the 1 genes"),
     ],
 )
-def test_what_cannot_be_done_is_told_first(tissues, options, changes, error, message):
+def test_what_cannot_be_done_is_told_first(tissues, changes, error, message):
     """Nothing is trained."""
     with pytest.raises(error, match=message):
-        sk.studies.inference(*tissues, **options | changes, max_epochs=None, no_such_setting=1)
+        sk.studies.inference(*tissues, **OPTIONS | changes, max_epochs=None, no_such_setting=1)
