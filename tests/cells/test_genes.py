@@ -189,11 +189,9 @@ def test_id_kind():
 def test_one_vocabulary_for_several_files():
     """Each gene once, in the order of the first file that has it; nothing or little in common is told."""
     lists = [["d", "b", "a", "b", "c"], ["a", "b", "e", "d"], ["x", "d", "b"]]
-    assert shared_genes(lists) == ["d", "b"] and shared_genes(lists, "union") == ["d", "b", "a", "c", "e", "x"]
+    assert shared_genes(lists) == ["d", "b"] and shared_genes(lists, union=True) == ["d", "b", "a", "c", "e", "x"]
     assert shared_genes([["ENSG00000000001.1", "B"], ["B", "ENSG00000000001.2"]]) == ["ENSG00000000001.1", "B"]
     with pytest.warns(UserWarning, match="share only 1 genes"):
         shared_genes([["GAPDH", *IDS], ["GAPDH", *MOUSE]])
-    with pytest.raises(SettingError, match="'all'"):
-        shared_genes(lists, "all")
     with pytest.raises(GeneError, match=r"two.h5ad shares no gene with one.h5ad: .*Ensembl.*symbols such as 'TP53'"):
-        shared_genes([["TP53", "GAPDH"], IDS], "union", ["one.h5ad", "two.h5ad"])
+        shared_genes([["TP53", "GAPDH"], IDS], union=True, names=["one.h5ad", "two.h5ad"])
