@@ -141,7 +141,7 @@ def align_genes(
     raise GeneError(f"Only {share}; at least {USABLE:.0%} are needed. {found}. {advice}")
 
 
-def restrict_genes(vocabulary: Sequence[str], genes: Sequence[str] | pd.DataFrame, species: str | None = None) -> list:
+def restrict_genes(vocabulary: Sequence[str], genes: Sequence[str] | pd.DataFrame) -> list[str]:
     """Genes of a reference that are in a list of names, or in the `var` of a query, matched as `align_genes` does.
 
     >>> restrict_genes(["ACTB", "CD3E", "TP53"], ["TP53", "ACTB"])
@@ -149,7 +149,7 @@ def restrict_genes(vocabulary: Sequence[str], genes: Sequence[str] | pd.DataFram
     """
     var = genes if isinstance(genes, pd.DataFrame) else pd.DataFrame(index=list(genes))
     enough = ENOUGH * min(len(vocabulary), len(var))
-    best = _best_alignment(var, vocabulary, species, enough)
+    best = _best_alignment(var, vocabulary, None, enough)
     chosen = [str(gene) for gene, place in zip(vocabulary, best.places(), strict=True) if place >= 0]
     told = f"Only {len(chosen):,} of {_described(vocabulary)} are in genes=, {_described(var.index)}."
     if len(chosen) < max(2, USABLE * min(len(vocabulary), len(var))):

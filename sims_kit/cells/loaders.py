@@ -87,27 +87,13 @@ class CellLoader:
     """Batches of cells; it stands where a torch DataLoader does.
 
     Cells in memory are gathered batch by batch. Cells in a file are read many batches at a time, in the order of the
-    file, while the model works on the ones before. The order follows from seed and epoch alone, so that a resumed run
-    repeats it, whatever the number of threads.
+    file, while the model works on the ones before: `block_size` neighbours together, `buffer_size` held and mixed.
+    `num_workers` threads read ahead, of a file at least one. The order follows from `seed` and epoch alone.
 
-    Parameters
-    ----------
-    dataset, positions
-        The cells, and which of them, rising.
-    batch_size
-        Cells per batch. The last batch may hold fewer, or one more: batch normalisation needs two cells.
-    shuffle, seed
-        A new order in every epoch; in order otherwise.
-    num_workers
-        Threads that prepare batches ahead; cells in a file always have one.
-    shard
-        Rank of this process and number of processes. Their parts are disjoint, complete, and of one length, or one
-        cell more.
-    block_size, buffer_size
-        Cells of a file that are read together, and that are held and mixed.
+    `positions` are rising. The last batch may hold fewer cells than `batch_size`, or one more: batch normalisation
+    needs two. `shard` is the rank of this process and the number of processes; their parts are disjoint, complete, and
+    of one length, or one cell more.
 
-    Examples
-    --------
     >>> for cells, labels in CellLoader(dataset, range(len(dataset)), batch_size=256):
     ...     logits = model(cells)
     """

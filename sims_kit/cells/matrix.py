@@ -260,19 +260,11 @@ def normalise(cells: sp.csr_matrix, scale: Scale) -> sp.csr_matrix:
 
 
 class Expression:
-    """The expression of some cells on its way to model input.
+    """The expression of some cells on its way to model input; `name` is what messages call the matrix.
 
-    Parameters
-    ----------
-    adata
-        Cells x genes; never changed. A matrix that is in a file (backed, or opened by `open_backed`) stays there.
-    layer
-        None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no layer has that name.
-    name
-        What messages call the matrix.
+    `layer` is None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no layer has that name. `adata`
+    is never changed, and a matrix in a file (backed, or opened by `open_backed`) stays there.
 
-    Examples
-    --------
     >>> expression = Expression(adata)
     >>> expression.align(["CD3D", "MS4A1"]).fraction
     1.0

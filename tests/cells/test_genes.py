@@ -139,7 +139,6 @@ def test_genes_of_a_panel():
     """A list, or a query by whatever its names are found, chooses genes in the reference's order."""
     assert genes.restrict_genes(SYMBOLS, ["GENE7", "GENE3 "]) == ["GENE3", "GENE7"]
     assert genes.restrict_genes(SYMBOLS, var(["x", "y"], gene_name=SYMBOLS[4:6])) == SYMBOLS[4:6]
-    assert genes.restrict_genes(SYMBOLS, MOUSE[:3], species="mouse") == SYMBOLS[:3]
     with pytest.warns(UserWarning, match=r"Only 2 of 20 symbols .* 4 symbols such as 'GENE0', 'GENE1', 'Actb'"):
         assert genes.restrict_genes(SYMBOLS, ["GENE0", "GENE1", "Actb", "Tp53"]) == SYMBOLS[:2]
     for chosen in (["GENE0"], [], ["a", "b"], NUMBERS):
