@@ -232,6 +232,10 @@ def test_files_of_different_scales_are_joined(make_cells, capsys):
     assert states[0] == "counts" and states[1].startswith("log1p(x), ")
     assert f"AnnData 2: 120 cells x 60 genes, {states[1]}" in capsys.readouterr().out
     assert_alike(module, module_of([counts, others]), "train_dataloader")
+    rates = others.X.toarray() / np.random.default_rng(0).lognormal(0, 1, 60)  # by gene length
+    others.X = sp.csr_matrix(np.log2(rates / rates.sum(axis=1, keepdims=True) * 1e6 + 1), dtype=np.float32)
+    with pytest.warns(UserWarning, match="differ in scale: log1p.*, values of unknown scale"):
+        module_of([logs, others[:, :40].copy()])
 
 
 def test_provenance_is_plain_and_complete(make_cells, paths):
@@ -332,16 +336,6 @@ def test_what_cannot_be_used_is_named(make_cells, spoil, error, message):
     data, settings = (spoil(cells), {}) if callable(spoil) else (cells, spoil)
     with pytest.raises(error, match=message):
         module_of(data, **settings)
-
-
-def test_a_file_of_unknown_scale_among_others_is_told(make_cells):
-    """Its values are used as they are, those of the other file are not."""
-    one, other = make_cells(state="log-normalised"), make_cells(seed=1)
-    rates = other.X.toarray() / np.random.default_rng(0).lognormal(0, 1, 60)  # by gene length
-    other.X = sp.csr_matrix(np.log2(rates / rates.sum(axis=1, keepdims=True) * 1e6 + 1), dtype=np.float32)
-    with pytest.warns(UserWarning, match="differ in scale"):
-        module = DataModule([one, other[:, :40].copy()], class_label="cell_type", verbose=False)
-    assert module.provenance["files"][1]["state"] == "values of unknown scale"
 
 
 @pytest.mark.parametrize("backed", [False, True])
