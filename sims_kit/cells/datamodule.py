@@ -18,10 +18,10 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from sims_kit.cells.genes import GeneAlignment, common_names, id_kind, restrict_genes, shared_genes
 from sims_kit.cells.loaders import BLOCK_SIZE, BUFFER_SIZE, UNLABELLED, CellDataset, CellLoader, shard_of
-from sims_kit.cells.matrix import AS_IS, Expression, stay_in_files
+from sims_kit.cells.matrix import AS_IS, Expression, open_cells, stay_in_files
 from sims_kit.cells.splits import Split, check_shares, stratified_split
 from sims_kit.datasets.labels import attach_labels, check_orientation
-from sims_kit.datasets.read import ORIENTATIONS, convert, is_backable, open_backed, read
+from sims_kit.datasets.read import ORIENTATIONS
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.text import class_labels, label_text
 
@@ -187,8 +187,9 @@ class DataModule(LightningDataModule):
         )
 
     def _read(self, i: int) -> "_File":
-        item, labelfile = self.datafiles[i], self.labelfiles[i]
-        adata, layer = self._open(i)
+        item, labelfile, orientation = self.datafiles[i], self.labelfiles[i], self.orientations[i]
+        columns = None if labelfile else [*filter(None, [self.class_label, self.groups])]
+        adata, layer = open_cells(item, self.layer, self.backed, orientation=orientation, columns=columns)
         name = item.name if isinstance(item, Path) else f"AnnData {i + 1}"
         expression = Expression(adata, layer, name=f"The matrix of {name}")
         check_orientation(adata, self.class_label if labelfile is None else None, f"The matrix of {name}")
@@ -208,12 +209,12 @@ class DataModule(LightningDataModule):
         origin = origin if isinstance(origin, Mapping) else {}
         hashes = [_hash(path) for path in (item, labelfile) if isinstance(path, Path) and path.is_file()]
         # names of many cells take more memory than all else: those of a file are read when they are asked for
-        stored = self.datafiles[i].absolute() if isinstance(item, Path) and self.backed else None
+        is_stored = isinstance(item, Path) and self.backed
         return _File(
             expression.select(rows),
             labels[has_label],
             None if self.groups is None else obs[self.groups][has_label],
-            partial(_stored_names, stored, rows) if stored else adata.obs_names[rows].astype(str).tolist,
+            partial(_stored_names, item.absolute(), orientation, rows) if is_stored else adata.obs_names[rows].tolist,
             {
                 "file": name,
                 "dataset": str(origin.get("dataset", "")),
@@ -225,18 +226,6 @@ class DataModule(LightningDataModule):
             n_unlabelled=len(labels) - len(rows),
             colours=_colours(adata, self.class_label) if labelfile is None else {},
         )
-
-    def _open(self, i: int) -> tuple[AnnData, str | None]:
-        """A datafile as an AnnData, and the layer to take of it."""
-        item = self.datafiles[i]
-        if isinstance(item, AnnData):
-            return item, self.layer
-        if not self.backed:
-            return read(item, orientation=self.orientations[i]), self.layer
-        if not is_backable(item):
-            item = self.datafiles[i] = convert(item, orientation=self.orientations[i])
-        columns = [*filter(None, [self.class_label, self.groups])] if self.labelfiles[i] is None else None
-        return open_backed(item, self.layer, columns), None
 
     def _encoded_labels(self) -> tuple[list[str], np.ndarray]:
         """The classes, and the class of every cell as a number."""
@@ -339,15 +328,15 @@ def _colours(adata: AnnData, label: str | None) -> dict[str, str]:
 def _with_label_file(adata: AnnData, labelfile: Path, class_label: str) -> pd.DataFrame:
     """A copy of `obs` with the columns of the label file."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Observation names are not unique")
-        cells = AnnData(obs=adata.obs.copy(), var=pd.DataFrame(index=[str(i) for i in range(adata.n_vars)]))
+        warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
+        cells = AnnData(obs=adata.obs.copy(), var=adata.var[[]])
         attach_labels(cells, labelfile, class_label)
     return cells.obs
 
 
-def _stored_names(path: Path, rows: np.ndarray) -> list[str]:
+def _stored_names(path: Path, orientation: str, rows: np.ndarray) -> list[str]:
     """Names of some cells of a file, read when they are asked for."""
-    return open_backed(path).obs_names[rows].astype(str).tolist()
+    return open_cells(path, backed=True, orientation=orientation)[0].obs_names[rows].astype(str).tolist()
 
 
 def _hash(path: Path) -> str:

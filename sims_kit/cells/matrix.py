@@ -20,7 +20,7 @@ from anndata.abc import CSRDataset
 
 from sims_kit.cells.genes import GeneAlignment, GeneCoverage, align_genes, gene_rows
 from sims_kit.datasets.load import load
-from sims_kit.datasets.read import convert, is_backable, open_backed
+from sims_kit.datasets.read import convert, is_backable, open_backed, read
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
 TARGET_SUM = 1e4  # every cell's sum before the logarithm
@@ -97,11 +97,8 @@ def _check_values(matrix: sp.csr_matrix, name: str, layers: Sequence[str]) -> No
         found = f"{matrix.shape[0]:,} cells x {matrix.shape[1]:,} genes" + ("" if 0 in matrix.shape else ", all zero")
         raise DataError(f"{name} is empty ({found}). Expected cells with expression values; check the file or layer.")
     if not np.isfinite([low, high]).all():
-        n_bad = np.count_nonzero(~np.isfinite(values))
-        way_out = (
-            "Expression values must be finite: write 0 where a gene was not detected, or pass a layer without gaps."
-        )
-        raise DataError(f"{name} holds {n_bad:,} NaN or infinite values. {way_out}")
+        found = f"{name} holds {np.count_nonzero(~np.isfinite(values)):,} NaN or infinite values"
+        raise DataError(f"{found}. Write 0 where a gene was not detected, or pass a layer whose values are finite.")
     if low < 0:
         here = f" This AnnData holds layer={' or '.join(map(repr, layers))}." if layers else ""
         raise DataError(
@@ -117,8 +114,6 @@ def _mixed_scales(name: str, found: str) -> DataError:
 
 def _whole_rows(matrix: sp.csr_matrix) -> np.ndarray:
     """Whether each cell holds whole numbers only, (cells,) bool."""
-    if np.issubdtype(matrix.data.dtype, np.integer):
-        return np.ones(matrix.shape[0], bool)
     n_fractional = np.concatenate([[0], np.cumsum(matrix.data != np.rint(matrix.data))])
     return n_fractional[matrix.indptr[1:]] == n_fractional[matrix.indptr[:-1]]
 
@@ -137,7 +132,7 @@ def _of_other_scale(matrix: sp.csr_matrix, scale: Scale) -> np.ndarray:
 def _scale_of_fractions(cells: sp.csr_matrix, name: str, log1p) -> Scale:
     """The scale of cells whose values are not whole."""
     rows = [row[row > 0].astype(np.float64) for row in np.split(cells.data, cells.indptr[1:-1])]
-    evidence = np.array([_evidence(row) for row in rows])  # (cells, transforms, 3)
+    evidence = np.array([[_evidence(row, transform) for transform in UNDO] for row in rows])  # (cells, transforms, 3)
     votes = pd.Series([_vote(of_cell) for of_cell in evidence]).value_counts()
     if len(votes) > 1 and votes.iloc[1] > max(1, 0.05 * len(rows)):
         (first, n_first), (second, n_second) = list(votes.items())[:2]
@@ -174,28 +169,23 @@ def _scale_of_fractions(cells: sp.csr_matrix, name: str, log1p) -> Scale:
     return found
 
 
-def _evidence(row: np.ndarray) -> np.ndarray:
-    """What speaks for each transform in the values of a cell, (transforms, 3).
+def _evidence(row: np.ndarray, transform: str) -> tuple[float, float, int]:
+    """What speaks for a transform in the values of a cell, when it is undone: their sum, and how whole they are.
 
-    With the transform undone: the sum of the values (infinite where they are too large), then how far they are from
-    multiples of one value, as the sum of the log10 of the distances to the nearest whole number, and their number.
+    The sum is infinite where values are too large. Then comes how far they are from multiples of one value: the sum of
+    the log10 of the distances to the nearest whole number, and their number.
     """
-    distinct = np.unique(row)[:DISTINCT]
-    found = np.tile([np.inf, 0.0, 0.0], (len(UNDO), 1))
-    for i, (transform, undo) in enumerate(UNDO.items()):
-        if row.max(initial=0) > LARGEST.get(transform, np.inf):
-            continue
-        found[i, 0] = undo(row).sum()
-        values = undo(distinct)
-        ratios = values[values > 1.2 * values[:1]] / values[:1]
-        best = np.inf
-        for divisor in (1, 2, 3):  # the smallest value of a cell may stand for two or three counts
-            multiples = ratios[ratios * divisor <= MULTIPLES] * divisor
-            distance = np.log10(divisor * np.abs(multiples - np.rint(multiples)) + ROUNDING)
-            if len(distance) and distance.mean() < best - 0.5 * (divisor > 1):
-                best = distance.mean()
-                found[i, 1:] = distance.sum(), len(distance)
-    return found
+    if row.max(initial=0) > LARGEST.get(transform, np.inf):
+        return np.inf, 0.0, 0
+    values = UNDO[transform](np.unique(row)[:DISTINCT])
+    ratios = values[values > 1.2 * values[:1]] / values[:1]
+    best = np.empty(0)
+    for divisor in (1, 2, 3):  # the smallest value of a cell may stand for two or three counts
+        multiples = ratios[ratios * divisor <= MULTIPLES] * divisor
+        distances = np.log10(divisor * np.abs(multiples - np.rint(multiples)) + ROUNDING)
+        if len(distances) and (divisor == 1 or distances.mean() < best.mean() - 0.5):
+            best = distances
+    return UNDO[transform](row).sum(), best.sum(), len(best)
 
 
 def _vote(evidence: np.ndarray) -> str | None:
@@ -410,15 +400,24 @@ class FileMatrix:
 
 
 def open_cells(
-    source: AnnData | str | os.PathLike, layer: str | None = None, backed: bool | str = "auto"
+    source: AnnData | str | os.PathLike,
+    layer: str | None = None,
+    backed: bool | str = "auto",
+    *,
+    orientation: str = "cells_by_genes",
+    columns: Sequence[str] | None = None,
 ) -> tuple[AnnData, str | None]:
-    """A dataset's name or a path as an AnnData, and where its matrix is: None when it stays in the file, as `X`."""
+    """A dataset's name or a path as an AnnData, and where its matrix is: None when it stays in the file, as `X`.
+
+    `orientation` is as in `read`, for a path; `columns` as in `open_backed`.
+    """
     if isinstance(source, AnnData):
         return source, layer
     path = Path(source).expanduser()
     if path.exists() and stay_in_files([path], backed):
-        return open_backed(path if is_backable(path) else convert(path), layer), None
-    return load(source), layer
+        path = path if is_backable(path) else convert(path, orientation=orientation)
+        return open_backed(path, layer, columns), None
+    return read(path, orientation=orientation) if isinstance(source, Path) else load(source), layer
 
 
 def stay_in_files(paths: Sequence[Path], backed: bool | str) -> bool:
