@@ -18,14 +18,12 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from sims_kit.cells.genes import GeneAlignment, common_names, id_kind, restrict_genes, shared_genes
 from sims_kit.cells.loaders import BLOCK_SIZE, BUFFER_SIZE, UNLABELLED, CellDataset, CellLoader, shard_of
-from sims_kit.cells.matrix import AS_IS, Expression, stay_in_files
+from sims_kit.cells.matrix import AS_IS, Expression, open_cells, stay_in_files
 from sims_kit.cells.splits import Split, check_shares, stratified_split
 from sims_kit.datasets.labels import attach_labels, check_orientation
-from sims_kit.datasets.read import convert, is_backable, open_backed, read
+from sims_kit.datasets.read import ORIENTATIONS
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.text import class_labels, label_text
-
-ORIENTATIONS = ("cells_by_genes", "genes_by_cells")
 
 
 class DataModule(LightningDataModule):
@@ -43,18 +41,16 @@ class DataModule(LightningDataModule):
     class_label
         Column with the labels, in ``obs`` or the label file. Labels are compared as text.
     orientation
-        ``"cells_by_genes"`` or ``"genes_by_cells"`` of text files, one for all or one per datafile.
+        Of text files, as in `sims_kit.read`; one for all or one per datafile.
     layer
         None for ``X``, the name of a layer, or ``"raw"``.
     genes
         ``"intersection"`` of the files' genes, ``"union"`` with absent ones as zero, a list of names, or a query
         (AnnData) to whose genes the model is restricted.
-    groups
-        Column of ``obs`` with the donor or sample: validation and test cells come from groups of their own.
+    groups, validation, test
+        As in `stratified_split`; `groups` is a column of ``obs`` with the donor or sample.
     batch_size
         Cells per batch, at least 2 (batch normalisation needs two); None: as the model's recipe says, else 64.
-    validation, test
-        Shares of the cells; 0 for none.
     seed
         Of the split and of the order of training batches.
     num_workers
@@ -70,7 +66,7 @@ class DataModule(LightningDataModule):
     Examples
     --------
     >>> module = DataModule(["a.h5ad", "b.csv.gz"], [None, "b_labels.csv"], "cell_type", groups="donor")
-    >>> module.classes, module.input_dim
+    >>> module.genes, module.classes, module.split.test
     """
 
     block_size, buffer_size = BLOCK_SIZE, BUFFER_SIZE  # of cells in files, see `CellLoader`
@@ -105,14 +101,15 @@ class DataModule(LightningDataModule):
         paths = [item for item in self.datafiles if isinstance(item, Path)]
         self.backed = stay_in_files(paths, backed)
         self._files = [self._read(i) for i in range(len(self.datafiles))]
-        self._encode_labels()
+        self.classes, self.labels = self._encoded_labels()
         self.split = self._split()
         self.genes = self._common_genes()
+        self.input_dim, self.output_dim = len(self.genes), len(self.classes)
         sources = [file.expression for file in self._files]
         if len({(source.scale.state, source.scale == AS_IS) for source in sources}) > 1:
             warnings.warn(
-                f"The files differ in scale: {', '.join(self.states)}. All but those of unknown scale are brought to "
-                "log1p of 10,000 per cell; counts in every file would be safer.",
+                f"The files differ in scale: {', '.join(str(source.scale) for source in sources)}. All but those of "
+                "unknown scale are brought to log1p of 10,000 per cell; counts in every file would be safer.",
                 stacklevel=2,
             )
         self._dataset = CellDataset(sources, self.labels)
@@ -121,21 +118,6 @@ class DataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Do nothing: everything was read when the module was made."""
-
-    @property
-    def gene_kind(self) -> str:
-        """What the genes are: ``"ensembl"``, ``"entrez"`` or ``"symbol"``."""
-        return id_kind(self.genes)
-
-    @property
-    def input_dim(self) -> int:
-        """Number of genes."""
-        return len(self.genes)
-
-    @property
-    def output_dim(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
 
     @property
     def cell_names(self) -> list[str]:
@@ -153,11 +135,6 @@ class DataModule(LightningDataModule):
         return torch.tensor(training.sum() / (self.output_dim * training), dtype=torch.float32)
 
     @property
-    def states(self) -> list[str]:
-        """What each file's matrix holds, such as ``"counts"`` or ``"log1p(x), 10,000 per cell"``."""
-        return [str(file.expression.scale) for file in self._files]
-
-    @property
     def provenance(self) -> dict:
         """Where the cells come from, as plain values that any file format can hold."""
         settings = {"class_label": self.class_label, "layer": self.layer, "groups": self.groups, "seed": self.seed}
@@ -165,7 +142,7 @@ class DataModule(LightningDataModule):
         settings["label_colors"] = {label: colours[label] for label in self.classes if label in colours} or None
         return {
             "files": [dict(file.description) for file in self._files],
-            "gene_kind": self.gene_kind,
+            "gene_kind": id_kind(self.genes),
             "cells": {part: len(positions) for part, positions in self.split._asdict().items()},
             **{name: value for name, value in settings.items() if value is not None},
         }
@@ -176,26 +153,27 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> CellLoader | list:
         """Validation cells in order; an empty list when there are none."""
-        return self._loader("validation") if len(self.split.validation) else []
+        return self._loader("validation")
 
     def test_dataloader(self) -> CellLoader | list:
         """Test cells in order, ``cell_names[i] for i in split.test``; an empty list when there are none."""
-        return self._loader("test") if len(self.split.test) else []
+        return self._loader("test")
 
     predict_dataloader = test_dataloader
 
     def __str__(self) -> str:
-        files = [file.description for file in self._files]
         lines = [
             f"{file['dataset'] or file['file']}: {file['cells']:,} cells x {file['genes']:,} genes, {file['state']}"
-            for file in files
+            for file in (file.description for file in self._files)
         ]
         parts = ", ".join(f"{len(positions):,} {part}" for part, positions in self.split._asdict().items())
         classes = f"{len(self.classes)} classes" if self.labelled else "labels not used"
         return "\n".join([*lines, f"{classes}, {len(self.genes):,} genes, cells: {parts}"])
 
-    def _loader(self, part: str, shuffle: bool = False) -> CellLoader:
+    def _loader(self, part: str, shuffle: bool = False) -> CellLoader | list:
         positions = getattr(self.split, part)
+        if not len(positions):
+            return []
         return CellLoader(
             self._dataset,
             positions,
@@ -209,8 +187,9 @@ class DataModule(LightningDataModule):
         )
 
     def _read(self, i: int) -> "_File":
-        item, labelfile = self.datafiles[i], self.labelfiles[i]
-        adata, layer = self._open(i)
+        item, labelfile, orientation = self.datafiles[i], self.labelfiles[i], self.orientations[i]
+        columns = None if labelfile else [*filter(None, [self.class_label, self.groups])]
+        adata, layer = open_cells(item, self.layer, self.backed, orientation=orientation, columns=columns)
         name = item.name if isinstance(item, Path) else f"AnnData {i + 1}"
         expression = Expression(adata, layer, name=f"The matrix of {name}")
         check_orientation(adata, self.class_label if labelfile is None else None, f"The matrix of {name}")
@@ -230,12 +209,12 @@ class DataModule(LightningDataModule):
         origin = origin if isinstance(origin, Mapping) else {}
         hashes = [_hash(path) for path in (item, labelfile) if isinstance(path, Path) and path.is_file()]
         # names of many cells take more memory than all else: those of a file are read when they are asked for
-        stored = self.datafiles[i].absolute() if isinstance(item, Path) and self.backed else None
+        is_stored = isinstance(item, Path) and self.backed
         return _File(
             expression.select(rows),
             labels[has_label],
             None if self.groups is None else obs[self.groups][has_label],
-            partial(_stored_names, stored, rows) if stored else adata.obs_names[rows].astype(str).tolist,
+            partial(_stored_names, item.absolute(), orientation, rows) if is_stored else adata.obs_names[rows].tolist,
             {
                 "file": name,
                 "dataset": str(origin.get("dataset", "")),
@@ -248,35 +227,21 @@ class DataModule(LightningDataModule):
             colours=_colours(adata, self.class_label) if labelfile is None else {},
         )
 
-    def _open(self, i: int) -> tuple[AnnData, str | None]:
-        """A datafile as an AnnData, and the layer to take of it."""
-        item = self.datafiles[i]
-        if isinstance(item, AnnData):
-            return item, self.layer
-        if not self.backed:
-            return read(item, orientation=self.orientations[i]), self.layer
-        if not is_backable(item):
-            item = self.datafiles[i] = convert(item, orientation=self.orientations[i])
-        columns = [*filter(None, [self.class_label, self.groups])] if self.labelfiles[i] is None else None
-        return open_backed(item, self.layer, columns), None
-
-    def _encode_labels(self) -> None:
+    def _encoded_labels(self) -> tuple[list[str], np.ndarray]:
+        """The classes, and the class of every cell as a number."""
         labels = class_labels(pd.concat([file.labels for file in self._files]), self.class_label).to_numpy()
         if not self.labelled:
-            self.classes, self.labels = [], np.full(len(labels), UNLABELLED)
-            return
-        if n_unlabelled := sum(file.n_unlabelled for file in self._files):
-            n_cells = n_unlabelled + len(labels)
-            warnings.warn(
-                f"{n_unlabelled:,} of {n_cells:,} cells have no {self.class_label!r} and are left out.", stacklevel=3
-            )
-        self.labels, classes = pd.factorize(labels, sort=True)
-        self.classes = list(classes)
-        if len(self.classes) < 2:
+            return [], np.full(len(labels), UNLABELLED)
+        if n_missing := sum(file.n_unlabelled for file in self._files):
+            left_out = f"{n_missing:,} of {n_missing + len(labels):,} cells have no {self.class_label!r}"
+            warnings.warn(f"{left_out} and are left out.", stacklevel=3)
+        codes, classes = pd.factorize(labels, sort=True)
+        if len(classes) < 2:
             raise LabelError(
-                f"Column {self.class_label!r} has one class only, {self.classes[0]!r}, in {len(labels):,} cells. A "
+                f"Column {self.class_label!r} has one class only, {classes[0]!r}, in {len(labels):,} cells. A "
                 "classifier needs at least two; check class_label."
             )
+        return list(classes), codes
 
     def _split(self) -> Split:
         groups = None if self.groups is None else pd.concat([file.groups for file in self._files])
@@ -291,10 +256,9 @@ class DataModule(LightningDataModule):
 
     def _common_genes(self) -> list[str]:
         """The vocabulary; each file is aligned to it."""
-        file_names = [file.description["file"] for file in self._files]
+        file_names, wanted = [file.description["file"] for file in self._files], self.genes_wanted
         names = common_names([file.expression.genes for file in self._files], file_names)
-        wanted = self.genes_wanted
-        genes = shared_genes(names, wanted if isinstance(wanted, str) else "intersection", file_names)
+        genes = shared_genes(names, union=isinstance(wanted, str) and wanted == "union", names=file_names)
         if not isinstance(wanted, str):
             genes = restrict_genes(genes, wanted.var if isinstance(wanted, AnnData) else wanted)
         for file, of_file in zip(self._files, names, strict=True):
@@ -304,37 +268,30 @@ class DataModule(LightningDataModule):
     def _check_settings(self) -> None:
         """Refuse impossible arguments before any file is read."""
         n_files, how = len(self.datafiles), self.genes_wanted
-        types = [type(item).__name__ for item in self.datafiles if not isinstance(item, Path | AnnData)]
         check_shares(self.validation, self.test)
-        for value, least, name in (
-            (2 if self.batch_size is None else self.batch_size, 2, "batch_size"),
-            (self.seed, 0, "seed"),
-            (self.num_workers, 0, "num_workers"),
-        ):
+        batch_size = 2 if self.batch_size is None else self.batch_size
+        numbers = (("batch_size", batch_size, 2), ("seed", self.seed, 0), ("num_workers", self.num_workers, 0))
+        for name, value, least in numbers:
             if not isinstance(value, Integral) or value < least:
                 raise SettingError(f"{name}={value!r}: give a whole number, {least} or more.")
+        types = [type(item).__name__ for item in self.datafiles if not isinstance(item, Path | AnnData)]
         if not n_files or types:
             found = f"datafiles holds {types}" if types else "datafiles is empty"
             raise SettingError(f"{found}: give paths or AnnData objects, at least one.")
         if len(self.orientations) != n_files or not set(self.orientations) <= set(ORIENTATIONS):
-            raise SettingError(
-                f"orientation={self.orientations}: choose of {ORIENTATIONS}, one for all or for each file."
-            )
+            way_out = f"choose of {ORIENTATIONS}, one for all or for each file."
+            raise SettingError(f"orientation={self.orientations}: {way_out}")
         if isinstance(how, str) and how not in ("intersection", "union"):
             raise SettingError(f"genes={how!r}: choose 'intersection' or 'union', or give a list of genes or a query.")
         if not isinstance(self.class_label, str | None):
             raise SettingError(f"class_label={self.class_label!r}: name one column, as text.")
         if len(self.labelfiles) != n_files:
-            raise LabelError(
-                f"There are {len(self.labelfiles)} labelfiles for {n_files} datafiles. Give one for each, "
-                "None where the labels are in obs."
-            )
+            found = f"There are {len(self.labelfiles)} labelfiles for {n_files} datafiles."
+            raise LabelError(f"{found} Give one for each, None where the labels are in obs.")
         paths = [path for path in [*self.datafiles, *self.labelfiles] if isinstance(path, Path)]
         if missing := [str(path) for path in paths if not path.exists()]:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(paths)} files do not exist: {', '.join(missing)}. Check the paths; "
-                "a dataset of the registry is given as sims_kit.load(name)."
-            )
+            found = f"{len(missing)} of {len(paths)} files do not exist: {', '.join(missing)}. Check the paths"
+            raise FileNotFoundError(f"{found}; a dataset of the registry is given as sims_kit.load(name).")
         if self.labelled and self.class_label is None:
             first = self.datafiles[0]
             columns = f", one of {list(first.obs)}" if isinstance(first, AnnData) else ""
@@ -361,26 +318,25 @@ def _listed(value) -> list:
 
 def _colours(adata: AnnData, label: str | None) -> dict[str, str]:
     """The colours that scanpy keeps of a column of `obs`, by label."""
-    colours, column = adata.uns.get(f"{label}_colors", ()), adata.obs.get(label)
-    if not isinstance(getattr(column, "dtype", None), pd.CategoricalDtype) or len(colours) != len(
-        column.cat.categories
-    ):
+    colours = adata.uns.get(f"{label}_colors", ())
+    if not len(colours) or label not in adata.obs:
         return {}
-    return dict(zip(label_text(column.cat.categories), map(str, colours), strict=True))
+    labels = label_text(adata.obs[label].astype("category").cat.categories)
+    return dict(zip(labels, map(str, colours), strict=True)) if len(colours) == len(labels) else {}
 
 
 def _with_label_file(adata: AnnData, labelfile: Path, class_label: str) -> pd.DataFrame:
     """A copy of `obs` with the columns of the label file."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Observation names are not unique")
-        cells = AnnData(obs=adata.obs.copy(), var=pd.DataFrame(index=[str(i) for i in range(adata.n_vars)]))
+        warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
+        cells = AnnData(obs=adata.obs.copy(), var=adata.var[[]])
         attach_labels(cells, labelfile, class_label)
     return cells.obs
 
 
-def _stored_names(path: Path, rows: np.ndarray) -> list[str]:
+def _stored_names(path: Path, orientation: str, rows: np.ndarray) -> list[str]:
     """Names of some cells of a file, read when they are asked for."""
-    return open_backed(path).obs_names[rows].astype(str).tolist()
+    return open_cells(path, backed=True, orientation=orientation)[0].obs_names[rows].astype(str).tolist()
 
 
 def _hash(path: Path) -> str:

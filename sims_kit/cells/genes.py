@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -39,25 +39,28 @@ class GeneCoverage:
     duplicates: int  # query genes beyond the first that match the same model gene; summed
     kind_model: str  # "ensembl", "entrez" or "symbol"
     kind_query: str
-    column: str = "var_names"  # where the query's names are: "var_names" or a column of var
-    matched_by: dict[str, int] = field(default_factory=dict)  # model genes by what matched them
+    column: str  # where the query's names are: "var_names" or a column of var
+    matched_by: dict[str, int]  # model genes by what matched them
 
-    def _share(self) -> str:
+    def share(self) -> str:
+        """How many genes were found, in words."""
         return f"{self.n_matched:,} of the model's {self.n_model:,} genes found ({self.fraction:.1%})"
 
-    def _matched(self) -> str:
+    def matches(self) -> str:
+        """What matched them, in words."""
         return ", ".join(f"{n:,} by {how}" for how, n in self.matched_by.items())
 
     def __str__(self) -> str:
         found = f", for example {examples(self.missing)}" if self.missing else ""
-        summed = f"\n  summed   {self.duplicates:,} query genes that share a model gene with another one"
-        return (
-            f"Gene coverage: {self._share()}\n"
-            f"  ids      model {self.kind_model}, query {self.kind_query}\n"
-            f"  matched  {self._matched()}\n"
-            f"  missing  {len(self.missing):,} model genes, taken as zero{found}\n"
-            f"  ignored  {self.extra:,} of the query's {self.n_query:,} genes, unknown to the model"
-        ) + summed * bool(self.duplicates)
+        lines = [
+            f"Gene coverage: {self.share()}",
+            f"  ids      model {self.kind_model}, query {self.kind_query}",
+            f"  matched  {self.matches()}",
+            f"  missing  {len(self.missing):,} model genes, taken as zero{found}",
+            f"  ignored  {self.extra:,} of the query's {self.n_query:,} genes, unknown to the model",
+            f"  summed   {self.duplicates:,} query genes that share a model gene with another one",
+        ]
+        return "\n".join(lines if self.duplicates else lines[:-1])
 
 
 class GeneAlignment:
@@ -71,23 +74,26 @@ class GeneAlignment:
 
     def __init__(self, query_genes: Sequence[str], vocabulary: Sequence[str], column: str = "var_names", **report):
         self.names, self.vocabulary = _texts(query_genes), _texts(vocabulary)
-        n_query, n_model = len(self.names), len(self.vocabulary)
-        exact = {gene: i for i, gene in reversed([*enumerate(self.vocabulary)])}
-        repeated = [gene for i, gene in enumerate(self.vocabulary) if exact[gene] != i]
-        if repeated or not exact:
+        exact = {gene: i for i, gene in enumerate(self.vocabulary)}
+        if not exact or len(exact) < len(self.vocabulary):
+            repeated = [gene for i, gene in enumerate(self.vocabulary) if exact[gene] != i]
             raise GeneError(f"The vocabulary is empty or repeats genes ({examples(repeated)}). Give each gene once.")
-        unversioned = {_unversioned(gene): i for gene, i in exact.items()}  # the first of several versions
+        unversioned = {_unversioned(gene): i for gene, i in reversed(exact.items())}  # the first of several versions
         target = [exact[gene] if gene in exact else unversioned.get(_unversioned(gene), -1) for gene in self.names]
-        self._same, target = target == [*range(n_model)], np.array(target, dtype=np.int64)
+        n_query, n_model = len(target), len(exact)
+        self._is_same, target = target == [*range(n_model)], np.array(target, dtype=np.int64)
         source = np.flatnonzero(target >= 0)
         entries = np.ones(len(source), np.float32), (source, target[source])  # one per matched query gene
         self._selector = sp.csr_matrix(entries, shape=(n_query, n_model))
         self._places = np.full(n_model, -1)
         self._places[target[source][::-1]] = source[::-1]
         missing = [self.vocabulary[i] for i in np.flatnonzero(self._places < 0)]
-        found, kinds = n_model - len(missing), (id_kind(self.vocabulary), id_kind(self.names))
-        numbers = (n_model, n_query, found, found / n_model, missing, n_query - len(source), len(source) - found)
-        self.coverage = replace(GeneCoverage(*numbers, *kinds, column, {column: found}), **report)
+        n_matched = n_model - len(missing)
+        found = {"n_matched": n_matched, "fraction": n_matched / n_model, "missing": missing}
+        found |= {"extra": n_query - len(source), "duplicates": len(source) - n_matched}
+        found |= {"kind_model": id_kind(self.vocabulary), "kind_query": id_kind(self.names)}
+        found |= {"column": column, "matched_by": {column: n_matched}}
+        self.coverage = GeneCoverage(n_model, n_query, **(found | report))
 
     def places(self) -> np.ndarray:
         """(vocabulary,) int64: position of the first query gene that matches each, -1 where none does."""
@@ -98,7 +104,7 @@ class GeneAlignment:
         if cells.shape[1] != len(self.names):
             found = f"The matrix has {cells.shape[1]:,} columns but {len(self.names):,} genes were aligned"
             raise DataError(f"{found}: align the genes of this very matrix.")
-        if self._same:
+        if self._is_same:
             return cells
         aligned = cells @ self._selector
         aligned.sort_indices()
@@ -116,7 +122,7 @@ def align_genes(
     >>> print(align_genes(query.var, model.genes, species="mouse").coverage)
     """
     best = _best_alignment(var, vocabulary, species, ENOUGH * len(vocabulary))
-    coverage, share = best.coverage, best.coverage._share()
+    coverage, share = best.coverage, best.coverage.share()
     if coverage.fraction >= USABLE:
         if coverage.fraction < ENOUGH:
             warnings.warn(f"Only {share}. Missing ones are taken as zero: expect lower accuracy.", stacklevel=2)
@@ -135,7 +141,7 @@ def align_genes(
     raise GeneError(f"Only {share}; at least {USABLE:.0%} are needed. {found}. {advice}")
 
 
-def restrict_genes(vocabulary: Sequence[str], genes: Sequence[str] | pd.DataFrame, species: str | None = None) -> list:
+def restrict_genes(vocabulary: Sequence[str], genes: Sequence[str] | pd.DataFrame) -> list[str]:
     """Genes of a reference that are in a list of names, or in the `var` of a query, matched as `align_genes` does.
 
     >>> restrict_genes(["ACTB", "CD3E", "TP53"], ["TP53", "ACTB"])
@@ -143,7 +149,7 @@ def restrict_genes(vocabulary: Sequence[str], genes: Sequence[str] | pd.DataFram
     """
     var = genes if isinstance(genes, pd.DataFrame) else pd.DataFrame(index=list(genes))
     enough = ENOUGH * min(len(vocabulary), len(var))
-    best = _best_alignment(var, vocabulary, species, enough)
+    best = _best_alignment(var, vocabulary, None, enough)
     chosen = [str(gene) for gene, place in zip(vocabulary, best.places(), strict=True) if place >= 0]
     told = f"Only {len(chosen):,} of {_described(vocabulary)} are in genes=, {_described(var.index)}."
     if len(chosen) < max(2, USABLE * min(len(vocabulary), len(var))):
@@ -175,7 +181,7 @@ def common_names(variables: Sequence[pd.DataFrame], names: Sequence[str]) -> lis
         if list(best.coverage.matched_by) == ["var_names"]:
             named_genes(var, name)
         else:
-            warnings.warn(f"Genes of {name} take the names of {names[0]}: {best.coverage._matched()}.", stacklevel=2)
+            warnings.warn(f"Genes of {name} take the names of {names[0]}: {best.coverage.matches()}.", stacklevel=2)
         lists.append(best.names)
     return lists
 
@@ -186,34 +192,34 @@ def gene_rows(var: pd.DataFrame) -> np.ndarray:
     return rows if rows.any() else ~rows
 
 
-def shared_genes(gene_lists: Sequence, how: str = "intersection", names: Sequence[str] | None = None) -> list[str]:
-    """One vocabulary for several files: the genes of all (``"intersection"``) or of any (``"union"``), each once.
+def shared_genes(gene_lists: Sequence, *, union: bool = False, names: Sequence[str] | None = None) -> list[str]:
+    """One vocabulary for several files: the genes of all, or with `union` of any, each once, in the first file's order.
 
-    The order is that of the first file; Ensembl ids that differ by version count as one. Messages use `names`.
+    Ensembl ids that differ by version count as one. Messages use `names`.
 
-    >>> shared_genes([["ACTB", "CD3E"], ["CD3E", "TP53"]], "union")
+    >>> shared_genes([["ACTB", "CD3E"], ["CD3E", "TP53"]], union=True)
     ['ACTB', 'CD3E', 'TP53']
     """
-    if how not in ("intersection", "union"):
-        raise SettingError(f'genes={how!r} is not possible. Choose "intersection" or "union".')
     names = names or [f"file {i + 1}" for i in range(len(gene_lists))]
-    shared, written = pd.Index([], dtype=object), {}
+    shared = {}  # names without versions, and as they are written where they first occur
     for i, genes in enumerate(gene_lists):
-        texts = list(filter(None, _texts(genes)))
-        here = [*map(_unversioned, texts)]
-        written = dict(zip(here[::-1], texts[::-1], strict=True)) | written  # as the first file writes it
-        both = shared.intersection(here, sort=False)
-        if i and both.empty:
+        here = {}
+        for gene in filter(None, _texts(genes)):
+            here.setdefault(_unversioned(gene), gene)
+        if i and here.keys().isdisjoint(shared):
             before = f"{', '.join(names[:i])}: {_described(genes)} against {_described(gene_lists[0])}"
             advice = "Use one kind of gene id and one species, and check that genes are where orientation= says."
             raise GeneError(f"{names[i]} shares no gene with {before}. {advice}")
-        shared = both if i and how == "intersection" else shared.append(pd.Index(here, dtype=object)).unique()
+        if i and not union:
+            shared = {plain: gene for plain, gene in shared.items() if plain in here}
+        else:
+            shared |= {plain: gene for plain, gene in here.items() if plain not in shared}
     smallest = min(map(len, gene_lists))
-    if how == "intersection" and len(shared) < USABLE * smallest:
+    if not union and len(shared) < USABLE * smallest:
         advice = 'Check that they use one kind of gene id and one species; genes="union" takes absent genes as zero.'
         found = f"The files share only {len(shared):,} genes; the smallest has {smallest:,}."
         warnings.warn(f"{found} {advice}", stacklevel=2)
-    return [written[gene] for gene in shared]
+    return list(shared.values())
 
 
 def _best_alignment(var, vocabulary, species: str | None, enough: float) -> GeneAlignment:

@@ -68,16 +68,11 @@ class CellDataset:
             return parts[0]
         return sp.vstack(parts, format="csr")[np.argsort(np.argsort(owner, kind="stable"))]
 
-    def batch(self, rows: sp.csr_matrix, positions: Sequence[int]) -> CellBatch:
+    def batch(self, rows: sp.csr_matrix, positions: np.ndarray) -> CellBatch:
         """Rows of these positions with their labels, as tensors."""
-        cells = torch.sparse_csr_tensor(
-            torch.from_numpy(rows.indptr.astype(np.int64)),
-            torch.from_numpy(rows.indices.astype(np.int64)),  # cells x genes may not fit into 32 bits
-            torch.from_numpy(rows.data),
-            size=rows.shape,
-            check_invariants=False,
-        )
-        return CellBatch(cells, torch.from_numpy(self.labels[np.asarray(positions, dtype=np.int64)]))
+        index = (torch.from_numpy(part.astype(np.int64)) for part in (rows.indptr, rows.indices))  # as torch wants them
+        cells = torch.sparse_csr_tensor(*index, torch.from_numpy(rows.data), size=rows.shape, check_invariants=False)
+        return CellBatch(cells, torch.from_numpy(self.labels[np.asarray(positions)]))
 
 
 @cache
@@ -92,27 +87,13 @@ class CellLoader:
     """Batches of cells; it stands where a torch DataLoader does.
 
     Cells in memory are gathered batch by batch. Cells in a file are read many batches at a time, in the order of the
-    file, while the model works on the ones before. The order follows from seed and epoch alone, so that a resumed run
-    repeats it, whatever the number of threads.
+    file, while the model works on the ones before: `block_size` neighbours together, `buffer_size` held and mixed.
+    `num_workers` threads read ahead, of a file at least one. The order follows from `seed` and epoch alone.
 
-    Parameters
-    ----------
-    dataset, positions
-        The cells, and which of them, rising.
-    batch_size
-        Cells per batch. The last batch may hold fewer, or one more: batch normalisation needs two cells.
-    shuffle, seed
-        A new order in every epoch; in order otherwise.
-    num_workers
-        Threads that prepare batches ahead; cells in a file always have one.
-    shard
-        Rank of this process and number of processes. Their parts are disjoint, complete, and of one length, or one
-        cell more.
-    block_size, buffer_size
-        Cells of a file that are read together, and that are held and mixed.
+    `positions` are rising. The last batch may hold fewer cells than `batch_size`, or one more: batch normalisation
+    needs two. `shard` is the rank of this process and the number of processes; their parts are disjoint, complete, and
+    of one length, or one cell more.
 
-    Examples
-    --------
     >>> for cells, labels in CellLoader(dataset, range(len(dataset)), batch_size=256):
     ...     logits = model(cells)
     """
@@ -135,24 +116,28 @@ class CellLoader:
         self.num_workers, self.shard, self.block_size = max(num_workers, int(dataset.in_file)), shard, block_size
         self.batches_at_once = max(1, buffer_size // batch_size) if dataset.in_file else 1
         self.batch_sampler = SimpleNamespace(sampler=self)  # Lightning calls set_epoch of this sampler
-        window = self.batches_at_once * batch_size
-        self._turns, rest = divmod(len(self.positions), window * shard[1])
-        self._smallest = self._turns * window + rest // shard[1]  # part of a process: all take as many steps
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        full, rest = divmod(self._smallest, self.batch_size)
+        turns, rest = divmod(len(self.positions), self._window * self.shard[1])
+        n_cells = turns * self._window + rest // self.shard[1]  # of the smallest part: all take as many steps
+        full, rest = divmod(n_cells, self.batch_size)
         return full + (rest > 0 and not (rest == 1 and full > 0))
+
+    @property
+    def _window(self) -> int:
+        """Cells that are held at once."""
+        return self.batches_at_once * self.batch_size
 
     def batches(self) -> Iterator[np.ndarray]:
         """Positions of the cells of each batch of this process, in this epoch."""
-        order, window, (rank, n_ranks) = self._order(), self.batches_at_once * self.batch_size, self.shard
+        order, (rank, n_ranks) = self._order(), self.shard
         if n_ranks > 1:  # whole windows in turn, so that neighbours stay together; then the remainder
-            shared, rest = np.split(order, [self._turns * window * n_ranks])
-            own = shared.reshape(-1, n_ranks, window)[:, rank].ravel()
+            shared, rest = np.split(order, [len(order) - len(order) % (self._window * n_ranks)])
+            own = shared.reshape(-1, n_ranks, self._window)[:, rank].ravel()
             order = np.concatenate([own, np.array_split(rest, n_ranks)[rank]])
         starts = np.arange(len(self)) * self.batch_size
         yield from np.split(order, starts[1:]) if len(order) else ()
@@ -161,26 +146,23 @@ class CellLoader:
         batches = self.batches()
         stretches = iter(lambda: list(islice(batches, self.batches_at_once)), [])
         if not self.num_workers:
-            for stretch in stretches:
-                yield from self._cut(stretch, *self._read(stretch))
+            yield from chain.from_iterable(map(self._read, stretches))
             return
         with ThreadPoolExecutor(self.num_workers) as pool:
-            ahead = deque()
-            for stretch in chain(stretches, [None] * self.num_workers):
-                ahead.append((stretch, stretch and pool.submit(self._read, stretch)))
-                if len(ahead) > self.num_workers and (first := ahead.popleft())[0]:
-                    yield from self._cut(first[0], *first[1].result())
-                    del first  # its cells go before the next ones come
+            ahead = deque(pool.submit(self._read, stretch) for stretch in islice(stretches, self.num_workers))
+            while ahead:
+                first = ahead.popleft()
+                ahead.extend(pool.submit(self._read, stretch) for stretch in islice(stretches, 1))
+                yield from first.result()
+                del first  # its cells go before the next ones come
 
-    def _read(self, stretch: list[np.ndarray]) -> tuple[np.ndarray, sp.csr_matrix]:
-        """The cells of some batches, and their positions; in rising order, unless there is one batch only."""
-        positions = stretch[0] if len(stretch) == 1 else np.sort(np.concatenate(stretch))
-        return positions, self.dataset.rows(positions)
-
-    def _cut(self, stretch: list[np.ndarray], positions: np.ndarray, cells: sp.csr_matrix) -> Iterator[CellBatch]:
-        for batch in stretch:
-            rows = cells if len(stretch) == 1 else cells[np.searchsorted(positions, batch)]
-            yield self.dataset.batch(rows, batch)
+    def _read(self, stretch: list[np.ndarray]) -> Iterator[CellBatch]:
+        """The batches at these positions: their cells are read together, and cut apart one batch after the other."""
+        if len(stretch) == 1:
+            return iter([self.dataset.batch(self.dataset.rows(stretch[0]), stretch[0])])
+        positions = np.sort(np.concatenate(stretch))
+        cells = self.dataset.rows(positions)
+        return (self.dataset.batch(cells[np.searchsorted(positions, batch)], batch) for batch in stretch)
 
     def _order(self) -> np.ndarray:
         """All positions, of all processes, in the order of this epoch."""
@@ -210,8 +192,8 @@ class CellLoader:
         rank = np.arange(len(blocks)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         blocks = blocks[np.argsort((rank + random.random(len(blocks))) / np.repeat(sizes, sizes), kind="stable")]
         order = np.concatenate([self.positions[edges[block] : edges[block + 1]] for block in blocks])
-        window = self.batches_at_once * self.batch_size
-        return np.concatenate([random.permutation(part) for part in np.split(order, range(window, len(order), window))])
+        windows = np.split(order, range(self._window, len(order), self._window))
+        return np.concatenate([random.permutation(window) for window in windows])
 
 
 def shard_of(trainer: "Trainer | None", part: str, n_cells: int) -> tuple[int, int]:
@@ -219,10 +201,9 @@ def shard_of(trainer: "Trainer | None", part: str, n_cells: int) -> tuple[int, i
     if trainer is None or trainer.world_size == 1:
         return 0, 1
     if n_cells < 2 * trainer.world_size:
-        raise SettingError(
-            f"The {part} part has {n_cells} cells for {trainer.world_size} processes; each needs two. Use fewer "
-            f"devices, or {'more cells' if part == 'train' else 'a larger share'}."
-        )
+        more = "more cells" if part == "train" else "a larger share"
+        found = f"The {part} part has {n_cells} cells for {trainer.world_size} processes; each needs two."
+        raise SettingError(f"{found} Use fewer devices, or {more}.")
     return trainer.global_rank, trainer.world_size
 
 
@@ -238,16 +219,9 @@ def query_batches(
 ) -> tuple[CellLoader, GeneCoverage, Scale]:
     """The cells of a query in order, as a model with this vocabulary takes them, gene coverage, and scale.
 
-    Parameters
-    ----------
-    adata, layer
-        As in `Expression`.
-    species
-        As in `align_genes`.
-    trained_on
-        The scales of the model's reference files, as its provenance has them.
-    cells
-        Positions of the cells to read, rising; all by default. The scale is recognised from all cells either way.
+    `layer` is as in `Expression`, `species` as in `align_genes`; `trained_on` has the scales of the model's reference
+    files, from its provenance. `cells` are rising positions of the cells to read, all by default; the scale is
+    recognised from all cells either way.
     """
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise SettingError(f"batch_size={batch_size!r}: give a whole number of cells, 1 or more.")

@@ -1,7 +1,6 @@
-"""The one way from an AnnData to model input: find the matrix, recognise its scale, align genes, take log1p of 10,000.
+"""From an AnnData or a file to model input: find the matrix, recognise its scale, align genes, take log1p of 10,000.
 
-`fit`, `annotate`, `explain`, `calibrate`, `pretrain` and the studies all read cells through `Expression`, whether the
-matrix is in memory or in a file.
+Everything that reads cells does so through `Expression`, whether the matrix is in memory or in a file.
 """
 
 import copy
@@ -18,24 +17,17 @@ import scipy.sparse as sp
 import zarr
 from anndata import AnnData
 from anndata.abc import CSRDataset
-from anndata.io import sparse_dataset
 
 from sims_kit.cells.genes import GeneAlignment, GeneCoverage, align_genes, gene_rows
 from sims_kit.datasets.load import load
-from sims_kit.datasets.read import convert, is_backable, open_backed
+from sims_kit.datasets.read import convert, is_backable, open_backed, read
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
 TARGET_SUM = 1e4  # every cell's sum before the logarithm
 BLOCK = 4096  # cells of a dense matrix converted at once
 SAMPLE_BLOCKS, SAMPLE_CELLS = 16, 24  # cells that a scale is recognised from, spread over the matrix
-LARGEST = {"log1p(x)": 21.0, "log2(x + 1)": 30.0, "log10(x + 1)": 9.2}  # logarithms of 1e9: no expression is above it
 LARGEST_GAP = 64  # cells between two wanted ones that are read along rather than skipped
-MEMORY_SHARE = 0.1  # of the memory: larger files stay on disk; packed ones are several times as large when read
-DISTINCT, MULTIPLES = 64, 50  # values of a cell that are looked at, and the largest count among them
-ROUNDING = 1e-5  # of float32
-EXACT, MARGIN = -1.5, 0.3  # log10 of the largest mean distance to whole numbers, and of its ratio to the second best
-RANDOM = -0.74  # the same of random values
-SMALL_SPREAD = 20  # largest value of a cell over its smallest one; of linear values it is larger
+MEMORY_SHARE = 0.1  # of the memory: larger files stay on disk; compressed ones are several times as large when read
 UNDO = {
     "linear": lambda values: values,
     "log1p(x)": np.expm1,
@@ -43,8 +35,15 @@ UNDO = {
     "log10(x + 1)": lambda values: np.power(10.0, values) - 1,
     "sqrt(x)": np.square,
 }
+LARGEST = {"log1p(x)": 21.0, "log2(x + 1)": 30.0, "log10(x + 1)": 9.2}  # logarithms of 1e9: no expression is above it
 UNKNOWN = "unknown"
 EARLIER_LOG = "log-normalised"  # provenance of models by sims_kit 0.1, which took logarithms as they were
+# Constants of the recognition of multiples, see `_evidence` and `_best_transform`.
+DISTINCT, MULTIPLES = 64, 50  # values of a cell that are looked at, and the largest count among them
+ROUNDING = 1e-5  # of float32
+EXACT, MARGIN = -1.5, 0.3  # log10 of the largest mean distance to whole numbers, and of its ratio to the second best
+RANDOM = -0.74  # the same of random values
+SMALL_SPREAD = 20  # largest value of a cell over its smallest one; of linear values it is larger
 
 
 class Scale(NamedTuple):
@@ -80,20 +79,43 @@ def detect_scale(matrix: sp.csr_matrix, *, name: str = "The matrix", layers: Seq
     'log1p(x)'
     """
     _check_values(matrix, name, layers)
-    is_whole = _whole_rows(matrix)
-    if is_whole.all():
+    others = np.flatnonzero(~_whole_rows(matrix))
+    if not len(others):
         return Scale("linear", is_counts=True)
-    others = np.flatnonzero(~is_whole)
-    sample = matrix[others[np.linspace(0, len(others) - 1, min(len(others), SAMPLE_BLOCKS * SAMPLE_CELLS)).astype(int)]]
-    scale = _scale_of_rows(sample, name, log1p)
-    other = _of_other_scale(matrix, scale)
-    if other.any():
-        raise DataError(
-            f"{name} mixes scales: {other.sum():,} cells hold whole numbers, as counts do, or values too large for a "
-            f"logarithm, and the others {scale}. Bring all cells to one scale before they are joined, or pass a layer "
-            "that has counts throughout."
-        )
+    sample = np.linspace(0, len(others) - 1, min(len(others), SAMPLE_BLOCKS * SAMPLE_CELLS)).astype(int)
+    scale = _scale_of_fractions(matrix[others[sample]], name, log1p)
+    if n_other := int(_of_other_scale(matrix, scale).sum()):
+        found = f"{n_other:,} cells hold whole numbers, as counts do, or values too large for a logarithm"
+        raise _mixed_scales(name, f"{found}, and the others {scale}")
     return scale
+
+
+def _check_values(matrix: sp.csr_matrix, name: str, layers: Sequence[str]) -> None:
+    values = matrix.data
+    low, high = values.min(initial=0), values.max(initial=0)  # NaN if there is any
+    if low == high == 0:
+        found = f"{matrix.shape[0]:,} cells x {matrix.shape[1]:,} genes" + ("" if 0 in matrix.shape else ", all zero")
+        raise DataError(f"{name} is empty ({found}). Expected cells with expression values; check the file or layer.")
+    if not np.isfinite([low, high]).all():
+        found = f"{name} holds {np.count_nonzero(~np.isfinite(values)):,} NaN or infinite values"
+        raise DataError(f"{found}. Write 0 where a gene was not detected, or pass a layer whose values are finite.")
+    if low < 0:
+        here = f" This AnnData holds layer={' or '.join(map(repr, layers))}." if layers else ""
+        raise DataError(
+            f"{name} holds negative values (down to {low:.3g}): it was scaled, centred or integrated, which cannot be "
+            f'undone. Pass counts or log-normalised values, for example layer="counts" or layer="raw".{here}'
+        )
+
+
+def _mixed_scales(name: str, found: str) -> DataError:
+    way_out = "Bring all cells to one scale before they are joined, or pass a layer that has counts throughout."
+    return DataError(f"{name} mixes scales: {found}. {way_out}")
+
+
+def _whole_rows(matrix: sp.csr_matrix) -> np.ndarray:
+    """Whether each cell holds whole numbers only, (cells,) bool."""
+    n_fractional = np.concatenate([[0], np.cumsum(matrix.data != np.rint(matrix.data))])
+    return n_fractional[matrix.indptr[1:]] == n_fractional[matrix.indptr[:-1]]
 
 
 def _of_other_scale(matrix: sp.csr_matrix, scale: Scale) -> np.ndarray:
@@ -107,67 +129,35 @@ def _of_other_scale(matrix: sp.csr_matrix, scale: Scale) -> np.ndarray:
     return is_counted | (largest > LARGEST.get(scale.transform, np.inf))
 
 
-def _check_values(matrix: sp.csr_matrix, name: str, layers: Sequence[str]) -> None:
-    values = matrix.data
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
-    if 0 in matrix.shape or low == high == 0:
-        found = f"{matrix.shape[0]:,} cells x {matrix.shape[1]:,} genes" + ("" if 0 in matrix.shape else ", all zero")
-        raise DataError(f"{name} is empty ({found}). Expected cells with expression values; check the file or layer.")
-    if not np.isfinite([low, high]).all():  # min and max pass NaN on
-        bad = int(np.count_nonzero(~np.isfinite(values)))
-        raise DataError(
-            f"{name} holds {bad:,} NaN or infinite values. Expression values must be finite: write 0 where a "
-            "gene was not detected, or pass a layer without gaps."
-        )
-    if low < 0:
-        here = f"This AnnData holds layer={' or '.join(map(repr, layers))}." if layers else ""
-        raise DataError(
-            f"{name} holds negative values (down to {low:.3g}): it was scaled, centred or integrated, which cannot be "
-            f'undone. Pass counts or log-normalised values, for example layer="counts" or layer="raw". {here}'.strip()
-        )
-
-
-def _whole_rows(matrix: sp.csr_matrix) -> np.ndarray:
-    """Whether each cell holds whole numbers only, (cells,) bool."""
-    if np.issubdtype(matrix.data.dtype, np.integer):
-        return np.ones(matrix.shape[0], bool)
-    fractional = np.concatenate([[0], np.cumsum(matrix.data != np.rint(matrix.data))])
-    return fractional[matrix.indptr[1:]] == fractional[matrix.indptr[:-1]]
-
-
-def _scale_of_rows(cells: sp.csr_matrix, name: str, log1p) -> Scale:
+def _scale_of_fractions(cells: sp.csr_matrix, name: str, log1p) -> Scale:
     """The scale of cells whose values are not whole."""
     rows = [row[row > 0].astype(np.float64) for row in np.split(cells.data, cells.indptr[1:-1])]
-    fits = np.array([[row.max(initial=0) <= LARGEST.get(transform, np.inf) for transform in UNDO] for row in rows])
-    with np.errstate(over="ignore"):
-        sums = np.array([[undo(row).sum() for undo in UNDO.values()] for row in rows])
-        distances = np.array([_distances_to_whole(row) for row in rows])  # (cells, transforms, sum and number)
-    sums[~fits], distances[~fits] = np.inf, 0
-    votes = pd.Series([_vote(*of_row) for of_row in zip(distances, sums, strict=True)]).value_counts()
+    evidence = np.array([[_evidence(row, transform) for transform in UNDO] for row in rows])  # (cells, transforms, 3)
+    votes = pd.Series([_vote(of_cell) for of_cell in evidence]).value_counts()
     if len(votes) > 1 and votes.iloc[1] > max(1, 0.05 * len(rows)):
         (first, n_first), (second, n_second) = list(votes.items())[:2]
-        raise DataError(
-            f"{name} mixes scales: of {len(rows):,} cells looked at, {n_first:,} hold {first} values and {n_second:,} "
-            f"{second} values. Bring all cells to one scale before they are joined, or pass a layer of counts."
-        )
-    possible = fits.mean(axis=0) >= 0.9
+        found = f"{n_first:,} hold {first} values and {n_second:,} {second} values"
+        raise _mixed_scales(name, f"of {len(rows):,} cells looked at, {found}")
+    sums, distances = evidence[..., 0], evidence[..., 1:]
+    is_possible = np.isfinite(sums).mean(axis=0) >= 0.9
     totals = {transform: _common_total(of_all) for transform, of_all in zip(UNDO, sums.T, strict=True)}
-    transform = _best_transform(distances.sum(axis=0) * possible[:, None])
+    transform, is_flat = _best_transform(distances.sum(axis=0) * is_possible[:, None]), False
     if transform is None:
-        by_total = (t for t, is_possible in zip(UNDO, possible, strict=True) if is_possible and totals[t])
-        transform = next((found for found in by_total if found != "sqrt(x)"), None)
+        with_total = [t for t, possible in zip(UNDO, is_possible, strict=True) if possible and totals[t]]
+        transform = next((t for t in with_total if t != "sqrt(x)"), None)
         spread = np.median([row.max() / row.min() for row in rows if len(row)])
         is_flat = transform == "linear" and spread < SMALL_SPREAD  # as logarithms that were brought to one sum
-        transform = None if is_flat else transform
         large = cells.data[cells.data > 4.5]  # logarithms and roots of small counts are whole now and then
-        is_fractional = len(large) and (large == np.rint(large)).mean() > 0.2
-        if transform is None and not is_flat and (possible.sum() == 2 or not distances.any() or is_fractional):
+        is_estimated = len(large) and (large == np.rint(large)).mean() > 0.2
+        if is_flat:
+            transform = None
+        elif transform is None and (is_possible.sum() == 2 or not distances.any() or is_estimated):
             transform = "linear"
     if transform is not None:
         return Scale(transform, total=totals[transform])
     base = log1p.get("base") if hasattr(log1p, "get") else None
     found = Scale({2: "log2(x + 1)", 10: "log10(x + 1)"}.get(base and round(float(base)), UNKNOWN))
-    if found == AS_IS and (is_flat or possible.sum() == 2 or _look_linear(rows)):
+    if found == AS_IS and (is_flat or _look_linear(rows)):
         found = Scale("linear")
     taken = {"linear": "estimated counts", UNKNOWN: "values to use as they are"}.get(found.transform, found.transform)
     warnings.warn(
@@ -179,14 +169,33 @@ def _scale_of_rows(cells: sp.csr_matrix, name: str, log1p) -> Scale:
     return found
 
 
-def _vote(distances: np.ndarray, sums: np.ndarray) -> str | None:
+def _evidence(row: np.ndarray, transform: str) -> tuple[float, float, int]:
+    """What speaks for a transform in the values of a cell, when it is undone: their sum, and how whole they are.
+
+    The sum is infinite where values are too large. Then comes how far they are from multiples of one value: the sum of
+    the log10 of the distances to the nearest whole number, and their number.
+    """
+    if row.max(initial=0) > LARGEST.get(transform, np.inf):
+        return np.inf, 0.0, 0
+    values = UNDO[transform](np.unique(row)[:DISTINCT])
+    ratios = values[values > 1.2 * values[:1]] / values[:1]
+    best = np.empty(0)
+    for divisor in (1, 2, 3):  # the smallest value of a cell may stand for two or three counts
+        multiples = ratios[ratios * divisor <= MULTIPLES] * divisor
+        distances = np.log10(divisor * np.abs(multiples - np.rint(multiples)) + ROUNDING)
+        if len(distances) and (divisor == 1 or distances.mean() < best.mean() - 0.5):
+            best = distances
+    return UNDO[transform](row).sum(), best.sum(), len(best)
+
+
+def _vote(evidence: np.ndarray) -> str | None:
     """The transform that a single cell speaks for: by a sum that is a power of ten, or by multiples."""
-    by_sum = (transform for transform, total in zip(UNDO, sums, strict=True) if total > 0 and _is_power_of_ten(total))
-    return next((found for found in by_sum if found != "sqrt(x)"), None) or _best_transform(distances, least=3)
+    by_sum = (t for t, total in zip(UNDO, evidence[:, 0], strict=True) if _is_power_of_ten(total) and t != "sqrt(x)")
+    return next(by_sum, None) or _best_transform(evidence[:, 1:], least=3)
 
 
 def _is_power_of_ten(total: float) -> bool:
-    return np.isfinite(total) and abs(10.0 ** round(np.log10(total)) / total - 1) < 1e-3
+    return 0 < total < np.inf and abs(10.0 ** round(np.log10(total)) / total - 1) < 1e-3
 
 
 def _common_total(sums: np.ndarray) -> float | None:
@@ -196,26 +205,6 @@ def _common_total(sums: np.ndarray) -> float | None:
     if not np.isfinite(middle) or (np.abs(sums / middle - 1) < 3e-3).mean() < 0.9:
         return None
     return float(middle) if len(sums) > 2 or _is_power_of_ten(middle) else None
-
-
-def _distances_to_whole(row: np.ndarray) -> np.ndarray:
-    """How far a cell's values are from multiples of one value, when each transform is undone.
-
-    Returns (transforms, 2): the sum of the log10 of the distances to the nearest whole number, and their number.
-    """
-    distinct = np.unique(row)[:DISTINCT]
-    found = np.zeros((len(UNDO), 2))
-    for i, undo in enumerate(UNDO.values()):
-        values = undo(distinct)
-        ratios = values[values > 1.2 * values[:1]] / values[:1]
-        best = np.inf
-        for divisor in (1, 2, 3):  # the smallest value of a cell may stand for two or three counts
-            multiples = ratios[ratios * divisor <= MULTIPLES] * divisor
-            distance = np.log10(divisor * np.abs(multiples - np.rint(multiples)) + ROUNDING)
-            if len(distance) and distance.mean() < best - 0.5 * (divisor > 1):
-                best = distance.mean()
-                found[i] = distance.sum(), len(distance)
-    return found
 
 
 def _best_transform(distances: np.ndarray, least: int = 1) -> str | None:
@@ -261,19 +250,11 @@ def normalise(cells: sp.csr_matrix, scale: Scale) -> sp.csr_matrix:
 
 
 class Expression:
-    """The expression of some cells on its way to model input.
+    """The expression of some cells on its way to model input; `name` is what messages call the matrix.
 
-    Parameters
-    ----------
-    adata
-        Cells x genes; never changed. A matrix that is in a file (backed, or opened by `open_backed`) stays there.
-    layer
-        None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no layer has that name.
-    name
-        What messages call the matrix.
+    `layer` is None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no layer has that name. `adata`
+    is never changed, and a matrix in a file (backed, or opened by `open_backed`) stays there.
 
-    Examples
-    --------
     >>> expression = Expression(adata)
     >>> expression.align(["CD3D", "MS4A1"]).fraction
     1.0
@@ -282,23 +263,19 @@ class Expression:
     """
 
     def __init__(self, adata: AnnData, layer: str | None = None, *, name: str = "The matrix"):
-        matrix, self.var = _matrix_and_var(adata, layer)
-        self.matrix = FileMatrix(matrix) if FileMatrix.can_read(matrix) else as_csr(matrix)
+        layers = list(filter(None, adata.layers))  # anndata 0.13 lists X as None
+        layers += ["raw"] * (adata.raw is not None and "raw" not in layers)
+        matrix, self.var = _matrix_and_var(adata, layer, layers)
+        self.in_file = isinstance(matrix, CSRDataset | h5py.Dataset | zarr.Array)
+        self.matrix = FileMatrix(matrix) if self.in_file else as_csr(matrix)
         self.name, self.alignment, self.cells = name, None, None
         self._is_gene = is_gene = gene_rows(self.var)
         if not is_gene.all():
-            warnings.warn(
-                f"{name} has {(~is_gene).sum():,} columns that are no gene expression ("
-                f"{', '.join(self.var['feature_types'][~is_gene].astype(str).unique()[:3])}); they are left out.",
-                stacklevel=3,
-            )
+            kinds = ", ".join(self.var["feature_types"][~is_gene].astype(str).unique()[:3])
+            left_out = f"{(~is_gene).sum():,} columns that are no gene expression ({kinds}); they are left out."
+            warnings.warn(f"{name} has {left_out}", stacklevel=3)
         sample = self._of_genes(self.matrix.sample() if self.in_file else self.matrix)
-        self.scale = detect_scale(sample, name=name, layers=layer_names(adata), log1p=adata.uns.get("log1p"))
-
-    @property
-    def in_file(self) -> bool:
-        """Whether the matrix is in a file."""
-        return isinstance(self.matrix, FileMatrix)
+        self.scale = detect_scale(sample, name=name, layers=layers, log1p=adata.uns.get("log1p"))
 
     @property
     def genes(self) -> pd.DataFrame:
@@ -309,6 +286,13 @@ class Expression:
         """Bring the genes onto a model's vocabulary, see `align_genes`."""
         self.alignment = align_genes(self.genes, vocabulary, cell_names, species=species)
         return self.alignment.coverage
+
+    def use(self, alignment: GeneAlignment) -> None:
+        """Apply an alignment of `genes`: to a matrix in memory at once, to one in a file when rows are read."""
+        self.alignment = alignment
+        if not self.in_file:
+            self.matrix, self.alignment = alignment.apply(self._of_genes(self.matrix)), None
+            self._is_gene = np.ones(self.matrix.shape[1], bool)
 
     def match_scale(self, trained_on: Sequence[str]) -> None:
         """Compare the scale with those of a model's reference files, as its provenance has them."""
@@ -324,31 +308,21 @@ class Expression:
     def select(self, cells: np.ndarray) -> "Expression":
         """The same expression for some of the cells, by rising position."""
         selected = copy.copy(self)
-        if len(cells) < len(self):
-            if self.in_file:
-                selected.cells = np.asarray(cells) if self.cells is None else self.cells[cells]
-            else:
-                selected.matrix = self.matrix[cells]
+        if len(cells) < len(self) and self.in_file:
+            selected.cells = np.asarray(cells) if self.cells is None else self.cells[cells]
+        elif len(cells) < len(self):
+            selected.matrix = self.matrix[cells]
         return selected
-
-    def use(self, alignment: GeneAlignment) -> None:
-        """Apply an alignment of `genes`: to a matrix in memory at once, to one in a file when rows are read."""
-        self.alignment = alignment
-        if not self.in_file:
-            self.matrix, self.alignment = alignment.apply(self._of_genes(self.matrix)), None
-            self._is_gene = np.ones(self.matrix.shape[1], bool)
 
     def __len__(self) -> int:
         return self.matrix.shape[0] if self.cells is None else len(self.cells)
 
     def raw_rows(self, positions: np.ndarray) -> sp.csr_matrix:
         """The stored values of these cells, in this order, on the aligned genes, CSR float32."""
-        positions = np.asarray(positions)
+        positions = np.asarray(positions) if self.cells is None else self.cells[positions]
+        rows = self._of_genes(self.matrix[positions])
         if self.in_file:
-            positions = positions if self.cells is None else self.cells[positions]
-            self._check_rows(rows := self._of_genes(self.matrix.rows(positions)))
-        else:
-            rows = self._of_genes(self.matrix[positions])
+            self._check_rows(rows)
         return self.alignment.apply(rows) if self.alignment else rows
 
     def rows(self, positions: np.ndarray) -> sp.csr_matrix:
@@ -360,14 +334,11 @@ class Expression:
 
     def _check_rows(self, rows: sp.csr_matrix) -> None:
         """Refuse rows of a file that are not of the scale that the sample had."""
-        if rows.nnz == 0:
+        low, high = rows.data.min(initial=0), rows.data.max(initial=0)  # NaN if there is any
+        if low == 0 and high < np.inf and not _of_other_scale(rows, self.scale).any():
             return
-        low, high = float(rows.data.min()), float(rows.data.max())
-        if low >= 0 and np.isfinite([low, high]).all() and not _of_other_scale(rows, self.scale).any():
-            return
-        found = (
-            "values that are not whole" if self.scale.is_counts and low >= 0 else f"values from {low:.3g} to {high:.3g}"
-        )
+        is_fractional = self.scale.is_counts and low == 0
+        found = "values that are not whole" if is_fractional else f"values from {low:.3g} to {high:.3g}"
         raise DataError(
             f"{self.name} was taken for {self.scale} by a sample of its cells, but other cells hold {found}. Expected "
             "one kind of values throughout, none negative or missing: write the file anew, or pass another layer."
@@ -382,27 +353,22 @@ def log_normalised(adata: AnnData, genes: Sequence[str], *, layer: str | None = 
 
 
 class FileMatrix:
-    """A CSR or dense matrix in a file, read by rows; other processes can read it too.
+    """A CSR or dense matrix in a file; rows are read when they are indexed, in any process.
 
     `element` is anndata's handle on a sparse matrix (``adata.X`` of a backed AnnData), or a dense h5py or zarr array.
     """
 
     def __init__(self, element: CSRDataset | h5py.Dataset | zarr.Array):
         self.shape = tuple(map(int, element.shape))
-        place = getattr(element, "group", element)
-        is_hdf5 = isinstance(place, h5py.Group | h5py.Dataset)
-        self._place = (os.path.abspath(place.file.filename), place.name) if is_hdf5 else place
-        self._element, self._process, self._indptr = None, None, None
-
-    @staticmethod
-    def can_read(matrix: object) -> bool:
-        """Whether this is a matrix in a file whose cells can be read one after the other."""
-        return isinstance(matrix, CSRDataset | h5py.Dataset | zarr.Array)
+        stored = getattr(element, "group", element)
+        is_hdf5 = isinstance(stored, h5py.Group | h5py.Dataset)
+        self._place = (os.path.abspath(stored.file.filename), stored.name) if is_hdf5 else stored
+        self._stored, self._process, self._indptr = None, None, None
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_element": None, "_process": None}
+        return self.__dict__ | {"_stored": None, "_process": None}
 
-    def rows(self, positions: np.ndarray) -> sp.csr_matrix:
+    def __getitem__(self, positions: np.ndarray) -> sp.csr_matrix:
         """These rows in this order, CSR float32; neighbours are read together."""
         order = np.argsort(positions, kind="stable")
         rising = positions[order]
@@ -416,40 +382,42 @@ class FileMatrix:
         n_cells = self.shape[0]
         starts = np.linspace(0, max(0, n_cells - SAMPLE_CELLS), SAMPLE_BLOCKS).astype(int)
         wanted = np.unique(starts[:, None] + np.arange(SAMPLE_CELLS))
-        return self.rows(wanted[wanted < n_cells])
+        return self[wanted[wanted < n_cells]]
 
     def _block(self, start: int, stop: int) -> sp.csr_matrix:
         """Neighbouring rows, by slices of the stored arrays: anndata's own slicing takes five times as long."""
-        element = self._opened()
-        if not isinstance(element, CSRDataset):
-            return as_csr(element[start:stop])
-        if self._indptr is None:
-            self._indptr = element.group["indptr"][:].astype(np.int64)
-        ends = self._indptr[start : stop + 1]
-        data, indices = (element.group[name][ends[0] : ends[-1]] for name in ("data", "indices"))
-        return as_csr(sp.csr_matrix((data, indices, ends - ends[0]), shape=(stop - start, self.shape[1])))
-
-    def _opened(self) -> CSRDataset | h5py.Dataset | zarr.Array:
-        """The matrix, opened anew in each process: handles of HDF5 do not survive a fork."""
-        if self._process != os.getpid():
-            place = self._place
-            if isinstance(place, tuple):
-                place = h5py.File(place[0], "r")[place[1]]
-            self._element = sparse_dataset(place) if isinstance(place, h5py.Group | zarr.Group) else place
+        if self._process != os.getpid():  # handles of HDF5 do not survive a fork
+            file, name = self._place if isinstance(self._place, tuple) else (None, None)
+            self._stored = h5py.File(file, "r")[name] if file else self._place
             self._process = os.getpid()
-        return self._element
+        if not isinstance(self._stored, h5py.Group | zarr.Group):
+            return as_csr(self._stored[start:stop])
+        if self._indptr is None:
+            self._indptr = self._stored["indptr"][:].astype(np.int64)
+        ends = self._indptr[start : stop + 1]
+        data, indices = (self._stored[name][ends[0] : ends[-1]] for name in ("data", "indices"))
+        return as_csr(sp.csr_matrix((data, indices, ends - ends[0]), shape=(stop - start, self.shape[1])))
 
 
 def open_cells(
-    source: AnnData | str | os.PathLike, layer: str | None = None, backed: bool | str = "auto"
+    source: AnnData | str | os.PathLike,
+    layer: str | None = None,
+    backed: bool | str = "auto",
+    *,
+    orientation: str = "cells_by_genes",
+    columns: Sequence[str] | None = None,
 ) -> tuple[AnnData, str | None]:
-    """A dataset's name or a path as an AnnData, and where its matrix is: None when it stays in the file, as `X`."""
+    """A dataset's name or a path as an AnnData, and where its matrix is: None when it stays in the file, as `X`.
+
+    `orientation` is as in `read`, for a path; `columns` as in `open_backed`.
+    """
     if isinstance(source, AnnData):
         return source, layer
     path = Path(source).expanduser()
     if path.exists() and stay_in_files([path], backed):
-        return open_backed(path if is_backable(path) else convert(path), layer), None
-    return load(source), layer
+        path = path if is_backable(path) else convert(path, orientation=orientation)
+        return open_backed(path, layer, columns), None
+    return read(path, orientation=orientation) if isinstance(source, Path) else load(source), layer
 
 
 def stay_in_files(paths: Sequence[Path], backed: bool | str) -> bool:
@@ -458,36 +426,29 @@ def stay_in_files(paths: Sequence[Path], backed: bool | str) -> bool:
         raise SettingError(f'backed={backed!r}: choose True (cells stay in the file), False (in memory) or "auto".')
     if backed != "auto":
         return bool(paths) and bool(backed)
-    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if (container := Path("/sys/fs/cgroup/memory.max")).exists() and (text := container.read_text().strip()).isdigit():
-        limit = min(limit, int(text))
-    backable = filter(is_backable, paths)
-    files = [file for path in backable for file in ([path] if path.is_file() else path.rglob("*"))]
-    return sum(file.stat().st_size for file in files) > MEMORY_SHARE * limit
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        memory = min(memory, int(text))
+    stores = filter(is_backable, paths)
+    files = [file for path in stores for file in ([path] if path.is_file() else path.rglob("*"))]
+    return sum(file.stat().st_size for file in files) > MEMORY_SHARE * memory
 
 
-def layer_names(adata: AnnData) -> list[str]:
-    """What `layer` may be: the names of the layers and, where it is set, ``"raw"``."""
-    names = [*adata.layers, *(["raw"] if adata.raw is not None else [])]
-    return list(dict.fromkeys(name for name in names if name is not None))  # anndata 0.13 lists X as None
-
-
-def _matrix_and_var(adata: AnnData, layer: str | None) -> tuple[object, pd.DataFrame]:
-    if layer is not None and layer not in layer_names(adata):
-        raise UnknownNameError("layer", layer, layer_names(adata))
-    if layer is None:
-        matrix, var = adata.X, adata.var
-    elif layer in adata.layers:
-        matrix, var = adata.layers[layer], adata.var
-        if layer == "raw" and adata.raw is not None:
-            warnings.warn('layer="raw": both a layer "raw" and adata.raw exist; the layer is used.', stacklevel=4)
-    else:
-        matrix, var = adata.raw.X, adata.raw.var
+def _matrix_and_var(adata: AnnData, layer: str | None, layers: Sequence[str]) -> tuple[object, pd.DataFrame]:
+    if layer is not None and layer not in layers:
+        raise UnknownNameError("layer", layer, layers)
+    is_raw = layer == "raw" and "raw" not in adata.layers
+    if layer == "raw" and not is_raw and adata.raw is not None:
+        warnings.warn('layer="raw": both a layer "raw" and adata.raw exist; the layer is used.', stacklevel=4)
+    source = adata.raw if is_raw else adata
+    matrix = source.X if is_raw or layer is None else adata.layers[layer]
     if matrix is None:
-        names = layer_names(adata)
-        way_out = f"Pass layer={' or '.join(map(repr, names))}." if names else "Nor has it layers or raw: load counts."
+        way_out = (
+            f"Pass layer={' or '.join(map(repr, layers))}." if layers else "Nor has it layers or raw: load counts."
+        )
         raise DataError(f"This AnnData has no X. {way_out}")
-    return matrix, var
+    return matrix, source.var
 
 
 def as_csr(matrix) -> sp.csr_matrix:

@@ -29,19 +29,12 @@ def stratified_split(
 
     Every class gives each part its share, rounded to the nearest cell. A class of three or more cells has at least one
     in each part that is asked for; of two cells one trains and one tests (or validates, when `test` is 0); one trains.
+    Cells without a label (NaN, None) come into no part. `validation` and `test` are shares of the cells, together
+    under 1; 0 leaves a part empty.
 
-    Parameters
-    ----------
-    labels
-        One per cell; cells without a label (NaN, None) come into no part.
-    validation, test, seed
-        Shares of the cells, 0 for an empty part, together under 1; and the seed of the draw.
-    groups
-        The donor or sample of each cell: validation and test cells come from whole groups of their own. The shares are
-        met as nearly as groups allow, and every class trains; a warning says where there are too few groups.
+    `groups` has the donor or sample of each cell: validation and test cells come from whole groups of their own. The
+    shares are met as nearly as groups allow, and every class trains; a warning says where there are too few groups.
 
-    Examples
-    --------
     >>> stratified_split(["B", "T", "B", "T"], validation=0, test=0.5, groups=["ann", "ann", "bob", "bob"])
     Split(train=array([0, 1]), validation=array([], dtype=int64), test=array([2, 3]))
     """

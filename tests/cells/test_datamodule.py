@@ -228,9 +228,14 @@ def test_files_of_different_scales_are_joined(make_cells, capsys):
     sc.pp.log1p(logs)
     with pytest.warns(UserWarning, match="The files differ in scale: counts, log1p"):
         module = module_of([counts, logs], verbose=True)
-    assert module.states[0] == "counts" and module.states[1].startswith("log1p(x), ")
-    assert f"AnnData 2: 120 cells x 60 genes, {module.states[1]}" in capsys.readouterr().out
+    states = [file["state"] for file in module.provenance["files"]]
+    assert states[0] == "counts" and states[1].startswith("log1p(x), ")
+    assert f"AnnData 2: 120 cells x 60 genes, {states[1]}" in capsys.readouterr().out
     assert_alike(module, module_of([counts, others]), "train_dataloader")
+    rates = others.X.toarray() / np.random.default_rng(0).lognormal(0, 1, 60)  # by gene length
+    others.X = sp.csr_matrix(np.log2(rates / rates.sum(axis=1, keepdims=True) * 1e6 + 1), dtype=np.float32)
+    with pytest.warns(UserWarning, match="differ in scale: log1p.*, values of unknown scale"):
+        module_of([logs, others[:, :40].copy()])
 
 
 def test_provenance_is_plain_and_complete(make_cells, paths):
@@ -284,10 +289,12 @@ def test_two_real_plates(real_data):
     files, sheets = ([f"{stem}.{kind}.csv.gz" for stem in stems] for kind in ("count", "metadata"))
     module = module_of(files, labelfiles=sheets, class_label="cell_line_demuxlet", orientation="genes_by_cells")
     counts, sheets = ([pd.read_csv(path, index_col=0) for path in found] for found in (files, sheets))
-    assert module.classes == ["A549", "H1975", "H2228", "H838", "HCC827"] and module.gene_kind == "ensembl"
+    assert (
+        module.classes == ["A549", "H1975", "H2228", "H838", "HCC827"] and module.provenance["gene_kind"] == "ensembl"
+    )
     assert module.genes == list(counts[0].index[counts[0].index.isin(counts[1].index)])
     assert [module.classes[label] for label in module.labels] == list(pd.concat(sheets)["cell_line_demuxlet"])
-    assert module.states == ["counts", "counts"] and len(set(module.cell_names)) == 604
+    assert {file["state"] for file in module.provenance["files"]} == {"counts"} and len(set(module.cell_names)) == 604
     tables = (table.loc[module.genes, sheet.index].T for table, sheet in zip(counts, sheets, strict=True))
     raw = pd.concat(tables).iloc[module.split.test]
     np.testing.assert_allclose(cells_of(module.test_dataloader())[0], np.log1p(raw.div(raw.sum(1), axis=0) * 1e4), 1e-5)
@@ -329,16 +336,6 @@ def test_what_cannot_be_used_is_named(make_cells, spoil, error, message):
     data, settings = (spoil(cells), {}) if callable(spoil) else (cells, spoil)
     with pytest.raises(error, match=message):
         module_of(data, **settings)
-
-
-def test_a_file_of_unknown_scale_among_others_is_told(make_cells):
-    """Its values are used as they are, those of the other file are not."""
-    one, other = make_cells(state="log-normalised"), make_cells(seed=1)
-    rates = other.X.toarray() / np.random.default_rng(0).lognormal(0, 1, 60)  # by gene length
-    other.X = sp.csr_matrix(np.log2(rates / rates.sum(axis=1, keepdims=True) * 1e6 + 1), dtype=np.float32)
-    with pytest.warns(UserWarning, match="differ in scale"):
-        module = DataModule([one, other[:, :40].copy()], class_label="cell_type", verbose=False)
-    assert module.states[1] == "values of unknown scale"
 
 
 @pytest.mark.parametrize("backed", [False, True])

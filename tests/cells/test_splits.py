@@ -13,21 +13,6 @@ RARE = """1 .1 .1 1 0 0; 1 .9 0 1 0 0; 2 .1 .1 1 0 1; 2 .1 0 1 1 0; 2 0 .4 1 0 1
 3 .5 .4 1 1 1; 3 0 .1 2 0 1; 4 .1 .1 2 1 1; 100 .1 .2 70 10 20"""
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("validation", "test"), [(0.1, 0.1), (0.2, 0.0), (0.0, 0.3), (0.5, 0.49), (0.0, 0.0)])
-def test_every_cell_is_in_exactly_one_part(seed, validation, test):
-    """For random class sizes the parts are disjoint, complete and sorted, and every class trains."""
-    random = np.random.default_rng(seed)
-    labels = random.permutation(np.repeat(np.arange(12), random.integers(1, 40, 12)))
-    split = stratified_split(labels, validation, test, seed)
-    np.testing.assert_array_equal(np.sort(np.concatenate(split)), np.arange(len(labels)))
-    assert all((np.diff(part) > 0).all() for part in split)
-    assert set(labels[split.train]) == set(labels)
-    enough = {c for c in range(12) if (labels == c).sum() >= 3}
-    for part, share in ((split.validation, validation), (split.test, test)):
-        assert (enough <= set(labels[part])) if share else len(part) == 0
-
-
 @pytest.mark.parametrize(("share", "seed"), [(0.1, 0), (0.2, 1), (0.33, 2)])
 def test_proportions_equal_scikit_learn_within_one_cell(share, seed):
     """Each class gives the test part as many cells as StratifiedShuffleSplit does, give or take one."""
