@@ -20,18 +20,30 @@ from sims_kit.errors import GeneError, LabelError, SettingError, UnknownNameErro
 @pytest.fixture(scope="module")
 def model(make_cells):
     """A model fitted on 300 of 700 easy cells."""
-    quiet = dict(verbose=False, logger=False)
-    return sk.fit(make_cells(n_cells=700)[:300].copy(), "cell_type", max_epochs=15, **quiet)
+    return sk.fit(make_cells(n_cells=700)[:300].copy(), "cell_type", max_epochs=15, verbose=False, logger=False)
+
+
+@pytest.fixture
+def shallow(make_cells):
+    """Cells with a seventh of their counts: some are uncertain."""
+    cells = make_cells(n_cells=90, seed=1)
+    cells.X = cells.X.multiply(np.random.default_rng(0).random(cells.shape) < 0.15).tocsr()
+    return cells
+
+
+def log_normalised(cells):
+    """Log-normalised counts, as the model takes them."""
+    counts = cells.X.toarray()
+    return torch.from_numpy(np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4))
 
 
 def test_columns(model, make_cells):
     """Documented columns agree with the softmax of the logits, at the model's temperature, of log-normalised counts."""
     query = make_cells(n_cells=700)[300:390].copy()
     assert sk.annotate(query, model) is None
-    counts, found = query.X.toarray(), query.obsm["sims_probabilities"]
-    normalised = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
+    found = query.obsm["sims_probabilities"]
     with torch.no_grad():
-        expected = model.calibrated(model(torch.from_numpy(normalised))).softmax(dim=1).numpy()
+        expected = model.probabilities(log_normalised(query)).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert found.shape == (90, 3) and found.dtype == np.float32
     classes, order = np.array(query.uns["sims_kit"]["sims"]["classes"]), np.argsort(-found, axis=1)
@@ -81,54 +93,47 @@ def test_a_path_may_stay_on_disk(model, make_cells, tmp_path, suffix, monkeypatc
 
 
 def test_paths_in_and_h5ad_out(model, make_cells, tmp_path):
-    """A query and a model given as paths work, the file is not touched, and the result can be written."""
-    make_cells().write_h5ad(tmp_path / "query.h5ad")
-    before = (tmp_path / "query.h5ad").read_bytes()
+    """Paths of a query and a model work, the file is not touched, and older versions of anndata read the result."""
+    make_cells().write_h5ad(path := tmp_path / "query.h5ad")
+    before = path.read_bytes()
     sk.save_model(model, tmp_path / "model.safetensors")
-    annotated = sk.annotate(tmp_path / "query.h5ad", tmp_path / "model.safetensors")
-    assert (tmp_path / "query.h5ad").read_bytes() == before
-    annotated.write_h5ad(tmp_path / "annotated.h5ad")
-    again = ad.read_h5ad(tmp_path / "annotated.h5ad")
+    annotated = sk.annotate(path, tmp_path / "model.safetensors", reject=0.3, vote="auto")
+    assert path.read_bytes() == before
+    sk.prediction_sets(annotated, model, alpha=0.2)
+    sk.explain(model, annotated).add_to(annotated)
+    with ad.settings.override(allow_write_nullable_strings=False):  # as `out=` does
+        annotated.write_h5ad(path)
+    again, found = ad.read_h5ad(path), set()
     assert list(again.obs["sims_label"]) == list(annotated.obs["sims_label"])
     assert list(again.uns["sims_kit"]["sims"]["classes"]) == model.classes
+    np.testing.assert_array_equal(again.obsm["sims_sets"], annotated.obsm["sims_sets"])
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.add(item.attrs.get("encoding-type", "")))
+    assert not [kind for kind in found if kind.startswith(("null", "nullable"))]  # unknown to anndata before 0.11
 
 
 def test_genes_in_any_order(model, make_cells):
-    """Shuffled and extra genes change no probability; missing ones are reported."""
-    query = make_cells()
+    """Shuffled and extra genes and any batch size change no probability; missing genes are reported, also before."""
+    query = make_cells(n_cells=29)
     sk.annotate(query, model)
-    shuffled = query[:, ::-1].copy()
     extra = ad.AnnData(np.ones((query.n_obs, 3), np.float32), obs=query.obs[[]])
-    extra.var_names = ["EXTRA1", "EXTRA2", "EXTRA3"]
-    wider = ad.concat([shuffled, extra], axis=1)
-    sk.annotate(wider, model)
-    np.testing.assert_allclose(wider.obsm["sims_probabilities"], query.obsm["sims_probabilities"], atol=1e-6)
+    wider = ad.concat([query[:, ::-1].copy(), extra], axis=1)
+    for batch_size in (1, 7, 1024):
+        sk.annotate(wider, model, batch_size=batch_size)
+        np.testing.assert_allclose(wider.obsm["sims_probabilities"], query.obsm["sims_probabilities"], atol=1e-6)
+    most = query[:, :42].copy()
     with pytest.warns(UserWarning, match=r"42 of the model's 60 genes"):
-        sk.annotate(query[:, :42].copy(), model)
-    with pytest.raises(GeneError):
-        sk.annotate(query[:, :6].copy(), model)
-
-
-def test_batches_do_not_matter(model, make_cells):
-    """Batch size, and a last batch of one cell, change no probability."""
-    expected = sk.annotate(make_cells(n_cells=29), model, copy=True)
-    for batch_size in (1, 7):
-        query = sk.annotate(make_cells(n_cells=29), model, batch_size=batch_size, copy=True)
-        np.testing.assert_allclose(query.obsm["sims_probabilities"], expected.obsm["sims_probabilities"], atol=1e-6)
-
-
-def test_gene_coverage_before_annotating(model, make_cells):
-    """The report of what `annotate` will find: the same numbers, for a file too, and no warning beside it."""
-    query = make_cells()[:, :42].copy()
+        sk.annotate(most, model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        coverage = sk.gene_coverage(query, model)
+        coverage = sk.gene_coverage(most, model)
     assert (coverage.n_matched, coverage.n_model, len(coverage.missing)) == (42, 60, 18)
     assert "42 of the model's 60 genes found (70.0%)" in str(coverage)
-    query.raw = make_cells()
-    assert sk.gene_coverage(query, model, layer="raw").fraction == 1
-    with pytest.raises(GeneError):
-        sk.gene_coverage(query[:, :6].copy(), model)
+    most.raw = query
+    assert sk.gene_coverage(most, model, layer="raw").fraction == 1
+    for function in (sk.annotate, sk.gene_coverage):
+        with pytest.raises(GeneError):
+            function(query[:, :6].copy(), model)
 
 
 @pytest.fixture
@@ -144,32 +149,25 @@ def unsure(model):
     model.calibration_cells = kept
 
 
-def test_rejected_cells_are_unknown(unsure, make_cells):
+def test_rejected_cells_are_unknown(unsure, shallow):
     """Below the threshold of the accepted error rate a cell is "Unknown", and nothing else about it changes."""
-    query, plain = make_cells(n_cells=90, seed=1), make_cells(n_cells=90, seed=1)
-    query.X = query.X.multiply(np.random.default_rng(0).random(query.shape) < 0.15).tocsr()  # shallow: uncertain
-    plain.X = query.X.copy()
+    query, plain = shallow, sk.annotate(shallow, unsure, copy=True)
     sk.annotate(query, unsure, reject=0.05)
-    sk.annotate(plain, unsure)
     threshold = rejection_threshold(*unsure.calibration_cells[2:], error_rate=0.05).threshold
     rejected = plain.obs["sims_confidence"] < threshold
     assert 5 < rejected.sum() < 85
-    assert (query.obs["sims_label"][rejected] == "Unknown").all()
-    assert (query.obs["sims_label"][~rejected].astype(str) == plain.obs["sims_label"][~rejected].astype(str)).all()
+    assert list(query.obs["sims_label"]) == list(plain.obs["sims_label"].where(~rejected, "Unknown"))
     np.testing.assert_array_equal(query.obs["sims_confidence"], plain.obs["sims_confidence"])
     assert query.uns["sims_kit"]["sims"]["threshold"] == threshold
     own = sk.annotate(plain, unsure, threshold=threshold, copy=True)
     assert (own.obs["sims_label"] == query.obs["sims_label"]).all()
 
 
-def test_uncertain_cells_get_a_parent(unsure, make_cells):
+def test_uncertain_cells_get_a_parent(unsure, shallow):
     """With a hierarchy, a cell too uncertain for a class gets the parent whose probability, summed, is enough."""
-    query = make_cells(n_cells=90, seed=1)
-    query.X = query.X.multiply(np.random.default_rng(0).random(query.shape) < 0.15).tocsr()
-    sk.annotate(query, unsure, hierarchy={"class_0": "either", "class_1": "either"})
-    threshold = query.uns["sims_kit"]["sims"]["threshold"]
-    probabilities = query.obsm["sims_probabilities"]
-    label, best = query.obs["sims_label"].astype(str).to_numpy(), probabilities.argmax(axis=1)
+    sk.annotate(shallow, unsure, hierarchy={"class_0": "either", "class_1": "either"})
+    threshold, probabilities = shallow.uns["sims_kit"]["sims"]["threshold"], shallow.obsm["sims_probabilities"]
+    label, best = shallow.obs["sims_label"].astype(str).to_numpy(), probabilities.argmax(axis=1)
     joint = probabilities[:, :2].sum(axis=1)
     expected = np.where(
         probabilities.max(axis=1) >= threshold,
@@ -178,11 +176,11 @@ def test_uncertain_cells_get_a_parent(unsure, make_cells):
     )
     np.testing.assert_array_equal(label, expected)
     assert {"either", "Unknown"} < set(label)
-    np.testing.assert_allclose(query.obs["sims_confidence"][label == "either"], joint[label == "either"], rtol=1e-6)
+    np.testing.assert_allclose(shallow.obs["sims_confidence"][label == "either"], joint[label == "either"], rtol=1e-6)
 
 
-def test_prediction_sets(model, make_cells, tmp_path):
-    """Sets as text and as columns agree, hold the true class about as often as promised, and can be written."""
+def test_prediction_sets(model, make_cells):
+    """Sets as text and as columns agree, and hold the true class about as often as promised."""
     query = make_cells(n_cells=700)[300:].copy()
     sk.annotate(query, model)
     assert sk.prediction_sets(query, model, alpha=0.2) is None
@@ -193,8 +191,6 @@ def test_prediction_sets(model, make_cells, tmp_path):
     truth = np.searchsorted(classes, query.obs["cell_type"].astype(str))
     assert 0.6 < sets[np.arange(400), truth].mean() < 0.98  # 30 calibration cells: promises vary, by 0.07
     assert query.uns["sims_kit"]["sims"]["alpha"] == 0.2 and "state" in query.uns["sims_kit"]["sims"]
-    query.write_h5ad(tmp_path / "annotated.h5ad")
-    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "annotated.h5ad").obsm["sims_sets"], sets)
     assert "sims_sets" in sk.prediction_sets(make_cells(), model, 0.2, copy=True).obsm
 
 
@@ -234,11 +230,9 @@ def test_embedding(model, make_cells):
     assert vectors.shape == (120, len(model.network.members) * width) and vectors.dtype == np.float32
     first = model.network.members[0]
     decision, evidence = torch.from_numpy(vectors[:, :width]).split([width - 3, 3], dim=1)
-    counts = query.X.toarray()
-    cells = torch.from_numpy(np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4))
     with torch.no_grad():
         logits = first.final_mapping(decision) + evidence + first.additive_bias
-        torch.testing.assert_close(logits, first(cells).logits, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(logits, first(log_normalised(query)).logits, rtol=1e-3, atol=1e-3)
     nearest = NearestNeighbors(n_neighbors=2).fit(vectors).kneighbors(vectors, return_distance=False)[:, 1]
     labels = query.obs["cell_type"].to_numpy()
     assert (labels[nearest] == labels).mean() > 0.9
@@ -276,31 +270,12 @@ def test_device(model, make_cells, monkeypatch):
             function()
 
 
-@pytest.mark.parametrize(
-    ("argument", "error", "words"),
-    [
-        ("majority_voting", SettingError, "vote='auto'"),
-        ("over_clustering", SettingError, "vote='leiden'"),
-        ("vote_by", SettingError, "vote='leiden'"),
-        ("alpha", SettingError, "sims_kit.prediction_sets"),
-        ("probability_threshold", SettingError, "threshold=0.5"),
-        ("use_raw", SettingError, "layer='raw'"),
-        ("batch_key", SettingError, "not needed"),
-        ("treshold", UnknownNameError, "Did you mean 'threshold'"),
-    ],
-)
-def test_words_of_other_packages(model, make_cells, argument, error, words):
-    """Arguments of CellTypist, scanpy and earlier versions are answered with what to pass instead."""
-    with pytest.raises(error, match=words):
-        sk.annotate(make_cells(), model, **{argument: True})
-
-
 def test_unseen_types_stand_out(make_cells):
     """Cells of a type that the model never saw have a higher unseen score than others."""
     cells = make_cells(n_cells=400, n_genes=200, n_classes=4)
     hidden = (cells.obs["cell_type"] == "class_3").to_numpy()
-    quiet = dict(verbose=False, logger=False)
-    model = sk.fit(cells[~hidden][:200].copy(), "cell_type", test=0, max_epochs=15, **quiet)
+    known = cells[~hidden][:200].copy()
+    model = sk.fit(known, "cell_type", test=0, max_epochs=15, verbose=False, logger=False)
     query = cells[np.r_[np.flatnonzero(~hidden)[200:], np.flatnonzero(hidden)]].copy()
     sk.annotate(query, model)
     assert roc_auc_score(query.obs["cell_type"] == "class_3", query.obs["sims_unseen"]) > 0.9
@@ -383,31 +358,16 @@ def test_a_second_annotation_leaves_nothing_of_the_first(model, make_cells):
     assert "alpha" not in query.uns["sims_kit"]["sims"]
 
 
-def test_what_is_written_can_be_read_by_older_anndata(model, make_cells, tmp_path):
-    """No null and no nullable text, which anndata before 0.11 cannot read."""
-    query = make_cells(n_cells=200)
-    sk.annotate(query, model, reject=0.3, vote="auto")
-    sk.prediction_sets(query, model, alpha=0.2)
-    sk.explain(model, query).add_to(query)
-    with ad.settings.override(allow_write_nullable_strings=False):  # as `out=` does
-        query.write_h5ad(path := tmp_path / "annotated.h5ad")
-    found = set()
-    with h5py.File(path) as file:
-        file.visititems(lambda name, item: found.add((item.attrs.get("encoding-type", ""), name)))
-    assert not [name for kind, name in found if kind.startswith(("null", "nullable"))]
-
-
 def test_scales_change_no_label(model, make_cells):
     """A query by scanpy's own default is annotated as its counts are, and the scale that was found is kept."""
     counts = make_cells(n_cells=200)
     other = counts.copy()
     sc.pp.normalize_total(other)
     sc.pp.log1p(other)
-    for query in (counts, other):
+    for query, state in ((counts, "counts"), (other, "log1p(x), ")):
         sk.annotate(query, model)
+        assert query.uns["sims_kit"]["sims"]["state"].startswith(state)
     np.testing.assert_allclose(other.obsm["sims_probabilities"], counts.obsm["sims_probabilities"], atol=1e-4)
-    assert counts.uns["sims_kit"]["sims"]["state"] == "counts"
-    assert other.uns["sims_kit"]["sims"]["state"].startswith("log1p(x), ")
 
 
 def test_scale_of_the_reference_decides(model, make_cells):
