@@ -84,8 +84,8 @@ def annotate(
     key_added
         Prefix of what is added. What an earlier call wrote under it is removed.
     backed
-        Leave the matrix of an `.h5ad` or `.zarr` path on disk, and read blocks of cells: True, False, or ``"auto"``,
-        when the file is larger than a tenth of the memory.
+        Leave the matrix of a file on disk and read blocks of cells: True, False, or ``"auto"``, when the file is larger
+        than a tenth of the memory.
     species
         ``"human"`` or ``"mouse"``, when the model's genes are those of the other: matched by one-to-one orthologs.
     device, batch_size
@@ -94,15 +94,14 @@ def annotate(
         An ``.h5ad`` file to write the annotated cells to; whether to return them and leave `query` alone. Cells that
         were read here are always returned.
 
-    Returns
-    -------
-    AnnData or None
-        - ``obs``: ``sims_label``, the most probable class, a parent or ``"Unknown"``; ``sims_confidence``, its
-          calibrated probability (of ``"Unknown"``, the one that was too low); ``sims_second_label``; ``sims_unseen``,
-          higher for types that the model never saw, in standard deviations above the median validation cell; with
-          `vote`, ``sims_vote`` and ``sims_vote_proportion``, the share of the cluster's cells that have it.
-        - ``obsm["sims_probabilities"]``: float32, cells x classes, in the order of
-          ``uns["sims_kit"]["sims"]["classes"]``, beside which stand scale, gene coverage, reference and threshold.
+    Notes
+    -----
+    ``obs`` gains ``sims_label`` (the most probable class, a parent or ``"Unknown"``), ``sims_confidence`` (its
+    calibrated probability; of ``"Unknown"``, the one that was too low), ``sims_second_label``, ``sims_unseen`` (higher
+    for types that the model never saw, in standard deviations above the median validation cell), and with `vote`
+    ``sims_vote`` and ``sims_vote_proportion`` (share of the cluster's cells that have it).
+    ``obsm["sims_probabilities"]`` is float32, cells x classes, in the order of ``uns["sims_kit"]["sims"]["classes"]``,
+    beside which stand scale, gene coverage, reference and threshold.
 
     Examples
     --------

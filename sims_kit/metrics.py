@@ -199,10 +199,7 @@ def _probability_table(
         raise SettingError("The columns of probabilities have no names: pass classes=model.classes, or a DataFrame.")
     table = pd.DataFrame(probabilities, columns=None if classes is None else list(classes))
     table.columns = label_text(table.columns)
-    bad = int((~np.isfinite(table)).any(axis=1).sum())
-    if not table.columns.is_unique or len(table) != n_cells or bad:
-        raise DataError(
-            f"probabilities has {len(table)} rows, {bad} of them not finite, and columns {[*table.columns]}; expected "
-            f"{n_cells} cells and one different class per column."
-        )
+    if len(table) != n_cells or not table.columns.is_unique or not np.isfinite(table).all(axis=None):
+        found = f"probabilities has {len(table)} rows and columns {[*table.columns]}"
+        raise DataError(f"{found}; expected finite values of {n_cells} cells and one different class per column.")
     return table

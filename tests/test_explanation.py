@@ -86,14 +86,6 @@ def test_why_a_cell(model, cells, explanation):
     assert not np.allclose(found.genes["against_second"], found.genes["contribution"])
 
 
-def test_cells_may_stay_on_disk(model, cells, explanation, tmp_path):
-    """A file that is left on disk gives the explanation of memory."""
-    cells.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")
-    found = sk.explain(model, tmp_path / "cells.h5ad", batch_size=64, backed=True)
-    np.testing.assert_allclose(found.cells.toarray(), explanation.cells.toarray(), atol=1e-6)
-    assert found.genes.index.equals(explanation.genes.index) and found.cell_names.equals(explanation.cell_names)
-
-
 def test_written_for_scanpy(cells, explanation, tmp_path):
     """Layers, class tables and a ranking that scanpy's own functions read, after a round trip through a file."""
     adata = cells[:, ::-1].copy()  # genes in another order
@@ -143,11 +135,15 @@ def test_names_that_are_not_those_of_one_cell(model, cells):
             ask("cell_00007")
 
 
-def test_one_cell_is_read_at_the_scale_of_all(model, cells):
-    """A single cell is explained as it is among the others."""
+def test_one_cell_and_a_file_are_read_as_all_cells(model, cells, tmp_path):
+    """A single cell is explained as it is among the others, and a file that is left on disk as cells in memory."""
     shallow = cells.copy()
     sc.pp.normalize_total(shallow, target_sum=123)
     sc.pp.log1p(shallow)
     one, whole = sk.explain_cell(model, shallow, shallow.obs_names[3]), sk.explain(model, shallow)
     table = whole.cell(shallow.obs_names[3])
     np.testing.assert_allclose(one.genes["contribution"], table["contribution"].loc[one.genes.index], atol=1e-5)
+    shallow.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")
+    found = sk.explain(model, tmp_path / "cells.h5ad", batch_size=64, backed=True)
+    np.testing.assert_allclose(found.cells.toarray(), whole.cells.toarray(), atol=1e-6)
+    assert found.genes.index.equals(whole.genes.index) and found.cell_names.equals(whole.cell_names)

@@ -13,10 +13,11 @@ from sims_kit.calibration import expected_calibration_error
 from sims_kit.errors import LabelError, UnknownNameError
 from sims_kit.metrics import LABEL_METRICS, metric_collection, per_class, score
 
+TWO = ["T", "B"]
+
 
 def oracle(y_true, y_pred):
     """The metrics by scikit-learn's functions and, for what it lacks, one class against the rest."""
-    y_true, y_pred = np.asarray(y_true).astype(str), np.asarray(y_pred).astype(str)
     present = np.unique(y_true)
     sensitivity = sk.recall_score(y_true, y_pred, labels=present, average=None, zero_division=0)
     specificity = np.array([sk.recall_score(y_true != name, y_pred != name, zero_division=0) for name in present])
@@ -66,13 +67,18 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_score_agrees_with_scikit_learn(case):
-    """Every metric equals scikit-learn's, whichever classes are absent from one side; none is NaN."""
-    y_true, y_pred = CASES[case]
-    expected = oracle(y_true, y_pred)
-    values = score(y_true, y_pred)
+def test_scores_agree_with_scikit_learn(case):
+    """Every metric, of all classes and of each, equals scikit-learn's, whichever classes are absent from one side."""
+    y_true, y_pred = (np.asarray(labels).astype(str) for labels in CASES[case])
+    expected, values = oracle(y_true, y_pred), score(*CASES[case])
     assert list(values.index) == sorted(expected) == list(LABEL_METRICS) and values.notna().all()
     pd.testing.assert_series_equal(values, pd.Series(expected).sort_index(), check_names=False, rtol=0, atol=2e-6)
+    table, names = per_class(*CASES[case]), np.union1d(y_true, y_pred)
+    parts = sk.precision_recall_fscore_support(y_true, y_pred, labels=names, zero_division=0)
+    assert list(table.index) == list(names) and table.index.name == "class"
+    np.testing.assert_allclose(table[["precision", "recall", "f1", "support"]].T, parts, atol=1e-6)
+    specificity = [sk.recall_score(y_true != name, y_pred != name, zero_division=0) for name in names]
+    np.testing.assert_allclose(table["specificity"], specificity, atol=1e-6)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 20])
@@ -132,36 +138,6 @@ def test_calibration_error_is_that_of_the_predicted_class():
         assert score(y_true, y_pred, *given)["calibration_error"] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_per_class_agrees_with_scikit_learn(case):
-    """One row per class of either side, equal to precision_recall_fscore_support."""
-    y_true, y_pred = (np.asarray(labels).astype(str) for labels in CASES[case])
-    table = per_class(y_true, y_pred)
-    names = np.union1d(y_true, y_pred)
-    expected = sk.precision_recall_fscore_support(y_true, y_pred, labels=names, zero_division=0)
-    assert list(table.index) == list(names) and table.index.name == "class"
-    assert list(table.columns) == ["precision", "recall", "specificity", "f1", "support"]
-    np.testing.assert_allclose(table.drop(columns="specificity").T, expected, atol=1e-6)
-    specificity = [sk.recall_score(y_true != name, y_pred != name, zero_division=0) for name in names]
-    np.testing.assert_allclose(table["specificity"], specificity, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("y_true", "y_pred", "message"),
-    [
-        ([], [], r"y_true has shape \(0,\)"),
-        (["T", "B"], ["T"], "y_true has 2 labels and y_pred 1"),
-        (["T", None, np.nan, ""], ["T"] * 4, "y_true has 3 of 4 cells without a label"),
-        (["T"], [["T", "B"]], r"y_pred has shape \(1, 2\)"),
-    ],
-)
-def test_unusable_labels_are_named(y_true, y_pred, message):
-    """The error says which array, how many cells, and what was expected."""
-    for function in (score, per_class):
-        with pytest.raises(LabelError, match=message):
-            function(y_true, y_pred)
-
-
 def test_series_are_taken_as_labels():
     """Unused categories are left out; the same cells in different order, which would score as wrong, are refused."""
     y_true, y_pred = CASES["rejected cells"]
@@ -175,16 +151,24 @@ def test_series_are_taken_as_labels():
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "classes", "message"),
+    ("arguments", "message"),
     [
-        (np.eye(2), None, "have no names: pass classes=model.classes"),
-        (np.eye(2), ["T"], r"\(2, 2\), indices imply \(2, 1\)"),
-        (np.eye(2), ["T", "T"], r"columns \['T', 'T'\]; expected 2 cells and one different class"),
-        (np.eye(3), ["T", "B", "NK"], "3 rows, 0 of them not finite"),
-        (np.array([[1.0, 0.0], [np.nan, 1.0]]), ["T", "B"], "2 rows, 1 of them not finite"),
+        (([], []), r"y_true has shape \(0,\)"),
+        ((["T", "B"], ["T"]), "y_true has 2 labels and y_pred 1"),
+        ((["T", None, np.nan, ""], ["T"] * 4), "y_true has 3 of 4 cells without a label"),
+        ((["T"], [["T", "B"]]), r"y_pred has shape \(1, 2\)"),
+        ((TWO, TWO, np.eye(2)), "have no names: pass classes=model.classes"),
+        ((TWO, TWO, np.eye(2), ["T"]), r"\(2, 2\), indices imply \(2, 1\)"),
+        (
+            (TWO, TWO, np.eye(2), ["T", "T"]),
+            r"columns \['T', 'T'\]; expected finite values of 2 cells and one different",
+        ),
+        ((TWO, TWO, np.eye(3), ["T", "B", "NK"]), "3 rows and columns"),
+        ((TWO, TWO, np.array([[1.0, 0.0], [np.nan, 1.0]]), TWO), "expected finite values"),
     ],
 )
-def test_unusable_probabilities_are_named(probabilities, classes, message):
-    """Columns without names, of the wrong number, or values that are not finite are refused."""
-    with pytest.raises(ValueError, match=message):
-        score(["T", "B"], ["T", "B"], probabilities, classes)
+def test_unusable_input_is_named(arguments, message):
+    """The error says which array, how many cells, and what was expected."""
+    for function in (score, per_class) if len(arguments) == 2 else (score,):
+        with pytest.raises(ValueError, match=message):
+            function(*arguments)

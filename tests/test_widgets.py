@@ -2,6 +2,7 @@
 
 from base64 import b64decode
 from io import BytesIO
+from types import SimpleNamespace
 
 import ipywidgets
 import numpy as np
@@ -76,25 +77,13 @@ def test_sliders_and_controls():
             widgets.slider_figure(bar, **sliders)
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """What is displayed: a list, in which what is drawn anew replaces what was there."""
-    shown = []
-
-    class Handle:
-        def update(self, picture):
-            shown.append(picture)
-
-    monkeypatch.setattr(widgets, "display", lambda *a, **o: shown.append(*a) or Handle())
-    return shown
-
-
 @pytest.mark.parametrize("notebook", [True, False])
-def test_live_training(make_cells, shown, monkeypatch, notebook):
+def test_live_training(make_cells, monkeypatch, notebook):
     """In a notebook the curves take their place, then grow with the epochs; elsewhere nothing is shown."""
+    shown, lengths, curves = [], [], sk.plotting.training_curves
+    handle = SimpleNamespace(update=shown.append)
+    monkeypatch.setattr(widgets, "display", lambda *a, **o: shown.append(*a) or handle)
     monkeypatch.setattr(widgets, "in_notebook", lambda: notebook)
-    lengths = []
-    curves = sk.plotting.training_curves
     monkeypatch.setattr(sk.plotting, "training_curves", lambda h, **o: lengths.append(len(h)) or curves(h, **o))
     monkeypatch.setattr(widgets, "DRAWING", 1e9)  # however long it takes
     live = widgets.LiveTraining(seconds=0)
