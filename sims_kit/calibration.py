@@ -76,17 +76,10 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> f
 
 
 def reliability_table(confidence: np.ndarray, correct: np.ndarray, *, n_bins: int = BINS) -> pd.DataFrame:
-    """Compare confidence and accuracy by bin of confidence.
+    """Compare `confidence`, the probability of the predicted class of each cell, with `correct`, whether it is true.
 
-    A row per bin with cells: ``low`` and ``high`` (the bin's edges), ``confidence`` and ``accuracy`` (means over its
-    cells), ``n_cells``, and ``accuracy_low`` and ``accuracy_high``, Wilson's 95 % interval.
-
-    Parameters
-    ----------
-    confidence, correct
-        (cells,) probability of the predicted class, and whether that class is the true one.
-    n_bins
-        Bins of equal width.
+    A row per bin of equal width with cells: ``low`` and ``high`` (the bin's edges), ``confidence`` and ``accuracy``
+    (means over its cells), ``n_cells``, and ``accuracy_low`` and ``accuracy_high``, Wilson's 95 % interval.
 
     Examples
     --------

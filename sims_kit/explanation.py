@@ -158,16 +158,16 @@ def explain(
     gene_names = pd.Index(model.genes, name="gene")
     classes, codes = np.unique(labels, return_inverse=True)
     of_classes = dict(index=pd.Index(classes, name="class"), columns=gene_names)
-    together = np.zeros_like(codes)
+    mean_masks, together = _means(masks, codes), np.zeros_like(codes)
     genes = {
-        "weight": _means(masks, together)[0],
+        "weight": np.average(mean_masks, axis=0, weights=np.bincount(codes)),
         "cells": _means(masks, together, lambda values: values > 0)[0],
         "contribution": _means(contributions, together, abs)[0],
     }
     return Explanation(
         cells=masks,
         contributions=contributions,
-        classes=pd.DataFrame(_means(masks, codes), **of_classes),
+        classes=pd.DataFrame(mean_masks, **of_classes),
         class_contributions=pd.DataFrame(_means(contributions, codes), **of_classes),
         genes=pd.DataFrame(genes, gene_names).sort_values("weight", ascending=False, kind="stable"),
         cell_names=cells.obs_names,
