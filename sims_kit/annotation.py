@@ -33,7 +33,6 @@ Model = SIMSClassifier | str | os.PathLike
 
 ERROR_RATE = 0.05  # accepted among answered cells where a hierarchy is given and no rate
 GREY = "#bdbdbd"  # of "Unknown"
-SEPARATOR = " | "  # between the classes of a set
 RESOLUTIONS = {5_000: 5, 20_000: 10, 40_000: 15, 100_000: 20, 200_000: 25, math.inf: 30}  # CellTypist's, by cells
 WRITTEN = (
     "label confidence second_label unseen vote vote_proportion set explained probabilities sets masks contributions"
@@ -188,7 +187,7 @@ def prediction_sets(
         logits, _ = predict_logits(model, progress_bar(batches, desc="predicting", unit="batch"))
     sets = calibration.nonconformity(logits.numpy()) <= quantiles
     order, names = logits.argsort(dim=1, descending=True, stable=True).numpy(), np.array(model.classes, dtype=object)
-    texts = [SEPARATOR.join(names[row[own[row]]]) or UNKNOWN for row, own in zip(order, sets, strict=True)]
+    texts = [" | ".join(names[row[own[row]]]) or UNKNOWN for row, own in zip(order, sets, strict=True)]
     query.obs[f"{key_added}_set"] = _categorical(texts, sorted({*texts, UNKNOWN}))
     query.obsm[f"{key_added}_sets"] = sets
     add_notes(query, key_added, classes=list(model.classes), alpha=alpha)

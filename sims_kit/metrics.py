@@ -12,6 +12,7 @@ Ratios of 0 / 0 count as 0, so no value is NaN.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,8 @@ from sims_kit.text import label_text
 
 __all__ = ["per_class", "score"]
 
-CALIBRATION_BINS = 15  # of equal width; the number that most of the calibration literature reports
+# 15 bins of equal width, the number that most of the calibration literature reports
+CalibrationError = partial(MulticlassCalibrationError, n_bins=15, norm="l1", validate_args=False)
 
 
 def score(
@@ -58,7 +60,7 @@ def score(
         table = _probability_table(probabilities, classes, len(truth))
         column = torch.from_numpy(table.columns.get_indexer(names))  # -1, never right: not among classes
         confidences = torch.tensor(table.to_numpy(np.float32))
-        values["calibration_error"] = _calibration_error(table.shape[1])(confidences, column[truth])
+        values["calibration_error"] = CalibrationError(table.shape[1])(confidences, column[truth])
     return pd.Series({name: float(value) for name, value in values.items()}, name="score")
 
 
@@ -94,7 +96,7 @@ def metric_collection(
     {'val_median_f1': tensor(1.)}
     """
     known: dict[str, Metric] = {name: LabelMetric(n_classes, name) for name in LABEL_METRICS}
-    known["calibration_error"] = _calibration_error(n_classes)
+    known["calibration_error"] = CalibrationError(n_classes)
     tracked = {}
     for metric in known if metrics is None else metrics:
         if isinstance(metric, Metric):
@@ -160,10 +162,6 @@ def _label_metrics(confusion: Tensor) -> dict[str, Tensor]:
 
 
 LABEL_METRICS = tuple(_label_metrics(torch.eye(2, dtype=torch.int64)))
-
-
-def _calibration_error(n_classes: int) -> Metric:
-    return MulticlassCalibrationError(n_classes, n_bins=CALIBRATION_BINS, norm="l1", validate_args=False)
 
 
 def _confusion(y_true: Sequence, y_pred: Sequence) -> tuple[Tensor, pd.Index, Tensor]:

@@ -55,7 +55,6 @@ CASES = {
     "a class is true but never predicted": draw(2, 300, list("ABCDE"), list("ABC")),
     "rejected cells": draw(3, 300, ["T", "B", "NK"], ["T", "B", "NK", "Unknown"]),
     "two classes, all wrong": (["T", "B", "T"], ["B", "T", "B"]),
-    "two classes, one predicted": (["T", "B", "T"], ["T", "T", "T"]),
     "one true class": (["T", "T", "T"], ["T", "B", "NK"]),
     "one class, all right": (["T", "T"], ["T", "T"]),
     "one class, all wrong": (["T", "T"], ["B", "B"]),
@@ -90,11 +89,9 @@ def test_collection_over_batches_agrees_with_score(n_classes):
     collection = metric_collection(n_classes, prefix="val_")
     for batch, labels in zip(logits.split(32), target.split(32), strict=True):
         collection.update(batch, labels)
-    tracked = pd.Series({name: float(value) for name, value in collection.compute().items()})
     expected = score(target.numpy(), logits.argmax(1).numpy(), logits.softmax(1).numpy(), range(n_classes))
-    pd.testing.assert_series_equal(
-        tracked.sort_index(), expected.add_prefix("val_").sort_index(), check_names=False, atol=1e-6
-    )
+    tracked = {name.removeprefix("val_"): float(value) for name, value in collection.compute().items()}
+    assert tracked == pytest.approx(expected.to_dict(), abs=1e-6)
     assert len(collection) == 14 and len(collection.compute_groups) == 2  # labels are counted once for thirteen
 
 
