@@ -249,10 +249,8 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
     """Fit temperature, rejection and prediction sets of a model anew, on labelled cells that it did not learn from.
 
     For a model without validation cells, and for queries of another protocol than the reference, where some hundred
-    labelled cells of the new protocol make confidences right again. Predicted classes stay as they are.
-
-    `model` is changed. `label` is an `obs` column of `cells`; cells without a label, or of a class that the model does
-    not know, are left out. `layer` is as in `annotate`.
+    labelled cells make confidences right again. `model` is changed, but not the classes that it predicts. Cells whose
+    `label`, an `obs` column, is missing or no class of the model are left out. `layer` is as in `annotate`.
 
     Examples
     --------

@@ -124,10 +124,10 @@ def rejection_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame
 def rejection_threshold(confidence: np.ndarray, correct: np.ndarray, *, error_rate: float = 0.05) -> Rejection:
     """Choose the lowest confidence at which answered cells have at most the given share of errors.
 
-    The share is the upper end of Clopper and Pearson's one-sided 90 % interval, because the share that was counted is
-    too low by chance at the best of many thresholds. The rate then holds in nine draws of validation cells out of ten
-    (Geifman and El-Yaniv, NeurIPS 2017, without their correction for many thresholds). The threshold is infinite where
-    the rate cannot be promised: 0.05 takes 45 answered cells without an error. Arguments as in `reliability_table`.
+    The share is the upper end of Clopper and Pearson's one-sided 90 % interval, so that the rate holds in nine draws of
+    validation cells out of ten (Geifman and El-Yaniv, NeurIPS 2017, without their correction for many thresholds). The
+    threshold is infinite where the rate cannot be promised: 0.05 takes 45 answered cells without an error. Arguments as
+    in `reliability_table`.
 
     Examples
     --------

@@ -182,7 +182,8 @@ def _strings(labels: Sequence, argument: str) -> np.ndarray:
     """Labels as text; refuses what is empty, missing or not one per cell."""
     values = labels if isinstance(labels, pd.Series | np.ndarray) else np.asarray(labels, dtype=object)
     if values.ndim != 1 or not len(values):
-        raise LabelError(f"{argument} has shape {values.shape}; expected one label for each of one or more cells.")
+        found = f"has shape {values.shape}" if values.size else "is empty"
+        raise LabelError(f"{argument} {found}; expected one label for each of one or more cells.")
     text = label_text(values)
     if missing := text.isna().sum():
         raise LabelError(f"{argument} has {missing} of {len(values)} cells without a label; leave these out first.")

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 import sims_kit as sk
 from sims_kit.calibration import CalibrationCells, hierarchical_labels, rejection_threshold
+from sims_kit.cells.matrix import log_normalised
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 
 
@@ -30,19 +31,13 @@ def shallow(make_cells):
     return cells
 
 
-def log_normalised(cells):
-    """Log-normalised counts, as the model takes them."""
-    counts = cells.X.toarray()
-    return torch.from_numpy(np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4))
-
-
 def test_columns(model, make_cells):
     """Documented columns agree with the softmax of the logits, at the model's temperature, of log-normalised counts."""
     query = make_cells(n_cells=700)[300:390].copy()
     assert sk.annotate(query, model) is None
     found = query.obsm["sims_probabilities"]
     with torch.no_grad():
-        expected = model.probabilities(log_normalised(query)).numpy()
+        expected = model.probabilities(torch.from_numpy(log_normalised(query, model.genes).toarray())).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert found.shape == (90, 3) and found.dtype == np.float32
     classes, order = np.array(query.uns["sims_kit"]["sims"]["classes"]), np.argsort(-found, axis=1)
@@ -185,7 +180,8 @@ def test_embedding(model, make_cells):
     decision, evidence = torch.from_numpy(vectors[:, :width]).split([width - 3, 3], dim=1)
     with torch.no_grad():
         logits = networks[0].final_mapping(decision) + evidence + networks[0].additive_bias
-        torch.testing.assert_close(logits, networks[0](log_normalised(query)).logits, rtol=1e-3, atol=1e-3)
+        expected = networks[0](torch.from_numpy(log_normalised(query, model.genes).toarray())).logits
+        torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_colours(model, make_cells):

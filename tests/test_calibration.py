@@ -95,14 +95,10 @@ def test_threshold_is_the_lowest():
     """Of all thresholds that keep the rate, the one that answers the most cells, by scipy's one-sided interval."""
     confidence, correct = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([1, 1, 1, 0, 1], bool)
     limits = [binomtest(k, n, alternative="less").proportion_ci(0.9, method="exact").high for k, n in ((0, 3), (1, 5))]
-    for rate, threshold, answered in (
-        (limits[1] + 1e-6, 0.5, 1.0),
-        (limits[1] - 1e-6, 0.7, 0.6),
-        (limits[0] + 1e-6, 0.7, 0.6),
-        (limits[0] - 1e-6, np.inf, 0.0),
-    ):
+    rates = limits[1] + 1e-6, limits[1] - 1e-6, limits[0] + 1e-6, limits[0] - 1e-6
+    for rate, expected in zip(rates, [(0.5, 1.0), (0.7, 0.6), (0.7, 0.6), (np.inf, 0.0)], strict=True):
         found = rejection_threshold(confidence, correct, error_rate=rate)
-        assert found[:2] == (threshold, answered) and found.lowest_error_rate == pytest.approx(limits[0])
+        assert found[:2] == expected and found.lowest_error_rate == pytest.approx(limits[0])
     for n_cells in (44, 45):
         assert np.isfinite(rejection_threshold(np.ones(n_cells), np.ones(n_cells, bool)).threshold) == (n_cells == 45)
 
