@@ -14,19 +14,13 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
-__all__ = [
-    "expected_calibration_error",
-    "fit_temperature",
-    "rejection_curve",
-    "rejection_threshold",
-    "reliability_table",
-]
+__all__ = ["rejection_curve", "rejection_threshold", "reliability_table"]
 
 UNKNOWN = "Unknown"  # the label of a cell that is not answered
 BINS = 15  # of equal width; the number that most of the calibration literature reports
 ASSURANCE = 0.9  # share of draws of validation cells in which a promised error rate holds
 LOG_TEMPERATURES = (-3.0, 3.0)  # range of the search: temperatures of 0.05 to 20
-PRIOR_SD = 1.0  # of log temperature around 0; keeps it finite where few cells, or none, are wrong
+NO_VOTE = 1e-9  # share that "Unknown" has in a vote, below that of any label
 
 
 class CalibrationCells(NamedTuple):
@@ -42,7 +36,6 @@ class Rejection(NamedTuple):
     """A confidence threshold, and its effect on the cells that it was chosen on."""
 
     threshold: float  # cells of this confidence or more are answered; infinite where no threshold keeps the rate
-    error_rate: float  # the share of errors among answered cells that was asked for
     answered: float  # share of the cells that are answered
     lowest_error_rate: float  # the smallest rate that these cells could promise, answering fewer
 
@@ -50,23 +43,9 @@ class Rejection(NamedTuple):
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the number to divide logits by so that probabilities fit held-out cells (Guo et al., ICML 2017).
 
-    Minimises the negative log-likelihood over one positive number; predicted classes stay as they are. A weak normal
-    prior on its logarithm, worth about one cell, keeps it finite where every cell is right.
-
-    `logits`, (cells, classes), and `labels`, (cells,) true classes, are of cells that the model did not learn from. The
-    temperature is above 1 for an overconfident model, below 1 for an underconfident one, and 1 without cells.
-
-    Examples
-    --------
-    >>> logits = np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
-    >>> round(fit_temperature(logits, np.array([1, 0, 1, 0])), 1)  # 88 % sure, three in four right
-    1.4
+    It minimises the negative log-likelihood of `labels`, (cells,), given `logits`, (cells, classes). A weak normal
+    prior on its logarithm, worth about one cell, keeps it finite where few cells, or none, are wrong.
     """
-    logits, labels = np.asarray(logits), np.asarray(labels)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise SettingError(
-            f"logits have shape {logits.shape}, labels {labels.shape}; expected (cells, classes), (cells,)."
-        )
     if not np.isfinite(logits).all():
         raise SettingError(f"{(~np.isfinite(logits)).sum()} of the logits are NaN or infinite; training has diverged.")
     if not len(labels):
@@ -74,7 +53,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     def loss(log_temperature: float) -> float:
         logs = log_softmax(np.float64(logits) / np.exp(log_temperature), axis=1)
-        return (log_temperature / PRIOR_SD) ** 2 / 2 - np.take_along_axis(logs, labels[:, None], axis=1).sum()
+        return log_temperature**2 / 2 - np.take_along_axis(logs, labels[:, None], axis=1).sum()
 
     return float(np.exp(minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded").x))
 
@@ -86,35 +65,21 @@ def calibration_cells(logits: np.ndarray, labels: np.ndarray) -> CalibrationCell
     return CalibrationCells(labels, scores, probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
 
 
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, *, n_bins: int = BINS) -> float:
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     """Return the mean absolute difference of confidence and accuracy over bins of confidence, weighted by their cells.
 
-    It is torchmetrics' number, from 0 to 1. Chance alone makes it large where cells are few.
-
-    Parameters
-    ----------
-    confidence
-        (cells,) probability of the predicted class, 0 to 1.
-    correct
-        (cells,) whether that class is the true one.
-    n_bins
-        Bins of equal width.
-
-    Examples
-    --------
-    >>> round(expected_calibration_error([0.9, 0.9, 0.6, 0.6], [True, True, True, False]), 3)
-    0.1
+    Arguments as in `reliability_table`. Chance alone makes it large where cells are few.
     """
-    confidence, correct = _checked(confidence, correct, n_bins)
+    confidence, correct = _checked(confidence, correct)
     values, hits = torch.from_numpy(confidence.astype(np.float32)), torch.from_numpy(correct.astype(np.int64))
-    return float(binary_calibration_error(values, hits, n_bins=n_bins, validate_args=False))
+    return float(binary_calibration_error(values, hits, n_bins=BINS, validate_args=False))
 
 
 def reliability_table(confidence: np.ndarray, correct: np.ndarray, *, n_bins: int = BINS) -> pd.DataFrame:
-    """Compare confidence and accuracy by bin of confidence; arguments as in `expected_calibration_error`.
+    """Compare `confidence`, the probability of the predicted class of each cell, with `correct`, whether it is true.
 
-    A row per bin with cells: ``low`` and ``high`` (the bin's edges), ``confidence`` and ``accuracy`` (means over its
-    cells), ``n_cells``, and ``accuracy_low`` and ``accuracy_high``, Wilson's 95 % interval.
+    A row per bin of equal width with cells: ``low`` and ``high`` (the bin's edges), ``confidence`` and ``accuracy``
+    (means over its cells), ``n_cells``, and ``accuracy_low`` and ``accuracy_high``, Wilson's 95 % interval.
 
     Examples
     --------
@@ -122,7 +87,9 @@ def reliability_table(confidence: np.ndarray, correct: np.ndarray, *, n_bins: in
     >>> table[["low", "high", "n_cells"]].values.tolist()
     [[0.0, 0.5, 1.0], [0.5, 1.0, 3.0]]
     """
-    confidence, correct = _checked(confidence, correct, n_bins)
+    confidence, correct = _checked(confidence, correct)
+    if n_bins < 1:
+        raise SettingError(f"n_bins is {n_bins}; expected 1 or more, usually {BINS}.")
     edges = np.linspace(0, 1, n_bins + 1)
     bins = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, n_bins - 1)  # 1 belongs to the last
     cells = pd.DataFrame({"confidence": confidence, "accuracy": correct.astype(float)}).groupby(bins)
@@ -136,7 +103,7 @@ def reliability_table(confidence: np.ndarray, correct: np.ndarray, *, n_bins: in
 
 
 def rejection_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Count answered cells and their errors at every threshold; arguments as in `expected_calibration_error`.
+    """Count answered cells and their errors at every threshold; arguments as in `reliability_table`.
 
     A row per threshold, the highest first: ``threshold`` (cells of this confidence or more are answered),
     ``n_answered``, ``n_errors``, ``answered`` (share of the cells) and ``error`` (share of the answered).
@@ -157,21 +124,10 @@ def rejection_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame
 def rejection_threshold(confidence: np.ndarray, correct: np.ndarray, *, error_rate: float = 0.05) -> Rejection:
     """Choose the lowest confidence at which answered cells have at most the given share of errors.
 
-    The share is the upper end of Clopper and Pearson's one-sided 90 % interval, because the share that was counted is
-    too low by chance at the best of many thresholds. The rate then holds in nine draws of validation cells out of ten
-    (Geifman and El-Yaniv, NeurIPS 2017, without their correction for many thresholds).
-
-    Parameters
-    ----------
-    confidence, correct
-        As in `expected_calibration_error`, of cells that the model did not learn from.
-    error_rate
-        Share of errors accepted among answered cells, above 0 and below 1.
-
-    Returns
-    -------
-    Rejection
-        Its threshold is infinite where the rate cannot be promised: 0.05 takes 45 answered cells without an error.
+    The share is the upper end of Clopper and Pearson's one-sided 90 % interval, so that the rate holds in nine draws of
+    validation cells out of ten (Geifman and El-Yaniv, NeurIPS 2017, without their correction for many thresholds). The
+    threshold is infinite where the rate cannot be promised: 0.05 takes 45 answered cells without an error. Arguments as
+    in `reliability_table`.
 
     Examples
     --------
@@ -185,9 +141,9 @@ def rejection_threshold(confidence: np.ndarray, correct: np.ndarray, *, error_ra
     upper = beta.ppf(ASSURANCE, curve["n_errors"] + 1, np.maximum(curve["n_answered"] - curve["n_errors"], 1e-9))
     lowest = float(upper.min())
     if lowest > error_rate:
-        return Rejection(math.inf, error_rate, 0.0, lowest)
+        return Rejection(math.inf, 0.0, lowest)
     chosen = curve[upper <= error_rate].iloc[-1]  # the most cells
-    return Rejection(float(chosen["threshold"]), error_rate, float(chosen["answered"]), lowest)
+    return Rejection(float(chosen["threshold"]), float(chosen["answered"]), lowest)
 
 
 def nonconformity(logits: np.ndarray) -> np.ndarray:
@@ -200,7 +156,7 @@ def nonconformity(logits: np.ndarray) -> np.ndarray:
     first = logs.argmax(axis=1)[:, None]
     others = logs.copy()
     np.put_along_axis(others, first, -np.inf, axis=1)
-    against = np.log1p(-np.exp(np.minimum(others, -np.log(2))))  # log(1 - p); only the first class has more than half
+    against = np.log1p(-np.exp(others))  # log(1 - p); only the first class has more than half
     np.put_along_axis(against, first, logsumexp(others, axis=1, keepdims=True), axis=1)  # where 1 - p rounds to zero
     return against - logs
 
@@ -208,30 +164,27 @@ def nonconformity(logits: np.ndarray) -> np.ndarray:
 def conformal_quantiles(scores: np.ndarray, labels: np.ndarray, n_classes: int, alpha: float) -> np.ndarray:
     """Return for each class the nonconformity up to which it belongs to a prediction set, float64 (classes,).
 
-    It is the (1 - alpha) quantile of `scores`, (cells,) nonconformity of the true class, over the calibration cells of
-    the class; `labels` are their classes, (cells,). A set then misses the true class in a share `alpha` of the cells of
-    each class, as long as calibration cells and query are alike (Vovk et al. 2005; Angelopoulos and Bates 2023).
-    Classes with too few cells (below 9 for 0.1, 19 for 0.05) share one quantile, with the next larger classes until
-    they have enough together.
+    It is the (1 - alpha) quantile of `scores`, the nonconformity of the true class, over the calibration cells that
+    have the class in `labels`. A set then misses the true class in a share `alpha` of the cells of each class, as long
+    as calibration cells and query are alike (Vovk et al. 2005; Angelopoulos and Bates 2023). Classes with too few cells
+    share one quantile, with the next larger classes until they have enough together.
     """
     if not 0 < alpha < 1:
         raise SettingError(f"alpha is {alpha}; expected the share of sets that may miss the true class, such as 0.1.")
     needed = math.ceil(1 / alpha - 1 - 1e-9)  # 1 / 0.1 is a little more than ten
     if len(scores) < needed:
+        least = 1 / (len(scores) + 1) + 0.005
         raise SettingError(
-            f"alpha={alpha} needs {needed} calibration cells and there are {len(scores)}. Choose alpha="
-            f"{1 / (len(scores) + 1) + 0.005:.2f} or more, or hold more cells back (validation=0.2)."
+            f"alpha={alpha} needs {needed} calibration cells and there are {len(scores)}. Choose alpha={least:.2f} or "
+            "more, or hold more cells back (validation=0.2)."
         )
     sizes = np.bincount(labels, minlength=n_classes)
     order = np.argsort(sizes, kind="stable")
-    n_rare = int((sizes < needed).sum())
-    if n_rare:
-        n_rare = max(n_rare, int(np.searchsorted(np.cumsum(sizes[order]), needed)) + 1)
+    are_pooled = (sizes[order] < needed) | (np.cumsum(sizes[order]) - sizes[order] < needed)
     quantiles = np.empty(n_classes)
-    for classes in [order[:n_rare], *order[n_rare:, None]]:
-        if len(classes):
-            # "weibull" lies between two cells: the upper one would cover up to 1 / (cells + 1) more
-            quantiles[classes] = np.quantile(scores[np.isin(labels, classes)], 1 - alpha, method="weibull")
+    for classes in [order[are_pooled], *order[~are_pooled]]:
+        # "weibull" lies between two cells: the upper one would cover up to 1 / (cells + 1) more
+        quantiles[classes] = np.quantile(scores[np.isin(labels, classes)], 1 - alpha, method="weibull")
     return quantiles
 
 
@@ -242,15 +195,10 @@ def majority_vote(labels: Sequence[str], clusters: Sequence) -> pd.DataFrame:
     labels the first in alphabetical order wins. Cells without a cluster (NaN) keep their own label.
     """
     labels, clusters = pd.Series(np.asarray(labels, dtype=str)), pd.Series(np.asarray(clusters, dtype=object))
-    if len(labels) != len(clusters):
-        raise DataError(f"There are {len(labels)} labels and clusters of {len(clusters)} cells; expected one each.")
     names = clusters.astype(str).where(clusters.notna(), "alone: " + clusters.index.astype(str))
-    shares = pd.crosstab(names, labels, normalize="index")
-    votes = shares.drop(columns=UNKNOWN, errors="ignore")
-    has_votes = votes.sum(axis=1) > 0
-    winners = pd.Series(UNKNOWN, shares.index, dtype=object)
-    winners[has_votes] = votes[has_votes].idxmax(axis=1)
-    found = pd.DataFrame({"label": winners, "proportion": votes.max(axis=1).where(has_votes, 1.0)})
+    votes = pd.crosstab(names, labels, normalize="index").assign(**{UNKNOWN: NO_VOTE})
+    found = pd.DataFrame({"label": votes.idxmax(axis=1), "proportion": votes.max(axis=1)})
+    found.loc[found["label"] == UNKNOWN, "proportion"] = 1.0
     return found.loc[names].reset_index(drop=True)
 
 
@@ -295,16 +243,12 @@ def paths_to_root(classes: Sequence[str], hierarchy: Mapping[str, str]) -> list[
     return paths
 
 
-def _checked(confidence: np.ndarray, correct: np.ndarray, n_bins: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def _checked(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Confidence as float64 and correctness as bool, one entry per cell."""
     confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=bool)
     if confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
-        raise DataError(
-            f"confidence has shape {confidence.shape} and correct {correct.shape}; expected one number and one truth "
-            "value for each of one or more cells."
-        )
+        shapes = f"confidence has shape {confidence.shape} and correct {correct.shape}"
+        raise DataError(f"{shapes}; expected one number and one truth value for each of one or more cells.")
     if outside := int((~((confidence >= 0) & (confidence <= 1))).sum()):  # NaN is outside, too
         raise DataError(f"{outside} of {len(confidence)} confidences are not between 0 and 1; pass probabilities.")
-    if n_bins < 1:
-        raise SettingError(f"n_bins is {n_bins}; expected 1 or more, usually {BINS}.")
     return confidence, correct

@@ -1,7 +1,7 @@
 """Explanation: which genes a model used, per cell, per class and overall (thesis sections 0.2.6 and 0.3.3)."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import anndata as ad
@@ -10,9 +10,8 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from sims_kit.annotation import Cells, Model, on_device, scales_of
+from sims_kit.annotation import Cells, Model, add_notes, batches_for, on_device
 from sims_kit.cells.genes import align_genes, gene_rows
-from sims_kit.cells.loaders import query_batches
 from sims_kit.cells.matrix import open_cells
 from sims_kit.errors import DataError, UnknownNameError
 from sims_kit.model.contributions import csr, explain_batch, explain_batches
@@ -28,49 +27,34 @@ PART = 4096  # cells summed at once: scipy would copy all rows to float64
 class Explanation:
     """Genes that a model used: where it looked (masks), and by how much each gene changed a logit (contributions).
 
-    Attributes
-    ----------
-    cells
-        CSR, cells x genes of the model: aggregated masks, each row summing to one (or all zero for a cell whose
-        decision used no gene). Row i is the cell `cell_names[i]`, column j the gene `gene_names[j]`.
-    contributions
-        CSR of the same shape: what each gene adds to the logit of the cell's predicted class, against the mean of all
-        classes, of either sign. Of an ensemble, the mean over its networks.
-    classes, class_contributions
-        DataFrames, classes x genes: means of the rows of `cells` and of `contributions` over the cells of each class.
-    genes
-        DataFrame, one row per gene, most used first: `weight`, the mean mask weight over all cells (sums to one),
-        `cells`, the share of cells that use the gene at all, and `contribution`, the mean size of its contributions.
-    labels, predicted
-        The class of each cell by which the class tables are grouped, and the class that the model gives it.
-    species
-        As given to `explain`.
+    Masks and contributions are sparse, cells x genes of the model. Class tables, classes x genes, are means over the
+    cells of each class. `genes` has a row per gene, most used first: `weight`, the mean mask over all cells (sums to
+    one), `cells`, the share of cells that use the gene, and `contribution`, the mean size of its contributions.
     """
 
-    cells: sparse.csr_matrix
-    contributions: sparse.csr_matrix
-    classes: pd.DataFrame
-    class_contributions: pd.DataFrame
+    cells: sparse.csr_matrix  # aggregated masks; rows sum to one, or are zero where the decision used no gene
+    contributions: sparse.csr_matrix  # to the logit of the predicted class against the mean of all, of either sign
+    classes: pd.DataFrame  # means of `cells`
+    class_contributions: pd.DataFrame  # means of `contributions`
     genes: pd.DataFrame
-    cell_names: pd.Index
-    gene_names: pd.Index
-    labels: np.ndarray
-    predicted: np.ndarray
-    species: str | None = None
+    cell_names: pd.Index  # of the rows
+    gene_names: pd.Index  # of the columns
+    labels: np.ndarray  # by which the class tables are grouped
+    predicted: np.ndarray  # the class that the model gives each cell
+    species: str | None = None  # as given to `explain`
 
     def _repr_html_(self) -> str:
-        """The size, and the first genes of each class, as notebooks show it."""
         n_cells, n_genes = self.cells.shape
         text = f"Explanation of {n_cells:,} cells, {self.cells.nnz / n_cells:,.0f} of {n_genes:,} genes used per cell"
         return f"<p>{text}; by contribution:</p>{self.top_genes(5).T.to_html()}"
 
     def cell(self, name: str) -> pd.DataFrame:
-        """The genes used for one cell, with `weight` and `contribution`, largest contribution first."""
+        """Return the genes used for one cell, with `weight` and `contribution`, largest contribution first."""
         row = _position(name, self.cell_names)
         return _genes_of_cell(self.cells[[row]], self.contributions[[row]], self.gene_names)
 
     def top_genes(self, n: int = 10, *, by: str = "contribution") -> pd.DataFrame:
-        """The `n` first genes of each class: a DataFrame, ranks x classes.
+        """Return the `n` first genes of each class, ranks x classes.
 
         By mean ``"contribution"``, which tells the markers of a class from other genes the model looks at, or by mean
         mask ``"weight"``.
@@ -84,13 +68,12 @@ class Explanation:
     def add_to(self, adata: ad.AnnData, *, key_added: str = "sims") -> None:
         """Write the results into the AnnData that was explained, where scanpy's plots find them.
 
-        - ``layers["sims_masks"]``, ``layers["sims_contributions"]``: sparse, cells x genes of `adata`; genes that the
-          model does not know are zero.
-        - ``varm["sims_class_masks"]``, ``varm["sims_class_contributions"]``: genes x classes; the classes are in
+        - ``layers``: ``sims_masks`` and ``sims_contributions``, zero for genes that the model does not know.
+        - ``varm``: ``sims_class_masks`` and ``sims_class_contributions``, genes x classes of
           ``uns["sims_kit"]["sims"]["explained_classes"]``.
-        - ``uns["rank_genes_sims"]``: genes by contribution in the layout of `scanpy.tl.rank_genes_groups`, without
-          p-values, for ``sc.pl.rank_genes_groups(adata, key="rank_genes_sims")`` and ``sc.get.rank_genes_groups_df``.
-        - ``obs["sims_explained"]``: the classes by which cells were grouped, categorical.
+        - ``uns["rank_genes_sims"]``: genes by contribution, without p-values, for
+          ``sc.pl.rank_genes_groups(adata, key="rank_genes_sims")`` and ``sc.get.rank_genes_groups_df``.
+        - ``obs["sims_explained"]``: the classes by which cells were grouped.
         """
         if list(adata.obs_names) != list(self.cell_names):
             sizes = f"adata has {adata.n_obs} cells, the explanation {len(self.cell_names)}, or in another order"
@@ -107,23 +90,29 @@ class Explanation:
         adata.varm[f"{key_added}_class_masks"] = (self.classes.to_numpy() @ known).T
         adata.varm[f"{key_added}_class_contributions"] = (self.class_contributions.to_numpy() @ known).T
         adata.obs[f"{key_added}_explained"] = pd.Categorical(self.labels, self.classes.index)
-        notes = adata.uns.get("sims_kit", {})
-        own = {**notes.get(key_added, {}), "explained_classes": list(self.classes.index)}
-        adata.uns["sims_kit"] = {**notes, key_added: own}
-        adata.uns[f"rank_genes_{key_added}"] = _scanpy_ranking(self.class_contributions, f"{key_added}_explained")
+        add_notes(adata, key_added, explained_classes=list(self.classes.index))
+        names, scores = {}, {}
+        for label, values in self.class_contributions.iterrows():
+            falling = values.sort_values(ascending=False, kind="stable")
+            names[label], scores[label] = falling.index.to_numpy(dtype=object), falling.to_numpy(np.float32)
+        adata.uns[f"rank_genes_{key_added}"] = {  # "logreg" has neither p-values nor fold changes
+            "params": dict(groupby=f"{key_added}_explained", reference="rest", method="logreg", use_raw=False),
+            "names": pd.DataFrame(names).to_records(index=False),
+            "scores": pd.DataFrame(scores).to_records(index=False),
+        }
 
 
 @dataclass(frozen=True)
 class CellExplanation:
     """The genes behind the label of one cell.
 
-    `label` is the most probable class and `second_label` the runner-up. `genes` has a row per gene that the masks pass,
-    largest `contribution` first: `weight` in the masks, `contribution` to the logit of `label` against the mean of all
-    classes, `against_second`, the same against `second_label` alone, and `expression`, log-normalised.
+    `genes` has a row per gene that the masks pass, largest `contribution` first: `weight` in the masks, `contribution`
+    to the logit of `label` against the mean of all classes, `against_second`, the same against `second_label` alone,
+    and `expression`, log-normalised.
     """
 
-    label: str
-    second_label: str
+    label: str  # the most probable class
+    second_label: str  # the runner-up
     probability: float
     second_probability: float
     genes: pd.DataFrame
@@ -144,16 +133,10 @@ def explain(
     """Return which genes the model looks at and what they contribute, for each cell, each class and overall.
 
     A cell's masks are summed over the steps, each weighted by its share in the decision (section 3.4 of the TabNet
-    paper), and divided by their sum. Contributions: `sims_kit.model.contributions`. Memory grows with the nonzero
-    weights, 12 bytes for each.
+    paper), and divided by their sum. Memory grows with the nonzero weights, 12 bytes for each.
 
-    Parameters
-    ----------
-    model, cells, layer, backed, species, device, batch_size
-        As in `annotate`.
-    groupby
-        `obs` column that the class tables group by, in place of the predicted class. Contributions are to the predicted
-        class either way.
+    `groupby` names an `obs` column that the class tables group by, in place of the predicted class; contributions are
+    to the predicted class either way. Other arguments are as in `annotate`.
 
     Examples
     --------
@@ -163,24 +146,30 @@ def explain(
     >>> sc.pl.rank_genes_groups_dotplot(query, key="rank_genes_sims", n_genes=3)
     """
     model = fitted_model(model)
-    if not isinstance(cells, ad.AnnData):
-        cells, layer = open_cells(cells, layer, backed)
+    cells, layer = open_cells(cells, layer, backed)
     if groupby is not None and groupby not in cells.obs:
         raise UnknownNameError("obs column", groupby, cells.obs.columns)
-    options = dict(layer=layer, batch_size=batch_size, species=species, trained_on=scales_of(model))
-    batches, _, _ = query_batches(cells, model.genes, **options)
+    batches, _, _ = batches_for(model, cells, layer=layer, batch_size=batch_size, species=species)
     with on_device(model, device):
         batches = progress_bar(batches, desc="explaining", unit="batch")
         masks, contributions, predicted = explain_batches(model, batches)
     predicted = np.asarray(model.classes)[predicted]
     labels = predicted if groupby is None else label_text(cells.obs[groupby]).fillna("(no label)").to_numpy(str)
     gene_names = pd.Index(model.genes, name="gene")
+    classes, codes = np.unique(labels, return_inverse=True)
+    of_classes = dict(index=pd.Index(classes, name="class"), columns=gene_names)
+    mean_masks, together = _means(masks, codes), np.zeros_like(codes)
+    genes = {
+        "weight": np.average(mean_masks, axis=0, weights=np.bincount(codes)),
+        "cells": _means(masks, together, lambda values: values > 0)[0],
+        "contribution": _means(contributions, together, abs)[0],
+    }
     return Explanation(
         cells=masks,
         contributions=contributions,
-        classes=mean_by_class(masks, labels, gene_names),
-        class_contributions=mean_by_class(contributions, labels, gene_names),
-        genes=_overall(masks, contributions, gene_names),
+        classes=pd.DataFrame(mean_masks, **of_classes),
+        class_contributions=pd.DataFrame(_means(contributions, codes), **of_classes),
+        genes=pd.DataFrame(genes, gene_names).sort_values("weight", ascending=False, kind="stable"),
         cell_names=cells.obs_names,
         gene_names=gene_names,
         labels=labels,
@@ -201,9 +190,7 @@ def explain_cell(model: Model, cells: ad.AnnData, name: str, *, layer: str | Non
     >>> why.label, why.second_label, why.genes.head()
     """
     model = fitted_model(model)
-    options = dict(layer=layer, trained_on=scales_of(model), cells=[_position(name, cells.obs_names)])
-    batches, _, _ = query_batches(cells, model.genes, **options)
-    (batch,) = batches
+    (batch,), _, _ = batches_for(model, cells, layer=layer, cells=[_position(name, cells.obs_names)])
     model.eval()
     values = batch.cells.to(model.device)
     explained = explain_batch(model.network, values, adjustment=model.logit_adjustment)
@@ -216,10 +203,8 @@ def explain_cell(model: Model, cells: ad.AnnData, name: str, *, layer: str | Non
     places = genes.get_indexer(table.index)
     table["against_second"] = against[:, places].toarray()[0]
     table["expression"] = values.to_dense()[0].cpu().numpy()[places]
-    probabilities = model.calibrated(explained.logits)[0].softmax(0).tolist()
-    return CellExplanation(
-        model.classes[best], model.classes[second], probabilities[best], probabilities[second], table
-    )
+    p = model.calibrated(explained.logits)[0].softmax(0).tolist()
+    return CellExplanation(model.classes[best], model.classes[second], p[best], p[second], table)
 
 
 def _position(name: str, cell_names: pd.Index) -> int:
@@ -228,8 +213,7 @@ def _position(name: str, cell_names: pd.Index) -> int:
     if not len(found):
         raise UnknownNameError("cell", name, cell_names[:1000])
     if len(found) > 1:
-        places = ", ".join(map(str, found[:5]))
-        raise DataError(f"{len(found)} cells are called {name!r}, at positions {places}: adata.obs_names_make_unique()")
+        raise DataError(f"{len(found)} cells are called {name!r}: call adata.obs_names_make_unique() first.")
     return int(found[0])
 
 
@@ -239,37 +223,11 @@ def _genes_of_cell(masks: sparse.csr_matrix, contributions: sparse.csr_matrix, g
     return table.sort_values(["contribution", "weight"], ascending=False, kind="stable")
 
 
-def mean_by_class(rows: sparse.csr_matrix, labels: Sequence[str], gene_names: pd.Index) -> pd.DataFrame:
-    """Means of the rows of each class, (classes, genes), classes in alphabetical order."""
-    classes, codes = np.unique(labels, return_inverse=True)
-    sums = np.zeros((len(classes), rows.shape[1]))
+def _means(rows: sparse.csr_matrix, codes: np.ndarray, change: Callable = lambda values: values) -> np.ndarray:
+    """Means of the rows of each class, (classes, genes) float64; `change` is applied to the values before."""
+    sums = np.zeros((codes.max() + 1, rows.shape[1]))
     for start in range(0, len(codes), PART):
         some = codes[start : start + PART]
-        membership = sparse.csr_matrix((np.ones(len(some)), (some, np.arange(len(some)))), (len(classes), len(some)))
-        sums += membership @ rows[start : start + PART]
-    means = sums / np.bincount(codes)[:, None]
-    return pd.DataFrame(means, pd.Index(classes, name="class"), gene_names)
-
-
-def _overall(masks: sparse.csr_matrix, contributions: sparse.csr_matrix, gene_names: pd.Index) -> pd.DataFrame:
-    sums = np.zeros((3, len(gene_names)))
-    for start in range(0, masks.shape[0], PART):
-        weights, sizes = masks[start : start + PART], abs(contributions[start : start + PART])
-        for total, values in zip(sums, (weights.data, weights.data > 0, sizes.data), strict=True):
-            total += np.bincount(weights.indices, values, len(gene_names))
-    sums = dict(zip(("weight", "cells", "contribution"), sums, strict=True))
-    table = pd.DataFrame(sums, gene_names) / masks.shape[0]
-    return table.sort_values("weight", ascending=False, kind="stable")
-
-
-def _scanpy_ranking(table: pd.DataFrame, groupby: str) -> dict:
-    """Genes of each class by falling value, as `scanpy.tl.rank_genes_groups` with ``method="logreg"`` stores them."""
-    names, scores = {}, {}
-    for label, values in table.iterrows():
-        falling = values.sort_values(ascending=False, kind="stable")
-        names[label], scores[label] = falling.index.to_numpy(dtype=object), falling.to_numpy(np.float32)
-    return {
-        "params": {"groupby": groupby, "reference": "rest", "method": "logreg", "use_raw": False},
-        "names": pd.DataFrame(names).to_records(index=False),
-        "scores": pd.DataFrame(scores).to_records(index=False),
-    }
+        membership = sparse.csr_matrix((np.ones(len(some)), (some, np.arange(len(some)))), (len(sums), len(some)))
+        sums += (membership @ change(rows[start : start + PART])).toarray()
+    return sums / np.bincount(codes)[:, None]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from html import escape
+from string import ascii_uppercase
 
 import numpy as np
 from IPython.display import HTML
@@ -9,8 +10,6 @@ from IPython.display import HTML
 from sims_kit.errors import SettingError
 
 __all__ = ["check", "quiz"]
-
-LETTERS = "ABCDEFGH"
 
 
 def check(answer, expected, *, tolerance: float = 1e-6, hint: str = "") -> bool:
@@ -36,7 +35,7 @@ def check(answer, expected, *, tolerance: float = 1e-6, hint: str = "") -> bool:
 def quiz(question: str, options: Mapping[str, str], right: str) -> HTML:
     """Return a question with options that unfold: each says whether it is right, and why.
 
-    `options` are the possible answers with the explanation of each, at most eight; `right` is one of them.
+    `options` maps each possible answer to its explanation; `right` is one of them.
 
     Examples
     --------
@@ -45,14 +44,11 @@ def quiz(question: str, options: Mapping[str, str], right: str) -> HTML:
     """
     if right not in options:
         raise SettingError(f"{right!r} is not among the options {list(options)}.")
-    if len(options) > len(LETTERS):
-        raise SettingError(f"{len(options)} options are too many; give {len(LETTERS)} or fewer.")
     lines = [f"<p><b>{escape(question)}</b></p>"]
-    for letter, (option, why) in zip(LETTERS, options.items(), strict=False):
+    for letter, (option, why) in zip(ascii_uppercase, options.items(), strict=False):
         verdict = "Right." if option == right else "No."
-        lines.append(
-            f"<details><summary>{letter}. {escape(option)}</summary><p><b>{verdict}</b> {escape(why)}</p></details>"
-        )
+        summary = f"<summary>{letter}. {escape(option)}</summary>"
+        lines.append(f"<details>{summary}<p><b>{verdict}</b> {escape(why)}</p></details>")
     return HTML("\n".join(lines))
 
 
@@ -65,7 +61,7 @@ def _problem(answer, expected, tolerance: float) -> str:
         wrong = given.astype(str) != wanted.astype(str)
         if not wrong.any():
             return ""
-        return f"{answer!r} is not it." if not given.ndim else f"{wrong.sum()} of {wrong.size} entries are not right."
+        return f"{wrong.sum()} of {wrong.size} entries are not right." if given.ndim else f"{answer!r} is not it."
     off = np.abs(given.astype(float) - wanted.astype(float))
     if (off <= tolerance).all():  # NaN is not
         return ""

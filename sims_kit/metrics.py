@@ -1,7 +1,6 @@
-"""Metrics of an annotation: the same torchmetrics objects batch by batch in training and for arrays of labels.
+"""Metrics of an annotation, for arrays of labels and, as torchmetrics objects, batch by batch in training.
 
-**Which classes an average runs over.** A macro average counts each class once, however few cells it has. A class can be
-predicted without occurring in the true labels ("Unknown" always is), so it matters which classes take part:
+A macro average counts each class once, however few cells it has, so it matters which classes take part:
 
 - ``accuracy_macro``, ``recall_macro``, ``specificity_macro``, ``balanced_accuracy``, ``median_f1``: the classes that
   occur in the true labels.
@@ -9,12 +8,11 @@ predicted without occurring in the true labels ("Unknown" always is), so it matt
   rejected cell lowers them: "Unknown" is a class of precision and F1 zero.
 - ``accuracy_micro``, ``accuracy_weighted``, ``f1_micro``, ``f1_weighted``: each cell counts once.
 
-**Equal by definition**, since a cell has one true label and one prediction: ``accuracy_micro`` (which is also micro
-precision and micro recall, thesis table 0.1), ``accuracy_weighted`` and ``f1_micro``; likewise ``accuracy_macro`` and
-``recall_macro``. Ratios of 0 / 0 count as 0, so no value is NaN.
+Ratios of 0 / 0 count as 0, so no value is NaN.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -26,9 +24,10 @@ from torchmetrics.classification import MulticlassCalibrationError, MulticlassCo
 from sims_kit.errors import DataError, LabelError, SettingError, UnknownNameError
 from sims_kit.text import label_text
 
-__all__ = ["MedianF1", "median_f1", "metric_collection", "per_class", "score"]
+__all__ = ["per_class", "score"]
 
-CALIBRATION_BINS = 15  # of equal width; the number that most of the calibration literature reports
+# 15 bins of equal width, the number that most of the calibration literature reports
+CalibrationError = partial(MulticlassCalibrationError, n_bins=15, norm="l1", validate_args=False)
 
 
 def score(
@@ -37,7 +36,7 @@ def score(
     probabilities: np.ndarray | pd.DataFrame | None = None,
     classes: Sequence | None = None,
 ) -> pd.Series:
-    """Return the metrics of `metric_collection` for arrays of labels.
+    """Return the metrics of this module for arrays of labels, from 0 to 1 (``cohen_kappa`` and ``mcc``: from -1).
 
     Parameters
     ----------
@@ -50,11 +49,6 @@ def score(
     classes
         The class of each column of `probabilities`; not needed when that is a DataFrame.
 
-    Returns
-    -------
-    pandas.Series
-        One value per metric, between 0 and 1 (``cohen_kappa`` and ``mcc``: from -1), never NaN.
-
     Examples
     --------
     >>> score(["T", "T", "B"], ["T", "B", "B"])[["accuracy_micro", "median_f1"]].round(3).tolist()
@@ -63,9 +57,10 @@ def score(
     confusion, names, truth = _confusion(y_true, y_pred)
     values = _label_metrics(confusion)
     if probabilities is not None:
-        probabilities, classes = _checked_probabilities(probabilities, classes, n_cells=len(truth))
-        column = torch.from_numpy(pd.Index(classes).get_indexer(names))  # -1, never right: not among classes
-        values["calibration_error"] = _calibration_error(len(classes))(torch.tensor(probabilities), column[truth])
+        table = _probability_table(probabilities, classes, len(truth))
+        column = torch.from_numpy(table.columns.get_indexer(names))  # -1, never right: not among classes
+        confidences = torch.tensor(table.to_numpy(np.float32))
+        values["calibration_error"] = CalibrationError(table.shape[1])(confidences, column[truth])
     return pd.Series({name: float(value) for name, value in values.items()}, name="score")
 
 
@@ -82,35 +77,16 @@ def per_class(y_true: Sequence, y_pred: Sequence) -> pd.DataFrame:
     """
     confusion, names, _ = _confusion(y_true, y_pred)
     table = {name: values.numpy().astype(np.float32) for name, values in _ratios(confusion).items()}
-    return pd.DataFrame({**table, "support": confusion.sum(1).numpy()}, index=pd.Index(names, name="class"))
-
-
-def median_f1(y_true: Sequence, y_pred: Sequence) -> float:
-    """Return the median F1 score of the classes that occur in `y_true`; arguments as in `score`.
-
-    Examples
-    --------
-    >>> round(median_f1(["T", "T", "B"], ["T", "B", "B"]), 3)
-    0.667
-    """
-    return float(_label_metrics(_confusion(y_true, y_pred)[0])["median_f1"])
+    return pd.DataFrame({**table, "support": confusion.sum(1).numpy()}, index=names.rename("class"))
 
 
 def metric_collection(
     n_classes: int, prefix: str = "", metrics: Iterable[str | Metric] | None = None
 ) -> MetricCollection:
-    """Return the metrics that training tracks, to be updated batch by batch.
+    """Return the metrics that training tracks, to be updated batch by batch with scores and targets.
 
-    Call ``collection.update(scores, target)`` after each batch, with scores (float, cells x classes: logits or
-    probabilities) and targets (int64, one per cell), and ``collection.compute()`` at the end of the epoch.
-
-    Parameters
-    ----------
-    n_classes, prefix
-        1 or more; and what to put before each name, such as ``"val_"``.
-    metrics
-        Names of the metrics to track, or torchmetrics objects, tracked under the name of their class; all fourteen of
-        this module when left out.
+    `metrics` are names of the metrics of this module (all by default), or torchmetrics objects, which are tracked under
+    the name of their class. `prefix` goes before each name.
 
     Examples
     --------
@@ -119,10 +95,8 @@ def metric_collection(
     >>> collection.compute()
     {'val_median_f1': tensor(1.)}
     """
-    if not isinstance(n_classes, (int, np.integer)) or n_classes < 1:
-        raise SettingError(f"n_classes is {n_classes!r}; expected the number of classes, 1 or more.")
-    known: dict[str, Metric] = {name: LabelMetric(int(n_classes), name) for name in LABEL_METRICS}
-    known["calibration_error"] = _calibration_error(int(n_classes))
+    known: dict[str, Metric] = {name: LabelMetric(n_classes, name) for name in LABEL_METRICS}
+    known["calibration_error"] = CalibrationError(n_classes)
     tracked = {}
     for metric in known if metrics is None else metrics:
         if isinstance(metric, Metric):
@@ -148,17 +122,6 @@ class LabelMetric(MulticlassConfusionMatrix):
     def compute(self) -> Tensor:
         """The value over all updates so far, a scalar."""
         return _label_metrics(self.confmat)[self.name].float()
-
-
-class MedianF1(LabelMetric):
-    """Median of the F1 scores of the classes that occur in the target, as a torchmetrics object.
-
-    Thesis section 0.3.2, and the measure of Abdelaal et al. (Genome Biology 2019): half of the classes are annotated at
-    least this well. An even number of classes gives the mean of the middle two.
-    """
-
-    def __init__(self, n_classes: int):
-        super().__init__(n_classes, "median_f1")
 
 
 def _ratios(confusion: Tensor) -> dict[str, Tensor]:
@@ -201,11 +164,7 @@ def _label_metrics(confusion: Tensor) -> dict[str, Tensor]:
 LABEL_METRICS = tuple(_label_metrics(torch.eye(2, dtype=torch.int64)))
 
 
-def _calibration_error(n_classes: int) -> Metric:
-    return MulticlassCalibrationError(n_classes, n_bins=CALIBRATION_BINS, norm="l1", validate_args=False)
-
-
-def _confusion(y_true: Sequence, y_pred: Sequence) -> tuple[Tensor, list[str], Tensor]:
+def _confusion(y_true: Sequence, y_pred: Sequence) -> tuple[Tensor, pd.Index, Tensor]:
     """Counts of cells, true x predicted, the sorted names of all labels, and the true labels as positions in these."""
     indexes = [labels.index for labels in (y_true, y_pred) if isinstance(labels, pd.Series)]
     if len(indexes) == 2 and not indexes[0].equals(indexes[1]) and set(indexes[0]) == set(indexes[1]):
@@ -216,7 +175,7 @@ def _confusion(y_true: Sequence, y_pred: Sequence) -> tuple[Tensor, list[str], T
     codes, names = pd.factorize(np.concatenate([truth, prediction]), sort=True)
     true, predicted = torch.from_numpy(codes).view(2, -1)
     counts = torch.bincount(true * len(names) + predicted, minlength=len(names) ** 2)
-    return counts.view(len(names), len(names)), names.tolist(), true
+    return counts.view(len(names), len(names)), pd.Index(names), true
 
 
 def _strings(labels: Sequence, argument: str) -> np.ndarray:
@@ -224,30 +183,22 @@ def _strings(labels: Sequence, argument: str) -> np.ndarray:
     values = labels if isinstance(labels, pd.Series | np.ndarray) else np.asarray(labels, dtype=object)
     if values.ndim != 1 or not len(values):
         found = f"has shape {values.shape}" if values.size else "is empty"
-        raise LabelError(f"{argument} {found}; expected one label per cell. Of probabilities, take the highest first.")
+        raise LabelError(f"{argument} {found}; expected one label for each of one or more cells.")
     text = label_text(values)
     if missing := text.isna().sum():
-        raise LabelError(
-            f"{argument} has {missing} of {len(values)} cells without a label; leave these cells out first."
-        )
+        raise LabelError(f"{argument} has {missing} of {len(values)} cells without a label; leave these out first.")
     return text.to_numpy()
 
 
-def _checked_probabilities(
+def _probability_table(
     probabilities: np.ndarray | pd.DataFrame, classes: Sequence | None, n_cells: int
-) -> tuple[np.ndarray, list[str]]:
-    """Probabilities as a float array (cells x classes), and the names of its columns."""
-    columns = label_text(probabilities.columns).tolist() if isinstance(probabilities, pd.DataFrame) else None
-    classes = None if classes is None else label_text(list(classes)).tolist()
-    if classes is None or (columns is not None and set(columns) == set(classes)):
-        classes = columns
-    values = np.asarray(probabilities, dtype=np.float32)
-    if classes is None or values.ndim != 2 or len(set(classes)) != len(classes) or len(classes) != values.shape[1]:
-        raise SettingError(
-            f"probabilities has shape {values.shape} and its columns are named {classes}; expected one different name "
-            "for each column: pass classes=model.classes, or a DataFrame with one column per class."
-        )
-    if len(values) != n_cells or not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).any(axis=1).sum())
-        raise DataError(f"probabilities has {len(values)} rows, {bad} of them not finite; expected {n_cells} cells.")
-    return values, classes
+) -> pd.DataFrame:
+    """Probabilities with the name of a class over each column; of a DataFrame, the columns of these names."""
+    if classes is None and not isinstance(probabilities, pd.DataFrame):
+        raise SettingError("The columns of probabilities have no names: pass classes=model.classes, or a DataFrame.")
+    table = pd.DataFrame(probabilities, columns=None if classes is None else list(classes))
+    table.columns = label_text(table.columns)
+    if len(table) != n_cells or not table.columns.is_unique or not np.isfinite(table).all(axis=None):
+        found = f"probabilities has {len(table)} rows and columns {[*table.columns]}"
+        raise DataError(f"{found}; expected finite values of {n_cells} cells and one different class per column.")
+    return table

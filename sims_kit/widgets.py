@@ -1,11 +1,8 @@
-"""Figures with sliders, and curves that grow while a model trains.
-
-Each leaves a picture in the notebook for readers without a kernel.
-"""
+"""Figures with sliders, and curves that grow while a model trains; readers without a kernel see a picture."""
 
 import time
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from html import escape
 from io import BytesIO
 
@@ -27,18 +24,14 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def slider_figure(draw: Callable, **sliders) -> ipywidgets.VBox:
-    """A figure that is drawn again whenever one of its sliders moves.
+    """Return a figure that is drawn again whenever one of its sliders moves.
 
     The first state is saved with the notebook as a picture, so start the sliders where there is something to see. An
     error of `draw` is raised at the start, and written under the figure later.
 
-    Parameters
-    ----------
-    draw
-        Called with the sliders' values by name; returns Axes, a Figure or any artist, or None if it drew with pyplot.
-    **sliders
-        For each argument of `draw` an ipywidgets control, or what `ipywidgets.interact` makes one from: ``(0, 10)`` and
-        ``(0.0, 1.0, 0.1)`` a slider, a list a menu, a truth value a tick box. `controls` has them by name.
+    `draw` is called with the sliders' values by name; it returns Axes, a Figure or any artist, or None if it drew with
+    pyplot. Each slider is an ipywidgets control, or what `ipywidgets.interact` makes one from: ``(0, 10)`` and
+    ``(0.0, 1.0, 0.1)`` a slider, a list a menu, a truth value a tick box. `controls` has them by name.
 
     Examples
     --------
@@ -47,37 +40,28 @@ def slider_figure(draw: Callable, **sliders) -> ipywidgets.VBox:
     """
     if not sliders:
         raise SettingError("slider_figure needs a slider; pass one for each argument of draw, as gamma=(1.0, 2.0).")
-    controls = {}
-    for name, given in sliders.items():
-        try:
-            control = ipywidgets.interactive.widget_from_abbrev(given)
-        except (TypeError, ValueError):
-            control = None
+    controls = {name: ipywidgets.interactive.widget_from_abbrev(given) for name, given in sliders.items()}
+    for name, control in controls.items():
         if control is None:
-            raise SettingError(f"{name}={given!r} makes no control; expected (low, high), a list, or a control.")
+            raise SettingError(
+                f"{name}={sliders[name]!r} makes no control; expected (low, high), a list, or a control."
+            )
         control.description = control.description or name
-        controls[name] = control
     return _SliderFigure(draw, controls)
 
 
 class LiveTraining(Callback):
     """Curves of training and validation cells that grow while a model trains; outside a notebook nothing is drawn.
 
-    Parameters
-    ----------
-    metrics
-        As in `sims_kit.plotting.training_curves`.
-    seconds
-        From one drawing to the next, at least. A slow drawing waits longer.
+    `seconds` pass from one drawing to the next, at least; a slow drawing waits longer.
 
     Examples
     --------
     >>> model = sk.fit(cells, "cell_type", callbacks=sk.widgets.LiveTraining())
     """
 
-    def __init__(self, *, metrics: Sequence[str] = ("loss", "accuracy_micro", "median_f1"), seconds: float = 2.0):
-        self.metrics, self.seconds = metrics, seconds
-        self._shown, self._due = None, 0.0
+    def __init__(self, *, seconds: float = 2.0):
+        self.seconds, self._shown, self._due = seconds, None, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reserve a place in the output above the progress bar."""
@@ -95,7 +79,7 @@ class LiveTraining(Callback):
         if self._shown is None or not len(getattr(pl_module, "history", ())):
             return
         start = time.monotonic()
-        self._shown.update(Image(_png(plotting.training_curves(pl_module.history, metrics=self.metrics))))
+        self._shown.update(Image(_png(plotting.training_curves(pl_module.history))))
         self._due = time.monotonic() + max(self.seconds, (time.monotonic() - start) / DRAWING)
 
 

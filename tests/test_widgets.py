@@ -2,6 +2,7 @@
 
 from base64 import b64decode
 from io import BytesIO
+from types import SimpleNamespace
 
 import ipywidgets
 import numpy as np
@@ -41,13 +42,6 @@ def test_slider_redraws_the_figure():
     assert redness(b64decode(shown["image/png"])) == start and not plt.get_fignums()
 
 
-def test_controls_may_be_made_by_hand():
-    """A control of one's own is used as it is, under its own words."""
-    control = ipywidgets.FloatSlider(0.3, min=0, max=1, description="how high")
-    figure = widgets.slider_figure(bar, height=control)
-    assert figure.controls == {"height": control} and control.description == "how high"
-
-
 @pytest.mark.parametrize("drawn", [lambda x: None, lambda x: plt.gcf(), lambda x: plt.gcf().subplots(1, 2)])
 def test_draw_may_return_what_it_likes(drawn):
     """Nothing, a Figure or several Axes are drawn; nothing at all is an empty picture."""
@@ -69,38 +63,27 @@ def test_trouble_is_told_under_the_figure():
     assert figure.trouble.value == ""
 
 
-@pytest.mark.parametrize(
-    ("sliders", "words"),
-    [({}, "needs a slider"), ({"height": object()}, "height=<object"), ({"height": (1, 0)}, r"height=\(1, 0\)")],
-)
-def test_sliders_that_cannot_be_made_are_refused(sliders, words):
-    """No slider, nothing that a control can be made of, a range that ends before it begins."""
-    with pytest.raises(sk.errors.SettingError, match=words):
-        widgets.slider_figure(bar, **sliders)
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """What is displayed: a list, in which what is drawn anew replaces what was there."""
-    shown = []
-
-    class Handle:
-        def update(self, picture):
-            shown.append(picture)
-
-    monkeypatch.setattr(widgets, "display", lambda *a, **o: shown.append(*a) or Handle())
-    return shown
+def test_sliders_and_controls():
+    """A control of one's own is used as it is; no slider, and what makes no control, are refused."""
+    control = ipywidgets.FloatSlider(0.3, min=0, max=1, description="how high")
+    figure = widgets.slider_figure(bar, height=control)
+    assert figure.controls == {"height": control} and control.description == "how high"
+    refused = {"needs a slider": {}, "height=<object": {"height": object()}, "min=1": {"height": (1, 0)}}
+    for words, sliders in refused.items():
+        with pytest.raises(ValueError, match=words):
+            widgets.slider_figure(bar, **sliders)
 
 
 @pytest.mark.parametrize("notebook", [True, False])
-def test_live_training(make_cells, shown, monkeypatch, notebook):
+def test_live_training(make_cells, monkeypatch, notebook):
     """In a notebook the curves take their place, then grow with the epochs; elsewhere nothing is shown."""
+    shown, lengths, curves = [], [], sk.plotting.training_curves
+    handle = SimpleNamespace(update=shown.append)
+    monkeypatch.setattr(widgets, "display", lambda *a, **o: shown.append(*a) or handle)
     monkeypatch.setattr(widgets, "in_notebook", lambda: notebook)
-    lengths = []
-    curves = sk.plotting.training_curves
     monkeypatch.setattr(sk.plotting, "training_curves", lambda h, **o: lengths.append(len(h)) or curves(h, **o))
     monkeypatch.setattr(widgets, "DRAWING", 1e9)  # however long it takes
-    live = widgets.LiveTraining(metrics=["loss"], seconds=0)
+    live = widgets.LiveTraining(seconds=0)
     model = sk.fit(make_cells(), "cell_type", max_epochs=3, callbacks=live, logger=False, verbose=False)
     assert len(model.history) == 3
     assert lengths == ([1, 2, 3] if notebook else [])
