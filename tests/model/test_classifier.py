@@ -78,9 +78,9 @@ def test_recipes_are_plain_for_loggers_and_files():
         (dict(gamma=0.5), "gamma is 0.5.*at least 1"),
         (dict(gamma=float("nan")), "gamma is nan; give a number"),
         (dict(additive=1), "additive is 1; give True or False"),
-        (dict(gene_dropout=1), "gene_dropout is 1; give a share"),
+        (dict(gene_dropout=1), "gene_dropout is 1; give a number, at least 0, below 1"),
         (dict(label_smoothing=2), "label_smoothing is 2.*below 1"),
-        (dict(mask_temperature=0), "mask_temperature is 0; give a number above 0, or None"),
+        (dict(mask_temperature=0), "mask_temperature is 0; give a number, at least 1e-06, or None"),
         (dict(max_epochs=0), "max_epochs is 0"),
         (dict(monitor_mode="up"), "'min' or 'max'"),
         (dict(optimizer="adam"), "'adam': give a class of torch.optim, such as torch.optim.AdamW"),
@@ -112,7 +112,7 @@ def test_predictions_are_full_softmax():
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        (dict(output_dim=1), SettingError, "two classes"),
+        (dict(output_dim=1), SettingError, "number of classes .* 2 or more"),
         (dict(genes=["a"]), SettingError, "1 genes"),
         (dict(classes=["a"]), SettingError, "1 classes"),
         (dict(recipe="thesys"), UnknownNameError, "thesis"),
