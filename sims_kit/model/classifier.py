@@ -1,6 +1,5 @@
 """The classifier: TabNet as a LightningModule that knows its genes and its classes (thesis section 0.3.1)."""
 
-import html
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -53,8 +52,7 @@ class SIMSClassifier(Module):
     provenance, metadata
         What the model was trained on; what a model file adds: date, versions, recipe, kind of genes, licence, notes.
     logit_adjustment, temperature
-        What is added to logits, (classes,), and what they are divided by before the softmax; 0 and 1 until training
-        ends.
+        What is added to logits, (classes,), and what they are divided by; 0 and 1 until training ends.
     novelty, calibration_cells
         What validation cells say of novelty and confidence; `calibration_cells` is None without them.
 
@@ -104,7 +102,6 @@ class SIMSClassifier(Module):
         self.tracked, self.loss = metrics, loss
         self.metrics = torch.nn.ModuleDict()  # made when they are needed: they grow with the square of the classes
         self.test_metrics: pd.Series | None = None
-        self.metadata: dict[str, Any] = {}
         self.calibration_cells: CalibrationCells | None = None
 
     @classmethod
@@ -331,11 +328,6 @@ class SIMSClassifier(Module):
     def __repr__(self) -> str:
         lines = [f"  {heading:10} {textwrap.shorten(text, 100)}" for heading, text in self._summary().items()]
         return "\n".join([self._title, *lines])
-
-    def _repr_html_(self) -> str:
-        texts = {heading: html.escape(textwrap.shorten(text, 100)) for heading, text in self._summary().items()}
-        rows = "".join(f"<tr><th>{heading}</th><td>{text}</td></tr>" for heading, text in texts.items())
-        return f"<p>{html.escape(self._title)}</p><table>{rows}</table>"
 
     def card(self) -> str:
         """A short Markdown page about the model, to go with its file.

@@ -18,7 +18,6 @@ from reprlib import repr as short
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -48,11 +47,11 @@ class Header:
 
     kind: str
     genes: list
-    classes: list
     recipe: dict
     provenance: dict
+    classes: list = field(default_factory=list)  # of classifiers, as the next
     test_metrics: dict | None = None
-    mask_share: int | float | None = None  # this and the next: of pretrained encoders
+    mask_share: int | float | None = None  # of pretrained encoders, as the next
     unexpressed: int | float | None = None
     saved: str = ""  # early versions lack this and what follows
     versions: dict = field(default_factory=dict)
@@ -104,27 +103,23 @@ def save_model(
     PosixPath('cortex.safetensors')
     """
     model = fitted_model(model, kind=MaskedPretraining if isinstance(model, MaskedPretraining) else SIMSClassifier)
-    path, given = Path(path).expanduser(), {"licence": licence, "notes": notes}
-    known = getattr(model, "metadata", {}) | {name: text for name, text in given.items() if text is not None}
-    metrics = getattr(model, "test_metrics", None)
+    path, facts, given = Path(path).expanduser(), model.facts(), {"licence": licence, "notes": notes}
+    known = model.metadata | {name: text for name, text in given.items() if text is not None}
+    cells, _ = facts.pop("calibration_cells", None), facts.pop("history")
     header = Header(
         kind=next(kind for kind, of_kind in KINDS.items() if isinstance(model, of_kind)),
-        genes=model.genes,
-        classes=getattr(model, "classes", []),
         recipe=known.get("recipe") or model.recipe.plain(),
         mask_share=getattr(model, "mask_share", None),
         unexpressed=getattr(model, "unexpressed", None),
-        provenance=model.provenance,
-        test_metrics=None if metrics is None else metrics.to_dict(),
         saved=date.today().isoformat(),
         versions=present_versions(),
         gene_kind=model.provenance.get("gene_kind", known.get("gene_kind")),
         licence=known.get("licence"),
         notes=known.get("notes", ""),
+        **facts,
     )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _named_tensors(model).items()}
-    for name, values in zip(CELLS, getattr(model, "calibration_cells", None) or (), strict=False):
-        tensors[name] = torch.from_numpy(values)
+    tensors |= zip(CELLS, cells or (), strict=False)
     text = json.dumps(vars(header))
     with written_whole(path) as part:
         save_file(tensors, part, metadata={"format": FORMAT, "header": text, "sha256": digest(text, tensors)})
@@ -218,9 +213,8 @@ def _read(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
             "sims_kit."
         )
     if version < VERSION:
-        if texts["format"] != FORMAT:  # pretrained encoders had a format of their own
-            entries["kind"] = "pretrained encoder"
-        entries, tensors = _from_earlier(entries, tensors)
+        is_encoder = texts["format"] != FORMAT  # pretrained encoders had a format of their own
+        entries, tensors = _from_earlier(entries, tensors, is_encoder)
     elif texts.get("sha256") != digest(texts["header"], tensors):
         raise ModelFileError("It is damaged: its content does not have the SHA-256 that it was saved with.")
     known = {entry.name for entry in fields(Header)}
@@ -238,7 +232,7 @@ def digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _built(header: Header, tensors: dict[str, torch.Tensor]) -> SIMSClassifier | MaskedPretraining:
     """The model with these tensors, built without memory and filled once names, shapes and types agree."""
-    cells = [tensors.pop(name).numpy() for name in CELLS if name in tensors]
+    cells = [tensors.pop(name) for name in CELLS if name in tensors]
     if unknown := header.recipe.keys() - set(FIELDS):
         raise SettingError(f"There is no setting {short(min(unknown))}.")
     recipe = Recipe(**{name: value for name, value in header.recipe.items() if name in NETWORK_FIELDS})
@@ -263,13 +257,11 @@ def _built(header: Header, tensors: dict[str, torch.Tensor]) -> SIMSClassifier |
     name_of = {id(tensor): name for name, tensor in needed.items()}
     state = {name: tensors[name_of[id(tensor)]] for name, tensor in model.state_dict(keep_vars=True).items()}
     model.load_state_dict(state, strict=True, assign=True)
-    model.provenance = header.provenance
+    model.metadata = {name: getattr(header, name) for name in METADATA}
     if header.kind == "classifier":
         model.class_weights = torch.ones(len(header.classes))  # not part of the file
-        model.calibration_cells = _calibration_cells(cells, len(header.classes))
-        model.metadata = {name: getattr(header, name) for name in METADATA}
-        if header.test_metrics is not None:
-            model.test_metrics = pd.Series(header.test_metrics, name="test")
+        _check_cells([tensor.numpy() for tensor in cells], len(header.classes))
+    model.set_facts(vars(header) | {"history": {}, "calibration_cells": cells or None})
     return model.to("cpu").eval()  # Lightning still takes it to be on "meta"
 
 
@@ -280,19 +272,18 @@ def _named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in named.items() if name in stored}
 
 
-def _calibration_cells(parts: list[np.ndarray], n_classes: int) -> CalibrationCells | None:
-    """From the arrays of a file; models without validation cells have none."""
-    if not parts:
-        return None
-    if [part.dtype.kind for part in parts] == list("iffb") and {part.shape for part in parts} == {(parts[0].size,)}:
-        cells = CalibrationCells(*parts)
-        in_range = (cells.labels >= 0) & (cells.labels < n_classes) & np.isfinite(cells.nonconformity)
-        if (in_range & (cells.confidence >= 0) & (cells.confidence <= 1)).all() and len(in_range):
-            return cells
-    raise ModelFileError("Its calibration cells lack a part, or hold numbers out of range.")
+def _check_cells(parts: list[np.ndarray], n_classes: int) -> None:
+    """Refuse calibration cells that lack a part or hold numbers out of range; models without validation cells pass."""
+    fits = [part.dtype.kind for part in parts] == list("iffb") and {part.shape for part in parts} == {(parts[0].size,)}
+    if fits and parts[0].size:
+        labels, nonconformity, confidence, _ = parts
+        in_range = (labels >= 0) & (labels < n_classes) & (confidence >= 0) & (confidence <= 1)
+        fits = (in_range & np.isfinite(nonconformity)).all()
+    if parts and not fits:
+        raise ModelFileError("Its calibration cells lack a part, or hold numbers out of range.")
 
 
-def _from_earlier(entries: dict[str, Any], tensors: dict[str, torch.Tensor]) -> tuple[dict, dict]:
+def _from_earlier(entries: dict[str, Any], tensors: dict[str, torch.Tensor], is_encoder: bool) -> tuple[dict, dict]:
     """Header and tensors of a file of version 1 to 4 (pretrained encoders: 1) as version 5 has them.
 
     Version 1 had no temperature; 2 no recipe; 3 another novelty score. In version 4, the logit adjustment was a part of
@@ -300,9 +291,9 @@ def _from_earlier(entries: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
     """
     network, recipe = entries["network"], entries.get("recipe") or {}
     recipe = {name: value for name, value in recipe.items() if name != "network"} | network
-    entries = {"kind": "classifier", "classes": [], **entries, "recipe": recipe}
+    entries = entries | {"kind": "pretrained encoder" if is_encoder else "classifier", "recipe": recipe}
     single = {} if "n_models" in network else {r"^network\.": "network.members.0."}  # now an ensemble of one
-    if entries["kind"] == "pretrained encoder":
+    if is_encoder:
         return entries, _renamed(tensors, single)
     n_genes, n_classes = len(entries["genes"]), len(entries["classes"])
     if entries["format_version"] < 4 or not any(name.startswith("profiles.") for name in tensors):

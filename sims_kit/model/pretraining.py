@@ -44,19 +44,12 @@ class MaskedPretraining(Module):
     Parameters
     ----------
     input_dim, genes, recipe
-        As in `SIMSClassifier`.
+        As in `SIMSClassifier`, and so are the attributes; `history` has ``val_explained``, the share of the variance of
+        hidden genes around their training means that the network explains.
     mask_share
         Share of each cell's genes that is hidden, drawn anew for every batch and every network.
     unexpressed
         Number of unexpressed genes drawn per hidden expressed one; more make the loss less noisy.
-
-    Attributes
-    ----------
-    history
-        DataFrame, one row per epoch: ``train_loss``, ``val_loss`` and ``val_explained``, the share of the variance of
-        hidden genes around their training means that the network explains.
-    provenance
-        What it was trained on; JSON-like, saved with it.
     """
 
     def __init__(

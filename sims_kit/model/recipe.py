@@ -121,10 +121,10 @@ class Recipe:
     def schedule(
         self, n_training_cells: int, batch_size: int | None = None, max_epochs: int | None = None, n_devices: int = 1
     ) -> tuple[int, int]:
-        """Cells per batch and device, and number of epochs.
+        """Cells per batch and device, and number of epochs: many for small data; large data is seen ten times.
 
-        Small data gets small batches and many epochs; large data is seen ten times. A `batch_size` given here is that
-        of each device; the recipe's is divided among them, so that training stays the same.
+        A `batch_size` given here is that of each device; the recipe's is divided among them, so that training stays the
+        same.
 
         >>> sk.Recipe(training_steps=1000).schedule(3_200)
         (32, 10)
@@ -159,8 +159,7 @@ def _check_arguments(kind: str, make: Any, params: Any) -> None:
     if make is None and kind == "scheduler":
         return
     if not callable(make):
-        example = {"optimizer": "torch.optim.AdamW", "scheduler": "torch.optim.lr_scheduler.StepLR"}[kind]
-        raise SettingError(f"{kind}={make!r}: give a class of torch.optim, such as {example}.")
+        raise SettingError(f"{kind}={make!r}: give a class of torch.optim, such as torch.optim.AdamW.")
     options = inspect.signature(make).parameters
     takes_any = any(option.kind is inspect.Parameter.VAR_KEYWORD for option in options.values())
     for name in () if takes_any else params.keys() - options.keys():

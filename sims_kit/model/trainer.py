@@ -33,6 +33,10 @@ from sims_kit.progress import in_notebook, progress_bar
 
 RESUME = "resume.ckpt"  # Lightning calls its own last.ckpt
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+NOTES = (  # of Lightning, on what is meant to be so; the last is about a training without validation cells
+    ".*does not have many workers|.*isinstance.treespec, LeafSpec|.*Checkpoint directory"
+    "|Total length of `list` across ranks is zero"
+)
 SHOWN = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": "median F1"}  # next to the bar
 LARGEST_SEED = 2**62  # torch takes 64 bits, and epochs are seeded by sums
 LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
@@ -46,6 +50,7 @@ class Module(pl.LightningModule):
         self.recipe, self.genes = recipe, genes
         self.history = pd.DataFrame()
         self.provenance: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         self.hparams.update(recipe.plain() | hyperparameters)  # for loggers and Lightning's checkpoints
 
     @property
@@ -188,12 +193,13 @@ def make_trainer(
     if verbose:
         callbacks.append(Progress())
     callbacks.append(Seed(seed))
+    folder = None if checkpoints is None else Path(checkpoints).expanduser().resolve()
     if has_validation and recipe.best_epoch:
-        callbacks.append(BestWeights(recipe.monitor, recipe.monitor_mode))
+        callbacks.append(BestWeights(recipe.monitor, recipe.monitor_mode, folder))
     if has_validation and recipe.patience is not None:
         callbacks.append(EarlyStopping(recipe.monitor, mode=recipe.monitor_mode, patience=recipe.patience))
-    if checkpoints is not None:
-        callbacks.insert(0, ResumePoint(checkpoints, callbacks))
+    if folder is not None:
+        callbacks.insert(0, ResumePoint(folder))
     settings = {
         "gradient_clip_val": recipe.gradient_clip_val,
         "use_distributed_sampler": False,  # the data module deals the cells out, each once
@@ -258,13 +264,7 @@ def quiet_lightning() -> Iterator[None]:
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     with warnings.catch_warnings():
-        for message in (
-            ".*does not have many workers.*",
-            ".*isinstance.treespec, LeafSpec.*",
-            ".*Checkpoint directory.*",
-            "Total length of `list` across ranks is zero",  # no validation cells
-        ):
-            warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message=NOTES)
         logger.setLevel(logging.WARNING)
         try:
             yield
@@ -284,12 +284,12 @@ class Seed(Callback):
 
 
 class BestWeights(ModelCheckpoint):
-    """Keeps the best epoch's checkpoint in a temporary folder, and puts its weights back when training ends."""
+    """Keeps the best epoch's checkpoint in the folder or a temporary one, and puts its weights back in the end."""
 
-    def __init__(self, monitor: str, mode: str):
-        self._folder = tempfile.TemporaryDirectory(prefix="sims_kit_")  # removed together with the callback
+    def __init__(self, monitor: str, mode: str, folder: Path | None = None):
+        self._folder = None if folder else tempfile.TemporaryDirectory(prefix="sims_kit_")  # goes with the callback
         # without a version counter, an epoch that is run again after a kill replaces its own file
-        super().__init__(self._folder.name, monitor=monitor, mode=mode, enable_version_counter=False)
+        super().__init__(folder or self._folder.name, monitor=monitor, mode=mode, enable_version_counter=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Module) -> None:
         """Load the best epoch's weights."""
@@ -335,13 +335,9 @@ class ResumePoint(Callback):
     runs.
     """
 
-    def __init__(self, folder: str | os.PathLike, callbacks: list[Callback]):
-        folder = Path(folder).expanduser().resolve()
+    def __init__(self, folder: Path):
         make_folder(folder)
         self.path, self.run = folder / RESUME, {}
-        for callback in callbacks:
-            if isinstance(callback, BestWeights):
-                callback.dirpath = str(folder)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Module) -> None:
         """Save at the start of each epoch, when the previous one is complete, including its scheduler's step.
