@@ -13,7 +13,7 @@ from sims_kit.errors import refuse_unknown
 from sims_kit.model.pretraining import MaskedPretraining
 from sims_kit.model.recipe import Recipe, get_recipe
 from sims_kit.model.trainer import plain_torch
-from sims_kit.training import HINTS, OF_BOTH, OF_DATA, OF_TRAINER, assemble
+from sims_kit.training import HINTS, assemble
 
 
 @plain_torch()
@@ -67,8 +67,7 @@ checkpoints, callbacks, logger, verbose, trainer
     >>> model = sk.fit(cells, "cell_type", pretrained=encoder)
     """
     settings = dict(locals())  # all arguments by name
-    known = ["data", "recipe", "mask_share", "unexpressed", *OF_DATA, *OF_TRAINER, *OF_BOTH]
-    refuse_unknown("pretrain", unknown, [name for name in known if name != "test"], HINTS)
+    refuse_unknown("pretrain", settings.pop("unknown"), settings, HINTS)
     recipe = get_recipe(recipe).changed(
         optimizer_params={"weight_decay": 0.0},  # its pull is stronger than this loss's
         monitor="val_loss",  # there is no accuracy
@@ -76,8 +75,8 @@ checkpoints, callbacks, logger, verbose, trainer
     )
 
     def make_model(module: DataModule) -> MaskedPretraining:
-        options = dict(recipe=recipe, mask_share=mask_share, unexpressed=unexpressed)
-        return MaskedPretraining(module.input_dim, genes=module.genes, **options)
+        hidden = dict(mask_share=mask_share, unexpressed=unexpressed)
+        return MaskedPretraining(module.input_dim, genes=module.genes, recipe=recipe, **hidden)
 
     trainer, model, module = assemble(recipe, make_model, settings, data, test=0.0, labelled=False)
     trainer.fit(model, datamodule=module)

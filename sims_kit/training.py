@@ -1,9 +1,8 @@
 """Training: labelled cells and a recipe in, a fitted classifier out (thesis section 0.3.1)."""
 
-import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,31 +15,25 @@ from sims_kit.cells.datamodule import DataModule
 from sims_kit.cells.genes import ENOUGH, USABLE, GeneAlignment
 from sims_kit.errors import GeneError, refuse_unknown
 from sims_kit.model.classifier import SIMSClassifier
-from sims_kit.model.file import fitted_model
+from sims_kit.model.file import digest, fitted_model
 from sims_kit.model.pretraining import MaskedPretraining, start_encoder
-from sims_kit.model.recipe import FIELDS, Recipe, get_recipe
+from sims_kit.model.recipe import HINTS as model_hints
+from sims_kit.model.recipe import Recipe, get_recipe
 from sims_kit.model.trainer import Module, Trainer, make_trainer, plain_torch
 
-OF_DATA = ["orientation", "layer", "groups", "genes", "validation", "test", "batch_size", "num_workers", "backed"]
-OF_TRAINER = ["max_epochs", "devices", "checkpoints", "callbacks", "logger"]
-OF_MODEL = ["recipe", "metrics", "loss", "class_weights", "pretrained"]
-OF_BOTH = ["seed", "verbose", "trainer"]
+OF_DATA = ("orientation", "layer", "groups", "genes", "validation", "test", "batch_size", "num_workers", "backed")
+OF_TRAINER = ("max_epochs", "devices", "checkpoints", "callbacks", "logger")
+OF_BOTH = ("seed", "verbose")
 OTHERS = "accelerator default_root_dir deterministic fast_dev_run gradient_clip_val num_nodes precision strategy"
-HINTS = {
-    **{name: f"It is a setting of the recipe: pass recipe=dict({name}=...)." for name in FIELDS},
+HINTS = model_hints | {
     **{name: f"It is Lightning's: pass trainer=dict({name}=...)." for name in OTHERS.split()},
     **dict.fromkeys(("batch_key", "sample_key", "donor_key"), "Name the column of donors or samples: groups=..."),
     **dict.fromkeys(("labels_key", "label_key", "class_label", "labels"), "Name the column of the labels: label=..."),
-    **dict.fromkeys(("lr", "learning_rate"), "Pass recipe=dict(optimizer_params={'lr': ...})."),
-    **dict.fromkeys(("epochs", "n_epochs"), "Pass max_epochs=..."),
     **dict.fromkeys(("gpus", "use_gpu"), "Pass devices=..."),
     **dict.fromkeys(("enable_progress_bar", "progress_bar"), "Pass verbose=False for silence."),
     **dict.fromkeys(("threshold", "reject"), "It belongs to sims_kit.annotate(query, model, ...)."),
     "majority_voting": "It belongs to annotation: sims_kit.annotate(query, model, vote='auto').",
-    "model_params": "Pass settings of network and training as recipe=dict(n_steps=3, label_smoothing=0.1); "
-    "class_weights, metrics and loss are arguments.",
     "n_top_genes": "Select genes first: cells[:, cells.var['highly_variable']], or genes=[...].",
-    "network": "Settings of the network are those of the recipe: pass recipe=dict(n_steps=3).",
     "random_state": "Pass seed=...",
     "use_raw": "Pass layer='raw'.",
 }
@@ -84,8 +77,7 @@ def generate_trainer(
     >>> trainer.fit(model, datamodule=module)
     """
     settings = dict(locals())  # all arguments by name
-    known = ["datafiles", "labelfiles", "class_label", *OF_DATA, *OF_TRAINER, *OF_MODEL, *OF_BOTH]
-    refuse_unknown("generate_trainer", unknown, known, HINTS)
+    refuse_unknown("generate_trainer", settings.pop("unknown"), settings, HINTS)
     recipe = get_recipe(recipe)
 
     def make_model(module: DataModule) -> SIMSClassifier:
@@ -145,10 +137,8 @@ def fit(
         As in `SIMSClassifier`.
     pretrained
         What `pretrain` returned, or its file: the encoder starts from it. Genes that it lacks start as usual.
-    batch_size
-        Cells per batch, on each device; None: as the recipe says.
-    max_epochs
-        None: as the recipe says.
+    batch_size, max_epochs
+        Cells per batch, on each device, and length of the training; None: as the recipe says.
     seed
         Of the split, the initial weights and the order of the cells. The global random state is left alone.
     devices
@@ -156,10 +146,8 @@ def fit(
     checkpoints
         A folder for this training alone. Every epoch is kept there; if training is stopped, the same call goes on from
         the last epoch and ends with the same weights.
-    callbacks
-        Lightning callbacks.
-    logger
-        ``"csv"``, ``"tensorboard"``, ``"wandb"`` or a Lightning logger; None: no logs.
+    callbacks, logger
+        Those of Lightning, or ``"csv"``, ``"tensorboard"`` or ``"wandb"`` for a logger; None: no logs.
     verbose
         Print what was found and show the progress.
     trainer
@@ -178,8 +166,7 @@ def fit(
     >>> model.test_metrics["median_f1"]
     """
     settings = dict(locals())  # all arguments by name
-    known = ["data", "label", "labelfiles", *OF_DATA, *OF_TRAINER, *OF_MODEL, *OF_BOTH]
-    refuse_unknown("fit", settings.pop("unknown"), known, HINTS)
+    refuse_unknown("fit", settings.pop("unknown"), settings, HINTS)
     data, label, labelfiles = (settings.pop(name) for name in ("data", "label", "labelfiles"))
     lightning, model, module = generate_trainer(data, labelfiles, label, **settings)
     lightning.fit(model, datamodule=module)
@@ -191,15 +178,13 @@ def assemble(
 ) -> tuple[Trainer, Module, DataModule]:
     """Trainer, model and data module of a recipe and of the arguments of `fit` or `pretrain`, given by name."""
     settings = {name: int(value) if isinstance(value, np.integer) else value for name, value in settings.items()}
+    for_trainer = {name: settings[name] for name in OF_TRAINER + OF_BOTH}
     has_validation = settings["validation"] != 0
-    for_trainer = {name: settings[name] for name in (*OF_TRAINER, "seed", "verbose")}
     trainer = make_trainer(recipe, has_validation=has_validation, settings=settings["trainer"], **for_trainer)
-    for_data = {name: settings[name] for name in (*OF_DATA, "seed", "verbose") if name in settings}
-    module = DataModule(*data, **for_data, **options)
-    schedule = recipe.schedule(
+    module = DataModule(*data, **{name: settings[name] for name in OF_DATA + OF_BOTH if name in settings}, **options)
+    module.batch_size, trainer.fit_loop.max_epochs = recipe.schedule(
         len(module.split.train), settings["batch_size"], settings["max_epochs"], trainer.world_size
     )
-    module.batch_size, trainer.fit_loop.max_epochs = schedule
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
         model = make_model(module)
@@ -220,11 +205,5 @@ def _start(model: SIMSClassifier, pretrained: MaskedPretraining) -> None:
     if coverage.fraction < ENOUGH:
         warnings.warn(f"The pretrained encoder knows {found}; the others start as usual.", stacklevel=4)
     start_encoder(model, pretrained, torch.from_numpy(alignment.places()))
-    model.provenance["pretrained"] = {**pretrained.provenance, "weights": _digest(pretrained.network.parameters())}
-
-
-def _digest(weights: Iterable[torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in weights:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    weights = digest("", pretrained.network.state_dict())
+    model.provenance["pretrained"] = {**pretrained.provenance, "weights": weights}

@@ -68,22 +68,19 @@ def with_model(function, *arguments, **options):
     return lambda cells, model: function(model, *arguments, **options)
 
 
-ARCHIVE = dict(name="a.zip", urls=["https://a.org/a.zip"], sha256=None, size=None)
 LAUGHS = "a: &a [x, x]\n" + "".join(  # two to the power of thirty-odd entries, if they were written out
     f"{after}: &{after} [{', '.join([f'*{name}'] * 9)}]\n" for name, after in pairwise("abcdefghij")
 )
 # fmt: off
 CASES = [
     # --- Saving and loading models
-    ("notes that are no text", with_model(sk.save_model, "m", notes=3), SettingError, ["notes=3", "as text"]),
-    ("licence that is no text", with_model(sk.save_model, "m", licence=["MIT"]), SettingError, ["licence=['MIT']"]),
-    ("number for a path to save to", with_model(sk.save_model, 3), SettingError, ["type int", "Path"]),
+    ("notes that are no text", with_model(sk.save_model, "m", notes=3), SettingError, ["notes is 3", "not str"]),
+    ("licence that is no text", with_model(sk.save_model, "m", licence=["MIT"]), SettingError, ["licence is ['MIT']"]),
+    ("number for a path to save to", with_model(sk.save_model, 3), TypeError, ["int"]),
     ("file for a folder", with_model(sk.save_model, "file/m"), SettingError, ["'file' is a file", "another"]),
-    ("number for a path to load", on(sk.load_model, 3), SettingError, ["type int"]),
-    ("address without a hash", on(sk.load_model, "https://a.org/m.st"), SettingError, ["known_hash=None", "SHA-256"]),
     ("model that is None", lambda cells, model: sk.annotate(cells, None), SettingError, ["NoneType", "annotate(query"]),
-    ("model file that is text", on(sk.load_model, "file"), ModelFileError, ["'file' is not a whole", "save_model"]),
-    ("checkpoint that is text", on(sk.load_model, "file.ckpt"), ModelFileError, ["'file.ckpt' is not a checkpoint"]),
+    ("model file that is text", on(sk.load_model, "file"), ModelFileError, ["'file' cannot be read", "save_model"]),
+    ("checkpoint that is text", on(sk.load_model, "file.ckpt"), ModelFileError, ["'file.ckpt' cannot be read"]),
 
     # --- Results
     ("results as csv", annotate(out="a.csv"), SettingError, ["'a.csv'", ".h5ad"]),
@@ -106,34 +103,16 @@ CASES = [
 
     # --- Settings of training
     ("no epochs", fit(max_epochs=0), SettingError, ["max_epochs=0", "1 or more"]),
-    ("negative epochs", fit(max_epochs=-3), SettingError, ["max_epochs=-3"]),
     ("text for epochs", fit(max_epochs="3"), SettingError, ["max_epochs='3'"]),
     ("half an epoch", fit(max_epochs=1.5), SettingError, ["max_epochs=1.5"]),
     ("seed beyond 64 bits", fit(seed=2**70), SettingError, ["seed=1180591620717411303424"]),
-    ("number for the network", on(sk.SIMSClassifier, 60, 3, network=3), SettingError, ["network=3", "names"]),
     ("number for a recipe", fit(recipe=3), UnknownNameError, ["recipe 3", "'thesis'"]),
-    ("label smoothing of 2", recipe(label_smoothing=2), SettingError, ["label_smoothing is 2", "below 1"]),
-    ("name of an optimiser", recipe(optimizer="adam"), SettingError, ["'adam'", "torch.optim.AdamW"]),
-    ("argument that the optimiser lacks", recipe(optimizer_params={"learning_rate": 1}),
-     UnknownNameError, ["argument of Adam", "'learning_rate'"]),
     ("text for class weights", fit(class_weights="balanced"), SettingError, ["'balanced'", "3 pos"]),
-    ("two class weights for three", fit(class_weights=np.ones(2)), SettingError, ["(2,)", "3 pos"]),
 
     # --- Settings of the network
-    ("width of zero", recipe(n_d=0), SettingError, ["n_d is 0"]),
-    ("text for a width", recipe(n_d="8"), SettingError, ["n_d is '8'", "a whole number"]),
-    ("half a width", recipe(n_d=1.5), SettingError, ["n_d is 1.5", "a whole number"]),
-    ("no networks", recipe(n_models=0), SettingError, ["n_models is 0"]),
-    ("no steps", recipe(n_steps=0), SettingError, ["n_steps is 0"]),
-    ("fewer than no layers", recipe(n_independent=-1), SettingError, ["n_independent is -1", "at least 0"]),
     ("empty ghost batches", recipe(virtual_batch_size=0), SettingError, ["virtual_batch_size is 0", "at least 1"]),
-    ("gamma below 1", recipe(gamma=0.5), SettingError, ["gamma is 0.5"]),
-    ("gamma that is NaN", recipe(gamma=float("nan")), SettingError, ["gamma is nan"]),
-    ("number for a switch", recipe(additive=1), SettingError, ["additive is 1", "True or False"]),
-    ("all genes dropped", recipe(gene_dropout=1), SettingError, ["gene_dropout is 1"]),
     ("text for the number of genes", on(sk.SIMSClassifier, "60", 3), SettingError, ["input_dim is '60'"]),
     ("no genes for a model", on(sk.SIMSClassifier, 0, 3), SettingError, ["input_dim is 0"]),
-    ("names for other genes", on(sk.SIMSClassifier, 3, 2, genes=["a"]), SettingError, ["1 genes were named"]),
 
     # --- Matrices
     ("complex numbers", lambda cells, model: sk.annotate(AnnData(cells.X.toarray() * 1j, var=cells.var), model),
@@ -190,8 +169,6 @@ def folder(make_cells, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("title", "call", "error", "says"), CASES, ids=[case[0] for case in CASES])
 def test_bad_sharing(folder, make_cells, model, monkeypatch, title, call, error, says):
     """The named error comes before any training, and files stay as they were."""
-    if "reached" in title:
-        monkeypatch.delenv("SIMS_KIT_OFFLINE")
     monkeypatch.setattr(torch.optim.Adam, "step", lambda *args, **options: pytest.fail("training began"))
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     with pytest.raises(error) as caught:

@@ -1,6 +1,6 @@
 """The classifier: TabNet as a LightningModule that knows its genes and its classes (thesis section 0.3.1)."""
 
-import html
+import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -17,13 +17,11 @@ from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 from sims_kit.metrics import metric_collection
 from sims_kit.model.network import make_network, mean_logits
 from sims_kit.model.novelty import Novelty
-from sims_kit.model.recipe import FIELDS, HINTS, NETWORK_FIELDS, Recipe, get_recipe
+from sims_kit.model.recipe import HINTS, NETWORK_FIELDS, Recipe, get_recipe
 from sims_kit.model.trainer import Module, gather_across_devices
 
 PACKAGES = ("sims_kit", "torch", "pytorch-tabnet", "pytorch-lightning")
 SHOWN = {"accuracy_micro": "accuracy", "median_f1": "median F1", "f1_macro": "macro F1"}  # of the test metrics
-ARGUMENTS = ["genes", "classes", "recipe", "network", "optimizer", "optimizer_params", "scheduler", "scheduler_params"]
-ARGUMENTS += ["class_weights", "metrics", "loss"]
 
 
 class SIMSClassifier(Module):
@@ -40,8 +38,8 @@ class SIMSClassifier(Module):
     network, optimizer, optimizer_params, scheduler, scheduler_params
         The thesis's arguments; they replace fields of the recipe. ``scheduler=False``: none.
     class_weights
-        Weights of the classes in the loss, (output_dim,). When left out, the inverse label frequencies of the training
-        cells to the power `Recipe.weight_classes`. With weights given, logits are not adjusted.
+        (output_dim,), weights of the classes in the loss, and then logits are not adjusted. When left out, the inverse
+        label frequencies of the training cells to the power `Recipe.weight_classes`.
     metrics
         What is tracked, as in `sims_kit.metrics.metric_collection`; None: all.
     loss
@@ -49,20 +47,14 @@ class SIMSClassifier(Module):
 
     Attributes
     ----------
-    history
-        DataFrame, one row per epoch: every tracked metric of training and validation cells.
-    test_metrics
-        Series of the metrics on held-out test cells; None where there were none.
-    provenance
-        What the model was trained on; JSON-like, saved with the model.
-    metadata
-        What a model file adds: date, versions, recipe, kind of genes, licence, notes; empty before.
-    logit_adjustment
-        (classes,), added to each network's logits; zero until training ends (`Recipe.logit_adjustments`).
-    temperature
-        What logits are divided by before the softmax; 1 until training ends, then fitted on the validation cells.
+    history, test_metrics
+        DataFrame of every tracked metric by epoch; Series of those on test cells, None where there were none.
+    provenance, metadata
+        What the model was trained on; what a model file adds: date, versions, recipe, kind of genes, licence, notes.
+    logit_adjustment, temperature
+        What is added to logits, (classes,), and what they are divided by; 0 and 1 until training ends.
     novelty, calibration_cells
-        What validation cells say of novelty and confidence; `calibration_cells` is None without validation cells.
+        What validation cells say of novelty and confidence; `calibration_cells` is None without them.
 
     Examples
     --------
@@ -89,14 +81,13 @@ class SIMSClassifier(Module):
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         **unknown,
     ):
-        hints = {name: f"It is a setting of the recipe: pass recipe=dict({name}=...)." for name in FIELDS}
-        refuse_unknown("SIMSClassifier", unknown, ARGUMENTS, hints | HINTS)
+        refuse_unknown("SIMSClassifier", unknown, [*inspect.signature(SIMSClassifier).parameters][:-1], HINTS)
         if not isinstance(network or {}, Mapping):
             raise SettingError(f"network={network!r}: give names and values, such as {{'n_steps': 3}}.")
-        given = dict(optimizer=optimizer, optimizer_params=optimizer_params)
-        given |= dict(scheduler=scheduler, scheduler_params=scheduler_params)
-        changes = {**(network or {}), **{name: value for name, value in given.items() if value is not None}}
-        changes |= {"scheduler": None} if scheduler is False else {}
+        changes = dict(optimizer=optimizer, optimizer_params=optimizer_params, scheduler_params=scheduler_params)
+        changes = {**(network or {}), **{name: value for name, value in changes.items() if value is not None}}
+        if scheduler is not None:
+            changes["scheduler"] = scheduler or None
         super().__init__(get_recipe(recipe).changed(**changes), genes and list(genes))
         self.input_dim, self.output_dim, self.classes = input_dim, output_dim, classes and list(classes)
         self._check_sizes()
@@ -111,7 +102,6 @@ class SIMSClassifier(Module):
         self.tracked, self.loss = metrics, loss
         self.metrics = torch.nn.ModuleDict()  # made when they are needed: they grow with the square of the classes
         self.test_metrics: pd.Series | None = None
-        self.metadata: dict[str, Any] = {}
         self.calibration_cells: CalibrationCells | None = None
 
     @classmethod
@@ -123,7 +113,7 @@ class SIMSClassifier(Module):
         model = cls(*sizes, genes=facts["genes"], classes=facts["classes"], recipe=recipe)
         state = checkpoint["state_dict"]
         model.load_state_dict({name: state[name] for name in state if not name.startswith("loss.")})
-        model.on_load_checkpoint(checkpoint)
+        model.set_facts(facts)
         model.metadata = {"recipe": dict(settings)}
         return model.eval()
 
@@ -147,9 +137,8 @@ class SIMSClassifier(Module):
     def setup(self, stage: str) -> None:
         """Make the metrics; take names and class weights from the data module where they were not given."""
         if not self.metrics:
-            options = {} if self.tracked is None else {"metrics": self.tracked}
             parts = ("train_", "val_", "test_")
-            self.metrics.update({part: metric_collection(self.output_dim, part, **options) for part in parts})
+            self.metrics.update({part: metric_collection(self.output_dim, part, self.tracked) for part in parts})
         module = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or module is None:
             return
@@ -203,17 +192,16 @@ class SIMSClassifier(Module):
         """As `probabilities`."""
         return self.probabilities(batch.cells)
 
-    def on_train_end(self) -> None:
-        """Finish the model on the device where it was trained; afterwards Lightning moves it to the CPU."""
-        self._finish()
-
     def on_fit_end(self) -> None:
         """Finish the model when nothing was left to train, as after a run that was cut off at its very end."""
         if not self.novelty.is_measured:
-            self._finish()
+            self.on_train_end()
 
-    def _finish(self) -> None:
-        """Measure batch normalisation on whole cells after gene dropout; then adjust, calibrate and test."""
+    def on_train_end(self) -> None:
+        """Measure batch normalisation on whole cells after gene dropout; then adjust, calibrate and test.
+
+        The model is still on the device where it was trained; afterwards Lightning moves it to the CPU.
+        """
         module = getattr(self.trainer, "datamodule", None)
         if self.network.gene_dropout:
             self.network.refresh_statistics(self.trainer.train_dataloader)
@@ -247,14 +235,8 @@ class SIMSClassifier(Module):
     def calibrate(self, logits: Tensor, labels: Tensor, distances: Tensor) -> None:
         """Fit the temperature on cells that training has not learned from, and keep what they say of confidence.
 
-        Parameters
-        ----------
-        logits
-            (B, classes), of `forward`.
-        labels
-            (B,), int64, the true classes. Without cells the temperature is 1 and nothing is kept.
-        distances
-            (B, 2), from the novelty's `distances`.
+        Takes (B, classes) logits of `forward`, (B,) true classes and (B, 2) from the novelty's `distances`; without
+        cells the temperature is 1 and nothing is kept.
         """
         self.temperature.fill_(fit_temperature(logits.cpu().numpy(), labels.cpu().numpy()))
         logits = self.calibrated(logits.to(self.device))
@@ -263,21 +245,21 @@ class SIMSClassifier(Module):
             self.novelty.set_reference(logits, distances.to(self.device))
             self.calibration_cells = calibration_cells(logits.cpu().numpy(), labels.cpu().numpy())
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what belongs to the model beside its weights to Lightning's checkpoint, as plain values and tensors."""
-        super().on_save_checkpoint(checkpoint)
-        cells = self.calibration_cells
-        test = None if self.test_metrics is None else self.test_metrics.to_dict()
-        cells = None if cells is None else [torch.as_tensor(part) for part in cells]
-        checkpoint["sims_kit"] |= {"classes": self.classes, "test_metrics": test, "calibration_cells": cells}
+    def facts(self) -> dict[str, Any]:
+        """What belongs to the model beside its weights, as plain values and tensors."""
+        cells, test = self.calibration_cells, self.test_metrics
+        return super().facts() | {
+            "classes": self.classes,
+            "test_metrics": None if test is None else test.to_dict(),
+            "calibration_cells": cells and [torch.as_tensor(part) for part in cells],
+        }
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` added."""
-        super().on_load_checkpoint(checkpoint)
-        facts = checkpoint["sims_kit"]
+    def set_facts(self, facts: Mapping[str, Any]) -> None:
+        """Restore what `facts` returned."""
+        super().set_facts(facts)
         self.classes, cells, test = facts["classes"], facts["calibration_cells"], facts["test_metrics"]
         self.calibration_cells = cells and CalibrationCells(*(part.numpy() for part in cells))
-        self.test_metrics = None if test is None else pd.Series(test)
+        self.test_metrics = None if test is None else pd.Series(test, name="test")
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.loss is not None:
@@ -297,52 +279,45 @@ class SIMSClassifier(Module):
             self.log_dict(self.metrics[stage], **options)
 
     def _set_class_weights(self, weights: Tensor) -> None:
+        wanted = f"give {self.output_dim} positive numbers, one per class."
         try:
             weights = torch.as_tensor(weights, dtype=self.class_weights.dtype)
         except (TypeError, ValueError) as error:
-            raise SettingError(f"class_weights={weights!r}: give {self.output_dim} positive numbers.") from error
+            raise SettingError(f"class_weights={weights!r}: {wanted}") from error
         if weights.shape != self.class_weights.shape or not (weights > 0).all():
-            raise SettingError(
-                f"class_weights has shape {tuple(weights.shape)} and smallest value {weights.min():.3g}; expected "
-                f"{self.output_dim} positive numbers, one per class."
-            )
+            found = f"shape {tuple(weights.shape)} and smallest value {weights.min():.3g}"
+            raise SettingError(f"class_weights has {found}: {wanted}")
         self.class_weights.copy_(weights)
 
     def _check_sizes(self) -> None:
-        for name, size, least in (("input_dim", self.input_dim, 1), ("output_dim", self.output_dim, 2)):
+        for name, size, names, what, least in (
+            ("input_dim", self.input_dim, self.genes, "genes", 1),
+            ("output_dim", self.output_dim, self.classes, "classes", 2),
+        ):
             if not isinstance(size, Integral) or size < least:
-                n = "at least two classes" if least == 2 else "at least one gene"
-                raise SettingError(f"{name} is {size!r}; give a whole number, {n}: that of a DataModule.")
-        for names, size, what in ((self.genes, self.input_dim, "genes"), (self.classes, self.output_dim, "classes")):
+                raise SettingError(f"{name} is {size!r}; give the number of {what} of a DataModule, {least} or more.")
             if names is not None and len(names) != size:
                 raise SettingError(f"{len(names)} {what} were named, but the model has {size}.")
 
     def _summary(self) -> dict[str, str]:
-        """What the model is, as short texts by heading."""
-        files, cells, known = self.provenance.get("files"), self.provenance.get("cells"), self.metadata
+        """What the model is, as texts by heading."""
+        known, files, cells = self.metadata, self.provenance.get("files"), self.provenance.get("cells")
         files = files if isinstance(files, list) else []
         names = [file.get("dataset") or file.get("file") if isinstance(file, Mapping) else file for file in files]
-        network = {
-            name: value for name, value in self.recipe.network_settings.items() if value != getattr(Recipe, name)
-        }
-        calibrated = f"temperature {self.temperature.item():.3g}" if self.is_fitted else ""
-        if self.calibration_cells is not None:
-            calibrated += f", on {len(self.calibration_cells.labels):,} cells"
+        network = {name: value for name, value in self.recipe.network_settings.items() if value != vars(Recipe)[name]}
         test = {} if self.test_metrics is None else self.test_metrics
-        lines = {
+        texts = {
             "classes": ", ".join(self.classes or ()),
             "network": ", ".join(f"{name}={value}" for name, value in network.items()),
             "trained on": ", ".join(map(str, names)),
             "cells": ", ".join(f"{n:,} {part}" for part, n in cells.items()) if isinstance(cells, Mapping) else "",
-            "calibrated": calibrated,
+            "calibrated": f"temperature {self.temperature.item():.3g}" if self.is_fitted else "",
             "test cells": ", ".join(f"{SHOWN[name]} {test[name]:.3f}" for name in SHOWN if name in test),
-            "saved": " by sims_kit ".join(
-                filter(None, [known.get("saved"), known.get("versions", {}).get("sims_kit")])
-            ),
-            "licence": known.get("licence") or "",
-            "notes": known.get("notes", ""),
+            "saved": known.get("saved"),
+            "licence": known.get("licence"),
+            "notes": known.get("notes"),
         }
-        return {name: text for name, text in lines.items() if text}
+        return {heading: text for heading, text in texts.items() if text}
 
     @property
     def _title(self) -> str:
@@ -351,28 +326,19 @@ class SIMSClassifier(Module):
         return f"SIMSClassifier, {'fitted' if self.is_fitted else 'not fitted'}: {size}"
 
     def __repr__(self) -> str:
-        lines = [f"  {name:10} {textwrap.shorten(text, 100)}" for name, text in self._summary().items()]
+        lines = [f"  {heading:10} {textwrap.shorten(text, 100)}" for heading, text in self._summary().items()]
         return "\n".join([self._title, *lines])
-
-    def _repr_html_(self) -> str:
-        texts = {name: html.escape(textwrap.shorten(text, 100)) for name, text in self._summary().items()}
-        rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in texts.items())
-        return f"<p>{html.escape(self._title)}</p><table>{rows}</table>"
 
     def card(self) -> str:
         """A short Markdown page about the model, to go with its file.
 
-        Examples
-        --------
         >>> Path("cortex.md").write_text(model.card())
         """
         versions = self.metadata.get("versions") or present_versions()
         facts = self._summary() | {"versions": ", ".join(f"{name} {number}" for name, number in versions.items())}
-        lines = [f"# {self._title}", "", *(f"- **{name}**: {text}" for name, text in facts.items())]
         if self.test_metrics is not None:
-            lines += ["", "| metric on test cells | value |", "|---|---|"]
-            lines += [f"| {name} | {value:.3f} |" for name, value in self.test_metrics.items()]
-        return "\n".join(lines) + "\n"
+            facts |= {f"{name} on test cells": f"{value:.3f}" for name, value in self.test_metrics.items()}
+        return "\n".join([f"# {self._title}", "", *(f"- **{name}**: {text}" for name, text in facts.items()), ""])
 
 
 def present_versions() -> dict[str, str]:

@@ -11,12 +11,13 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from datetime import date
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -35,15 +36,45 @@ from sims_kit.model.trainer import plain_torch
 FORMAT, VERSION = "sims_kit", 5
 KINDS = {"classifier": SIMSClassifier, "pretrained encoder": MaskedPretraining}
 METADATA = ("saved", "versions", "recipe", "gene_kind", "licence", "notes")  # of the header, kept in `model.metadata`
-CELLS = tuple(f"calibration_cells.{name}" for name in ("labels", "nonconformity", "confidence", "correct"))
-ENTRIES = {  # of a header, and their types
-    **dict.fromkeys(("kind", "saved", "notes"), str),
-    **dict.fromkeys(("genes", "classes"), list),
-    **dict.fromkeys(("recipe", "provenance", "versions"), dict),
-    **dict(test_metrics=dict | None, licence=str | None, gene_kind=str | None),
-    **dict.fromkeys(("mask_share", "unexpressed"), int | float | None),
-}
-EMPTY = {"saved": "", "notes": "", "versions": {}, "recipe": {}}  # entries that early versions lack
+CELLS = tuple(f"calibration_cells.{name}" for name in CalibrationCells._fields)
+UNREADABLE = (SafetensorError, pickle.UnpicklingError, OSError, EOFError)  # what a file that is no model may raise
+UNREADABLE += (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
+
+
+@dataclass
+class Header:
+    """What a file says of its model beside the tensors; every entry is checked."""
+
+    kind: str
+    genes: list
+    recipe: dict
+    provenance: dict
+    classes: list = field(default_factory=list)  # of classifiers, as the next
+    test_metrics: dict | None = None
+    mask_share: int | float | None = None  # of pretrained encoders, as the next
+    unexpressed: int | float | None = None
+    saved: str = ""  # early versions lack this and what follows
+    versions: dict = field(default_factory=dict)
+    gene_kind: str | None = None
+    licence: str | None = None
+    notes: str = ""
+    format_version: int = VERSION
+
+    def __post_init__(self):
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if not isinstance(value, entry.type) or isinstance(value, bool):
+                wanted = getattr(entry.type, "__name__", entry.type)
+                raise SettingError(f"{entry.name} is {short(value)}, not {wanted}.")
+        if self.kind not in KINDS:
+            raise SettingError(f"The model is of kind {short(self.kind)}. {nearest('', KINDS)}")
+        least_classes = 2 if self.kind == "classifier" else 0
+        for what, names, least in (("genes", self.genes, 1), ("classes", self.classes, least_classes)):
+            if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names) or len(names) < least:
+                raise SettingError(f"The {what} are {short(names)}; expected {least} or more names, each once.")
+        for name, value in (self.test_metrics or {}).items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise SettingError(f"The metric {name!r} is {short(value)}, not a number.")
 
 
 def save_model(
@@ -63,10 +94,8 @@ def save_model(
         A fitted classifier, or a pretrained encoder from `sims_kit.pretrain`.
     path
         By convention ``*.safetensors``. Missing folders are made.
-    licence
-        Under which the model may be used; that of the file it was loaded from when left out.
-    notes
-        Anything a user should know, as free text; likewise.
+    licence, notes
+        Under which the model may be used, and what a user should know; those of the file it came from when left out.
 
     Examples
     --------
@@ -74,37 +103,26 @@ def save_model(
     PosixPath('cortex.safetensors')
     """
     model = fitted_model(model, kind=MaskedPretraining if isinstance(model, MaskedPretraining) else SIMSClassifier)
-    path, given = _path(path), {"licence": licence, "notes": notes}
-    for name, text in given.items():
-        if not isinstance(text, str | None):
-            raise SettingError(f"{name}={text!r}: give it as text.")
-    if path.is_dir():
-        raise SettingError(f"{str(path)!r} is a folder. Name a file, such as {str(path / 'model.safetensors')!r}.")
-    known = getattr(model, "metadata", {}) | {name: text for name, text in given.items() if text is not None}
-    metrics = getattr(model, "test_metrics", None)
-    header = {
-        "format_version": VERSION,
-        "kind": next(kind for kind, of_kind in KINDS.items() if isinstance(model, of_kind)),
-        "genes": model.genes,
-        "classes": getattr(model, "classes", []),
-        "recipe": known.get("recipe") or model.recipe.plain(),
-        "mask_share": getattr(model, "mask_share", None),
-        "unexpressed": getattr(model, "unexpressed", None),
-        "provenance": model.provenance,
-        "test_metrics": None if metrics is None else metrics.to_dict(),
-        "saved": date.today().isoformat(),
-        "versions": present_versions(),
-        "gene_kind": model.provenance.get("gene_kind", known.get("gene_kind")),
-        "licence": known.get("licence"),
-        "notes": known.get("notes", ""),
-    }
-    _check_header(header, path)
+    path, facts, given = Path(path).expanduser(), model.facts(), {"licence": licence, "notes": notes}
+    known = model.metadata | {name: text for name, text in given.items() if text is not None}
+    cells, _ = facts.pop("calibration_cells", None), facts.pop("history")
+    header = Header(
+        kind=next(kind for kind, of_kind in KINDS.items() if isinstance(model, of_kind)),
+        recipe=known.get("recipe") or model.recipe.plain(),
+        mask_share=getattr(model, "mask_share", None),
+        unexpressed=getattr(model, "unexpressed", None),
+        saved=date.today().isoformat(),
+        versions=present_versions(),
+        gene_kind=model.provenance.get("gene_kind", known.get("gene_kind")),
+        licence=known.get("licence"),
+        notes=known.get("notes", ""),
+        **facts,
+    )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _named_tensors(model).items()}
-    for name, values in zip(CELLS, getattr(model, "calibration_cells", None) or (), strict=False):
-        tensors[name] = torch.from_numpy(values)
-    text = json.dumps(header)
+    tensors |= zip(CELLS, cells or (), strict=False)
+    text = json.dumps(vars(header))
     with written_whole(path) as part:
-        save_file(tensors, part, metadata={"format": FORMAT, "header": text, "sha256": _digest(text, tensors)})
+        save_file(tensors, part, metadata={"format": FORMAT, "header": text, "sha256": digest(text, tensors)})
         part.chmod(0o644)  # safetensors writes for the owner alone; a model is there to be shared
     return path
 
@@ -130,45 +148,36 @@ def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> S
     >>> model = sk.load_model("https://example.org/cortex.safetensors", known_hash="sha256:5d41...")
     """
     path = _find(source, known_hash)
-    if path.suffix == ".ckpt":
-        return _from_checkpoint(path)
-    header, tensors = _read(path)
-    if header["format_version"] < VERSION:
-        header, tensors = _from_earlier(header, tensors, path)
-    _check_header(header, path)
-    cells = [tensors.pop(name) for name in CELLS if name in tensors]
-    model = _built(header, tensors, path)
-    model.provenance = header["provenance"]
-    if isinstance(model, SIMSClassifier):
-        model.calibration_cells = _calibration_cells(cells, len(header["classes"]), path)
-        model.metadata = {key: header[key] for key in METADATA if key in header}
-        if header.get("test_metrics") is not None:
-            model.test_metrics = pd.Series(header["test_metrics"], name="test")
-    return model.eval()
+    try:
+        if path.suffix == ".ckpt":
+            return SIMSClassifier.from_checkpoint(torch.load(path, map_location="cpu", weights_only=True))
+        return _built(*_read(path))
+    except UNREADABLE as error:
+        is_ours = isinstance(error, ModelFileError | SettingError)
+        reason = str(error) if is_ours else f"{type(error).__name__}: {error}."
+        raise ModelFileError(
+            f"{str(path)!r} cannot be read as a model. {reason[:300]} Only what `save_model` wrote can be read, and "
+            "checkpoints of a SIMSClassifier (*.ckpt). Copy or download a damaged file again."
+        ) from error
 
 
 def fitted_model(model: Any, kind: type = SIMSClassifier) -> Any:
     """The model, or the one that `load_model` finds under this path or name, provided it is of the kind and fitted."""
     found = load_model(model) if isinstance(model, str | os.PathLike) else model
     if not isinstance(found, kind):
-        what = f"The file {str(model)!r} holds" if found is not model else "In the model's place is an object of type"
+        where = f"The file {str(model)!r} holds" if found is not model else "In the model's place is an object of type"
         raise SettingError(
-            f"{what} {type(found).__name__}. Expected a {kind.__name__} or the path of one. Mind the order: "
+            f"{where} {type(found).__name__}. Expected a {kind.__name__} or the path of one. Mind the order: "
             "annotate(query, model), explain(model, cells), save_model(model, path), fit(cells, label, pretrained=...)."
         )
     if not found.is_fitted:
-        way = "sims_kit.fit(cells, label), or with trainer.fit(model, datamodule=module) on what generate_trainer gave"
-        way = way if kind is SIMSClassifier else "sims_kit.pretrain(cells)"
-        raise SettingError(f"The {kind.__name__} was not fitted yet. Fit it with {way}.")
-    return found
-
-
-def _path(path: str | os.PathLike) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise SettingError(
-            f"In the path's place is an object of type {type(path).__name__}. Expected a text or a Path."
+        way = (
+            "fit(cells, label), or trainer.fit(model, datamodule=module)"
+            if kind is SIMSClassifier
+            else "pretrain(cells)"
         )
-    return Path(path).expanduser()
+        raise SettingError(f"The {kind.__name__} was not fitted yet. Fit it with sims_kit.{way}.")
+    return found
 
 
 def _find(source: str | os.PathLike, known_hash: str | None) -> Path:
@@ -180,110 +189,80 @@ def _find(source: str | os.PathLike, known_hash: str | None) -> Path:
                 "publishes it, 64 hexadecimal digits, so that another file is not mistaken for it."
             )
         return fetch_address(source, known_hash.removeprefix("sha256:").lower())
-    path, published = _path(source), read_registry().models
-    if path.is_dir():
-        raise ModelFileError(f"{str(path)!r} is a folder. Expected a file that `save_model(model, path)` wrote.")
-    if not path.is_file():
-        if str(source) in published:
-            return fetch_model(str(source))
-        offered = f" Among published models: {nearest(source, published)}" if published else ""
-        raise FileNotFoundError(f"There is no model file {str(path)!r}. `save_model(model, path)` writes one.{offered}")
-    return path
+    path, published = Path(source).expanduser(), read_registry().models
+    if path.is_file():
+        return path
+    if str(source) in published:
+        return fetch_model(str(source))
+    offered = f" Among published models: {nearest(source, published)}" if published else ""
+    raise FileNotFoundError(f"There is no model file {str(path)!r}. `save_model(model, path)` writes one.{offered}")
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Header and tensors of a file, whole as far as its hash says."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            texts = file.metadata() or {}
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name).clone() for name in names}  # else they change with the file
-        header = json.loads(texts["header"]) if texts.get("format", "").startswith(FORMAT) else None
-        digest = _digest(texts["header"], tensors) if "sha256" in texts else None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ModelFileError(
-            f"{str(path)!r} is not a whole model file ({_short(error)}). Copy or download it again. Only what "
-            "`save_model` wrote can be opened, and checkpoints of Lightning (*.ckpt)."
-        ) from error
-    if header is None:
-        raise ModelFileError(f"{str(path)!r} is a safetensors file, but not one that `save_model` wrote.")
-    version = header.get("format_version") if isinstance(header, dict) else None
+def _read(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
+    """Header and tensors of a file, whole as far as its hash says, and as the present version has them."""
+    with safe_open(path, framework="pt") as file:
+        texts, names = file.metadata() or {}, list(file.keys())
+        if not texts.get("format", "").startswith(FORMAT):
+            raise ModelFileError("It is a safetensors file, but not one that `save_model` wrote.")
+        tensors = {name: file.get_tensor(name).clone() for name in names}  # else they change with the file
+    entries = json.loads(texts["header"])
+    version = entries.get("format_version") if isinstance(entries, dict) else None
     if type(version) is not int or not 1 <= version <= VERSION:
         raise ModelFileError(
-            f"{str(path)!r} has format version {_short(version)}; this sims_kit reads versions 1 to {VERSION}. Install "
-            "a newer sims_kit."
+            f"It has format version {short(version)}; this sims_kit reads versions 1 to {VERSION}. Install a newer "
+            "sims_kit."
         )
-    if texts["format"] != FORMAT:  # pretrained encoders had a format of their own, before version 5
-        header["kind"] = "pretrained encoder"
-    if version == VERSION and (digest is None or texts["sha256"] != digest):
-        raise ModelFileError(
-            f"{str(path)!r} is damaged: its content does not have the SHA-256 that it was saved with. Copy or download "
-            "it again."
-        )
-    return header, tensors
+    if version < VERSION:
+        is_encoder = texts["format"] != FORMAT  # pretrained encoders had a format of their own
+        entries, tensors = _from_earlier(entries, tensors, is_encoder)
+    elif texts.get("sha256") != digest(texts["header"], tensors):
+        raise ModelFileError("It is damaged: its content does not have the SHA-256 that it was saved with.")
+    known = {entry.name for entry in fields(Header)}
+    return Header(**{name: value for name, value in entries.items() if name in known}), tensors
 
 
-def _digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """The SHA-256 of header and tensors, whatever their order."""
-    digest = hashlib.sha256(header.encode())
+def digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """The SHA-256 of a text and of tensors, whatever their order."""
+    hashed = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hashed.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return hashed.hexdigest()
 
 
-def _check_header(header: dict[str, Any], path: Path) -> None:
-    """Refuse a header that lacks an entry, or has one of another kind."""
-    for key, kind in ENTRIES.items():
-        if not isinstance(header.get(key), kind) or isinstance(header.get(key), bool):
-            wanted = getattr(kind, "__name__", kind)
-            raise ModelFileError(f"The header of {str(path)!r} gives {key} as {_short(header.get(key))}, not {wanted}.")
-    if header["kind"] not in KINDS:
-        raise ModelFileError(f"{str(path)!r} holds a model of kind {_short(header['kind'])}. {nearest('', KINDS)}")
-    for what, least in (("genes", 1), ("classes", 2 if header["kind"] == "classifier" else 0)):
-        names = header[what]
-        if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names) or len(names) < least:
-            raise ModelFileError(f"The header of {str(path)!r} does not list {least} or more {what}, each once.")
-    for name, value in (header["test_metrics"] or {}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ModelFileError(f"The header of {str(path)!r} gives the metric {name!r} as {_short(value)}.")
-
-
-def _built(header: dict[str, Any], tensors: dict[str, torch.Tensor], path: Path) -> SIMSClassifier | MaskedPretraining:
+def _built(header: Header, tensors: dict[str, torch.Tensor]) -> SIMSClassifier | MaskedPretraining:
     """The model with these tensors, built without memory and filled once names, shapes and types agree."""
-    try:
-        if unknown := header["recipe"].keys() - set(FIELDS):
-            raise SettingError(f"there is no setting {_short(min(unknown))}.")
-        recipe = Recipe(**{name: value for name, value in header["recipe"].items() if name in NETWORK_FIELDS})
-        n_layers = recipe.n_models * (recipe.n_steps * (1 + recipe.n_independent) + recipe.n_shared)
-        if n_layers > len(tensors):
-            raise SettingError(f"{n_layers:,} layers or more, and the file holds {len(tensors):,} tensors.")
-        options = {"genes": header["genes"], "recipe": recipe}
-        with torch.device("meta"):
-            if header["kind"] == "classifier":
-                sizes = len(header["genes"]), len(header["classes"])
-                model = SIMSClassifier(*sizes, classes=header["classes"], **options)
-            else:
-                settings = {name: header[name] for name in ("mask_share", "unexpressed")}
-                model = MaskedPretraining(len(header["genes"]), **settings, **options)
-    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
-        raise ModelFileError(f"{str(path)!r} describes a network that cannot be built: {_short(error)}") from error
+    cells = [tensors.pop(name) for name in CELLS if name in tensors]
+    if unknown := header.recipe.keys() - set(FIELDS):
+        raise SettingError(f"There is no setting {short(min(unknown))}.")
+    recipe = Recipe(**{name: value for name, value in header.recipe.items() if name in NETWORK_FIELDS})
+    n_layers = recipe.n_models * (recipe.n_steps * (1 + recipe.n_independent) + recipe.n_shared)
+    if n_layers > len(tensors):
+        raise SettingError(f"Its network has {n_layers:,} layers or more, and it holds {len(tensors):,} tensors.")
+    n_genes, names = len(header.genes), dict(genes=header.genes, recipe=recipe)
+    with torch.device("meta"):
+        if header.kind == "classifier":
+            model = SIMSClassifier(n_genes, len(header.classes), classes=header.classes, **names)
+        else:
+            model = MaskedPretraining(n_genes, mask_share=header.mask_share, unexpressed=header.unexpressed, **names)
     needed = _named_tensors(model)
-    if needed.keys() != tensors.keys():
-        differing = sorted(needed.keys() ^ tensors.keys())
-        raise ModelFileError(f"{str(path)!r} does not hold the tensors of its network; differing: {differing[:3]}.")
+    if differing := sorted(needed.keys() ^ tensors.keys()):
+        raise ModelFileError(f"It does not hold the tensors of its network; differing: {short(differing)}.")
     for name, tensor in needed.items():
         found, wanted = ((part.dtype, tuple(part.shape)) for part in (tensors[name], tensor))
         if found != wanted:
-            raise ModelFileError(f"Tensor {name!r} of {str(path)!r} is {found}; its network needs {wanted}.")
+            raise ModelFileError(f"Its tensor {name!r} is {found}; the network needs {wanted}.")
         if not torch.isfinite(tensors[name]).all():
-            raise ModelFileError(f"Tensor {name!r} of {str(path)!r} holds NaN or infinite values.")
-    names = {id(tensor): name for name, tensor in needed.items()}
-    state = {name: tensors[names[id(tensor)]] for name, tensor in model.state_dict(keep_vars=True).items()}
+            raise ModelFileError(f"Its tensor {name!r} holds NaN or infinite values.")
+    name_of = {id(tensor): name for name, tensor in needed.items()}
+    state = {name: tensors[name_of[id(tensor)]] for name, tensor in model.state_dict(keep_vars=True).items()}
     model.load_state_dict(state, strict=True, assign=True)
-    if header["kind"] == "classifier":
-        model.class_weights = torch.ones(len(header["classes"]))  # not part of the file
-    return model.to("cpu")  # where Lightning still takes it to be on "meta"
+    model.metadata = {name: getattr(header, name) for name in METADATA}
+    if header.kind == "classifier":
+        model.class_weights = torch.ones(len(header.classes))  # not part of the file
+        _check_cells([tensor.numpy() for tensor in cells], len(header.classes))
+    model.set_facts(vars(header) | {"history": {}, "calibration_cells": cells or None})
+    return model.to("cpu").eval()  # Lightning still takes it to be on "meta"
 
 
 def _named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -293,46 +272,38 @@ def _named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in named.items() if name in stored}
 
 
-def _calibration_cells(tensors: list[torch.Tensor], n_classes: int, path: Path) -> CalibrationCells | None:
-    """From the tensors of a file; models without validation cells have none."""
-    if not tensors:
-        return None
-    parts = [tensor.numpy() for tensor in tensors]
-    fits = [part.dtype.kind for part in parts] == ["i", "f", "f", "b"] and parts[0].ndim == 1 and len(parts[0]) > 0
-    if fits and len({part.shape for part in parts}) == 1:
+def _check_cells(parts: list[np.ndarray], n_classes: int) -> None:
+    """Refuse calibration cells that lack a part or hold numbers out of range; models without validation cells pass."""
+    fits = [part.dtype.kind for part in parts] == list("iffb") and {part.shape for part in parts} == {(parts[0].size,)}
+    if fits and parts[0].size:
         labels, nonconformity, confidence, _ = parts
         in_range = (labels >= 0) & (labels < n_classes) & (confidence >= 0) & (confidence <= 1)
-        if (in_range & np.isfinite(nonconformity)).all():
-            return CalibrationCells(*parts)
-    raise ModelFileError(f"The calibration cells of {str(path)!r} lack a part, or hold numbers out of range.")
+        fits = (in_range & np.isfinite(nonconformity)).all()
+    if parts and not fits:
+        raise ModelFileError("Its calibration cells lack a part, or hold numbers out of range.")
 
 
-def _from_earlier(header: dict[str, Any], tensors: dict[str, torch.Tensor], path: Path) -> tuple[dict, dict]:
+def _from_earlier(entries: dict[str, Any], tensors: dict[str, torch.Tensor], is_encoder: bool) -> tuple[dict, dict]:
     """Header and tensors of a file of version 1 to 4 (pretrained encoders: 1) as version 5 has them.
 
     Version 1 had no temperature; 2 no recipe; 3 another novelty score. In version 4, the logit adjustment was a part of
     the additive bias and stays there.
     """
-    try:
-        is_encoder = header.get("kind") == "pretrained encoder"
-        network, recipe = header["network"], header.get("recipe") or {}
-        recipe = {name: value for name, value in recipe.items() if name != "network"} | network
-        lacking = {name: None for name in ENTRIES if name not in header}
-        header = {**lacking, **EMPTY, "kind": "classifier", "classes": [], **header, "recipe": recipe}
-        single = {} if "n_models" in network else {r"^network\.": "network.members.0."}  # now an ensemble of one
-        if is_encoder:
-            return header, _renamed(tensors, single)
-        n_genes, n_classes = len(header["genes"]), len(header["classes"])
-        if header["format_version"] < 4 or not any(name.startswith("profiles.") for name in tensors):
-            if 8 * n_genes * n_classes > 100 * path.stat().st_size:
-                raise ValueError(f"it is too small for {n_genes:,} genes and {n_classes:,} classes")
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("profiles.")}
-            tensors |= {f"profiles.{name}": tensor for name, tensor in Novelty(n_genes, n_classes).state_dict().items()}
-        temperature = header["calibration"]["temperature"] if header["format_version"] > 1 else 1.0
-        if not isinstance(temperature, float) or not 1e-37 < temperature < 1e38:
-            raise ValueError(f"the temperature is {temperature!r}, not a positive number of 32 bits")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelFileError(f"The header of {str(path)!r} cannot be read: {_short(error)}") from error
+    network, recipe = entries["network"], entries.get("recipe") or {}
+    recipe = {name: value for name, value in recipe.items() if name != "network"} | network
+    entries = entries | {"kind": "pretrained encoder" if is_encoder else "classifier", "recipe": recipe}
+    single = {} if "n_models" in network else {r"^network\.": "network.members.0."}  # now an ensemble of one
+    if is_encoder:
+        return entries, _renamed(tensors, single)
+    n_genes, n_classes = len(entries["genes"]), len(entries["classes"])
+    if entries["format_version"] < 4 or not any(name.startswith("profiles.") for name in tensors):
+        if 8 * n_genes * n_classes > 100 * sum(tensor.nbytes for tensor in tensors.values()):
+            raise ModelFileError(f"It is too small for {n_genes:,} genes and {n_classes:,} classes.")
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("profiles.")}
+        tensors |= {f"profiles.{name}": tensor for name, tensor in Novelty(n_genes, n_classes).state_dict().items()}
+    temperature = entries["calibration"]["temperature"] if entries["format_version"] > 1 else 1.0
+    if not isinstance(temperature, float) or not 1e-37 < temperature < 1e38:
+        raise ModelFileError(f"Its temperature is {short(temperature)}, not a positive number of 32 bits.")
     names = {
         r"^(?!profiles\.|calibration\.)": "network.",
         r"^profiles\.": "novelty.",
@@ -340,7 +311,7 @@ def _from_earlier(header: dict[str, Any], tensors: dict[str, torch.Tensor], path
         "strangeness": "nonconformity",
     }
     tensors = _renamed(tensors, names | single)
-    return header, tensors | {"temperature": torch.tensor(temperature), "logit_adjustment": torch.zeros(n_classes)}
+    return entries, tensors | {"temperature": torch.tensor(temperature), "logit_adjustment": torch.zeros(n_classes)}
 
 
 def _renamed(tensors: dict[str, torch.Tensor], patterns: dict[str, str]) -> dict[str, torch.Tensor]:
@@ -348,21 +319,3 @@ def _renamed(tensors: dict[str, torch.Tensor], patterns: dict[str, str]) -> dict
     for pattern, name in patterns.items():
         tensors = {re.sub(pattern, name, old): tensor for old, tensor in tensors.items()}
     return tensors
-
-
-def _from_checkpoint(path: Path) -> SIMSClassifier:
-    """The classifier of a checkpoint that Lightning wrote; read without unpickling code."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        return SIMSClassifier.from_checkpoint(checkpoint)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError) as error:
-        raise ModelFileError(
-            f"{str(path)!r} is not a checkpoint of a SIMSClassifier with its genes and classes ({_short(error)}). "
-            "Models are kept with `save_model(model, path)`."
-        ) from error
-
-
-def _short(value: object) -> str:
-    """What to show of a value from a file, which may be long."""
-    text = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

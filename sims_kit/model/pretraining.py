@@ -5,7 +5,7 @@ the loss is taken over pairs of cell and gene, a few times as many as a cell exp
 large as cells x genes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,16 +25,11 @@ SETTINGS += ("rescale_masked", "fixed_scale")  # the encoder's weights depend on
 class MaskedCells(NamedTuple):
     """Cells with hidden genes, and P pairs of cell and gene to be predicted."""
 
-    cells: Tensor
-    """(B, genes) CSR, zero where hidden."""
-    rows: Tensor
-    """(P,), the position of each pair's cell."""
-    genes: Tensor
-    """(P,), the position of each pair's gene."""
-    values: Tensor
-    """(P,), the cell's value of the gene."""
-    weights: Tensor
-    """(P,), how many hidden genes of the cell the pair stands for."""
+    cells: Tensor  # (B, genes) CSR, zero where hidden
+    rows: Tensor  # (P,), the position of each pair's cell
+    genes: Tensor  # (P,), the position of each pair's gene
+    values: Tensor  # (P,), the cell's value of the gene
+    weights: Tensor  # (P,), how many hidden genes of the cell the pair stands for
 
 
 class MaskedPretraining(Module):
@@ -49,19 +44,12 @@ class MaskedPretraining(Module):
     Parameters
     ----------
     input_dim, genes, recipe
-        As in `SIMSClassifier`.
+        As in `SIMSClassifier`, and so are the attributes; `history` has ``val_explained``, the share of the variance of
+        hidden genes around their training means that the network explains.
     mask_share
         Share of each cell's genes that is hidden, drawn anew for every batch and every network.
     unexpressed
         Number of unexpressed genes drawn per hidden expressed one; more make the loss less noisy.
-
-    Attributes
-    ----------
-    history
-        DataFrame, one row per epoch: ``train_loss``, ``val_loss`` and ``val_explained``, the share of the variance of
-        hidden genes around their training means that the network explains.
-    provenance
-        What it was trained on; JSON-like, saved with it.
     """
 
     def __init__(
@@ -95,15 +83,14 @@ class MaskedPretraining(Module):
 
     def forward(self, masked: MaskedCells) -> list[Tensor]:
         """Each network's predictions of the pairs, (P,), on the scale of the loss."""
-        pairs = zip(members(self.network), self.decoders, strict=True)
-        return [reconstruct(member, decoder, masked) for member, decoder in pairs]
+        return [reconstruct(*pair, masked) for pair in self._pairs()]
 
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""
         losses = []
-        for member, decoder in zip(members(self.network), self.decoders, strict=True):
+        for pair in self._pairs():
             masked = mask_genes(batch.cells, self.mask_share, self.unexpressed)
-            errors = (reconstruct(member, decoder, masked) - self._target(masked)).square()
+            errors = (reconstruct(*pair, masked) - self._target(masked)).square()
             losses.append((masked.weights * errors).sum() / masked.weights.sum())
         loss = sum(losses)  # the networks share no weights, so each has gradients of its own loss
         if not torch.isfinite(loss):
@@ -131,6 +118,9 @@ class MaskedPretraining(Module):
         self.log("val_loss", (errors / weights).float())
         self.log("val_explained", (1 - errors / variance).float())
 
+    def _pairs(self) -> Iterator[tuple[TabNet, TabNetDecoder]]:
+        return zip(members(self.network), self.decoders, strict=True)
+
     def _target(self, masked: MaskedCells) -> Tensor:
         return masked.values * self.scale.scale[masked.genes] + self.scale.shift[masked.genes]
 
@@ -138,21 +128,10 @@ class MaskedPretraining(Module):
 def mask_genes(
     cells: Tensor, share: float, unexpressed: float = 1.0, generator: torch.Generator | None = None
 ) -> MaskedCells:
-    """Hide a share of each cell's expressed genes, and draw unexpressed ones to be predicted with them.
+    """Hide each expressed gene of `cells`, (B, genes) CSR, with a probability, and draw unexpressed ones beside them.
 
-    Costs grow with the number of stored values, not with the number of genes.
-
-    Parameters
-    ----------
-    cells
-        (B, genes) CSR, sorted; not changed.
-    share
-        Each expressed gene is hidden with this probability.
-    unexpressed
-        Number of unexpressed genes drawn, with replacement, per hidden one. Those of a cell share the weight of all
-        that would be hidden; a cell that expresses all genes has none.
-    generator
-        Of the draws; torch's own by default.
+    `unexpressed` genes are drawn, with replacement, per hidden one. Those of a cell share the weight of all that would
+    be hidden; a cell that expresses all genes has none. Costs grow with the number of stored values, not of genes.
     """
     values, columns, starts = cells.values(), cells.col_indices(), cells.crow_indices()
     n_cells, n_genes = cells.shape
@@ -189,29 +168,18 @@ def reconstruct(network: TabNet, decoder: TabNetDecoder, masked: MaskedCells) ->
 def _decoder(network: TabNet) -> TabNetDecoder:
     """pytorch-tabnet's, with one gated layer that all steps share and one of each step's own."""
     encoder = network.encoder
-    decoder = TabNetDecoder(
-        network.n_genes,
-        n_d=encoder.n_d,
-        n_steps=len(encoder.att_transformers),
-        virtual_batch_size=network.virtual_batch_size,
-    )
+    sizes = dict(n_d=encoder.n_d, n_steps=len(encoder.att_transformers), virtual_batch_size=network.virtual_batch_size)
+    decoder = TabNetDecoder(network.n_genes, **sizes)
     nn.init.zeros_(decoder.reconstruction_layer.weight)  # starts from the genes' means, not from noise of their size
     return decoder
 
 
 @torch.no_grad()
 def start_encoder(model: Module, pretrained: MaskedPretraining, places: Tensor) -> None:
-    """Give a classifier's encoder the weights of a pretrained one.
+    """Give an untrained classifier's encoder the weights of a pretrained one with the same settings of the network.
 
-    Parameters
-    ----------
-    model
-        A `SIMSClassifier`, not trained yet.
-    pretrained
-        With the same settings of the network.
-    places
-        (genes of the model,): the position of each gene in the pretrained model, -1 where it has none. Such genes start
-        as usual.
+    `places`, (genes of the model,), is the position of each gene in the pretrained model, -1 where it has none; such
+    genes start as usual.
     """
     ours, theirs = model.recipe.network_settings, pretrained.recipe.network_settings
     differing = [f"{name} {ours[name]} (pretrained: {theirs[name]})" for name in SETTINGS if ours[name] != theirs[name]]

@@ -1,9 +1,10 @@
 """All settings of a training run as one flat dataclass, and the two recipes: the thesis's and the default."""
 
 import inspect
-import math
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from math import inf
 from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, get_args
@@ -13,20 +14,13 @@ import torch
 
 from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 
-LEAST = {  # the smallest value of each number
-    **dict.fromkeys(("n_models", "n_d", "n_a", "n_steps", "n_shared", "gamma", "virtual_batch_size"), 1),
-    **dict.fromkeys(("n_independent", "momentum", "input_momentum", "epsilon", "patience", "weight_classes"), 0),
-    **dict.fromkeys(("gene_dropout", "label_smoothing", "logit_adjustment", "lambda_sparse", "gradient_clip_val"), 0),
-    **dict(batch_size=2, max_epochs=1, training_steps=1),
-}
-N_NETWORK = 17  # the first fields are settings of the network
-HINTS = {  # words of other packages
-    "epochs": "Write max_epochs=...",
-    "lr": "Write optimizer_params={'lr': ...}.",
-    "learning_rate": "Write optimizer_params={'lr': ...}.",
-    "weight_decay": "Write optimizer_params={'weight_decay': ...}.",
-    "network": "Settings of the network are fields of the recipe themselves: n_steps=..., n_d=...",
-    "class_weights": "Pass class_weights=... to fit or SIMSClassifier, or set weight_classes, a power.",
+NUMBERS = {bool: ("True or False", bool), int: ("a whole number", Integral), float: ("a number", Real)}
+LIMITS = {  # the smallest value of each number, and the value that it stays below
+    **dict.fromkeys(("n_models", "n_d", "n_a", "n_steps", "n_shared", "gamma", "virtual_batch_size"), (1, inf)),
+    **dict.fromkeys(("n_independent", "momentum", "input_momentum", "epsilon", "patience", "weight_classes"), (0, inf)),
+    **dict.fromkeys(("logit_adjustment", "lambda_sparse", "gradient_clip_val"), (0, inf)),
+    **dict.fromkeys(("gene_dropout", "label_smoothing"), (0, 1)),
+    **dict(batch_size=(2, inf), max_epochs=(1, inf), training_steps=(1, inf), mask_temperature=(1e-6, inf)),
 }
 
 
@@ -114,10 +108,10 @@ class Recipe:
 
     def plain(self) -> dict[str, Any]:
         """All settings as JSON has them: classes by their names."""
-        return {name: _plain(getattr(self, name)) for name in FIELDS}
+        return json.loads(json.dumps(vars(self), default=_plain))
 
     def logit_adjustments(self, n_cells: np.ndarray) -> np.ndarray:
-        """What is added to the logits of classes with so many training cells, (classes,), once training has ended.
+        """What is added after training to the logits of classes with so many training cells, (classes,).
 
         Networks overfit classes with few cells and then under-predict them. The size follows the margins of Cao et al.
         (NeurIPS 2019); adding it after training follows Menon et al. (ICLR 2021).
@@ -127,13 +121,11 @@ class Recipe:
     def schedule(
         self, n_training_cells: int, batch_size: int | None = None, max_epochs: int | None = None, n_devices: int = 1
     ) -> tuple[int, int]:
-        """Cells per batch and device, and number of epochs.
+        """Cells per batch and device, and number of epochs: many for small data; large data is seen ten times.
 
-        Small data gets small batches and many epochs; large data is seen ten times. A `batch_size` given here is that
-        of each device; the recipe's is divided among them, so that training stays the same.
+        A `batch_size` given here is that of each device; the recipe's is divided among them, so that training stays the
+        same.
 
-        Examples
-        --------
         >>> sk.Recipe(training_steps=1000).schedule(3_200)
         (32, 10)
         """
@@ -145,23 +137,18 @@ class Recipe:
 
 
 def _check(name: str, kind: Any, value: Any) -> None:
-    """Refuse a value of another kind or out of range."""
+    """Refuse a value of another kind or out of range; classes and texts are checked elsewhere."""
     kinds = get_args(kind) or (kind,)
-    if (value is None and type(None) in kinds) or not {bool, int, float} & set(kinds):
+    number = next((number for number in NUMBERS if number in kinds), None)
+    if number is None or (value is None and type(None) in kinds):
         return
-    number = Integral if int in kinds else Real
-    if bool in kinds:
-        wanted, is_right = "True or False", isinstance(value, bool)
-    else:
-        wanted = "a whole number" if number is Integral else "a number"
-        is_right = isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
-        if name in ("gene_dropout", "label_smoothing"):
-            wanted, is_right = "a share, at least 0 and below 1", is_right and 0 <= value < 1
-        elif name == "mask_temperature":
-            wanted, is_right = "a number above 0, or None", is_right and value > 0
-        elif is_right and name in LEAST:
-            wanted, is_right = f"{wanted}, at least {LEAST[name]}", value >= LEAST[name]
-    if not is_right:
+    wanted, accepted = NUMBERS[number]
+    least, below = LIMITS.get(name, (-inf, inf))
+    is_kind = isinstance(value, accepted) and isinstance(value, bool) == (number is bool)
+    if not (is_kind and least <= value < below):  # NaN is never in range
+        wanted += f", at least {least}" if least > -inf else ""
+        wanted += f", below {below}" if below < inf else ""
+        wanted += ", or None" if type(None) in kinds else ""
         raise SettingError(f"{name} is {repr(value)[:200]}; give {wanted}.")
 
 
@@ -172,8 +159,7 @@ def _check_arguments(kind: str, make: Any, params: Any) -> None:
     if make is None and kind == "scheduler":
         return
     if not callable(make):
-        example = {"optimizer": "torch.optim.AdamW", "scheduler": "torch.optim.lr_scheduler.StepLR"}[kind]
-        raise SettingError(f"{kind}={make!r}: give a class of torch.optim, such as {example}.")
+        raise SettingError(f"{kind}={make!r}: give a class of torch.optim, such as torch.optim.AdamW.")
     options = inspect.signature(make).parameters
     takes_any = any(option.kind is inspect.Parameter.VAR_KEYWORD for option in options.values())
     for name in () if takes_any else params.keys() - options.keys():
@@ -181,17 +167,19 @@ def _check_arguments(kind: str, make: Any, params: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return getattr(value, "__name__", None) or repr(value)
+    return dict(value) if isinstance(value, Mapping) else getattr(value, "__name__", None) or repr(value)
 
 
 FIELDS = tuple(setting.name for setting in fields(Recipe))
-NETWORK_FIELDS = FIELDS[:N_NETWORK]
+NETWORK_FIELDS = FIELDS[: FIELDS.index("optimizer")]
+HINTS = {  # what to write instead of words of other packages, and of words that belong elsewhere
+    **{name: f"It is a setting of the recipe: pass recipe=dict({name}=...)." for name in FIELDS},
+    **dict.fromkeys(("lr", "learning_rate"), "Pass recipe=dict(optimizer_params={'lr': ...})."),
+    "weight_decay": "Pass recipe=dict(optimizer_params={'weight_decay': ...}).",
+    **dict.fromkeys(("network", "model_params"), "Settings are fields of the recipe: pass recipe=dict(n_steps=3)."),
+    **dict.fromkeys(("epochs", "n_epochs"), "Write max_epochs=..."),
+    "class_weights": "Pass class_weights=... to fit or SIMSClassifier, or set weight_classes, a power.",
+}
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from torch import distributed as dist
@@ -33,12 +33,13 @@ from sims_kit.progress import in_notebook, progress_bar
 
 RESUME = "resume.ckpt"  # Lightning calls its own last.ckpt
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+NOTES = (  # of Lightning, on what is meant to be so; the last is about a training without validation cells
+    ".*does not have many workers|.*isinstance.treespec, LeafSpec|.*Checkpoint directory"
+    "|Total length of `list` across ranks is zero"
+)
+SHOWN = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": "median F1"}  # next to the bar
 LARGEST_SEED = 2**62  # torch takes 64 bits, and epochs are seeded by sums
-LOGGERS = {
-    "csv": partial(CSVLogger, name="lightning_logs"),
-    "tensorboard": partial(TensorBoardLogger, name="lightning_logs"),
-    "wandb": partial(WandbLogger, project="sims_kit"),
-}
+LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
 
 
 class Module(pl.LightningModule):
@@ -49,6 +50,7 @@ class Module(pl.LightningModule):
         self.recipe, self.genes = recipe, genes
         self.history = pd.DataFrame()
         self.provenance: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         self.hparams.update(recipe.plain() | hyperparameters)  # for loggers and Lightning's checkpoints
 
     @property
@@ -87,14 +89,12 @@ class Module(pl.LightningModule):
             return optimizer
         options, params = inspect.signature(recipe.scheduler).parameters, dict(recipe.scheduler_params)
         length = {"total_steps", "T_max"} & set(options)
-        for name in length - set(params):
-            params[name] = int(self.trainer.estimated_stepping_batches)
+        params |= {name: int(self.trainer.estimated_stepping_batches) for name in length - set(params)}
         if "max_lr" in options:
             params.setdefault("max_lr", optimizer.param_groups[0]["lr"])
-        scheduler = {"scheduler": recipe.scheduler(optimizer, **params), "interval": "step" if length else "epoch"}
-        if isinstance(scheduler["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau):
-            scheduler["monitor"] = "val_loss"
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        scheduler = recipe.scheduler(optimizer, **params)
+        setup = {"scheduler": scheduler, "interval": "step" if length else "epoch", "monitor": "val_loss"}
+        return {"optimizer": optimizer, "lr_scheduler": setup}
 
     def diverged(self, found: str, batch_index: int) -> FloatingPointError:
         """The error that training stops with when the loss is no longer a number."""
@@ -108,16 +108,28 @@ class Module(pl.LightningModule):
         row = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
         self.history = _history({**self.history.to_dict("index"), self.current_epoch: row})
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what belongs to the model beside its weights to Lightning's checkpoint, as plain values and tensors."""
-        facts = {"genes": self.genes, "history": self.history.to_dict("index"), "provenance": self.provenance}
-        checkpoint["sims_kit"] = facts
+    def facts(self) -> dict[str, Any]:
+        """What belongs to the model beside its weights, as plain values and tensors."""
+        return {"genes": self.genes, "history": self.history.to_dict("index"), "provenance": self.provenance}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` added."""
-        facts = checkpoint["sims_kit"]
+    def set_facts(self, facts: Mapping[str, Any]) -> None:
+        """Restore what `facts` returned."""
         self.genes, self.history = facts["genes"], _history(facts["history"])
         self.provenance.update(facts["provenance"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the facts to Lightning's checkpoint."""
+        checkpoint["sims_kit"] = self.facts()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the facts from Lightning's checkpoint."""
+        self.set_facts(checkpoint["sims_kit"])
+
+    def teardown(self, stage: str) -> None:
+        """In the first of forked processes, keep the facts for the main one; Lightning itself returns the weights."""
+        main, path = getattr(self.trainer, "main_process", (os.getpid(), None))
+        if os.getpid() != main and self.trainer.is_global_zero:
+            torch.save(self.facts(), path)
 
 
 class Trainer(pl.Trainer):
@@ -137,17 +149,15 @@ class Trainer(pl.Trainer):
                 settings["weights_only"] = True
         try:
             with plain_torch(), quiet_lightning(), isolate_rng(), tempfile.TemporaryDirectory() as folder:
-                restore = RestoreState(Path(folder, "state.pt"))
-                self.callbacks.append(restore)
+                self.main_process = os.getpid(), Path(folder, "facts.pt")
                 super().fit(model, *arguments, ckpt_path=ckpt_path, **settings)
-                restore.into(model)
+                if self.main_process[1].exists():
+                    model.set_facts(torch.load(self.main_process[1], weights_only=True))
         except SystemExit as error:
             if not isinstance(error.__context__, KeyboardInterrupt):
                 raise
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt("Training was interrupted.") from None
-        finally:
-            self.callbacks[:] = [callback for callback in self.callbacks if not isinstance(callback, RestoreState)]
 
 
 def make_trainer(
@@ -183,12 +193,13 @@ def make_trainer(
     if verbose:
         callbacks.append(Progress())
     callbacks.append(Seed(seed))
+    folder = None if checkpoints is None else Path(checkpoints).expanduser().resolve()
     if has_validation and recipe.best_epoch:
-        callbacks.append(BestWeights(recipe.monitor, recipe.monitor_mode))
+        callbacks.append(BestWeights(recipe.monitor, recipe.monitor_mode, folder))
     if has_validation and recipe.patience is not None:
         callbacks.append(EarlyStopping(recipe.monitor, mode=recipe.monitor_mode, patience=recipe.patience))
-    if checkpoints is not None:
-        callbacks.insert(0, ResumePoint(checkpoints, callbacks))
+    if folder is not None:
+        callbacks.insert(0, ResumePoint(folder))
     settings = {
         "gradient_clip_val": recipe.gradient_clip_val,
         "use_distributed_sampler": False,  # the data module deals the cells out, each once
@@ -209,15 +220,13 @@ def _trainer_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(settings or {}, Mapping):
         raise SettingError(f"trainer={settings!r}: give names and values, such as {{'precision': 'bf16-mixed'}}.")
     settings = dict(settings or {})
-    own = ("max_epochs", "devices", "callbacks", "logger", "enable_progress_bar")
-    hints = {name: f"Pass {name} to the function itself." for name in own}
+    hints = {name: f"Pass {name} to the function itself." for name in ("max_epochs", "devices", "callbacks", "logger")}
     hints["enable_progress_bar"] = "Pass verbose=False to the function itself."
-    known = inspect.signature(pl.Trainer).parameters.keys() - set(own)
+    known = inspect.signature(pl.Trainer).parameters.keys() - hints.keys()
     refuse_unknown("Trainer", settings.keys() - known, sorted(known), hints)
-    precision = settings.get("precision")
+    precision, accelerator = settings.get("precision"), settings.get("accelerator", "auto")
     if precision not in (None, 32, "32", *PRECISIONS):
         raise SettingError(f"precision={precision!r}: choose one of {', '.join(map(repr, PRECISIONS))}.")
-    accelerator = settings.get("accelerator", "auto")
     if accelerator == "mps" or (accelerator in ("auto", "gpu") and torch.backends.mps.is_available()):
         warnings.warn("Training runs on the CPU: Apple's GPUs (MPS) do not support sparse tensors.", stacklevel=5)
         settings["accelerator"] = "cpu"
@@ -230,13 +239,11 @@ def _make_logger(logger: str | Logger | bool | None, folder: Path) -> Logger | b
         return logger or False
     if logger not in LOGGERS:
         raise UnknownNameError("logger", logger, LOGGERS)
+    project = {"project": "sims_kit"} if logger == "wandb" else {"name": "lightning_logs"}
     try:
-        return LOGGERS[logger](save_dir=folder)
+        return getattr(pl.loggers, LOGGERS[logger])(save_dir=folder, **project)
     except ModuleNotFoundError as error:
-        raise SettingError(
-            f"logger={logger!r} needs a package that is not installed ({error}). "
-            "Install it with: pip install 'sims_kit[tracking]'"
-        ) from error
+        raise SettingError(f"{error}. Install what {logger!r} needs with: pip install 'sims_kit[tracking]'") from error
 
 
 @contextmanager
@@ -254,23 +261,15 @@ def plain_torch() -> Iterator[None]:
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Lightning without its notes on hardware and its advice on loader workers; warnings of substance stay."""
-    loggers = [logging.getLogger(f"pytorch_lightning.{part}") for part in ("utilities.rank_zero", "accelerators.cuda")]
-    levels = [logger.level for logger in loggers]
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
     with warnings.catch_warnings():
-        for message in (
-            ".*does not have many workers.*",
-            ".*isinstance.treespec, LeafSpec.*",
-            ".*Checkpoint directory.*",
-            "Total length of `list` across ranks is zero",  # no validation cells
-        ):
-            warnings.filterwarnings("ignore", message=message)
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", message=NOTES)
+        logger.setLevel(logging.WARNING)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logger.setLevel(level)
 
 
 class Seed(Callback):
@@ -285,12 +284,12 @@ class Seed(Callback):
 
 
 class BestWeights(ModelCheckpoint):
-    """Keeps the best epoch's checkpoint in a temporary folder, and puts its weights back when training ends."""
+    """Keeps the best epoch's checkpoint in the folder or a temporary one, and puts its weights back in the end."""
 
-    def __init__(self, monitor: str, mode: str):
-        self._folder = tempfile.TemporaryDirectory(prefix="sims_kit_")  # removed together with the callback
+    def __init__(self, monitor: str, mode: str, folder: Path | None = None):
+        self._folder = None if folder else tempfile.TemporaryDirectory(prefix="sims_kit_")  # goes with the callback
         # without a version counter, an epoch that is run again after a kill replaces its own file
-        super().__init__(self._folder.name, monitor=monitor, mode=mode, enable_version_counter=False)
+        super().__init__(folder or self._folder.name, monitor=monitor, mode=mode, enable_version_counter=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Module) -> None:
         """Load the best epoch's weights."""
@@ -305,27 +304,23 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Module) -> None:
         """Draw the bar."""
-        self.total, self.done, self.started = trainer.max_epochs - trainer.current_epoch, 0, time.monotonic()
-        self.bar = progress_bar(total=self.total, desc="training", unit="epoch", leave=True)
+        self.first, self.started = trainer.current_epoch, time.monotonic()
+        self.bar = progress_bar(total=trainer.max_epochs - self.first, desc="training", unit="epoch", leave=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Module) -> None:
         """Move the bar, or print."""
-        shown = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": "median F1"}
-        found = {
-            to: trainer.callback_metrics[name].item() for name, to in shown.items() if name in trainer.callback_metrics
-        }
-        self.done += 1
-        self.bar.set_postfix({name: f"{value:.3f}" for name, value in found.items()}, refresh=False)
+        values = trainer.callback_metrics
+        shown = {word: f"{values[name].item():.3f}" for name, word in SHOWN.items() if name in values}
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         if not self.bar.disable or in_notebook() or not trainer.is_global_zero:
             return
-        if self.done == 1:
-            seconds = (time.monotonic() - self.started) * self.total
-            length = f"about {round(seconds / 60)} min" if seconds >= 90 else f"about {max(1, round(seconds))} s"
-            print(f"training {self.total} epochs takes {length}", flush=True)
-        if self.done * 10 // self.total > (self.done - 1) * 10 // self.total:
-            metrics = "".join(f", {name} {value:.3f}" for name, value in found.items())
-            print(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}{metrics}", flush=True)
+        epoch, total = trainer.current_epoch, trainer.max_epochs
+        if epoch == self.first:
+            length = timedelta(seconds=round((time.monotonic() - self.started) * (total - epoch)))
+            print(f"training {total - epoch} epochs takes about {length} (h:mm:ss)", flush=True)
+        if (epoch + 1) * 10 // total > epoch * 10 // total:
+            print(f"epoch {epoch + 1} of {total}", *(" ".join(pair) for pair in shown.items()), sep=", ", flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Module) -> None:
         """Leave the bar standing."""
@@ -335,18 +330,14 @@ class Progress(Callback):
 class ResumePoint(Callback):
     """Keeps all that training needs to go on in one file, which is replaced at the start of every epoch.
 
-    Weights, optimiser, learning rate, counts of epochs and batches, best epoch and history. The order of the cells and
-    the random numbers of an epoch follow from seed and epoch, class weights from the training cells. The checkpoint is
-    read as plain data: one that holds anything else is refused, and none of its code runs.
+    The order of the cells and the random numbers of an epoch follow from seed and epoch, class weights from the
+    training cells. The checkpoint is read as plain data: one that holds anything else is refused, and none of its code
+    runs.
     """
 
-    def __init__(self, folder: str | os.PathLike, callbacks: list[Callback]):
-        folder = Path(folder).expanduser().resolve()
+    def __init__(self, folder: Path):
         make_folder(folder)
         self.path, self.run = folder / RESUME, {}
-        for callback in callbacks:
-            if isinstance(callback, BestWeights):
-                callback.dirpath = str(folder)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Module) -> None:
         """Save at the start of each epoch, when the previous one is complete, including its scheduler's step.
@@ -365,7 +356,7 @@ class ResumePoint(Callback):
 
     def find(self, trainer: pl.Trainer, model: Module, module: pl.LightningDataModule) -> Path | None:
         """The checkpoint to resume from, or None; raises if it belongs to another training."""
-        self.run = _run(trainer, model, module)
+        self.run, folder = _run(trainer, model, module), self.path.parent
         if not self.path.exists():
             return None
         try:
@@ -376,21 +367,21 @@ class ResumePoint(Callback):
                 f"{str(self.path)!r} is damaged or no checkpoint of such a training ({type(error).__name__}). "
                 "Remove it to start from the beginning, or name another folder."
             ) from error
-        folder = str(self.path.parent)
         if differing := [key for key, value in self.run.items() if found.get(key) != value]:
             raise SettingError(
-                f"The training in {folder!r} differs from this one in: {', '.join(differing)}. Call it with the same "
-                "cells and settings to go on, or name another folder."
+                f"The training in {str(folder)!r} differs from this one in: {', '.join(differing)}. Call it with the "
+                "same cells and settings to go on, or name another folder."
             )
         for callback in trainer.callbacks:  # Lightning deletes and replaces the files that these name
-            if isinstance(callback, ModelCheckpoint) and (state := states.get(callback.state_key)):
-                named = [state.get(f"{kind}_model_path") for kind in ("best", "kth_best", "last")]
-                for name in filter(None, [*named, *state.get("best_k_models", {})]):
-                    if Path(name).parent != Path(callback.dirpath or folder):
-                        raise SettingError(
-                            f"The checkpoint in {folder!r} names the file {name!r} in another folder. Move the folder "
-                            "back to where the training began, or remove it."
-                        )
+            state = states.get(callback.state_key) if isinstance(callback, ModelCheckpoint) else None
+            state = state or {}
+            named = [state.get(f"{kind}_model_path") for kind in ("best", "kth_best", "last")]
+            for name in filter(None, [*named, *state.get("best_k_models", {})]):
+                if Path(name).parent != Path(callback.dirpath or folder):
+                    raise SettingError(
+                        f"The checkpoint in {str(folder)!r} names the file {name!r} in another folder. Move the folder "
+                        "back to where the training began, or remove it."
+                    )
         return self.path
 
 
@@ -407,27 +398,6 @@ def _run(trainer: pl.Trainer, model: Module, module: pl.LightningDataModule) -> 
         "max_epochs": trainer.max_epochs,
         "pretrained": repr(model.provenance.get("pretrained")),
     }
-
-
-class RestoreState(Callback):
-    """Copies history, calibration and test metrics back to the main process when training ran in forked processes.
-
-    Lightning itself returns the weights.
-    """
-
-    def __init__(self, path: Path):
-        self.path, self.process = path, os.getpid()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: Module, stage: str) -> None:
-        """Write what a checkpoint holds beside the weights, in the first of the forked processes."""
-        if os.getpid() != self.process and trainer.is_global_zero:
-            pl_module.on_save_checkpoint(facts := {})
-            torch.save(facts, self.path)
-
-    def into(self, model: Module) -> None:
-        """Read them into the model of the main process, if they were written."""
-        if self.path.exists():
-            model.on_load_checkpoint(torch.load(self.path, weights_only=True))
 
 
 def gather_across_devices(tensor: Tensor, device: torch.device | str) -> list[Tensor]:

@@ -75,12 +75,14 @@ def test_recipes_are_plain_for_loggers_and_files():
         (dict(n_d="8"), "n_d is '8'; give a whole number"),
         (dict(n_models=1.5), "n_models is 1.5"),
         (dict(n_independent=-1), "n_independent is -1.*at least 0"),
+        (dict(n_steps=0), "n_steps is 0"),
+        (dict(virtual_batch_size=0), "virtual_batch_size is 0.*at least 1"),
         (dict(gamma=0.5), "gamma is 0.5.*at least 1"),
         (dict(gamma=float("nan")), "gamma is nan; give a number"),
         (dict(additive=1), "additive is 1; give True or False"),
-        (dict(gene_dropout=1), "gene_dropout is 1; give a share"),
+        (dict(gene_dropout=1), "gene_dropout is 1; give a number, at least 0, below 1"),
         (dict(label_smoothing=2), "label_smoothing is 2.*below 1"),
-        (dict(mask_temperature=0), "mask_temperature is 0; give a number above 0, or None"),
+        (dict(mask_temperature=0), "mask_temperature is 0; give a number, at least 1e-06, or None"),
         (dict(max_epochs=0), "max_epochs is 0"),
         (dict(monitor_mode="up"), "'min' or 'max'"),
         (dict(optimizer="adam"), "'adam': give a class of torch.optim, such as torch.optim.AdamW"),
@@ -93,10 +95,10 @@ def test_values_out_of_range(settings, message):
         Recipe(**settings)
 
 
-def test_a_card_and_summaries():
-    """A model that was not fitted has a summary, too."""
-    model = SIMSClassifier(20, 2, classes=["<b>", "T"])
-    assert "not fitted: 20 genes to 2 classes" in repr(model) and "&lt;b&gt;" in model._repr_html_()
+def test_a_card_and_a_summary():
+    """A model that was not fitted has them, too."""
+    model = SIMSClassifier(20, 2, classes=["B", "T"])
+    assert "not fitted: 20 genes to 2 classes" in repr(model) and "B, T" in repr(model)
     assert model.card().startswith("# SIMSClassifier, not fitted") and "torch" in model.card()
 
 
@@ -112,7 +114,7 @@ def test_predictions_are_full_softmax():
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        (dict(output_dim=1), SettingError, "two classes"),
+        (dict(output_dim=1), SettingError, "number of classes .* 2 or more"),
         (dict(genes=["a"]), SettingError, "1 genes"),
         (dict(classes=["a"]), SettingError, "1 classes"),
         (dict(recipe="thesys"), UnknownNameError, "thesis"),
