@@ -226,7 +226,11 @@ def stress(task: str, model, test, label: str) -> dict[str, pd.DataFrame]:
 def draw(task: str, tables: dict[str, pd.DataFrame], model, test) -> None:
     """The figures of a task."""
     curves, pairs = tables["curves"], tables["stability_contributions"]
-    figures = {"faithfulness": sk.plotting.faithfulness_curves(curves[curves["method"] != "linear SVM"])}
+    drawn = curves[curves["method"] != "linear SVM"]
+    looks = dict(hue="method", style="method", markers=True, dashes=False, palette="colorblind")
+    grid = sns.relplot(drawn, kind="line", x="n_genes", y="probability", col="curve", height=3.6, **looks)
+    grid.set(xscale="symlog", ylim=(0, 1.03))
+    figures = {"faithfulness": grid.axes}
     if "truth" in tables:
         figures["truth"] = sns.stripplot(tables["truth"], x="auprc", y="method", ax=plt.subplots()[1])
     whole = pairs[pairs["of"] == "model of four"]
@@ -237,8 +241,17 @@ def draw(task: str, tables: dict[str, pd.DataFrame], model, test) -> None:
     figures["cell"] = sk.plotting.cell_genes(why.genes)
     figures["cell"].set_title(f"{name}: {why.label} ({why.probability:.0%})")
     if "stress" in tables:
-        by_model = tables["stress"].set_index("class").groupby("model", sort=False)
-        figures["stress"] = sk.plotting.gene_set_weight([own.drop("overall") for _, own in by_model][-1])
+        last = tables["stress"][tables["stress"]["model"] == tables["stress"]["model"].iloc[-1]]
+        types = last.set_index("class").drop("overall")
+        ax = figures["stress"] = plt.subplots(figsize=(8, 0.22 * len(types) + 1), layout="constrained")[1]
+        ax.hlines(types.index, types["low"], types["high"], color="0.7", linewidth=5, label="random sets, 95 %")
+        ax.plot(types["expected"], types.index, "|", color="0.5", label="their mean")
+        for is_small, marker, words in ((False, "o", "the set"), (True, "D", "the set, p < 0.05")):
+            marked = types[(types["p"] < 0.05) == is_small]
+            ax.plot(marked["share"], marked.index, marker, label=words)
+        ax.invert_yaxis()
+        ax.set_xlabel("share of the set among the top genes")
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     for kind, axes in figures.items():
         np.ravel(axes)[0].figure.savefig(ROOT / f"docs/interpretation_{task}_{kind}.png", dpi=110, bbox_inches="tight")
     plt.close("all")

@@ -113,13 +113,26 @@ def generalization_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[st
         "200 cells without an error, up to 1.5 % may be wrong.",
     ]
     for task, tables in tasks.items():
-        axes = np.ravel(sk.plotting.generalization(tables["scores"]))
+        axes = draw_transfer(tables["scores"])
         axes[0].figure.savefig(figure("generalization", task), dpi=110)
         plt.close("all")
         parts += [f"### {titles[task]}", picture("generalization", task), table(target_rows(tables))]
         if len(tables["unseen"]):
             parts += ["Cells of classes that were not in training went to:", table(tables["unseen"].round(1))]
     return [*parts, machine()]
+
+
+def draw_transfer(scores: pd.DataFrame) -> np.ndarray:
+    """Draw four scores of every target, and the same models' scores of held-out cells of the source as ticks."""
+    is_source, tables = scores["in_distribution"], []
+    source = scores[is_source].set_index(["method", "trained_on"])
+    for score in ("balanced_accuracy", "weighted_accuracy", "aggregated_f1", "median_f1"):
+        table = scores[~is_source].join(source[score].rename("held-out cells"), on=["method", "trained_on"])
+        table = table.rename(columns={f"{score}{end}": f"score{end}" for end in ("", "_low", "_high")})
+        tables.append(table.assign(task=words(score)))
+    table = pd.concat(tables)
+    table["transfer"] = table["trained_on"] + " → " + table["target"]
+    return sk.plotting.method_scores(table, "score", rows="transfer", hue="method", reference="held-out cells")
 
 
 def target_rows(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:

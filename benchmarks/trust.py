@@ -276,8 +276,13 @@ def draw_reliability(found: dict) -> None:
     rows = -(-len(found) // 3)
     figure, axes = plt.subplots(rows, 3, figsize=(10.2, 3.5 * rows), layout="constrained", squeeze=False)
     for ax, (task, tables) in zip(axes.flat, found.items(), strict=False):
-        sk.plotting.reliability_diagram(tables["bins"], ax=ax)
+        ax.plot([0, 1], [0, 1], color="0.5", linestyle=":", zorder=0)
+        for name, bins in tables["bins"].groupby("group", sort=False):
+            spread = np.abs(bins[["accuracy_low", "accuracy_high"]].sub(bins["accuracy"], axis=0)).T
+            ax.errorbar(bins["confidence"], bins["accuracy"], spread, fmt="o", markersize=4, label=name)
+        ax.set(xlabel="confidence", ylabel="accuracy", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         ax.set_title(task, fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
     for ax in axes.flat[len(found) :]:
         ax.set_axis_off()
     figure.savefig(ROOT / "docs/reliability.png", dpi=110)

@@ -147,7 +147,7 @@ def faithfulness(
     Examples
     --------
     >>> curves = sk.studies.faithfulness(model, cells, ["SIMS contributions", "random"], numbers=(0, 1, 10, 100))
-    >>> sk.plotting.faithfulness_curves(curves)
+    >>> sns.relplot(curves, kind="line", x="n_genes", y="probability", hue="method", col="curve")
     """
     given = methods if isinstance(methods, Mapping) else {}
     names, model = list(given) or _known(methods, CELL_RANKINGS), fitted_model(model)
