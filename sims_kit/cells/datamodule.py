@@ -107,11 +107,9 @@ class DataModule(LightningDataModule):
         self.input_dim, self.output_dim = len(self.genes), len(self.classes)
         sources = [file.expression for file in self._files]
         if len({(source.scale.state, source.scale == AS_IS) for source in sources}) > 1:
-            warnings.warn(
-                f"The files differ in scale: {', '.join(str(source.scale) for source in sources)}. All but those of "
-                "unknown scale are brought to log1p of 10,000 per cell; counts in every file would be safer.",
-                stacklevel=2,
-            )
+            found = f"The files differ in scale: {', '.join(str(source.scale) for source in sources)}"
+            taken = "All but those of unknown scale are brought to log1p of 10,000 per cell"
+            warnings.warn(f"{found}. {taken}; counts in every file would be safer.", stacklevel=2)
         self._dataset = CellDataset(sources, self.labels)
         if verbose:
             rank_zero_only(print)(self)
@@ -174,17 +172,10 @@ class DataModule(LightningDataModule):
         positions = getattr(self.split, part)
         if not len(positions):
             return []
-        return CellLoader(
-            self._dataset,
-            positions,
-            self.batch_size or 64,
-            shuffle=shuffle,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            shard=shard_of(self.trainer, part, len(positions)),
-            block_size=self.block_size,
-            buffer_size=self.buffer_size,
-        )
+        options = {"seed": self.seed, "num_workers": self.num_workers, "shuffle": shuffle}
+        options |= {"block_size": self.block_size, "buffer_size": self.buffer_size}
+        options |= {"shard": shard_of(self.trainer, part, len(positions))}
+        return CellLoader(self._dataset, positions, self.batch_size or 64, **options)
 
     def _read(self, i: int) -> "_File":
         item, labelfile, orientation = self.datafiles[i], self.labelfiles[i], self.orientations[i]
@@ -200,10 +191,8 @@ class DataModule(LightningDataModule):
         labels = obs[self.class_label] if self.labelled else pd.Series("all", obs.index)
         has_label = label_text(labels).notna().to_numpy()
         if not has_label.any():
-            raise LabelError(
-                f"{name}: none of {len(labels):,} cells has a {self.class_label!r}. Check class_label, and whether the "
-                "label file names these cells."
-            )
+            found = f"{name}: none of {len(labels):,} cells has a {self.class_label!r}"
+            raise LabelError(f"{found}. Check class_label, and whether the label file names these cells.")
         rows = np.flatnonzero(has_label)
         origin = adata.uns.get("sims_kit")  # of a dataset of the registry, unless it is another's entry
         origin = origin if isinstance(origin, Mapping) else {}
@@ -237,10 +226,8 @@ class DataModule(LightningDataModule):
             warnings.warn(f"{left_out} and are left out.", stacklevel=3)
         codes, classes = pd.factorize(labels, sort=True)
         if len(classes) < 2:
-            raise LabelError(
-                f"Column {self.class_label!r} has one class only, {classes[0]!r}, in {len(labels):,} cells. A "
-                "classifier needs at least two; check class_label."
-            )
+            found = f"Column {self.class_label!r} has one class only, {classes[0]!r}, in {len(labels):,} cells"
+            raise LabelError(f"{found}. A classifier needs at least two; check class_label.")
         return list(classes), codes
 
     def _split(self) -> Split:
@@ -248,10 +235,9 @@ class DataModule(LightningDataModule):
         split = stratified_split(self.labels, self.validation, self.test, self.seed, groups=groups)
         for part, share in (("validation", self.validation), ("test", self.test)):
             if share and not len(getattr(split, part)):
-                raise LabelError(
-                    f"None of the {len(self.classes)} classes has a cell to spare for the {part} part. Check that "
-                    f"{self.class_label!r} is the column of the labels, merge classes, or set {part}=0."
-                )
+                found = f"None of the {len(self.classes)} classes has a cell to spare for the {part} part"
+                way_out = f"that {self.class_label!r} is the column of the labels, merge classes, or set {part}=0"
+                raise LabelError(f"{found}. Check {way_out}.")
         return split
 
     def _common_genes(self) -> list[str]:

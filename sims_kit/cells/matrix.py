@@ -98,7 +98,7 @@ def _check_values(matrix: sp.csr_matrix, name: str, layers: Sequence[str]) -> No
         raise DataError(f"{name} is empty ({found}). Expected cells with expression values; check the file or layer.")
     if not np.isfinite([low, high]).all():
         found = f"{name} holds {np.count_nonzero(~np.isfinite(values)):,} NaN or infinite values"
-        raise DataError(f"{found}. Write 0 where a gene was not detected, or pass a layer whose values are finite.")
+        raise DataError(f"{found}. They must be finite: write 0 where a gene was not detected, or pass another layer.")
     if low < 0:
         here = f" This AnnData holds layer={' or '.join(map(repr, layers))}." if layers else ""
         raise DataError(
@@ -299,11 +299,9 @@ class Expression:
         if EARLIER_LOG in trained_on and self.scale.transform == "log1p(x)":
             self.scale = AS_IS  # as the reference was read at that time
         elif str(AS_IS) in trained_on and self.scale != AS_IS:
-            warnings.warn(
-                f"{self.name} holds {self.scale}, but the model was trained on values of unknown scale: its labels may "
-                "be wrong. Train the model on counts, or prepare the query as the reference was.",
-                stacklevel=3,
-            )
+            found = f"{self.name} holds {self.scale}, but the model was trained on values of unknown scale"
+            way_out = "Train the model on counts, or prepare the query as the reference was."
+            warnings.warn(f"{found}: its labels may be wrong. {way_out}", stacklevel=3)
 
     def select(self, cells: np.ndarray) -> "Expression":
         """The same expression for some of the cells, by rising position."""
@@ -458,17 +456,13 @@ def as_csr(matrix) -> sp.csr_matrix:
     try:
         if np.issubdtype(getattr(matrix, "dtype", np.float32), np.complexfloating):
             raise TypeError("complex numbers")
-        if sp.issparse(matrix):
-            csr = sp.csr_matrix(matrix)
-        else:
+        if not sp.issparse(matrix):
             blocks = (np.asarray(matrix[i : i + BLOCK], np.float32) for i in range(0, matrix.shape[0], BLOCK))
-            csr = sp.vstack([sp.csr_matrix((0, matrix.shape[1])), *map(sp.csr_matrix, blocks)], format="csr")
-        csr = csr.astype(np.float32, copy=False)
+            matrix = sp.vstack([sp.csr_matrix((0, matrix.shape[1])), *map(sp.csr_matrix, blocks)], format="csr")
+        csr = sp.csr_matrix(matrix).astype(np.float32, copy=False)
     except (TypeError, ValueError) as error:
-        raise DataError(
-            f"The matrix ({type(matrix).__name__}, {getattr(matrix, 'dtype', None)}) does not hold real "
-            "numbers. Expression values must be int or float: convert them with .astype('float32')."
-        ) from error
+        found = f"The matrix ({type(matrix).__name__}, {getattr(matrix, 'dtype', None)}) does not hold real numbers"
+        raise DataError(f"{found}. Expected int or float: convert the values with .astype('float32').") from error
     if csr.indices.dtype != csr.indptr.dtype:  # scipy would otherwise convert all indices for every batch
         csr = sp.csr_matrix((csr.data, csr.indices, csr.indptr), csr.shape)
     if not csr.has_canonical_format:
