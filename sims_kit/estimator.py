@@ -64,7 +64,7 @@ class SIMS(ClassifierMixin, BaseEstimator):
         groups of their own.
         """
         cells = as_cells(X)
-        y, groups = (obs_values(cells, values) for values in (y, groups))
+        y, groups = obs_values(cells, y), None if groups is None else obs_values(cells, groups)
         check_consistent_length(cells, y, groups)
         obs = pd.DataFrame({"label": class_labels(y, "y").to_numpy(), "group": groups}, index=cells.obs_names)
         if n_missing := obs["label"].isna().sum():
@@ -116,10 +116,10 @@ def as_cells(X, genes: Sequence[str] | None = None) -> AnnData:
     return AnnData(as_csr(matrix), var=pd.DataFrame(index=pd.Index(genes, dtype=object)))
 
 
-def obs_values(cells: AnnData, values) -> np.ndarray | None:
+def obs_values(cells: AnnData, values) -> np.ndarray:
     """(cells,) values, where a name stands for a column of `obs`."""
     if isinstance(values, str):
         if values not in cells.obs:
             raise UnknownNameError("obs column", values, cells.obs.columns)
         values = cells.obs[values]
-    return values if values is None else column_or_1d(values, warn=True)
+    return column_or_1d(values, warn=True)

@@ -111,6 +111,7 @@ def test_same_seed_same_result(cells):
     ("change", "error", "message"),
     [
         (dict(y="celltype"), UnknownNameError, "cell_type"),
+        (dict(y=None), ValueError, "y should be a 1d array"),
         (dict(y=["a"] * 160), LabelError, "one class"),
         (dict(y=[None] * 10 + ["a", "b"] * 75), LabelError, "10 of 160 cells have no label"),
         (dict(y=["a", "b"]), ValueError, "inconsistent numbers of samples"),

@@ -92,15 +92,12 @@ def marker_recovery(rankings: Mapping[str, pd.DataFrame], markers: pd.DataFrame,
         raise SettingError(f"k={k}: expected a number of genes from 1 to {markers.shape[1]:,}, those of the markers.")
     rows = []
     for method, ranking in rankings.items():
-        for own, true in zip(ranking.axes, markers.axes, strict=True):
-            if not own.is_unique or not true.is_unique or set(own) != set(true):
-                missing, more = examples(true.difference(own)) or "none", examples(own.difference(true)) or "none"
-                raise DataError(
-                    f"The ranking of {method!r} and the markers differ in their names: it lacks {missing} and has more "
-                    f"{more}, or one has a name twice. Select the same in both, as by markers.reindex."
-                )
-        ranking = ranking.loc[markers.index, markers.columns]
-        for (label, scores), true in zip(ranking.iterrows(), markers.to_numpy(), strict=True):
+        aligned = ranking.reindex(index=markers.index, columns=markers.columns)
+        if ranking.shape != markers.shape or aligned.isna().to_numpy().any():
+            found = f"The ranking of {method!r}, {ranking.shape[0]} classes x {ranking.shape[1]:,} genes"
+            expected = f"a score for each of the {markers.shape[0]} x {markers.shape[1]:,} of the markers, and no more"
+            raise DataError(f"{found}, does not fit. Expected {expected}; select the same in both, as by reindex.")
+        for (label, scores), true in zip(aligned.iterrows(), markers.to_numpy(), strict=True):
             scores, precision, area = scores.to_numpy(), np.nan, np.nan
             if true.any():
                 border = np.partition(scores, -k)[-k]

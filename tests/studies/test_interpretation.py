@@ -267,11 +267,11 @@ def test_stress_that_leaks_into_a_class_is_caught(stressed):
 @pytest.mark.parametrize(
     "ranking, markers, k, error, words",
     [
-        (RANKING[1:], MARKERS, 3, DataError, "lacks 'x' and"),
-        (RANKING, MARKERS[GENES[1:]], 3, DataError, "has more 'a'"),
-        (RANKING[["a", *GENES]], MARKERS, 3, DataError, "name twice"),
+        (RANKING[1:], MARKERS, 3, DataError, "2 classes x 6 genes, does not fit"),
+        (RANKING, MARKERS[GENES[1:]], 3, DataError, "each of the 3 x 5"),
+        (RANKING[["a", *GENES]], MARKERS, 3, ValueError, "duplicate"),
         (RANKING, MARKERS + 0.0, 3, DataError, "True and False"),
-        (RANKING[RANKING > 1], MARKERS, 3, ValueError, "NaN"),
+        (RANKING[RANKING > 1], MARKERS, 3, DataError, "does not fit"),
         (RANKING, MARKERS, 10, SettingError, r"k=10.*1 to 6"),
     ],
 )
