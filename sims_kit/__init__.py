@@ -18,7 +18,7 @@ _HOMES = {  # the module in which each name of the face is defined
     "cells.splits": ("stratified_split",),
     "datasets": ("load", "read"),
     "estimator": ("SIMS",),
-    "explanation": ("CellExplanation", "Explanation", "explain", "explain_cell"),
+    "explanation": ("explain", "explain_cell"),
     "model.classifier": ("SIMSClassifier",),
     "model.file": ("load_model", "save_model"),
     "model.recipe": ("RECIPES", "Recipe"),

@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
-__all__ = ["rejection_curve", "rejection_threshold", "reliability_table"]
+__all__ = ["rejection_curve", "rejection_threshold"]
 
 UNKNOWN = "Unknown"  # the label of a cell that is not answered
 BINS = 15  # of equal width; the number that most of the calibration literature reports

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sims_kit.datasets import catalogue, gene_table, load, prepare
+from sims_kit.datasets.load import catalogue, gene_table, load, prepare
 from sims_kit.datasets.registry import DataFile, Source, read_registry
 from sims_kit.errors import DataError, FetchError, SettingError, UnknownNameError
 
