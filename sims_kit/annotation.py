@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from itertools import cycle
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from sims_kit.calibration import UNKNOWN
 from sims_kit.cells.genes import GeneCoverage
 from sims_kit.cells.loaders import CellLoader, query_batches
 from sims_kit.cells.matrix import Scale, open_cells
-from sims_kit.errors import LabelError, SettingError, UnknownNameError
+from sims_kit.errors import LabelError, SettingError, UnknownNameError, refuse_unknown
 from sims_kit.files import make_folder, written_whole
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
@@ -34,12 +35,18 @@ Model = SIMSClassifier | str | os.PathLike
 ERROR_RATE = 0.05  # accepted among answered cells where a hierarchy is given and no rate
 GREY = "#bdbdbd"  # of "Unknown"
 RESOLUTIONS = {5_000: 5, 20_000: 10, 40_000: 15, 100_000: 20, 200_000: 25, math.inf: 30}  # CellTypist's, by cells
-WRITTEN = (
-    "label confidence second_label unseen vote vote_proportion set explained probabilities sets masks contributions"
+WRITTEN = (  # by `annotate`, `prediction_sets` and `Explanation.add_to`, after the key
+    *("label", "confidence", "second_label", "unseen", "vote", "vote_proportion", "set", "explained"),
+    *("probabilities", "sets", "masks", "contributions", "class_masks", "class_contributions"),
 )
-WRITTEN += (
-    " class_masks class_contributions"  # by `annotate`, `prediction_sets` and `Explanation.add_to`, after the key
-)
+OTHER_WORDS = {  # arguments of scanpy, CellTypist, scvi-tools and of earlier versions
+    "alpha": "Prediction sets are written by sims_kit.prediction_sets(query, model, alpha=0.1).",
+    **dict.fromkeys(("vote_by", "over_clustering"), "Pass vote='leiden', an obs column with clusters, or vote='auto'."),
+    "majority_voting": "Pass vote='auto', the majority label of over-clusters.",
+    "probability_threshold": "Pass threshold=0.5, or reject=0.05 for a share of errors among labelled cells.",
+    "use_raw": "Pass layer='raw' to read query.raw.",
+    "batch_key": "The query's batches are not needed. To validate on whole batches, pass groups= to sims_kit.fit.",
+}
 
 
 @plain_torch()
@@ -59,6 +66,7 @@ def annotate(
     batch_size: int = 1024,
     out: str | os.PathLike | None = None,
     copy: bool = False,
+    **unknown,
 ) -> ad.AnnData | None:
     """Label every cell of a query.
 
@@ -108,6 +116,9 @@ def annotate(
     >>> sc.pl.umap(query, color=["sims_label", "sims_vote", "sims_confidence"])
     >>> sk.annotate(query, "cortex.safetensors", threshold=0.5, layer="counts", device="cuda")
     """
+    refuse_unknown("annotate", unknown, [*signature(annotate).parameters][:-1], OTHER_WORDS)
+    if "/" in key_added:
+        raise SettingError(f"key_added={key_added!r}: give a name without a slash, which files could not hold.")
     model = fitted_model(model)
     threshold = _threshold(model, reject, threshold, hierarchy)
     out = out if out is None else _new_file(out, query)
@@ -128,7 +139,7 @@ def annotate(
         labels[confidence < threshold] = UNKNOWN
     clusters = None if vote is None else _over_clusters(batches) if vote == "auto" else query.obs[vote].to_numpy()
 
-    earlier = {f"{key_added}_{name}{suffix}" for name in WRITTEN.split() for suffix in ("", "_colors")}
+    earlier = {f"{key_added}_{name}{suffix}" for name in WRITTEN for suffix in ("", "_colors")}
     earlier.add(f"rank_genes_{key_added}")
     for kind in ("obs", "obsm", "layers", "varm", "uns"):
         for name in earlier & set(getattr(query, kind)):

@@ -213,6 +213,25 @@ def test_device(model, make_cells, monkeypatch):
             function(query, model, device="cuda")
 
 
+@pytest.mark.parametrize(
+    ("argument", "error", "words"),
+    [
+        ("majority_voting", SettingError, "vote='auto'"),
+        ("over_clustering", SettingError, "vote='leiden'"),
+        ("vote_by", SettingError, "vote='leiden'"),
+        ("alpha", SettingError, "sims_kit.prediction_sets"),
+        ("probability_threshold", SettingError, "threshold=0.5"),
+        ("use_raw", SettingError, "layer='raw'"),
+        ("batch_key", SettingError, "not needed"),
+        ("treshold", UnknownNameError, "Did you mean 'threshold'"),
+    ],
+)
+def test_words_of_other_packages(model, make_cells, argument, error, words):
+    """Arguments of CellTypist, scanpy and earlier versions are answered with what to pass instead."""
+    with pytest.raises(error, match=words):
+        sk.annotate(make_cells(), model, **{argument: True})
+
+
 def test_unseen_types_stand_out(make_cells):
     """Cells of a type that the model never saw have a higher unseen score than others."""
     cells = make_cells(n_cells=400, n_genes=200, n_classes=4)
