@@ -34,13 +34,7 @@ GENES_PER_BIN = 10  # at least: a smaller bin offers too few genes to exchange
 
 
 def rank_genes(
-    model: Model,
-    cells: AnnData,
-    label: str,
-    methods: str | Iterable[str] = RANKINGS,
-    *,
-    layer: str | None = None,
-    seed: int = 0,
+    model: Model, cells: AnnData, label: str, methods: str | Iterable[str] = RANKINGS, *, layer: str | None = None
 ) -> dict[str, pd.DataFrame]:
     """Score each gene for each class, by several methods: for each a table, classes x genes of the model.
 
@@ -49,8 +43,6 @@ def rank_genes(
     and ``"Wilcoxon"`` (scores of `scanpy.tl.rank_genes_groups`, the class against all other cells; 0 for genes without
     counts). `label` is the `obs` column with the class of each cell.
 
-    Examples
-    --------
     >>> rankings = sk.studies.rank_genes(model, cells, "cell_type", ["SIMS contributions", "Wilcoxon"])
     >>> rankings["Wilcoxon"].loc["B cell"].nlargest(10)
     """
@@ -68,7 +60,7 @@ def rank_genes(
         if method == "Wilcoxon":
             tables[method] = _wilcoxon(values, labels, model.genes)
         else:
-            scores = METHODS[method](seed)[-1].fit(values, labels).coef_
+            scores = METHODS[method](0)[-1].fit(values, labels).coef_
             scores = np.vstack([-scores, scores]) if len(scores) == 1 else scores  # of two classes, for the second
             tables[method] = pd.DataFrame(scores, np.unique(labels), model.genes)
     return {method: tables[method].rename_axis(index="class", columns="gene") for method in methods}
@@ -81,8 +73,6 @@ def marker_recovery(rankings: Mapping[str, pd.DataFrame], markers: pd.DataFrame,
     the first `k` genes (the mean over all orders of equal scores); ``auprc``, the average precision. NaN for a class
     without markers.
 
-    Examples
-    --------
     >>> recovery = sk.studies.marker_recovery(rankings, factors > 1)
     >>> recovery.groupby("method")["precision_at_k"].mean()
     """
@@ -264,11 +254,12 @@ def check_gene_set(
     if list(cells.obs_names) != list(explanation.cell_names):
         found = f"{cells.n_obs:,} cells, the explanation has {len(explanation.cell_names):,}"
         raise DataError(f"There are {found}, or they are in another order; pass the AnnData that was explained.")
-    members, labels = np.flatnonzero(explanation.gene_names.isin(genes)), explanation.labels
+    names, labels = explanation.gene_names, explanation.labels
+    members = np.flatnonzero(names.isin(genes))
     if not len(members):
-        found = f"None of the genes of the set ({examples(genes)}) is among the model's ("
-        raise GeneError(f"{found}{examples(explanation.gene_names)}). Name the set as the model names its genes.")
-    means = log_normalised(cells, list(explanation.gene_names), layer=layer).mean(axis=0, dtype=float).A1
+        found = f"None of the genes of the set ({examples(genes)}) is among the model's ({examples(names)})"
+        raise GeneError(f"{found}. Name the set as the model names its genes.")
+    means = log_normalised(cells, list(names), layer=layer).mean(axis=0, dtype=float).A1
     bins = np.array_split(np.argsort(means, kind="stable"), max(1, min(N_BINS, len(means) // GENES_PER_BIN)))
     sizes, rows, classes = abs(explanation.contributions), [], np.unique(labels)
     for chosen in [slice(None), *(labels == label for label in classes)]:

@@ -42,8 +42,11 @@ def test_celltypist_is_that_of_the_package(make_cells):
     class OneAgainstRest(OneVsRestClassifier):
         """What CellTypist asks scikit-learn for, which 1.8 has not any more."""
 
-        coef_ = property(lambda self: np.vstack([model.coef_ for model in self.estimators_]))
-        intercept_ = property(lambda self: np.concatenate([model.intercept_ for model in self.estimators_]))
+        def fit(self, X, y):
+            super().fit(X, y)
+            self.coef_ = np.vstack([model.coef_ for model in self.estimators_])
+            self.intercept_ = np.concatenate([model.intercept_ for model in self.estimators_])
+            return self
 
     def one_against_rest(multi_class, **settings):
         return OneAgainstRest(LogisticRegression(**settings))
