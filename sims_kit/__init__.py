@@ -22,8 +22,7 @@ _HOMES = {  # the module in which each name of the face is defined
     "model.classifier": ("SIMSClassifier",),
     "model.file": ("load_model", "save_model"),
     "model.recipe": ("RECIPES", "Recipe"),
-    "pretraining": ("pretrain",),
-    "training": ("fit", "generate_trainer"),
+    "training": ("fit", "generate_trainer", "pretrain"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _ROOMS = ("calibration", "datasets", "errors", "lessons", "metrics", "plotting", "studies", "text", "widgets")

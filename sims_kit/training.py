@@ -1,11 +1,16 @@
-"""Training: labelled cells and a recipe in, a fitted classifier out (thesis section 0.3.1)."""
+"""Training: labelled cells and a recipe in, a fitted classifier out (thesis section 0.3.1).
 
+`pretrain` takes cells without labels, and returns an encoder for `fit` to start from (thesis section 0.2.4).
+"""
+
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from anndata import AnnData
 from pytorch_lightning.callbacks import Callback
@@ -22,11 +27,9 @@ from sims_kit.model.recipe import Recipe, get_recipe
 from sims_kit.model.trainer import Module, Trainer, make_trainer, plain_torch
 
 OF_DATA = ("orientation", "layer", "groups", "genes", "validation", "test", "batch_size", "num_workers", "backed")
-OF_TRAINER = ("max_epochs", "devices", "checkpoints", "callbacks", "logger")
-OF_BOTH = ("seed", "verbose")
-OTHERS = "accelerator default_root_dir deterministic fast_dev_run gradient_clip_val num_nodes precision strategy"
+OF_DATA += ("seed", "verbose")
 HINTS = model_hints | {
-    **{name: f"It is Lightning's: pass trainer=dict({name}=...)." for name in OTHERS.split()},
+    **{name: f"It is Lightning's: pass trainer=dict({name}=...)." for name in inspect.signature(pl.Trainer).parameters},
     **dict.fromkeys(("batch_key", "sample_key", "donor_key"), "Name the column of donors or samples: groups=..."),
     **dict.fromkeys(("labels_key", "label_key", "class_label", "labels"), "Name the column of the labels: label=..."),
     **dict.fromkeys(("gpus", "use_gpu"), "Pass devices=..."),
@@ -85,7 +88,7 @@ def generate_trainer(
         options = dict(recipe=recipe, class_weights=class_weights, metrics=metrics, loss=loss)
         return SIMSClassifier(module.input_dim, module.output_dim, **names, **options)
 
-    trainer, model, module = assemble(recipe, make_model, settings, datafiles, labelfiles, class_label)
+    trainer, model, module = _assemble(recipe, make_model, settings, datafiles, labelfiles, class_label)
     if pretrained is not None:
         _start(model, fitted_model(pretrained, kind=MaskedPretraining))
     return trainer, model, module
@@ -173,15 +176,72 @@ def fit(
     return model.eval()
 
 
-def assemble(
+@plain_torch()
+def pretrain(
+    data,
+    *,
+    recipe: str | Recipe | Mapping[str, Any] = "default",
+    mask_share: float = 0.2,
+    unexpressed: float = 3.0,
+    orientation: str | Sequence[str] = "cells_by_genes",
+    layer: str | None = None,
+    groups: str | None = None,
+    genes: str | Sequence[str] | AnnData = "intersection",
+    validation: float = 0.1,
+    batch_size: int | None = None,
+    max_epochs: int | None = None,
+    seed: int = 0,
+    devices: int | list[int] | str = "auto",
+    num_workers: int = 0,
+    backed: bool | str = "auto",
+    checkpoints: str | os.PathLike | None = None,
+    callbacks: Callback | list[Callback] | None = None,
+    logger: str | Logger | bool | None = None,
+    verbose: bool = True,
+    trainer: Mapping[str, Any] | None = None,
+    **unknown,
+) -> MaskedPretraining:
+    """Train an encoder on cells without labels, by hiding genes from it; ``fit(..., pretrained=...)`` starts from it.
+
+    Parameters
+    ----------
+    data
+        As in `fit`, and so are the arguments that are not named here. All cells are used, and labels are not looked at;
+        a share of `validation` is held back to measure how well hidden genes are predicted.
+    recipe
+        As in `fit`, and the same as the classifier's; weight decay is left out.
+    mask_share, unexpressed
+        As in `MaskedPretraining`.
+
+    Examples
+    --------
+    >>> encoder = sk.pretrain([atlas, "more.h5ad"])
+    >>> model = sk.fit(cells, "cell_type", pretrained=encoder)
+    """
+    settings = dict(locals())  # all arguments by name
+    refuse_unknown("pretrain", settings.pop("unknown"), settings, HINTS)
+    recipe = get_recipe(recipe).changed(
+        optimizer_params={"weight_decay": 0.0},  # its pull is stronger than this loss's
+        monitor="val_loss",  # there is no accuracy
+        monitor_mode="min",
+    )
+
+    def make_model(module: DataModule) -> MaskedPretraining:
+        hidden = dict(mask_share=mask_share, unexpressed=unexpressed)
+        return MaskedPretraining(module.input_dim, genes=module.genes, recipe=recipe, **hidden)
+
+    trainer, model, module = _assemble(recipe, make_model, settings, data, test=0.0, labelled=False)
+    trainer.fit(model, datamodule=module)
+    return model.eval()
+
+
+def _assemble(
     recipe: Recipe, make_model: Callable[[DataModule], Module], settings: Mapping[str, Any], *data, **options
 ) -> tuple[Trainer, Module, DataModule]:
     """Trainer, model and data module of a recipe and of the arguments of `fit` or `pretrain`, given by name."""
     settings = {name: int(value) if isinstance(value, np.integer) else value for name, value in settings.items()}
-    for_trainer = {name: settings[name] for name in OF_TRAINER + OF_BOTH}
-    has_validation = settings["validation"] != 0
-    trainer = make_trainer(recipe, has_validation=has_validation, settings=settings["trainer"], **for_trainer)
-    module = DataModule(*data, **{name: settings[name] for name in OF_DATA + OF_BOTH if name in settings}, **options)
+    trainer = make_trainer(recipe, settings)
+    module = DataModule(*data, **{name: settings[name] for name in OF_DATA if name in settings}, **options)
     module.batch_size, trainer.fit_loop.max_epochs = recipe.schedule(
         len(module.split.train), settings["batch_size"], settings["max_epochs"], trainer.world_size
     )
@@ -198,9 +258,9 @@ def _start(model: SIMSClassifier, pretrained: MaskedPretraining) -> None:
     found = f"{coverage.n_matched:,} of the {coverage.n_model:,} genes of these cells ({coverage.fraction:.0%})"
     if coverage.fraction < USABLE:
         raise GeneError(
-            f"The pretrained encoder knows {found}; at least {USABLE:.0%} are needed. Its genes are "
-            f"{coverage.kind_query} ids such as {pretrained.genes[0]!r}; these are {coverage.kind_model} ids such as "
-            f"{model.genes[0]!r}. Pretrain on cells with ids of this kind and species."
+            f"The pretrained encoder knows {found}; at least {USABLE:.0%} are needed. It has {coverage.kind_query} ids "
+            f"such as {pretrained.genes[0]!r}, these cells {coverage.kind_model} ids such as {model.genes[0]!r}. "
+            "Pretrain on cells with ids of this kind and species."
         )
     if coverage.fraction < ENOUGH:
         warnings.warn(f"The pretrained encoder knows {found}; the others start as usual.", stacklevel=4)

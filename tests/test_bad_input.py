@@ -248,7 +248,7 @@ CASES = [
      FileNotFoundError, ["'m.safetensors'", "save_model"]),
     ("model file empty", lambda b: b.file("m.safetensors"), load_model, ModelFileError, ["'m.safetensors'", "again"]),
     ("model file cut short", lambda b: b.file("m", sk.save_model(b.model, "m").read_bytes()[:-9]), load_model,
-     ModelFileError, ["'m' is not a whole", "again"]),
+     ModelFileError, ["'m' cannot be read", "again"]),
     ("model file that is a pickle", lambda b: b.file("m.pkl", pickle.dumps({"weights": [1.0]})), load_model,
      ModelFileError, ["'m.pkl'", "save_model"]),
     ("model file that is a folder", lambda b: b.folder("m"), load_model, ModelFileError, ["'m' is a folder"]),

@@ -15,14 +15,7 @@ from anndata import AnnData
 
 import sims_kit as sk
 from sims_kit.datasets.registry import read_registry
-from sims_kit.errors import (
-    DataError,
-    LabelError,
-    ModelFileError,
-    RegistryError,
-    SettingError,
-    UnknownNameError,
-)
+from sims_kit.errors import DataError, LabelError, ModelFileError, RegistryError, SettingError, UnknownNameError
 
 QUIET = dict(verbose=False)
 SMALL = dict(n_models=1, n_d=2, n_a=2)

@@ -19,7 +19,7 @@ errors text files progress
 datasets metrics calibration
 cells plotting lessons
 model
-training pretraining annotation explanation estimator widgets
+training annotation explanation estimator widgets
 studies __main__ __init__
 """
 ROOMS = ("calibration", "datasets", "lessons", "metrics", "plotting", "studies", "widgets")  # open to users

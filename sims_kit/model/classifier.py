@@ -142,11 +142,11 @@ class SIMSClassifier(Module):
         module = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or module is None:
             return
-        if (module.input_dim, module.output_dim) != (self.input_dim, self.output_dim):
+        found, wanted = (module.input_dim, module.output_dim), (self.input_dim, self.output_dim)
+        if found != wanted:
             raise SettingError(
-                f"The model takes {self.input_dim} genes to {self.output_dim} classes, the data module holds "
-                f"{module.input_dim} and {module.output_dim}. Build the model with input_dim=module.input_dim, "
-                "output_dim=module.output_dim."
+                f"The data module has {found[0]} genes and {found[1]} classes, the model {wanted[0]} and {wanted[1]}. "
+                "Build the model with input_dim=module.input_dim, output_dim=module.output_dim."
             )
         monitored = ["val_loss", "train_loss", *self.metrics["val_"].keys(), *self.metrics["train_"].keys()]
         if self.recipe.monitor not in monitored:
@@ -259,7 +259,7 @@ class SIMSClassifier(Module):
         super().set_facts(facts)
         self.classes, cells, test = facts["classes"], facts["calibration_cells"], facts["test_metrics"]
         self.calibration_cells = cells and CalibrationCells(*(part.numpy() for part in cells))
-        self.test_metrics = None if test is None else pd.Series(test, name="test")
+        self.test_metrics = None if test is None else pd.Series(test, name="test", dtype=float)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.loss is not None:
@@ -303,13 +303,13 @@ class SIMSClassifier(Module):
         """What the model is, as texts by heading."""
         known, files, cells = self.metadata, self.provenance.get("files"), self.provenance.get("cells")
         files = files if isinstance(files, list) else []
-        names = [file.get("dataset") or file.get("file") if isinstance(file, Mapping) else file for file in files]
+        files = [file.get("dataset") or file.get("file") if isinstance(file, Mapping) else file for file in files]
         network = {name: value for name, value in self.recipe.network_settings.items() if value != vars(Recipe)[name]}
         test = {} if self.test_metrics is None else self.test_metrics
         texts = {
             "classes": ", ".join(self.classes or ()),
             "network": ", ".join(f"{name}={value}" for name, value in network.items()),
-            "trained on": ", ".join(map(str, names)),
+            "trained on": ", ".join(map(str, files)),
             "cells": ", ".join(f"{n:,} {part}" for part, n in cells.items()) if isinstance(cells, Mapping) else "",
             "calibrated": f"temperature {self.temperature.item():.3g}" if self.is_fitted else "",
             "test cells": ", ".join(f"{SHOWN[name]} {test[name]:.3f}" for name in SHOWN if name in test),

@@ -72,9 +72,6 @@ class Header:
         for what, names, least in (("genes", self.genes, 1), ("classes", self.classes, least_classes)):
             if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names) or len(names) < least:
                 raise SettingError(f"The {what} are {short(names)}; expected {least} or more names, each once.")
-        for name, value in (self.test_metrics or {}).items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise SettingError(f"The metric {name!r} is {short(value)}, not a number.")
 
 
 def save_model(
@@ -104,6 +101,8 @@ def save_model(
     """
     model = fitted_model(model, kind=MaskedPretraining if isinstance(model, MaskedPretraining) else SIMSClassifier)
     path, facts, given = Path(path).expanduser(), model.facts(), {"licence": licence, "notes": notes}
+    if path.is_dir():
+        raise SettingError(f"{str(path)!r} is a folder. Name a file, such as {str(path / 'model.safetensors')!r}.")
     known = model.metadata | {name: text for name, text in given.items() if text is not None}
     cells, _ = facts.pop("calibration_cells", None), facts.pop("history")
     header = Header(
@@ -190,6 +189,8 @@ def _find(source: str | os.PathLike, known_hash: str | None) -> Path:
             )
         return fetch_address(source, known_hash.removeprefix("sha256:").lower())
     path, published = Path(source).expanduser(), read_registry().models
+    if path.is_dir():
+        raise ModelFileError(f"{str(path)!r} is a folder. Expected a file that `save_model(model, path)` wrote.")
     if path.is_file():
         return path
     if str(source) in published:

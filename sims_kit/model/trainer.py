@@ -160,24 +160,14 @@ class Trainer(pl.Trainer):
             raise KeyboardInterrupt("Training was interrupted.") from None
 
 
-def make_trainer(
-    recipe: Recipe,
-    *,
-    has_validation: bool,
-    max_epochs: int | None = None,
-    seed: int = 0,
-    devices: int | list[int] | str = "auto",
-    callbacks: Callback | list[Callback] | None = None,
-    logger: str | Logger | bool | None = None,
-    checkpoints: str | os.PathLike | None = None,
-    verbose: bool = True,
-    settings: Mapping[str, Any] | None = None,
-) -> Trainer:
-    """A trainer that follows a recipe; everything is checked here, before any cells are read.
+def make_trainer(recipe: Recipe, arguments: Mapping[str, Any]) -> Trainer:
+    """A trainer that follows a recipe and the arguments of `sims_kit.fit`, given by name.
 
-    Arguments are those of `sims_kit.fit`, of which `settings` is the `trainer`. Where `max_epochs` is None, it is to be
-    set from `Recipe.schedule` once the number of cells is known.
+    Everything is checked here, before any cells are read. Where `max_epochs` is None, it is to be set from
+    `Recipe.schedule` once the number of cells is known.
     """
+    max_epochs, seed, devices, callbacks = (arguments[name] for name in ("max_epochs", "seed", "devices", "callbacks"))
+    has_validation = arguments["validation"] != 0
     if max_epochs is not None and (not isinstance(max_epochs, int) or max_epochs < 1):
         raise SettingError(f"max_epochs={max_epochs!r}: give a whole number of epochs, 1 or more.")
     if isinstance(seed, int) and seed > LARGEST_SEED:
@@ -187,18 +177,18 @@ def make_trainer(
             f"The recipe watches validation cells ({recipe.monitor!r}), and validation=0 leaves none. Set "
             "validation=0.1, or use a recipe with patience=None and another scheduler."
         )
-    settings = _trainer_settings(settings)
+    settings = _trainer_settings(arguments["trainer"])
     callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
     settings["enable_progress_bar"] = any(isinstance(callback, ProgressBar) for callback in callbacks)
-    if verbose:
+    if arguments["verbose"]:
         callbacks.append(Progress())
     callbacks.append(Seed(seed))
-    folder = None if checkpoints is None else Path(checkpoints).expanduser().resolve()
+    folder = arguments["checkpoints"] and Path(arguments["checkpoints"]).expanduser().resolve()
     if has_validation and recipe.best_epoch:
         callbacks.append(BestWeights(recipe.monitor, recipe.monitor_mode, folder))
     if has_validation and recipe.patience is not None:
         callbacks.append(EarlyStopping(recipe.monitor, mode=recipe.monitor_mode, patience=recipe.patience))
-    if folder is not None:
+    if folder:
         callbacks.insert(0, ResumePoint(folder))
     settings = {
         "gradient_clip_val": recipe.gradient_clip_val,
@@ -210,7 +200,7 @@ def make_trainer(
     }
     if devices in ("auto", None):  # one, unless torchrun or SLURM started several processes
         devices = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
-    logger = _make_logger(logger, Path(settings.get("default_root_dir") or "."))
+    logger = _make_logger(arguments["logger"], Path(settings.get("default_root_dir") or "."))
     with quiet_lightning():
         return Trainer(devices=devices, max_epochs=max_epochs or 1, callbacks=callbacks, logger=logger, **settings)
 

@@ -30,14 +30,9 @@ def test_thesis_recipe_is_the_thesis():
 
 def test_any_optimizer_and_scheduler():
     """Classes and arguments of the caller replace the recipe's, together with its arguments."""
-    model = SIMSClassifier(
-        20,
-        3,
-        optimizer=torch.optim.SGD,
-        optimizer_params={"lr": 0.5, "momentum": 0.9},
-        scheduler=torch.optim.lr_scheduler.StepLR,
-        scheduler_params={"step_size": 7},
-    )
+    sgd = dict(optimizer=torch.optim.SGD, optimizer_params={"lr": 0.5, "momentum": 0.9})
+    steps = dict(scheduler=torch.optim.lr_scheduler.StepLR, scheduler_params={"step_size": 7})
+    model = SIMSClassifier(20, 3, **sgd, **steps)
     configured = model.configure_optimizers()
     assert isinstance(configured["optimizer"], torch.optim.SGD) and configured["optimizer"].defaults["momentum"] == 0.9
     assert configured["lr_scheduler"]["scheduler"].step_size == 7
@@ -45,20 +40,12 @@ def test_any_optimizer_and_scheduler():
     assert isinstance(SIMSClassifier(20, 3, scheduler=False).configure_optimizers(), torch.optim.Adam)
 
 
-def test_a_parameter_of_the_recipes_optimizer():
-    """Changing one argument keeps the recipe's others."""
-    model = SIMSClassifier(20, 3, recipe="thesis", optimizer_params={"lr": 0.5})
-    defaults = model.configure_optimizers()["optimizer"].defaults
-    assert (defaults["lr"], defaults["weight_decay"]) == (0.5, 1e-3)
-
-
-def test_the_learning_rate_stands_in_one_place():
-    """A scheduler with a largest rate takes the optimiser's; other arguments of the optimiser stay."""
-    recipe = get_recipe({"optimizer_params": {"lr": 0.5}})
-    assert recipe.optimizer_params == {"lr": 0.5, "weight_decay": 3e-3}
-    model = SIMSClassifier(20, 3, recipe=recipe, scheduler_params={"total_steps": 10})
+def test_arguments_of_the_recipes_optimizer():
+    """Changing one keeps the recipe's others; a scheduler with a largest rate takes the optimiser's."""
+    assert get_recipe({"optimizer_params": {"lr": 0.5}}).optimizer_params == {"lr": 0.5, "weight_decay": 3e-3}
+    model = SIMSClassifier(20, 3, optimizer_params={"lr": 0.5}, scheduler_params={"total_steps": 10})
     (group,) = model.configure_optimizers()["optimizer"].param_groups
-    assert group["max_lr"] == 0.5
+    assert (group["max_lr"], group["weight_decay"]) == (0.5, 3e-3)
     assert RECIPES["default"].changed(optimizer=torch.optim.SGD).optimizer_params == {}
 
 
@@ -118,7 +105,6 @@ def test_predictions_are_full_softmax():
         (dict(genes=["a"]), SettingError, "1 genes"),
         (dict(classes=["a"]), SettingError, "1 classes"),
         (dict(recipe="thesys"), UnknownNameError, "thesis"),
-        (dict(recipe=dict(label_smooting=0.1)), UnknownNameError, "label_smoothing"),
         (dict(n_steps=3), SettingError, r"recipe=dict\(n_steps=...\)"),
         (dict(network=3), SettingError, "network=3"),
         (dict(optimizer_params={"learning_rate": 1}), UnknownNameError, "argument of Adam 'learning_rate'"),
