@@ -103,7 +103,7 @@ def csr(matrix: Tensor) -> sparse.csr_matrix:
 def _of_member(network: TabNet, steps: Sequence[Step], cells: Tensor, towards: Tensor) -> Tensor:
     """Masks divided by their sums, and contributions: sparse COO (B, G, 2)."""
     encoder, dense, parts = network.encoder, cells.to_dense(), []
-    scale, shift = normalisation(encoder.initial_bn, cells, dense)
+    scale, shift = normalisation(encoder.initial_bn, dense)
     table = encoder.initial_splitter.shared.glu_layers[0].fc.weight.T  # (G, W)
     for step, transform in zip(steps, encoder.feat_transformers, strict=True):
         mask = step.mask.to_sparse().coalesce()

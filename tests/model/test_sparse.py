@@ -9,12 +9,10 @@ from pytorch_tabnet.tab_network import AttentiveTransformer
 from torch import nn
 
 from sims_kit.model.sparse import (
+    FirstLayer,
     Mask,
-    expressed,
     expressed_mask,
-    first_layer,
     masked_first_layer,
-    moments,
     narrow_mask,
     sparsemax,
     update_statistics,
@@ -197,8 +195,7 @@ def test_mask_on_pairs_and_on_all_genes():
     for mask in (pairs, on_all):
         torch.testing.assert_close(mask.to_dense(), on_all.weights, rtol=0, atol=0)
         torch.testing.assert_close(mask.to_sparse().to_dense(), on_all.weights, rtol=0, atol=0)
-        squares = mask.sum_of(mask.weights.square())
-        torch.testing.assert_close(squares, on_all.weights.square().sum(1, keepdim=True))
+        torch.testing.assert_close(mask.squares(), on_all.weights.square().sum(1, keepdim=True))
 
 
 @pytest.mark.parametrize("genes", [None, torch.tensor([3, 1, 2])], ids=["all-genes", "pairs"])
@@ -391,10 +388,3 @@ def test_sparsemax_of_what_is_not_finite(bad):
     logits[1, 3] = bad
     with pytest.raises(FloatingPointError, match="diverged"):
         sparsemax(logits)
-
-
-@pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
-def test_expressed(make):
-    """The pairs of cell and gene with values above zero, cell by cell."""
-    cells = torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 0.0], [3.0, 0.0, 0.0]])
-    assert [part.tolist() for part in expressed(make(cells))] == [[0, 0, 2], [1, 2, 0]]
