@@ -16,16 +16,9 @@ from pytorch_tabnet.tab_network import AttentiveTransformer, FeatTransformer, in
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from sims_kit.errors import SettingError
-from sims_kit.model.sparse import (
-    FirstLayer,
-    Mask,
-    expressed_mask,
-    masked_first_layer,
-    narrow_mask,
-    sparsemax,
-    update_statistics,
-)
+from sims_kit.errors import SettingError, refuse_unknown
+from sims_kit.model.recipe import NETWORK_FIELDS, Recipe
+from sims_kit.model.sparse import FirstLayer, Mask, MaskScores, masked_first_layer, update_statistics
 from sims_kit.model.trainer import average_statistics, sum_across_devices
 
 NARROW = 1 / 16  # share of the genes: masks up to this width are computed on pairs of cell and gene, wider ones on all
@@ -86,12 +79,7 @@ class _Network(nn.Module):
 class TabNet(_Network):
     """A network that looks at a cell in a few steps, each through a sparse mask over genes.
 
-    Parameters
-    ----------
-    n_genes, n_classes
-        Width of the input and of the output.
-    n_d, n_a, ...
-        The network's settings: see `sims_kit.model.recipe.Recipe`, which also checks them.
+    Settings are the fields of `sims_kit.model.recipe.Recipe` that concern the network, with the same defaults.
 
     Examples
     --------
@@ -100,56 +88,40 @@ class TabNet(_Network):
     torch.Size([8, 5])
     """
 
-    def __init__(
-        self,
-        n_genes: int,
-        n_classes: int,
-        *,
-        n_d: int = 8,
-        n_a: int = 8,
-        n_steps: int = 3,
-        gamma: float = 1.3,
-        n_independent: int = 2,
-        n_shared: int = 2,
-        virtual_batch_size: int = 128,
-        momentum: float = 0.02,
-        input_momentum: float = 0.01,
-        mask_start: float = 1.0,
-        rescale_masked: bool = False,
-        gene_dropout: float = 0.0,
-        mask_temperature: float | None = None,
-        fixed_scale: bool = False,
-        additive: bool = False,
-        epsilon: float = 1e-15,
-    ):
+    def __init__(self, n_genes: int, n_classes: int, **settings):
         super().__init__()
-        sizes = dict(n_genes=n_genes, n_classes=n_classes, n_d=n_d, n_a=n_a, n_steps=n_steps, n_shared=n_shared)
-        for name, value in (sizes | dict(gamma=gamma)).items():
+        known = set(NETWORK_FIELDS) - {"n_models"}
+        refuse_unknown("TabNet", settings.keys() - known, known, kind="setting")
+        recipe = Recipe(**settings)  # which also checks them
+        for name, value in dict(n_genes=n_genes, n_classes=n_classes).items():
             if value < 1:
                 raise SettingError(f"{name} is {value}; TabNet needs at least 1.")
-        self.n_genes, self.virtual_batch_size, self.narrow = n_genes, virtual_batch_size, NARROW
-        self.rescale_masked, self.gene_dropout, self.mask_temperature = rescale_masked, gene_dropout, mask_temperature
+        self.n_genes, self.narrow, self.virtual_batch_size = n_genes, NARROW, recipe.virtual_batch_size
+        self.rescale_masked, self.gene_dropout = recipe.rescale_masked, recipe.gene_dropout
+        self.mask_temperature = recipe.mask_temperature
+        n_d, n_a, n_steps = recipe.n_d, recipe.n_a, recipe.n_steps
+        width, ghost = n_d + n_a, dict(virtual_batch_size=recipe.virtual_batch_size, momentum=recipe.momentum)
         # The encoder has pytorch-tabnet's layers under the same names, without its genes x genes matrix.
-        width, ghost = n_d + n_a, dict(virtual_batch_size=virtual_batch_size, momentum=momentum)
         encoder = self.encoder = nn.Module()
-        encoder.n_d, encoder.gamma, encoder.epsilon = n_d, gamma, epsilon
-        inputs = [n_genes] + [width] * (n_shared - 1)
+        encoder.n_d, encoder.gamma, encoder.epsilon = n_d, recipe.gamma, recipe.epsilon
+        inputs = [n_genes] + [width] * (recipe.n_shared - 1)
         shared = nn.ModuleList(nn.Linear(n_inputs, 2 * width, bias=False) for n_inputs in inputs)
         first, *others = (
-            FeatTransformer(n_genes, width, shared, n_glu_independent=n_independent, **ghost)
+            FeatTransformer(n_genes, width, shared, n_glu_independent=recipe.n_independent, **ghost)
             for _ in range(1 + n_steps)
         )
-        encoder.initial_bn = FixedScale(n_genes) if fixed_scale else nn.BatchNorm1d(n_genes, momentum=input_momentum)
+        batch_norm = nn.BatchNorm1d(n_genes, momentum=recipe.input_momentum)
+        encoder.initial_bn = FixedScale(n_genes) if recipe.fixed_scale else batch_norm
         encoder.initial_splitter, encoder.feat_transformers = first, nn.ModuleList(others)
         encoder.att_transformers = nn.ModuleList(
             AttentiveTransformer(n_a, n_genes, group_matrix=None, **ghost) for _ in range(n_steps)
         )
         for attention in encoder.att_transformers:
-            nn.init.constant_(attention.bn.bn.weight, mask_start)
+            nn.init.constant_(attention.bn.bn.weight, recipe.mask_start)
         self.final_mapping = nn.Linear(n_d, n_classes, bias=False)
         initialize_non_glu(self.final_mapping, n_d, n_classes)
-        self.additive_weight = nn.Parameter(torch.zeros(n_genes, n_classes)) if additive else None
-        self.additive_bias = nn.Parameter(torch.zeros(n_classes)) if additive else None
+        self.additive_weight = nn.Parameter(torch.zeros(n_genes, n_classes)) if recipe.additive else None
+        self.additive_bias = nn.Parameter(torch.zeros(n_classes)) if recipe.additive else None
 
     def forward(self, cells: Tensor) -> TabNetOutput:
         """Logits and mask entropy of a batch of log-normalised cells, (B, G), dense or sparse (CSR).
@@ -169,11 +141,11 @@ class TabNet(_Network):
         with torch.autocast(cells.device.type, enabled=False):
             if cells.dtype in (torch.float16, torch.bfloat16):
                 cells = cells.float()
-            dense, cells = cells.to_dense(), cells.detach().to_sparse_csr()  # (B, G) both
+            dense = cells.to_dense()  # (B, G)
             if self.training:
                 self._check_ghost_batches(len(cells))
                 if self.gene_dropout:
-                    cells = _hide(cells, self.gene_dropout)
+                    cells = _hide(cells.detach().to_sparse_csr(), self.gene_dropout)
                     dense = cells.to_dense()
             return self._steps(cells, dense)
 
@@ -185,11 +157,15 @@ class TabNet(_Network):
         attention = after_first_layer(encoder.initial_splitter, out)[:, n_d:]  # (B, n_a)
         expressed = None
         if self.mask_temperature is not None:
-            positions = cells.to_sparse_coo().indices()  # (2, values): cells, genes
-            expressed = positions[:, cells.values() > 0]  # (2, P); hidden genes are zeros among the values
+            stored = cells.detach().to_sparse_coo().coalesce()
+            expressed = stored.indices()[:, stored.values() > 0]  # (2, P): cells, genes; hidden genes are stored zeros
         steps, past = [], []
         for attend, transform in zip(encoder.att_transformers, encoder.feat_transformers, strict=True):
-            mask = self._mask(attention, attend, past, expressed)
+            scores = MaskScores(attention, attend, past, encoder.gamma)
+            if expressed is not None:
+                mask = scores.expressed_mask(expressed, self.mask_temperature)
+            else:
+                mask = scores.narrow_mask(self.narrow * self.n_genes) or scores.wide_mask()
             past.append(mask)
             out = masked_first_layer(mask, dense, scale, shift, table, self.additive_weight)  # (B, W) or (B, W + C)
             if self.rescale_masked:
@@ -199,20 +175,6 @@ class TabNet(_Network):
             decision, attention = torch.relu(out[:, :n_d]), out[:, n_d:]  # (B, n_d), (B, n_a)
             steps.append(Step(mask, decision, evidence))
         return steps
-
-    def _mask(
-        self, attention: Tensor, attend: AttentiveTransformer, past: Sequence[Mask], expressed: Tensor | None
-    ) -> Mask:
-        """The mask of a step, by one of three paths that agree where they meet."""
-        gamma = self.encoder.gamma
-        if expressed is not None:  # on the genes that each cell expresses
-            return expressed_mask(attention, attend, past, gamma, expressed, self.mask_temperature)
-        mask = narrow_mask(attention, attend, past, gamma, self.narrow * self.n_genes)
-        if mask is not None:  # on the few genes that it keeps
-            return mask
-        prior = math.prod((gamma - other.to_dense() for other in past), start=attention.new_ones(()))  # (B, G)
-        weights = sparsemax(attend.bn(attend.fc(attention)) * prior)  # (B, G), on all genes
-        return Mask(weights, None, None, weights.shape)
 
     def logits_of(self, steps: Sequence[Step]) -> Tensor:
         """The logits, (B, C), that the steps of a batch add up to."""
@@ -300,8 +262,10 @@ def normalisation(norm: nn.Module, dense: Tensor) -> tuple[Tensor, Tensor]:
         return norm.scale, norm.shift
     mean, variance = norm.running_mean, norm.running_var  # (G,)
     if norm.training:
-        mean = dense.detach().mean(0)
-        variance = (dense.detach() - mean).square_().mean(0)  # three times as fast as torch.var_mean
+        exact = dense.detach().double()  # a rare gene's rounding error would be divided by its small variance
+        mean = exact.mean(0)
+        variance = (exact - mean).square_().mean(0).to(dense.dtype)  # three times as fast as torch.var_mean
+        mean = mean.to(dense.dtype)
         update_statistics(norm, mean[None], variance[None], [len(dense)])
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     return scale, norm.bias - mean * scale

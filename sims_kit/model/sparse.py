@@ -8,6 +8,7 @@ Shapes in comments: B cells, G genes, P pairs of cell and gene, A attention widt
 V ghost batches.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -76,69 +77,18 @@ class Mask(NamedTuple):
         logits[pairs] *= 1 - self.weights[first:last] / gamma
 
 
-# --- Masks of a step ---
+class MaskScores:
+    """The logits of a step's masks, (B, G), of which only some are ever computed at a time, and the masks they give.
 
-
-def narrow_mask(
-    attention: Tensor, attend: AttentiveTransformer, past: Sequence[Mask], gamma: float, widest: float
-) -> Mask | None:
-    """The mask of a step over all genes, on pairs of cell and gene; None when a few cells' masks exceed `widest` genes.
-
-    `attention` is (B, A), `attend` the step's attention transformer (a linear layer and a batch normalisation in ghost
-    batches). A gene's logit is multiplied by ``gamma - weight`` of each mask in `past`. In training, the running
-    statistics are updated, unless None is returned.
+    `attention` is (B, A), `attend` the step's attention transformer: a linear layer and a batch normalisation in V
+    ghost batches (one in evaluation), which follows from the mean and the covariance of the attention. A gene's logit
+    is multiplied by ``gamma - weight`` of each mask in `past`. Making a mask in training updates running statistics.
 
     Source: TabNet's attentive transformer, Arik and Pfister 2021, arXiv:1908.07442; thesis section 0.2.5.
     """
-    scores, found = _Scores(attention, attend, past, gamma), []
-    with torch.no_grad():
-        for start, logits in scores.of_all_genes():
-            probe = logits[:: -(-len(logits) // PROBE)]
-            if not found and len(_support(probe)[0]) > widest * len(probe):
-                return None
-            cells, genes = _support(logits)
-            found.append((cells + start, genes))
-    cells, genes = (torch.cat(part) for part in zip(*found, strict=True))
-    return scores.mask_on(cells, genes)
-
-
-def expressed_mask(
-    attention: Tensor,
-    attend: AttentiveTransformer,
-    past: Sequence[Mask],
-    gamma: float,
-    pairs: tuple[Tensor, Tensor],
-    temperature: float,
-) -> Mask:
-    """The mask of a step among the genes that each cell expresses; arguments as in `narrow_mask`.
-
-    `pairs` are the positions of the cells, ascending, and of the genes; logits are divided by the temperature before
-    sparsemax. Running statistics are updated from all genes of all cells. The mask of a cell without genes is empty.
-    """
-    scores, (cells, genes), values = _Scores(attention, attend, past, gamma), pairs, []
-    with torch.no_grad():
-        for start, logits in scores.of_all_genes():
-            first, last = torch.searchsorted(cells, cells.new_tensor([start, start + len(logits)])).tolist()
-            values.append(logits[cells[first:last] - start, genes[first:last]])
-        values = torch.cat(values) / temperature  # (P,)
-        top = values.new_full(attention.shape[:1], -torch.inf).scatter_reduce(0, cells, values, "amax")  # (B,)
-        top_of_pairs = top.index_select(0, cells)
-        if not torch.isfinite(top_of_pairs).all():
-            raise FloatingPointError(DIVERGED)
-        tau = torch.full_like(top, -1)
-        cells, genes, _ = _above_threshold(cells, genes, values - top_of_pairs, tau, until_stable=True)
-    return scores.mask_on(cells, genes, temperature)
-
-
-class _Scores:
-    """The logits of a step's mask, (B, G), of which only some are ever computed at a time.
-
-    Their batch normalisation, in V ghost batches, follows from the mean and the covariance of the attention. Evaluation
-    has one ghost batch.
-    """
 
     def __init__(self, attention: Tensor, attend: AttentiveTransformer, past: Sequence[Mask], gamma: float):
-        self.attend, self.past, self.gamma = attend, past, gamma
+        self.attention, self.attend, self.past, self.gamma = attention, attend, past, gamma
         weight, norm = attend.fc.weight.detach(), attend.bn.bn  # weight: (G, A)
         if attend.training:
             ghosts = attention.chunk(-(-len(attention) // attend.bn.virtual_batch_size))
@@ -150,7 +100,44 @@ class _Scores:
         else:
             self.ghosts, self.variance = [attention], norm.running_var[None]
 
-    def of_all_genes(self) -> Iterator[tuple[int, Tensor]]:
+    def narrow_mask(self, widest: float) -> Mask | None:
+        """The mask over all genes, on pairs of cell and gene; None when a few cells' masks exceed `widest` genes."""
+        found = []
+        with torch.no_grad():
+            for start, logits in self._of_all_genes():
+                probe = logits[:: -(-len(logits) // PROBE)]
+                if not found and len(_support(probe)[0]) > widest * len(probe):
+                    return None
+                cells, genes = _support(logits)
+                found.append((cells + start, genes))
+        return self._mask_on(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+    def wide_mask(self) -> Mask:
+        """The mask over all genes, in which every gene of every cell has a place."""
+        prior = math.prod((self.gamma - mask.to_dense() for mask in self.past), start=self.attention.new_ones(()))
+        weights = sparsemax(self.attend.bn(self.attend.fc(self.attention)) * prior)  # (B, G)
+        return Mask(weights, None, None, weights.shape)
+
+    def expressed_mask(self, pairs: Tensor, temperature: float) -> Mask:
+        """The mask among these pairs of cell, ascending, and gene, (2, P); empty in a cell without any.
+
+        Logits are divided by the temperature before sparsemax. Running statistics are updated from all genes.
+        """
+        (cells, genes), values = pairs, []
+        with torch.no_grad():
+            for start, logits in self._of_all_genes():
+                first, last = torch.searchsorted(cells, cells.new_tensor([start, start + len(logits)])).tolist()
+                values.append(logits[cells[first:last] - start, genes[first:last]])
+            values = torch.cat(values) / temperature  # (P,)
+            top = values.new_full((len(self.attention),), -torch.inf).scatter_reduce(0, cells, values, "amax")  # (B,)
+            top_of_pairs = top.index_select(0, cells)
+            if not torch.isfinite(top_of_pairs).all():
+                raise FloatingPointError(DIVERGED)
+            tau = torch.full_like(top, -1)
+            cells, genes, _ = _above_threshold(cells, genes, values - top_of_pairs, tau, until_stable=True)
+        return self._mask_on(cells, genes, temperature)
+
+    def _of_all_genes(self) -> Iterator[tuple[int, Tensor]]:
         """Logits of a few cells at a time, without gradients, and the position of the first of these cells.
 
         Shape (cells, G and more), -inf where there is no gene; valid until the next cells.
@@ -177,7 +164,7 @@ class _Scores:
                 yield start, logits
                 start += len(cells)
 
-    def of_pairs(self, cells: Tensor, genes: Tensor, places: Tensor) -> Tensor:
+    def _of_pairs(self, cells: Tensor, genes: Tensor, places: Tensor) -> Tensor:
         """Normalised logits, (P,), with gradients and without the prior; a pair's gene is ``genes[place]``."""
         norm, weight = self.attend.bn.bn, F.embedding(genes, self.attend.fc.weight)  # (genes, A)
         products = (F.embedding(places, weight) * F.embedding(cells, torch.cat(self.ghosts))).sum(1)  # (P,)
@@ -190,10 +177,10 @@ class _Scores:
         scale_of_pair = cells // len(self.ghosts[0]) * len(genes) + places
         return products * scale.flatten().index_select(0, scale_of_pair) + shift.index_select(0, places)
 
-    def mask_on(self, cells: Tensor, genes: Tensor, temperature: float = 1.0) -> Mask:
+    def _mask_on(self, cells: Tensor, genes: Tensor, temperature: float = 1.0) -> Mask:
         """The mask whose support is these pairs of cell and gene, with gradients; running statistics are updated."""
-        n_cells, index = sum(map(len, self.ghosts)), genes.unique(return_inverse=True)
-        logits = self.of_pairs(cells, *index) / temperature  # (P,)
+        n_cells, index = len(self.attention), genes.unique(return_inverse=True)
+        logits = self._of_pairs(cells, *index) / temperature  # (P,)
         for mask in self.past:
             logits = logits * (self.gamma - mask.at(cells, genes))
         top = logits.new_zeros(n_cells).scatter_reduce(0, cells, logits.detach(), "amax", include_self=False)  # (B,)
@@ -270,9 +257,9 @@ def update_statistics(norm: nn.BatchNorm1d, means: Tensor, variances: Tensor, si
 class FirstLayer(torch.autograd.Function):
     """A linear layer on normalised cells, ``(cells * scale + shift) @ weight.T``, (B, W); and the weight by gene.
 
-    Cells are CSR (B, G), `dense` is ``cells.to_dense()``, `scale` and `shift` are (G,), `weight` (W, G). The second
-    result, (G, W), is for `masked_first_layer`: its gradients, on few genes each, are added up in this layer's, so that
-    none of them is as large as the weight.
+    Cells are (B, G), CSR or dense, `dense` is ``cells.to_dense()``, `scale` and `shift` are (G,), `weight` (W, G). The
+    second result, (G, W), is for `masked_first_layer`: its gradients, on few genes each, are added up in this layer's,
+    so that none of them is as large as the weight.
     """
 
     @staticmethod
@@ -284,7 +271,7 @@ class FirstLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor, of_table: Tensor) -> tuple:
-        """Gradients of all but the CSR cells."""
+        """Gradients of all but `cells`, which are kept because CSR ones are smaller."""
         cells, scale, shift, weight = ctx.saved_tensors
         total, of_weight = gradient.sum(0), gradient.T @ cells.to_dense()  # (W,), (W, G)
         of_dense = gradient @ (weight * scale) if ctx.needs_input_grad[1] else None
