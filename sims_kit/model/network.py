@@ -264,8 +264,8 @@ def normalisation(norm: nn.Module, dense: Tensor) -> tuple[Tensor, Tensor]:
     if norm.training:
         exact = dense.detach().double()  # a rare gene's rounding error would be divided by its small variance
         mean = exact.mean(0)
-        variance = (exact - mean).square_().mean(0).to(dense.dtype)  # three times as fast as torch.var_mean
-        mean = mean.to(dense.dtype)
+        variance = (exact - mean).square_().mean(0)  # three times as fast as torch.var_mean
+        mean, variance = mean.to(dense.dtype), variance.to(dense.dtype)
         update_statistics(norm, mean[None], variance[None], [len(dense)])
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     return scale, norm.bias - mean * scale

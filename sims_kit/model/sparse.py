@@ -238,9 +238,6 @@ def _above_threshold(
             return rows, columns, tau
 
 
-# --- The first layer ---
-
-
 @torch.no_grad()
 def update_statistics(norm: nn.BatchNorm1d, means: Tensor, variances: Tensor, sizes: Sequence[int]) -> None:
     """Move running statistics as batch normalisation does after batches of these sizes, one after the other.
@@ -304,9 +301,6 @@ def masked_first_layer(
         rows = torch.cat([rows, F.embedding(genes, additive)], dim=1)
     starts = torch.searchsorted(mask.cells, torch.arange(len(dense), device=dense.device))  # (B,), of each cell's pairs
     return F.embedding_bag(places, rows, starts, mode="sum", per_sample_weights=weights)
-
-
-# --- Sparsemax over all genes ---
 
 
 def sparsemax(logits: Tensor) -> Tensor:

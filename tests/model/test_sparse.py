@@ -6,9 +6,8 @@ import pytest
 import torch
 from pytorch_tabnet.sparsemax import Sparsemax
 from pytorch_tabnet.tab_network import AttentiveTransformer
-from torch import nn
 
-from sims_kit.model.sparse import FirstLayer, Mask, MaskScores, masked_first_layer, sparsemax, update_statistics
+from sims_kit.model.sparse import FirstLayer, Mask, MaskScores, masked_first_layer, sparsemax
 
 ALL = 10**6  # wider than any mask: pairs are never refused
 
@@ -146,18 +145,6 @@ def test_not_finite_is_an_error(bad, cell, training):
     attention[cell, 2] = bad
     with pytest.raises(FloatingPointError, match="diverged"):
         MaskScores(attention, _attend(4, 300, training=training), [], 1.3).narrow_mask(ALL)
-
-
-@pytest.mark.parametrize("momentum", [0.02, 1.0, None])
-def test_update_statistics(momentum):
-    """Running statistics move as those of torch's batch normalisation."""
-    ours, theirs = nn.BatchNorm1d(5, momentum=momentum), nn.BatchNorm1d(5, momentum=momentum)
-    for n_cells in (4, 9, 2):
-        cells = torch.randn(n_cells, 5)
-        theirs(cells)
-        update_statistics(ours, cells.mean(0, keepdim=True), cells.var(0, correction=0)[None], [n_cells])
-    for name, buffer in ours.named_buffers():
-        torch.testing.assert_close(buffer, dict(theirs.named_buffers())[name], rtol=1e-13, atol=1e-14)
 
 
 def test_mask_on_pairs_and_on_all_genes():
@@ -302,15 +289,3 @@ def test_second_derivatives_are_refused():
     (gradient,) = torch.autograd.grad(out.square().sum(), weight, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.square().sum().backward()
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 50.0])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (7, 63), (5, 3000)])
-def test_sparsemax(shape, scale):
-    """Values and gradients are the oracle's, from one-hot to uniform masks and for a single row."""
-    logits, upstream = scale * torch.randn(shape), torch.randn(shape)
-    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    mask, expected = sparsemax(ours), Sparsemax(dim=-1)(theirs * 1.0)
-    mask.backward(upstream), expected.backward(upstream)
-    torch.testing.assert_close(mask, expected, rtol=0, atol=1e-14)
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-12)
