@@ -53,7 +53,12 @@ class UnknownNameError(SimsError, KeyError):
 
 
 def refuse_unknown(
-    function: str, unknown: Iterable[str], known: Iterable[str], hints: Mapping[str, str], *, kind: str = "argument"
+    function: str,
+    unknown: Iterable[str],
+    known: Iterable[str],
+    hints: Mapping[str, str] | None = None,
+    *,
+    kind: str = "argument",
 ) -> None:
     """Raise for the first unknown name, with what to write instead if `hints` has it, else with the nearest names.
 
@@ -62,7 +67,7 @@ def refuse_unknown(
     sims_kit.errors.SettingError: fit has no argument 'epochs'. Write max_epochs=...
     """
     for name in unknown:
-        if name in hints:
+        if hints and name in hints:
             raise SettingError(f"{function} has no {kind} {name!r}. {hints[name]}")
         raise UnknownNameError(f"{kind} of {function[0].lower() + function[1:]}", name, known)
 
