@@ -128,7 +128,7 @@ class Module(pl.LightningModule):
     def teardown(self, stage: str) -> None:
         """In the first of forked processes, keep the facts for the main one; Lightning itself returns the weights."""
         main, path = getattr(self.trainer, "main_process", (os.getpid(), None))
-        if os.getpid() != main and self.trainer.is_global_zero:
+        if stage == "fit" and os.getpid() != main and self.trainer.is_global_zero:
             torch.save(self.facts(), path)
 
 
