@@ -117,8 +117,7 @@ def annotate(
     >>> sk.annotate(query, "cortex.safetensors", threshold=0.5, layer="counts", device="cuda")
     """
     refuse_unknown("annotate", unknown, [*signature(annotate).parameters][:-1], OTHER_WORDS)
-    if "/" in key_added:
-        raise SettingError(f"key_added={key_added!r}: give a name without a slash, which files could not hold.")
+    check_key(key_added)
     model = fitted_model(model)
     threshold = _threshold(model, reject, threshold, hierarchy)
     out = out if out is None else _new_file(out, query)
@@ -190,6 +189,7 @@ def prediction_sets(
     >>> sk.prediction_sets(query, model, alpha=0.05)
     >>> query.obsm["sims_sets"].sum(axis=1)  # classes per cell
     """
+    check_key(key_added)
     model = fitted_model(model)
     cells = _calibration_cells(model)
     quantiles = calibration.conformal_quantiles(cells.nonconformity, cells.labels, len(model.classes), alpha)
@@ -227,6 +227,7 @@ def embed(
     >>> sk.embed(query, model)
     >>> sc.pp.neighbors(query, use_rep="X_sims")
     """
+    check_key(key_added)
     model = fitted_model(model)
     query, is_own, batches, *_ = _opened(query, model, layer, species, copy)
     model.eval()
@@ -320,6 +321,12 @@ def on_device(model: SIMSClassifier, device: str | torch.device | None) -> Itera
         yield
     finally:
         model.to(before)
+
+
+def check_key(key_added: str) -> None:
+    """Refuse a key that a file could not hold."""
+    if not isinstance(key_added, str) or not key_added or "/" in key_added:
+        raise SettingError(f"key_added={key_added!r}: give a name without a slash, which files could not hold.")
 
 
 def add_notes(query: ad.AnnData, key_added: str, **notes) -> None:

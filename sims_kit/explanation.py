@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from sims_kit.annotation import Cells, Model, add_notes, batches_for, on_device
+from sims_kit.annotation import Cells, Model, add_notes, batches_for, check_key, on_device
 from sims_kit.cells.genes import align_genes, gene_rows
 from sims_kit.cells.matrix import open_cells
 from sims_kit.errors import DataError, UnknownNameError
@@ -75,6 +75,7 @@ class Explanation:
           ``sc.pl.rank_genes_groups(adata, key="rank_genes_sims")`` and ``sc.get.rank_genes_groups_df``.
         - ``obs["sims_explained"]``: the classes by which cells were grouped.
         """
+        check_key(key_added)
         if list(adata.obs_names) != list(self.cell_names):
             sizes = f"adata has {adata.n_obs} cells, the explanation {len(self.cell_names)}, or in another order"
             raise DataError(f"{sizes}; pass the AnnData that was explained.")

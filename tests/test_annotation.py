@@ -232,6 +232,15 @@ def test_words_of_other_packages(model, make_cells, argument, error, words):
         sk.annotate(make_cells(), model, **{argument: True})
 
 
+@pytest.mark.parametrize("write", [sk.annotate, sk.prediction_sets, sk.embed])
+def test_keys_that_files_cannot_hold(model, make_cells, write):
+    """A slash in a key would make a file that cannot be read again."""
+    with pytest.raises(SettingError, match="without a slash"):
+        write(make_cells(), model, key_added="a/b")
+    with pytest.raises(SettingError, match="without a slash"):
+        sk.explain(model, make_cells()).add_to(make_cells(), key_added="a/b")
+
+
 def test_unseen_types_stand_out(make_cells):
     """Cells of a type that the model never saw have a higher unseen score than others."""
     cells = make_cells(n_cells=400, n_genes=200, n_classes=4)

@@ -252,6 +252,8 @@ CASES = [
     ("model file that is a pickle", lambda b: b.file("m.pkl", pickle.dumps({"weights": [1.0]})), load_model,
      ModelFileError, ["'m.pkl'", "save_model"]),
     ("model file that is a folder", lambda b: b.folder("m"), load_model, ModelFileError, ["'m' is a folder"]),
+    ("name of a checkpoint to save a model to", good, lambda x, b: sk.save_model(b.model, "m.ckpt"),
+     SettingError, ["'m.ckpt'", "checkpoint of Lightning", ".safetensors"]),
     ("folder to save a model to", lambda b: b.folder("m"), lambda x, b: sk.save_model(b.model, x),
      SettingError, ["'m' is a folder", "m/model.safetensors"]),
 ]

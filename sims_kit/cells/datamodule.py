@@ -168,6 +168,8 @@ class DataModule(LightningDataModule):
         classes = f"{len(self.classes)} classes" if self.labelled else "labels not used"
         return "\n".join([*lines, f"{classes}, {len(self.genes):,} genes, cells: {parts}"])
 
+    __repr__ = __str__
+
     def _loader(self, part: str, shuffle: bool = False) -> CellLoader | list:
         positions = getattr(self.split, part)
         if not len(positions):

@@ -1,5 +1,6 @@
 """The classifier: TabNet as a LightningModule that knows its genes and its classes (thesis section 0.3.1)."""
 
+import html
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -328,6 +329,11 @@ class SIMSClassifier(Module):
     def __repr__(self) -> str:
         lines = [f"  {heading:10} {textwrap.shorten(text, 100)}" for heading, text in self._summary().items()]
         return "\n".join([self._title, *lines])
+
+    def _repr_html_(self) -> str:
+        texts = {name: html.escape(textwrap.shorten(text, 100)) for name, text in self._summary().items()}
+        rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in texts.items())
+        return f"<p>{html.escape(self._title)}</p><table>{rows}</table>"
 
     def card(self) -> str:
         """A short Markdown page about the model, to go with its file.

@@ -103,6 +103,8 @@ def save_model(
     path, facts, given = Path(path).expanduser(), model.facts(), {"licence": licence, "notes": notes}
     if path.is_dir():
         raise SettingError(f"{str(path)!r} is a folder. Name a file, such as {str(path / 'model.safetensors')!r}.")
+    if path.suffix == ".ckpt":
+        raise SettingError(f"{str(path)!r} would be taken for a checkpoint of Lightning. End its name in .safetensors.")
     known = model.metadata | {name: text for name, text in given.items() if text is not None}
     cells, _ = facts.pop("calibration_cells", None), facts.pop("history")
     header = Header(
