@@ -70,7 +70,7 @@ class CellDataset:
 
     def batch(self, rows: sp.csr_matrix, positions: Sequence[int]) -> CellBatch:
         """Rows of these positions with their labels, as tensors."""
-        index = (torch.from_numpy(part.astype(np.int64)) for part in (rows.indptr, rows.indices))  # 32 bits may overflow
+        index = (torch.from_numpy(part.astype(np.int64)) for part in (rows.indptr, rows.indices))  # not 32 bits
         cells = torch.sparse_csr_tensor(*index, torch.from_numpy(rows.data), size=rows.shape, check_invariants=False)
         return CellBatch(cells, torch.from_numpy(self.labels[np.asarray(positions, dtype=np.int64)]))
 
