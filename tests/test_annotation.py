@@ -217,11 +217,9 @@ def test_device(model, make_cells, monkeypatch):
     ("argument", "error", "words"),
     [
         ("majority_voting", SettingError, "vote='auto'"),
-        ("over_clustering", SettingError, "vote='leiden'"),
         ("vote_by", SettingError, "vote='leiden'"),
         ("alpha", SettingError, "sims_kit.prediction_sets"),
         ("probability_threshold", SettingError, "threshold=0.5"),
-        ("use_raw", SettingError, "layer='raw'"),
         ("batch_key", SettingError, "not needed"),
         ("treshold", UnknownNameError, "Did you mean 'threshold'"),
     ],

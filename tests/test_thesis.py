@@ -25,10 +25,7 @@ def files(make_cells, tmp_path, monkeypatch):
 def test_first_listing(files):
     """Three objects that fit together; training leaves no folder behind, as no logger was asked for."""
     trainer, model, module = generate_trainer(
-        datafiles=["data.h5ad"],
-        labelfiles=["labels.csv"],
-        class_label="Cell Type",
-        max_epochs=3,
+        datafiles=["data.h5ad"], labelfiles=["labels.csv"], class_label="Cell Type", max_epochs=3
     )
     trainer.fit(model, datamodule=module)
     assert len(model.history) == 3 and model.classes == module.classes and model.is_fitted
@@ -41,30 +38,18 @@ def test_second_listing(files, kind):
     package = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}.get(kind, "yaml")
     if find_spec(package) is None:
         pytest.skip(f"{package} is not installed: pip install 'sims_kit[tracking]'")
-    module = DataModule(
-        datafiles=["data.h5ad"],
-        labelfiles=["labels.csv"],
-        class_label="Cell Type",
-    )
+    module = DataModule(datafiles=["data.h5ad"], labelfiles=["labels.csv"], class_label="Cell Type")
     where = {"project": "Single-Cell Classifier"} if kind == "WandbLogger" else {"save_dir": "logs"}
     logger = getattr(pl.loggers, kind)(name="name", **where)
-    early_stopping_callback = pl.callbacks.EarlyStopping(
-        monitor="val_loss",
-        patience=4,
-    )
+    early_stopping_callback = pl.callbacks.EarlyStopping(monitor="val_loss", patience=4)
     trainer = pl.Trainer(
         accelerator="cpu",  # gpus=1 in the thesis
         logger=logger,
         gradient_clip_val=0.5,
-        callbacks=[
-            early_stopping_callback,
-        ],
+        callbacks=[early_stopping_callback],
         max_epochs=3,
     )
-    model = SIMSClassifier(
-        input_dim=module.input_dim,
-        output_dim=module.output_dim,
-    )
+    model = SIMSClassifier(input_dim=module.input_dim, output_dim=module.output_dim)
     trainer.fit(model, datamodule=module)
     assert list(model.history.index) == [0, 1, 2] and len([name for name in model.history if name[:4] == "val_"]) > 12
     assert module.batch_size == RECIPES["default"].schedule(len(module.split.train))[0]
