@@ -22,14 +22,21 @@ PAIRS = 2**16  # of cell and gene, treated at once
 class Explained(NamedTuple):
     """What a network looked at in a batch of B cells, and what came of it."""
 
-    logits: Tensor  # (B, C); of an ensemble, logarithms of the mean probabilities
-    masks: Tensor  # CSR (B, G), as by `TabNet.explain`, each row divided by its sum; of an ensemble, the mean
-    contributions: Tensor  # CSR (B, G) with the same pairs of cell and gene, of either sign
+    logits: Tensor
+    """(B, C); of an ensemble, logarithms of the mean probabilities."""
+    masks: Tensor
+    """Sparse CSR (B, G): aggregated masks as by `TabNet.explain`, each row divided by its sum; of an ensemble, the
+    mean over its networks."""
+    contributions: Tensor
+    """Sparse CSR (B, G) with the same pairs of cell and gene, of either sign."""
 
 
 @torch.no_grad()
 def explain_batch(
-    network: TabNet | Ensemble, cells: Tensor, towards: Tensor | None = None, adjustment: Tensor | float = 0.0
+    network: TabNet | Ensemble,
+    cells: Tensor,
+    towards: Tensor | None = None,
+    adjustment: Tensor | float = 0.0,
 ) -> Explained:
     """Aggregated masks of a batch, and what each gene adds to a combination of the logits.
 
@@ -39,20 +46,24 @@ def explain_batch(
 
     Parameters
     ----------
-    network, cells
-        In evaluation mode; (B, G), as for `TabNet.forward`.
+    network
+        In evaluation mode.
+    cells
+        (B, G), as for `TabNet.forward`.
     towards
         (B, C), the weights of the logits: 1 for one class and -1 for another compares the two. By default the predicted
         class against the mean of all.
     adjustment
         (C,), added to the logits of each network: the classifier's `logit_adjustment`.
     """
-    pairs = [(member, member.steps(cells)) for member in members(network)]
-    logits = mean_logits([member.logits_of(steps) + adjustment for member, steps in pairs])  # (B, C)
+    steps = [member.steps(cells) for member in members(network)]
+    pairs = list(zip(members(network), steps, strict=True))
+    each = [member.logits_of(own) + adjustment for member, own in pairs]
+    logits = mean_logits(each)
     if towards is None:
         towards = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)[logits.argmax(1)]
         towards -= 1 / logits.shape[1]
-    parts = [_of_member(member, steps, cells, towards) for member, steps in pairs]
+    parts = [_of_member(member, own, cells, towards) for member, own in pairs]
     both = sum(parts[1:], start=parts[0]).coalesce()  # (B, G, 2)
     (rows, genes), values = both.indices(), both.values() / len(parts)
     starts = torch.searchsorted(rows, torch.arange(len(cells) + 1, device=rows.device))
@@ -92,29 +103,29 @@ def csr(matrix: Tensor) -> sparse.csr_matrix:
 def _of_member(network: TabNet, steps: Sequence[Step], cells: Tensor, towards: Tensor) -> Tensor:
     """Masks divided by their sums, and contributions: sparse COO (B, G, 2)."""
     encoder, dense, parts = network.encoder, cells.to_dense(), []
-    scale, shift = normalisation(encoder.initial_bn, dense)
+    scale, shift = normalisation(encoder.initial_bn, cells, dense)
     table = encoder.initial_splitter.shared.glu_layers[0].fc.weight.T  # (G, W)
-    width = table.shape[1]
-    if network.additive_weight is not None:
-        table = torch.cat([table, network.additive_weight], dim=1)  # (G, W + C)
     for step, transform in zip(steps, encoder.feat_transformers, strict=True):
         mask = step.mask.to_sparse().coalesce()
         (rows, genes), weights = mask.indices(), mask.values()  # (P,)
-        values = weights * (dense[rows, genes] * scale[genes] + shift[genes])  # (P,), masked
+        values = weights * (dense[rows, genes] * scale[genes] + shift[genes])  # (P,)
         if network.rescale_masked:
-            values = values / step.mask.squares().clamp(min=torch.finfo(values.dtype).tiny)[rows, 0]
-        read = torch.sparse_coo_tensor(mask.indices(), values, mask.shape) @ table[:, :width]  # (B, W)
-        slopes = _mean_slopes(network, transform, read, towards)  # (B, W)
-        if network.additive_weight is not None:
-            slopes = torch.cat([slopes, towards], dim=1)  # (B, W + C)
-        chunks = zip(rows.split(PAIRS), genes.split(PAIRS), strict=True)
-        effects = [(table[of_gene] * slopes[of_cell]).sum(1) for of_cell, of_gene in chunks]  # of one unit of a value
-        both = torch.stack([weights * step.strength()[rows], values * torch.cat(effects)], dim=1)  # (P, 2)
+            squares = weights.new_zeros(len(cells)).index_add(0, rows, weights.square())
+            values = values / squares.clamp(min=torch.finfo(values.dtype).tiny)[rows]
+        read = torch.sparse_coo_tensor(mask.indices(), values, mask.shape) @ table  # (B, W)
+        slopes = _mean_slopes(network, transform, read, towards)
+        effects = [  # of one unit of each pair's masked value on the combination, (P,)
+            (table[some_genes] * slopes[some_rows]).sum(1)
+            + (0 if (w := network.additive_weight) is None else (w[some_genes] * towards[some_rows]).sum(1))
+            for some_rows, some_genes in zip(rows.split(PAIRS), genes.split(PAIRS), strict=True)
+        ]
+        both = torch.stack([weights * step.strength()[rows], values * torch.cat(effects)], dim=1)
         parts.append(torch.sparse_coo_tensor(mask.indices(), both, (*mask.shape, 2)))
-    total = sum(parts[1:], start=parts[0]).coalesce()  # (B, G, 2)
-    rows, (weights, added) = total.indices()[0], total.values().unbind(1)
-    sums = weights.new_zeros(len(cells)).index_add(0, rows, weights).clamp(min=torch.finfo(weights.dtype).tiny)  # (B,)
-    return torch.sparse_coo_tensor(total.indices(), torch.stack([weights / sums[rows], added], dim=1), total.shape)
+    total = sum(parts[1:], start=parts[0]).coalesce()
+    rows, values = total.indices()[0], total.values()
+    sums = values.new_zeros(len(cells)).index_add(0, rows, values[:, 0]).clamp(min=torch.finfo(values.dtype).tiny)
+    both = torch.stack([values[:, 0] / sums[rows], values[:, 1]], dim=1)
+    return torch.sparse_coo_tensor(total.indices(), both, total.shape)
 
 
 def _mean_slopes(network: TabNet, transform, read: Tensor, towards: Tensor) -> Tensor:

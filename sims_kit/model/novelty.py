@@ -53,8 +53,8 @@ class Novelty(nn.Module):
         squares, sizes = torch.zeros(n_genes, dtype=torch.float64), torch.zeros(n_classes, dtype=torch.float64)
         sample, room = [], torch.full((n_classes,), max(FEWEST, SAMPLE // n_classes))
         for cells, labels in batches:
-            labels, cells = labels.cpu(), cells.cpu().to_sparse_csr().to_sparse_coo()
-            (rows, genes), values = cells.indices(), cells.values()
+            labels = labels.cpu()
+            rows, genes, values = _entries(cells.cpu())
             ranks = one_hot(labels, n_classes).cumsum(0).gather(1, labels[:, None])[:, 0]
             kept = ranks <= room[labels]  # (B,), while the sample has room for the class
             room -= labels[kept].bincount(minlength=n_classes)
@@ -80,13 +80,13 @@ class Novelty(nn.Module):
 
     def distances(self, cells: Tensor) -> Tensor:
         """Minus the cosine with the nearest class mean, and minus the largest margin, (B, 2), of cells (B, G)."""
-        cells, means = cells.to_sparse_csr(), self.means * self.weights  # (B, G), (C, G)
-        rows, genes = cells.to_sparse_coo().indices()
-        squares = (cells.values() * self.weights[genes]).square()
-        norms = squares.new_zeros(len(cells), 1).index_add(0, rows, squares[:, None]).sqrt()  # (B, 1)
+        cells = cells.to_sparse_csr() if cells.layout == torch.strided else cells
+        rows, genes, values = _entries(cells)
+        means = self.means * self.weights  # (C, G)
+        squares = values.new_zeros(len(cells)).index_add(0, rows, (values * self.weights[genes]).square())  # (B,)
         inner, margins = torch.sparse.mm(cells, torch.cat([means * self.weights, self.planes]).T).chunk(2, dim=1)
-        cosines = inner / (norms * means.norm(dim=1)).clamp(min=1e-12)  # (B, C)
-        return -torch.stack([cosines.amax(1), (margins + self.offsets).amax(1)], 1)
+        cosines = inner / (squares.sqrt()[:, None] * means.norm(dim=1)).clamp(min=1e-12)  # (B, C)
+        return -torch.stack([cosines.max(1).values, (margins + self.offsets).max(1).values], 1)
 
     def set_reference(self, logits: Tensor, distances: Tensor) -> None:
         """Centre and spread of validation cells: calibrated logits (B, C), and their `distances` (B, 2)."""
@@ -121,3 +121,10 @@ def _planes(sample: list[tuple[csr_matrix, np.ndarray]], n_classes: int, n_genes
         offsets[found] = torch.from_numpy(sign[:, 0] * machine.intercept_).float()
         fitted[found] = 1
     return planes, offsets, fitted
+
+
+def _entries(cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and value of the entries that are not zero."""
+    cells = cells.to_sparse_csr() if cells.layout == torch.strided else cells
+    rows = torch.repeat_interleave(torch.arange(len(cells), device=cells.device), cells.crow_indices().diff())
+    return rows, cells.col_indices(), cells.values()

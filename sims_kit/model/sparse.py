@@ -8,7 +8,6 @@ Shapes in comments: B cells, G genes, P pairs of cell and gene, A attention widt
 V ghost batches.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ BLOCK = 8  # genes whose maximum the search looks at first, and maxima whose max
 STAGGER = 16  # unused columns: rows that start a multiple of 4 kB apart would evict each other from the cache
 PROBE = 8  # cells whose masks are measured before masks on pairs are made
 AT_ONCE = 2**21 + 2**19  # logits searched at once on a CPU, 10 MB: 128 cells of 20,000 genes fit the cache
+VALUES = 2**18  # values summed at once in float64: copies of 2 MB
 DIVERGED = (
     "The attention produced NaN or infinite values, so no mask can be drawn. Training has diverged: "
     "lower the learning rate, clip gradients, or look for extreme values in the input."
@@ -29,13 +29,18 @@ DIVERGED = (
 
 
 class Mask(NamedTuple):
-    """The masks of one step for B cells: on P pairs of cell and gene, or on all genes."""
+    """The masks of one step for B cells: on pairs of cell and gene, or on all genes."""
 
-    weights: Tensor  # (P,) or (B, G), non-negative; the weights of a cell sum to one
-    cells: Tensor | None  # (P,), position of each pair's cell, ascending; None on all genes
-    genes: Tensor | None  # (P,), position of each pair's gene; None on all genes
-    shape: tuple[int, int]  # B, G
-    index: tuple[Tensor, Tensor] | None = None  # on pairs, if known: ``genes.unique(return_inverse=True)``
+    weights: Tensor
+    """(P,) or (B, G), non-negative; the weights of a cell sum to one."""
+    cells: Tensor | None
+    """(P,), position of each pair's cell, ascending; None on all genes."""
+    genes: Tensor | None
+    """(P,), position of each pair's gene; None on all genes."""
+    shape: tuple[int, int]
+    """B and G."""
+    index: tuple[Tensor, Tensor] | None = None
+    """On pairs, the genes that occur, ascending, and (P,) the place of each pair's gene among them, if known."""
 
     def to_dense(self) -> Tensor:
         """All weights, (B, G)."""
@@ -51,12 +56,11 @@ class Mask(NamedTuple):
         pairs = torch.stack([self.cells[kept], self.genes[kept]])
         return torch.sparse_coo_tensor(pairs, self.weights[kept], self.shape, check_invariants=False)
 
-    def squares(self) -> Tensor:
-        """Each cell's sum of squared weights, (B, 1); 0 in a cell without genes."""
-        squares = self.weights.square()
+    def sum_of(self, values: Tensor) -> Tensor:
+        """Sums over each cell of `values`, which has the shape of the weights; (B, 1)."""
         if self.genes is None:
-            return squares.sum(1, keepdim=True)
-        return squares.new_zeros(self.shape[0]).index_add(0, self.cells, squares)[:, None]
+            return values.sum(1, keepdim=True)
+        return values.new_zeros(self.shape[0]).index_add(0, self.cells, values)[:, None]
 
     def at(self, cells: Tensor, genes: Tensor) -> Tensor:
         """Weights of other pairs of cell and gene, zero where this mask has none."""
@@ -77,121 +81,133 @@ class Mask(NamedTuple):
         logits[pairs] *= 1 - self.weights[first:last] / gamma
 
 
-class MaskScores:
-    """The logits of a step's masks, (B, G), of which only some are ever computed at a time, and the masks they give.
+# --- Masks of a step ---
 
-    `attention` is (B, A), `attend` the step's attention transformer: a linear layer and a batch normalisation in V
-    ghost batches (one in evaluation), which follows from the mean and the covariance of the attention. A gene's logit
-    is multiplied by ``gamma - weight`` of each mask in `past`. Making a mask in training updates running statistics.
+
+def narrow_mask(
+    attention: Tensor, attend: AttentiveTransformer, past: Sequence[Mask], gamma: float, widest: float
+) -> Mask | None:
+    """The mask of a step over all genes, on pairs of cell and gene; None when a few cells' masks exceed `widest` genes.
+
+    `attention` is (B, A), `attend` the step's attention transformer (a linear layer and a batch normalisation in ghost
+    batches). A gene's logit is multiplied by ``gamma - weight`` of each mask in `past`. In training, the running
+    statistics are updated, unless None is returned.
 
     Source: TabNet's attentive transformer, Arik and Pfister 2021, arXiv:1908.07442; thesis section 0.2.5.
     """
+    if widest < 1:
+        return None
+    ghosts, found = _ghosts(attention, attend), []
+    with torch.no_grad():
+        for start, logits in _all_logits(ghosts, attend, past, gamma):
+            probe = logits[:: -(-len(logits) // PROBE)]
+            if not found and len(_support(probe)[0]) > widest * len(probe):
+                return None
+            cells, genes = _support(logits)
+            found.append((cells + start, genes))
+    cells, genes = (torch.cat(part) for part in zip(*found, strict=True))
+    return _mask_on(cells, genes, attend, past, gamma, ghosts)
 
-    def __init__(self, attention: Tensor, attend: AttentiveTransformer, past: Sequence[Mask], gamma: float):
-        self.attention, self.attend, self.past, self.gamma = attention, attend, past, gamma
-        weight, norm = attend.fc.weight.detach(), attend.bn.bn  # weight: (G, A)
-        if attend.training:
-            ghosts = attention.chunk(-(-len(attention) // attend.bn.virtual_batch_size))
-            self.means = torch.stack([ghost.mean(0) for ghost in ghosts])  # (V, A)
-            self.ghosts = [ghost - mean for ghost, mean in zip(ghosts, self.means, strict=True)]  # (cells, A) each
-            self.covariance = torch.stack([ghost.T @ ghost / len(ghost) for ghost in self.ghosts])  # (V, A, A)
-            products = (torch.mm(weight, of_ghost).mul_(weight) for of_ghost in self.covariance.detach())
-            self.variance = torch.stack([product.sum(1) for product in products])  # (V, G)
-        else:
-            self.ghosts, self.variance = [attention], norm.running_var[None]
 
-    def narrow_mask(self, widest: float) -> Mask | None:
-        """The mask over all genes, on pairs of cell and gene; None when a few cells' masks exceed `widest` genes."""
-        found = []
-        with torch.no_grad():
-            for start, logits in self._of_all_genes():
-                probe = logits[:: -(-len(logits) // PROBE)]
-                if not found and len(_support(probe)[0]) > widest * len(probe):
-                    return None
-                cells, genes = _support(logits)
-                found.append((cells + start, genes))
-        return self._mask_on(*(torch.cat(part) for part in zip(*found, strict=True)))
+def expressed_mask(
+    attention: Tensor,
+    attend: AttentiveTransformer,
+    past: Sequence[Mask],
+    gamma: float,
+    pairs: tuple[Tensor, Tensor],
+    temperature: float,
+) -> Mask:
+    """The mask of a step among the genes that each cell expresses; arguments as in `narrow_mask`.
 
-    def wide_mask(self) -> Mask:
-        """The mask over all genes, in which every gene of every cell has a place."""
-        prior = math.prod((self.gamma - mask.to_dense() for mask in self.past), start=self.attention.new_ones(()))
-        weights = sparsemax(self.attend.bn(self.attend.fc(self.attention)) * prior)  # (B, G)
-        return Mask(weights, None, None, weights.shape)
+    `pairs` is from `expressed`; logits are divided by the temperature before sparsemax. Running statistics are updated
+    from all genes of all cells. The mask of a cell without genes is empty.
+    """
+    ghosts, (cells, genes), values = _ghosts(attention, attend), pairs, []
+    with torch.no_grad():
+        for start, logits in _all_logits(ghosts, attend, past, gamma):
+            first, last = torch.searchsorted(cells, cells.new_tensor([start, start + len(logits)])).tolist()
+            values.append(logits[cells[first:last] - start, genes[first:last]])
+        values = torch.cat(values) / temperature  # (P,)
+        top = values.new_full(attention.shape[:1], -torch.inf).scatter_reduce(0, cells, values, "amax")  # (B,)
+        top_of_pairs = top.index_select(0, cells)
+        if not torch.isfinite(top_of_pairs).all():
+            raise FloatingPointError(DIVERGED)
+        tau = torch.full_like(top, -1)
+        cells, genes, _ = _above_threshold(cells, genes, values - top_of_pairs, tau, until_stable=True)
+    return _mask_on(cells, genes, attend, past, gamma, ghosts, temperature)
 
-    def expressed_mask(self, pairs: Tensor, temperature: float) -> Mask:
-        """The mask among these pairs of cell, ascending, and gene, (2, P); empty in a cell without any.
 
-        Logits are divided by the temperature before sparsemax. Running statistics are updated from all genes.
-        """
-        (cells, genes), values = pairs, []
-        with torch.no_grad():
-            for start, logits in self._of_all_genes():
-                first, last = torch.searchsorted(cells, cells.new_tensor([start, start + len(logits)])).tolist()
-                values.append(logits[cells[first:last] - start, genes[first:last]])
-            values = torch.cat(values) / temperature  # (P,)
-            top = values.new_full((len(self.attention),), -torch.inf).scatter_reduce(0, cells, values, "amax")  # (B,)
-            top_of_pairs = top.index_select(0, cells)
-            if not torch.isfinite(top_of_pairs).all():
-                raise FloatingPointError(DIVERGED)
-            tau = torch.full_like(top, -1)
-            cells, genes, _ = _above_threshold(cells, genes, values - top_of_pairs, tau, until_stable=True)
-        return self._mask_on(cells, genes, temperature)
+def expressed(cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of cells, ascending, and of genes with values above zero, both (P,); cells (B, G), dense or CSR."""
+    if cells.layout == torch.strided:
+        return (cells > 0).nonzero(as_tuple=True)
+    rows = torch.arange(len(cells), device=cells.device).repeat_interleave(cells.crow_indices().diff())
+    above = cells.values() > 0  # gene dropout leaves zeros among the values
+    return rows[above], cells.col_indices()[above]
 
-    def _of_all_genes(self) -> Iterator[tuple[int, Tensor]]:
-        """Logits of a few cells at a time, without gradients, and the position of the first of these cells.
 
-        Shape (cells, G and more), -inf where there is no gene; valid until the next cells.
-        """
-        weight, norm, prior = self.attend.fc.weight, self.attend.bn.bn, self.gamma ** len(self.past)
-        n_genes, n_a = weight.shape
-        columns = -(-n_genes // BLOCK**3) * BLOCK**3  # three levels of blocks
-        at_once = len(self.ghosts[0])  # on other devices than a CPU, each search would wait for the device
-        if weight.device.type == "cpu":
-            at_once = min(at_once, max(PROBE, AT_ONCE // columns))
-        memory, table = weight.new_empty(at_once, columns + STAGGER), weight.new_empty(n_genes, n_a + 1)
-        start, scales = 0, prior * norm.weight * torch.rsqrt(self.variance + norm.eps)  # (V, G)
-        for ghost, scale in zip(self.ghosts, scales, strict=True):
-            torch.mul(weight, scale[:, None], out=table[:, :-1])
-            table[:, -1] = prior * norm.bias  # the shift is one more column of the table
-            if not self.attend.training:
-                table[:, -1] -= norm.running_mean * scale
-            for cells in F.pad(ghost, (0, 1), value=1.0).split(at_once):  # (cells, A + 1)
-                logits = memory[: len(cells), :columns]
-                logits[:, n_genes:] = -torch.inf
-                torch.mm(cells, table.T, out=logits[:, :n_genes])
-                for mask in self.past:
-                    mask.apply_prior(logits[:, :n_genes], slice(start, start + len(cells)), self.gamma)
-                yield start, logits
-                start += len(cells)
+class _Ghosts(NamedTuple):
+    """The batch normalisation of the logits, known without computing them.
 
-    def _of_pairs(self, cells: Tensor, genes: Tensor, places: Tensor) -> Tensor:
-        """Normalised logits, (P,), with gradients and without the prior; a pair's gene is ``genes[place]``."""
-        norm, weight = self.attend.bn.bn, F.embedding(genes, self.attend.fc.weight)  # (genes, A)
-        products = (F.embedding(places, weight) * F.embedding(cells, torch.cat(self.ghosts))).sum(1)  # (P,)
-        if self.attend.training:
-            mean, variance = 0, (torch.matmul(weight, self.covariance) * weight).sum(2)  # (V, genes)
-        else:
-            mean, variance = norm.running_mean[genes], norm.running_var[None, genes]  # (genes,), (1, genes)
-        scale = norm.weight[genes] * torch.rsqrt(variance + norm.eps)  # (V, genes)
-        shift = norm.bias[genes] - mean * scale[0]  # (genes,)
-        scale_of_pair = cells // len(self.ghosts[0]) * len(genes) + places
-        return products * scale.flatten().index_select(0, scale_of_pair) + shift.index_select(0, places)
+    V ghost batches of `size` cells, the last with fewer, are normalised apart; in evaluation there is one.
+    """
 
-    def _mask_on(self, cells: Tensor, genes: Tensor, temperature: float = 1.0) -> Mask:
-        """The mask whose support is these pairs of cell and gene, with gradients; running statistics are updated."""
-        n_cells, index = len(self.attention), genes.unique(return_inverse=True)
-        logits = self._of_pairs(cells, *index) / temperature  # (P,)
-        for mask in self.past:
-            logits = logits * (self.gamma - mask.at(cells, genes))
-        top = logits.new_zeros(n_cells).scatter_reduce(0, cells, logits.detach(), "amax", include_self=False)  # (B,)
-        logits = logits - top[cells]  # differences of small numbers round less
-        size = torch.bincount(cells, minlength=n_cells).clamp_(min=1)  # (B,)
-        tau = (logits.new_zeros(n_cells).index_add(0, cells, logits) - 1) / size  # (B,)
-        weights = (logits - tau[cells]).clamp(min=0)  # rounding may reach below zero
-        if self.attend.training:
-            means, sizes = self.means.detach() @ self.attend.fc.weight.T, [len(ghost) for ghost in self.ghosts]
-            update_statistics(self.attend.bn.bn, means, self.variance, sizes)
-        return Mask(weights, cells, genes, (n_cells, self.attend.fc.out_features), index)
+    size: int
+    centred: Tensor  # (B, A), the attention less the mean of its ghost batch
+    scale: Tensor  # (V, G), what batch normalisation multiplies by
+    shift: Tensor  # (G,), and adds
+    mean: Tensor | None = None  # (V, A) of the attention; this and what follows in training only
+    covariance: Tensor | None = None  # (V, A, A)
+    variance: Tensor | None = None  # (V, G) of the logits, which follows from the covariance
+
+
+def _ghosts(attention: Tensor, attend: AttentiveTransformer) -> _Ghosts:
+    weight, norm, n_cells = attend.fc.weight.detach(), attend.bn.bn, len(attention)  # weight: (G, A)
+    if not attend.training:
+        scale = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
+        return _Ghosts(n_cells, attention, scale[None], norm.bias.detach() - norm.running_mean * scale)
+    size = -(-n_cells // -(-n_cells // attend.bn.virtual_batch_size))  # as torch.chunk cuts
+    parts = attention.split(size)
+    mean = torch.stack([part.mean(0) for part in parts])
+    centred = [part - of_part for part, of_part in zip(parts, mean, strict=True)]
+    covariance = torch.stack([part.T @ part / len(part) for part in centred])
+    variance = weight.new_empty(len(parts), len(weight))
+    for of_attention, of_logits in zip(covariance.detach(), variance, strict=True):
+        torch.sum(torch.mm(weight, of_attention).mul_(weight), 1, out=of_logits)
+    scale = norm.weight.detach() * torch.rsqrt(variance + norm.eps)
+    return _Ghosts(size, torch.cat(centred), scale, norm.bias.detach(), mean.detach(), covariance, variance)
+
+
+def _all_logits(
+    ghosts: _Ghosts, attend: AttentiveTransformer, past: Sequence[Mask], gamma: float
+) -> Iterator[tuple[int, Tensor]]:
+    """Logits of a few cells at a time, without gradients, and the position of the first of these cells.
+
+    Shape (cells, G and more), -inf where there is no gene; valid until the next cells.
+    """
+    n_cells, n_genes, strength = len(ghosts.centred), attend.fc.out_features, gamma ** len(past)
+    columns = -(-n_genes // BLOCK**3) * BLOCK**3  # three levels of blocks
+    at_once = n_cells  # on other devices than a CPU, each search would wait for the device
+    if attend.fc.weight.device.type == "cpu":
+        at_once = max(PROBE, AT_ONCE // columns)
+        at_once -= at_once % ghosts.size if at_once > ghosts.size else 0
+    factors = F.pad(ghosts.centred, (0, 1), value=1.0)  # (B, A + 1): the shift is one more column of the table
+    table, of_ghost = factors.new_empty(n_genes, factors.shape[1]), None
+    memory = factors.new_empty(min(at_once, n_cells), columns + STAGGER)
+    for start in range(0, n_cells, at_once):
+        rows = slice(start, min(start + at_once, n_cells))
+        logits = memory[: rows.stop - start, :columns]
+        logits[:, n_genes:] = -torch.inf
+        for ghost in range(start // ghosts.size, -(-rows.stop // ghosts.size)):
+            if ghost != of_ghost:
+                torch.mul(attend.fc.weight, strength * ghosts.scale[ghost, :, None], out=table[:, :-1])
+                torch.mul(ghosts.shift, strength, out=table[:, -1])
+                of_ghost = ghost
+            first, last = max(start, ghost * ghosts.size), min(rows.stop, (ghost + 1) * ghosts.size)
+            torch.mm(factors[first:last], table.T, out=logits[first - start : last - start, :n_genes])
+        for mask in past:
+            mask.apply_prior(logits[:, :n_genes], rows, gamma)
+        yield start, logits
 
 
 def _support(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,6 +254,47 @@ def _above_threshold(
             return rows, columns, tau
 
 
+def _mask_on(
+    cells: Tensor,
+    genes: Tensor,
+    attend: AttentiveTransformer,
+    past: Sequence[Mask],
+    gamma: float,
+    ghosts: _Ghosts,
+    temperature: float = 1.0,
+) -> Mask:
+    """The mask whose support is these pairs of cell and gene, with gradients; running statistics are updated."""
+    n_cells = len(ghosts.centred)
+    index = genes.unique(return_inverse=True)
+    logits = _logits(cells, *index, attend, ghosts) / temperature  # (P,)
+    for mask in past:
+        logits = logits * (gamma - mask.at(cells, genes))
+    first = torch.searchsorted(cells, torch.arange(n_cells, device=cells.device))  # (B,), each cell's first pair
+    of_first = F.pad(logits.detach(), (0, 1))[first]  # the last cells may have no pair
+    logits = logits - of_first[cells]  # differences of small numbers round less
+    support = Mask(logits, cells, genes, (n_cells, attend.fc.out_features), index)
+    size = torch.bincount(cells, minlength=n_cells).clamp_(min=1)[:, None]  # (B, 1)
+    tau = (support.sum_of(logits) - 1) / size  # (B, 1)
+    if attend.training:
+        sizes = [len(part) for part in ghosts.centred.split(ghosts.size)]
+        update_statistics(attend.bn.bn, ghosts.mean @ attend.fc.weight.T, ghosts.variance, sizes)
+    return support._replace(weights=(logits - tau.squeeze(1)[cells]).clamp(min=0))  # rounding may reach below zero
+
+
+def _logits(cells: Tensor, genes: Tensor, places: Tensor, attend: AttentiveTransformer, ghosts: _Ghosts) -> Tensor:
+    """Normalised logits of pairs, (P,), with gradients; a pair's gene is ``genes[place]``."""
+    norm, weight = attend.bn.bn, F.embedding(genes, attend.fc.weight)  # (genes, A)
+    products = (F.embedding(places, weight) * F.embedding(cells, ghosts.centred)).sum(1)
+    if ghosts.covariance is None:
+        scale = norm.weight[genes] * torch.rsqrt(norm.running_var[genes] + norm.eps)
+        shift = norm.bias[genes] - norm.running_mean[genes] * scale
+        return products * scale.index_select(0, places) + shift.index_select(0, places)
+    variance = (torch.matmul(weight, ghosts.covariance) * weight).sum(2)  # (V, genes)
+    scale = norm.weight[genes] * torch.rsqrt(variance + norm.eps)
+    of_pairs = scale.flatten().index_select(0, cells // ghosts.size * len(genes) + places)
+    return products * of_pairs + norm.bias[genes].index_select(0, places)
+
+
 @torch.no_grad()
 def update_statistics(norm: nn.BatchNorm1d, means: Tensor, variances: Tensor, sizes: Sequence[int]) -> None:
     """Move running statistics as batch normalisation does after batches of these sizes, one after the other.
@@ -251,27 +308,34 @@ def update_statistics(norm: nn.BatchNorm1d, means: Tensor, variances: Tensor, si
         norm.running_var.mul_(1 - share).add_(variance, alpha=share * size / (size - 1))
 
 
-class FirstLayer(torch.autograd.Function):
+# --- The first layer ---
+
+
+def first_layer(cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """A linear layer on normalised cells, ``(cells * scale + shift) @ weight.T``, (B, W); and the weight by gene.
 
-    Cells are (B, G), CSR or dense, `dense` is ``cells.to_dense()``, `scale` and `shift` are (G,), `weight` (W, G). The
-    second result, (G, W), is for `masked_first_layer`: its gradients, on few genes each, are added up in this layer's,
-    so that none of them is as large as the weight.
+    Cells are (B, G), `scale` and `shift` (G,), `weight` (W, G); `dense` is ``cells.to_dense()``. Differentiable in
+    scale, shift and weight, and in dense cells. The second result, (G, W), is for `masked_first_layer`: its gradients,
+    on few genes each, are added up in this layer's, so that none of them is as large as the weight.
     """
+    if cells.layout == torch.strided:
+        return F.linear(cells, weight * scale, weight @ shift), weight.T
+    return _FirstLayer.apply(cells, dense, scale, shift, weight)
+
+
+class _FirstLayer(torch.autograd.Function):
+    """`first_layer` for sparse cells, as a dense product, which is the fastest."""
 
     @staticmethod
     def forward(ctx, cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> tuple:
-        """The product with dense cells, which is the fastest."""
         ctx.save_for_backward(cells, scale, shift, weight)
         return F.linear(dense, weight * scale, weight @ shift), weight.T
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor, of_table: Tensor) -> tuple:
-        """Gradients of all but `cells`, which are kept because CSR ones are smaller."""
         cells, scale, shift, weight = ctx.saved_tensors
         total, of_weight = gradient.sum(0), gradient.T @ cells.to_dense()  # (W,), (W, G)
-        of_dense = gradient @ (weight * scale) if ctx.needs_input_grad[1] else None
         of_scale = (of_weight * weight).sum(0) if ctx.needs_input_grad[2] else None
         of_shift = total @ weight if ctx.needs_input_grad[3] else None
         of_weight.mul_(scale).addr_(total, shift)
@@ -280,27 +344,52 @@ class FirstLayer(torch.autograd.Function):
             of_weight.scatter_add_(1, genes.expand(len(weight), -1), values.T)
         else:
             of_weight += of_table.T
-        return None, of_dense, of_scale, of_shift, of_weight
+        return None, None, of_scale, of_shift, of_weight
 
 
 def masked_first_layer(
-    mask: Mask, dense: Tensor, scale: Tensor, shift: Tensor, table: Tensor, additive: Tensor | None = None
+    mask: Mask,
+    dense: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    table: Tensor,
+    additive: Tensor | None = None,
+    *,
+    sparse: bool = False,
 ) -> Tensor:
-    """The same layer, (B, W), on cells that are normalised and masked; `table` is from `FirstLayer`.
+    """The same layer, (B, W), on cells that are normalised and masked.
 
-    `additive`, (G, more), makes more columns of the output, after the others.
+    `table` is the weight by gene, (G, W); `sparse` says that it takes a sparse gradient, as that of `first_layer` on
+    sparse cells does. `additive`, (G, more), makes more columns of the output, after the others.
     """
     if mask.genes is None:
         table = table if additive is None else torch.cat([table, additive], dim=1)
-        return (mask.weights * torch.addcmul(shift, dense, scale)) @ table
+        return (mask.weights * torch.addcmul(shift, dense.clone(), scale)) @ table
     genes, places = mask.index or mask.genes.unique(return_inverse=True)
-    scales, shifts = F.embedding(places, torch.stack([scale[genes], shift[genes]], dim=1)).unbind(1)  # (P,) each
+    scales, shifts = F.embedding(places, torch.stack([scale[genes], shift[genes]], dim=1)).unbind(1)
     weights = mask.weights * (dense[mask.cells, mask.genes] * scales + shifts)  # (P,)
-    rows = F.embedding(genes, table, sparse=True)  # (genes, W)
+    starts = torch.searchsorted(mask.cells, torch.arange(len(dense), device=dense.device))
+    rows = F.embedding(genes, table, sparse=sparse)  # (genes, W)
     if additive is not None:
         rows = torch.cat([rows, F.embedding(genes, additive)], dim=1)
-    starts = torch.searchsorted(mask.cells, torch.arange(len(dense), device=dense.device))  # (B,), of each cell's pairs
     return F.embedding_bag(places, rows, starts, mode="sum", per_sample_weights=weights)
+
+
+@torch.no_grad()
+def moments(cells: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each gene, (G,); `dense` is ``cells.to_dense()``."""
+    if cells.layout == torch.strided or cells.device.type != "cpu":
+        variance, mean = torch.var_mean(dense, dim=0, correction=0)
+        return mean, variance
+    n_genes, zeros = cells.shape[1], len(cells) - torch.bincount(cells.col_indices(), minlength=cells.shape[1])
+    parts = list(zip(cells.col_indices().split(VALUES), cells.values().split(VALUES), strict=True))
+    mean = sum(torch.bincount(genes, values.double(), n_genes) for genes, values in parts) / len(cells)
+    squares = sum(torch.bincount(genes, (values - mean[genes]).square_(), n_genes) for genes, values in parts)
+    variance = (squares + zeros * mean.square()) / len(cells)
+    return mean.to(dense.dtype), variance.to(dense.dtype)
+
+
+# --- Sparsemax over all genes ---
 
 
 def sparsemax(logits: Tensor) -> Tensor:

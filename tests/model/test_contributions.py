@@ -108,6 +108,12 @@ def test_by_default_the_predicted_class_against_the_mean():
     )
 
 
+def test_swapped_classes_change_the_sign():
+    """What speaks for one class against another speaks as much against it the other way round."""
+    network, cells, towards = make("default")
+    torch.testing.assert_close(added(network, cells, -towards).to_dense(), -added(network, cells, towards).to_dense())
+
+
 def test_adjustment_moves_the_predicted_class():
     """An adjustment is added to each network's logits; contributions are then towards the class predicted with it."""
     network, cells, _ = make("ensemble")

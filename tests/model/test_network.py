@@ -9,9 +9,7 @@ from pytorch_tabnet.tab_network import TabNetNoEmbeddings
 from torch.nn.functional import cross_entropy
 
 from sims_kit.errors import SettingError
-from sims_kit.model.network import Ensemble, FixedScale, TabNet
-
-pytestmark = pytest.mark.usefixtures("double_precision")  # the oracle makes its masks in the default type
+from sims_kit.model.network import Ensemble, FixedScale, TabNet, make_network
 
 CASES = {  # cells, genes, how the attention came about, settings
     "defaults": (64, 200, "trained", {}),
@@ -30,8 +28,10 @@ CASES = {  # cells, genes, how the attention came about, settings
     "one-step": (16, 30, "trained", dict(n_steps=1, gamma=1.0)),
     **{f"{n_genes}-genes": (24, n_genes, "trained", {}) for n_genes in (1, 2, 15, 16, 17, 33)},
 }
+FORMS = {"dense": torch.Tensor.to_dense, "csr": torch.Tensor.to_sparse_csr}
 PATHS = {  # how the cells come, and up to which share of the genes masks are computed on pairs
     "pairs": (torch.Tensor.to_sparse_csr, 1),
+    "pairs-of-dense-cells": (torch.Tensor.to_dense, 1),
     "all-genes": (torch.Tensor.to_sparse_csr, -1),
     "its-own-choice-of-dense-cells": (torch.Tensor.to_dense, 1 / 16),
 }
@@ -44,6 +44,7 @@ ATTENTION = {  # initial weights of the attention's batch normalisation, step by
 DEFAULT = dict(mask_temperature=5.0, rescale_masked=True, fixed_scale=True, additive=True, n_steps=2)
 N_CLASSES = 4
 
+forms = pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
 modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 narrows = pytest.mark.parametrize("narrow", [1, -1], ids=["pairs", "all-genes"])
 
@@ -56,6 +57,11 @@ class NoMatrix:
         """The first factor."""
         assert function is torch.matmul
         return factors[0]
+
+
+@pytest.fixture(autouse=True)
+def double(double_precision):
+    """Everything in float64: the oracle makes its masks in the default type."""
 
 
 def make_oracle(n_genes, **settings):
@@ -216,31 +222,33 @@ def test_single_precision(name, training):
 @narrows
 @pytest.mark.parametrize("settings", [{}, DEFAULT], ids=["thesis", "default"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_mixed_precision(narrow, settings, dtype):
+@forms
+def test_mixed_precision(narrow, settings, dtype, make):
     """Under autocast, and for cells of 16 bits, a step computes in 32 bits and equals one without."""
     network = TabNet(500, 3, **settings).float()
     network.narrow = narrow
     cells = torch.poisson(torch.rand(40, 500)).to(dtype)  # whole numbers, which 16 bits hold
-    exact = copy.deepcopy(network)(cells.float().to_sparse_csr())
+    exact = copy.deepcopy(network)(make(cells.float()))
     with torch.autocast("cpu", dtype):
-        found = copy.deepcopy(network)(cells.to_sparse_csr())
+        found = copy.deepcopy(network)(make(cells))
         loss = found.logits.square().mean() + found.mask_entropy
     loss.backward()
     torch.testing.assert_close(found, exact, rtol=0, atol=0)
 
 
 @narrows
-@pytest.mark.parametrize("settings", [{}, DEFAULT], ids=["thesis", "default"])
-def test_deterministic_algorithms(narrow, settings):
+@forms
+def test_deterministic_algorithms(narrow, make):
     """A step, refreshed statistics and an explanation run under torch's deterministic algorithms."""
     torch.use_deterministic_algorithms(True)
     try:
-        network, cells = TabNet(200, 3, **settings), torch.poisson(torch.rand(20, 200)).to_sparse_csr()
-        network.narrow = narrow
-        output = network(cells)
-        (output.logits.square().mean() + output.mask_entropy).backward()
-        network.refresh_statistics([cells])
-        network.eval().explain(cells)
+        for settings in ({}, DEFAULT):
+            network, cells = TabNet(200, 3, **settings), make(torch.poisson(torch.rand(20, 200)))
+            network.narrow = narrow
+            output = network(cells)
+            (output.logits.square().mean() + output.mask_entropy).backward()
+            network.refresh_statistics([cells])
+            network.eval().explain(cells)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -248,25 +256,38 @@ def test_deterministic_algorithms(narrow, settings):
 @narrows
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("place", ["cells", "encoder.att_transformers.1.fc.weight", "encoder.initial_bn.weight"])
+@forms
 @modes
-def test_not_finite_is_an_error(narrow, bad, place, training):
+def test_not_finite_is_an_error(narrow, bad, place, training, make):
     """NaN or infinite cells or weights are one clear error on every path."""
     broken, cells = TabNet(200, 3).train(training), torch.poisson(torch.rand(20, 200)).log1p()
     broken.narrow = narrow
     (cells if place == "cells" else dict(broken.named_parameters())[place].data).view(-1)[-1] = bad
     with pytest.raises(FloatingPointError, match="diverged"):
-        broken(cells.to_sparse_csr())
+        broken(make(cells))
 
 
 @pytest.mark.parametrize("n_cells, virtual_batch_size", [(1, 128), (5, 2), (7, 3)])
 def test_ghost_batch_of_one_cell(n_cells, virtual_batch_size):
-    """In training a ghost batch of one cell is refused by name; so is a batch of none."""
+    """In training a ghost batch of one cell is refused by name, where the oracle fails inside torch."""
     network = TabNet(6, 2, virtual_batch_size=virtual_batch_size)
     with pytest.raises(SettingError, match="one cell"):
         network(torch.rand(n_cells, 6))
+    oracle = TabNetNoEmbeddings(6, 2, virtual_batch_size=virtual_batch_size)
+    oracle.encoder.initial_bn.eval()  # the input's batch norm sees the whole batch
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        oracle(torch.rand(n_cells, 6))
     assert network.eval()(torch.rand(n_cells, 6)).logits.shape == (n_cells, 2)
     with pytest.raises(SettingError, match="no cells"):
         network(torch.rand(0, 6))
+
+
+def test_broad_start():
+    """`mask_start` near zero makes the first masks broad."""
+    cells = torch.rand(64, 1000)
+    narrow, broad = TabNet(1000, 3), TabNet(1000, 3, mask_start=0.01)
+    width = [(net.steps(cells)[0].mask.to_dense() > 0).sum(1).double().mean() for net in (narrow, broad)]
+    assert width[0] < 20 and width[1] > 100
 
 
 def _one_step(network, cells, narrow=1, seed=1):
@@ -277,7 +298,12 @@ def _one_step(network, cells, narrow=1, seed=1):
     output = network(cells)
     (output.logits.square().mean() + output.mask_entropy).backward()
     gradients = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
-    return output._asdict() | gradients | dict(network.named_buffers())
+    return {
+        "logits": output.logits.detach(),
+        "entropy": output.mask_entropy,
+        **gradients,
+        **dict(network.named_buffers()),
+    }
 
 
 @pytest.mark.parametrize(
@@ -295,6 +321,15 @@ def test_additions_are_the_same_on_both_paths(settings, training):
         assert_same(found, expected[name], name)
 
 
+def test_rescaled_input_keeps_its_size():
+    """With `rescale_masked` uniform masks over n genes multiply the masked input by n."""
+    plain, rescaled = (TabNet(50, 3, n_steps=1, mask_start=0.0, rescale_masked=on).eval() for on in (False, True))
+    rescaled.load_state_dict(plain.state_dict())
+    cells = torch.rand(5, 50)
+    expected = plain(cells * 50).logits  # no bias and unit statistics: the first layer is linear in the cells
+    assert_same(rescaled(cells).logits, expected, "logits")
+
+
 @pytest.mark.parametrize("narrow", [1, -1, 1 / 16], ids=["pairs", "all-genes", "its-own-choice"])
 def test_refreshed_statistics(narrow):
     """`refresh_statistics` gives each normalisation the mean of its batches' statistics, as the oracle's layers do."""
@@ -310,7 +345,7 @@ def test_refreshed_statistics(narrow):
     assert ours.gene_dropout == 0.5 and ours.encoder.att_transformers[0].bn.bn.momentum == 0.02
 
 
-@pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
+@forms
 def test_gene_dropout(make):
     """A share of the genes is hidden in training, drawn for each cell, and none in evaluation."""
     network = TabNet(2000, 3, gene_dropout=0.25, input_momentum=1.0)
@@ -357,6 +392,12 @@ def test_dense_and_sparse_cells_agree(cells, training):
         torch.testing.assert_close(sparse[name], dense)
 
 
+def test_higher_temperature_passes_more_genes(cells):
+    """Masks widen with the temperature."""
+    widths = [len(_network(cells, mask_temperature=t).steps(cells)[0].mask.weights) for t in (0.1, 1.0, 10.0)]
+    assert widths == sorted(widths) and widths[0] < widths[-1]
+
+
 def test_additive_path_is_a_sum_over_genes(cells):
     """What the masked genes add is mask x normalised value x weight, by gene, over the sum of squares of the mask."""
     network = _network(cells, n_steps=1).eval()
@@ -398,3 +439,14 @@ def test_ensemble(cells):
     parts = [member.explain(cells[:-1])[0].to_dense() for member in ensemble.members]
     torch.testing.assert_close(masks.to_dense(), sum(part / part.sum(1, keepdim=True) for part in parts) / 3)
     torch.testing.assert_close(logits, ensemble(cells[:-1]).logits)
+
+
+def test_each_member_learns_from_its_own_errors(cells):
+    """A member's gradients are those it would have alone."""
+    ensemble, labels = make_network(50, 3, n_models=2, **DEFAULT), torch.arange(12) % 3
+    member = ensemble.members[1]
+    sum(cross_entropy(output.logits, labels) for output in ensemble.outputs(cells)).backward()
+    together = member.final_mapping.weight.grad.clone()
+    member.zero_grad()
+    cross_entropy(member(cells).logits, labels).backward()
+    torch.testing.assert_close(member.final_mapping.weight.grad, together)

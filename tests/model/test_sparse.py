@@ -6,8 +6,19 @@ import pytest
 import torch
 from pytorch_tabnet.sparsemax import Sparsemax
 from pytorch_tabnet.tab_network import AttentiveTransformer
+from torch import nn
 
-from sims_kit.model.sparse import FirstLayer, Mask, MaskScores, masked_first_layer, sparsemax
+from sims_kit.model.sparse import (
+    Mask,
+    expressed,
+    expressed_mask,
+    first_layer,
+    masked_first_layer,
+    moments,
+    narrow_mask,
+    sparsemax,
+    update_statistics,
+)
 
 ALL = 10**6  # wider than any mask: pairs are never refused
 
@@ -24,11 +35,11 @@ def _attend(n_a, n_genes, *, virtual_batch_size=8, training=True):
 
 
 def _masks_of(logits, widest=ALL):
-    """The mask of any logits: evaluation with unit statistics, where each cell attends to its own row alone."""
+    """`narrow_mask` of any logits: evaluation with unit statistics, where each cell attends to its own row alone."""
     attend = AttentiveTransformer(len(logits), logits.shape[1], group_matrix=None).eval()
     attend.bn.bn.eps = 0.0
     attend.fc.weight.data = logits.T.contiguous()
-    return MaskScores(torch.eye(len(logits), dtype=logits.dtype), attend.to(logits.dtype), [], 1.3).narrow_mask(widest)
+    return narrow_mask(torch.eye(len(logits), dtype=logits.dtype), attend.to(logits.dtype), [], 1.3, widest)
 
 
 LOGITS = {
@@ -42,9 +53,6 @@ LOGITS = {
     "far-from-zero": lambda rows, genes: torch.randn(rows, genes) - 300,
     "huge": lambda rows, genes: 1e20 * torch.randn(rows, genes),
     "ascending": lambda rows, genes: torch.linspace(0, 3, genes).expand(rows, genes),
-    "every-block-hides-some": lambda rows, genes: (
-        -0.77 / genes * (torch.arange(genes) // -(-genes // 8)).expand(rows, -1).contiguous()
-    ),
     "in-one-block": lambda rows, genes: torch.randn(rows, genes) + 2.0 * (torch.arange(genes) % 97 == 0),
     "mixed-widths": lambda rows, genes: (
         torch.logspace(-4, 1, rows)[torch.randperm(rows), None] * torch.randn(rows, genes)
@@ -52,9 +60,7 @@ LOGITS = {
 }
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 1), (3, 2), (5, 15), (5, 16), (5, 17), (9, 33), (130, 700), (20, 2001), (5, 4096)]
-)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 15), (5, 16), (5, 17), (9, 33), (130, 700), (20, 2001)])
 @pytest.mark.parametrize("kind", LOGITS)
 def test_search_is_sparsemax(kind, shape):
     """The pairs found carry the masks that a sort over all genes gives, whatever the logits; so does `sparsemax`."""
@@ -79,6 +85,27 @@ def test_cells_wider_than_those_measured(wide):
     torch.testing.assert_close(mask.to_dense(), Sparsemax(dim=-1)(logits.clone()), rtol=0, atol=1e-12)
 
 
+def test_ties_at_the_threshold():
+    """A gene whose logit is the threshold itself gets no weight, and takes none from the others."""
+    logits = torch.full((4, 400), -1.0)
+    logits[:, :4] = torch.tensor([1.0, 0.5, 0.25, 0.25])  # 1.0 and 0.5 alone share what there is: tau = 0.25
+    mask = _masks_of(logits).to_dense()
+    expected = torch.zeros(4, 400)
+    expected[:, :2] = torch.tensor([0.75, 0.25])
+    torch.testing.assert_close(mask, expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("n_genes", [512, 1024, 4096])
+def test_blocks_that_hide_nothing(n_genes):
+    """Every gene lies above the threshold of the blocks' maxima, though many lie below that of all genes."""
+    logits = (
+        -0.77 / n_genes * (torch.arange(n_genes) // (n_genes // 8)).expand(5, -1)
+    )  # blocks are of every n / 8-th gene
+    mask = _masks_of(logits.contiguous())
+    torch.testing.assert_close(mask.to_dense(), Sparsemax(dim=-1)(logits.clone()), rtol=0, atol=1e-12)
+    assert (mask.weights > 0).all() and len(mask.weights) < logits.numel()
+
+
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e9, 1e30])
 def test_large_logits_in_single_precision(size):
     """Large but finite logits give masks that sum to one, on the gene that the oracle chooses."""
@@ -97,7 +124,7 @@ def test_refused_when_wide(widest, expected):
     attend = _attend(3, 200)
     attend.bn.bn.weight.data.zero_(), attend.bn.bn.bias.data.zero_()
     before = copy.deepcopy(attend.state_dict())
-    assert MaskScores(torch.randn(20, 3), attend, [], 1.3).narrow_mask(100) is None
+    assert narrow_mask(torch.randn(20, 3), attend, [], 1.3, 100) is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in attend.state_dict().items())
 
 
@@ -118,7 +145,7 @@ def test_equals_attention_transformer(past, n_cells, training):
                 _pairs(mask) if kind == "pairs" else Mask(mask, None, None, mask.shape)
                 for kind, mask in zip(past, masks, strict=True)
             ]
-            mask = MaskScores(at, layer, before, gamma).narrow_mask(ALL).to_dense()
+            mask = narrow_mask(at, layer, before, gamma, ALL).to_dense()
         else:
             mask = layer(torch.prod(gamma - masks, dim=0), at)
         (mask * upstream).sum().backward()
@@ -144,7 +171,19 @@ def test_not_finite_is_an_error(bad, cell, training):
     attention = torch.randn(20, 4)
     attention[cell, 2] = bad
     with pytest.raises(FloatingPointError, match="diverged"):
-        MaskScores(attention, _attend(4, 300, training=training), [], 1.3).narrow_mask(ALL)
+        narrow_mask(attention, _attend(4, 300, training=training), [], 1.3, ALL)
+
+
+@pytest.mark.parametrize("momentum", [0.02, 1.0, None])
+def test_update_statistics(momentum):
+    """Running statistics move as those of torch's batch normalisation."""
+    ours, theirs = nn.BatchNorm1d(5, momentum=momentum), nn.BatchNorm1d(5, momentum=momentum)
+    for n_cells in (4, 9, 2):
+        cells = torch.randn(n_cells, 5)
+        theirs(cells)
+        update_statistics(ours, cells.mean(0, keepdim=True), cells.var(0, correction=0)[None], [n_cells])
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer, dict(theirs.named_buffers())[name], rtol=1e-13, atol=1e-14)
 
 
 def test_mask_on_pairs_and_on_all_genes():
@@ -158,15 +197,19 @@ def test_mask_on_pairs_and_on_all_genes():
     for mask in (pairs, on_all):
         torch.testing.assert_close(mask.to_dense(), on_all.weights, rtol=0, atol=0)
         torch.testing.assert_close(mask.to_sparse().to_dense(), on_all.weights, rtol=0, atol=0)
-        torch.testing.assert_close(mask.squares(), on_all.weights.square().sum(1, keepdim=True))
+        squares = mask.sum_of(mask.weights.square())
+        torch.testing.assert_close(squares, on_all.weights.square().sum(1, keepdim=True))
 
 
-def test_sparse_holds_no_zeros():
+@pytest.mark.parametrize("genes", [None, torch.tensor([3, 1, 2])], ids=["all-genes", "pairs"])
+def test_sparse_holds_no_zeros(genes):
     """Genes of weight zero are not stored: what counts the genes that are looked at must not see them."""
-    pairs = Mask(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0, 0, 1]), torch.tensor([3, 1, 2]), (2, 4))
-    for mask in (pairs, Mask(pairs.to_dense(), None, None, pairs.shape)):
-        sparse = mask.to_sparse().coalesce()
-        assert sparse.indices().tolist() == [[0, 1], [3, 2]] and sparse.values().tolist() == [1.0, 1.0]
+    if genes is None:
+        mask = Mask(torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]), None, None, (2, 4))
+    else:
+        mask = Mask(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0, 0, 1]), genes, (2, 4))
+    sparse = mask.to_sparse().coalesce()
+    assert sparse.indices().tolist() == [[0, 1], [3, 2]] and sparse.values().tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("past", [0, 2])
@@ -184,7 +227,7 @@ def test_masks_among_expressed_genes(past, temperature, n_cells, training):
         masks = Sparsemax(dim=-1)(earlier.clone().requires_grad_() * 1.0)
         if ours:
             before = [_pairs(mask) for mask in masks]
-            mask = MaskScores(at, layer, before, gamma).expressed_mask(cells.nonzero().T, temperature)
+            mask = expressed_mask(at, layer, before, gamma, cells.nonzero(as_tuple=True), temperature)
             assert (mask.cells.diff() >= 0).all() and (mask.weights > 0).all()
             mask = mask.to_dense()
         else:
@@ -204,8 +247,8 @@ def test_masks_among_expressed_genes(past, temperature, n_cells, training):
 
 def test_no_cell_expresses_a_gene():
     """A batch of empty cells has empty masks and no gradient, not an error."""
-    none, attention = torch.empty(2, 0, dtype=torch.int64), torch.randn(4, 3, requires_grad=True)
-    mask = MaskScores(attention, _attend(3, 50), [], 1.3).expressed_mask(none, 1.0)
+    none, attention = torch.empty(0, dtype=torch.int64), torch.randn(4, 3, requires_grad=True)
+    mask = expressed_mask(attention, _attend(3, 50), [], 1.3, (none, none), 1.0)
     assert not mask.to_dense().any()
     mask.to_dense().sum().backward()
     assert not attention.grad.any()
@@ -220,12 +263,26 @@ def _cells(n_cells=9, n_genes=40):
 
 
 def _mask(n_cells=9, n_genes=40):
-    """The same mask on pairs, five genes per cell and none in some, and on all genes."""
+    """The same mask on pairs, two to five genes per cell, and on all genes."""
     weights = torch.rand(n_cells, n_genes)
     weights[weights < weights.topk(5, dim=1).values[:, -1:]] = 0
-    weights[[0, n_cells // 3, -1]] = 0
     cells, genes = weights.nonzero(as_tuple=True)
     return Mask(weights[cells, genes], cells, genes, weights.shape), Mask(weights, None, None, weights.shape)
+
+
+@pytest.mark.parametrize("value_type, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
+def test_moments(make, value_type, tolerance):
+    """Mean and variance of each gene: never seen, the same in every cell, and nearly the same at a high level."""
+    cells = _cells(61, 60)
+    cells[:, 1:40] = torch.linspace(1, 9, 39)  # rounding would make some of their variances negative
+    cells[:, 40] = 9 + 1e-2 * torch.randn(61)
+    given = make(cells.to(value_type))
+    mean, variance = moments(given, given.to_dense())
+    exact = cells.to(value_type).double()
+    assert mean.dtype == variance.dtype == value_type and (variance >= 0).all()
+    torch.testing.assert_close(mean.double(), exact.mean(0), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(variance.double(), exact.var(0, correction=0), rtol=10 * tolerance, atol=1e-12)
 
 
 def _normalisation(n_genes=40, width=6):
@@ -241,51 +298,103 @@ def _gradients(layer, upstream, *given):
 
 
 def test_first_layer():
-    """Values and gradients, of the cells too, are those of normalising and multiplying."""
+    """Values and gradients are those of normalising and multiplying; dense cells get a gradient too."""
     cells, upstream, parts = _cells(), torch.randn(9, 6), _normalisation()
+    csr = cells.to_sparse_csr()
+    out, of_cells, *expected = _gradients(
+        lambda cells, scale, shift, weight: (cells * scale + shift) @ weight.T, upstream, cells, *parts
+    )
+    found = _gradients(lambda *parts: first_layer(csr, csr.to_dense(), *parts)[0], upstream, *parts)
+    torch.testing.assert_close(found, (out, *expected))
+    found = _gradients(lambda cells, *parts: first_layer(cells, cells, *parts)[0], upstream, cells, *parts)
+    torch.testing.assert_close(found, (out, of_cells, *expected))
 
-    def ours(dense, *parts):
-        return FirstLayer.apply(cells.to_sparse_csr(), dense, *parts)[0]
 
-    def plain(dense, scale, shift, weight):
-        return (dense * scale + shift) @ weight.T
+def test_masked_first_layer():
+    """Values and all gradients, on pairs and on all genes, are those of normalising, masking and multiplying."""
+    cells, upstream, (pairs, on_all), parts = _cells(), torch.randn(9, 6), _mask(), _normalisation()
 
-    torch.testing.assert_close(_gradients(ours, upstream, cells, *parts), _gradients(plain, upstream, cells, *parts))
+    def plain(weights, scale, shift, weight):
+        return (weights * (cells * scale + shift)) @ weight.T
+
+    out, of_weights, *expected = _gradients(plain, upstream, on_all.weights, *parts)
+    for mask in (pairs, on_all):
+
+        def ours(weights, *parts, mask=mask):
+            return masked_first_layer(mask._replace(weights=weights), cells, *parts[:2], parts[2].T)
+
+        where = ... if mask.cells is None else (mask.cells, mask.genes)
+        found = _gradients(ours, upstream, mask.weights, *parts)
+        torch.testing.assert_close(found, (out, of_weights[where], *expected))
 
 
 @pytest.mark.parametrize("used", ["both", "table", "layer"])
-@pytest.mark.parametrize("forms", [(0,), (1,), (0, 1), (1, 0, 0)], ids=str)
-def test_masked_first_layer(forms, used):
-    """On pairs and on all genes, one mask or several: values and all gradients are those of plain products."""
+@pytest.mark.parametrize("forms", [(0,), (0, 0), (1,), (0, 1), (1, 0, 0)], ids=str)
+def test_gradients_meet_in_the_first_layer(forms, used):
+    """Masks on pairs and on all genes, one or several, give the weight the gradient that plain products give."""
     cells, upstream, parts = _cells(), torch.randn(9, 6), _normalisation()
-    masks = [_mask() for _ in forms]
+    masks, csr = [_mask() for _ in forms], cells.to_sparse_csr()
 
-    def plain(scale, shift, weight, *dense):
+    def plain(scale, shift, weight):
         normal = cells * scale + shift
-        masked = sum((weights * normal) @ weight.T for weights in dense)
+        masked = sum((on_all.weights * normal) @ weight.T for _, on_all in masks)
         return masked * (used != "layer") + normal @ weight.T * (used != "table")
 
-    def ours(scale, shift, weight, *dense):
-        out, table = FirstLayer.apply(cells.to_sparse_csr(), cells, scale, shift, weight)
-        total = 0
-        for form, (pairs, _), weights in zip(forms, masks, dense, strict=True):
-            on_all = Mask(weights, None, None, weights.shape)
-            mask = on_all if form else pairs._replace(weights=weights[pairs.cells, pairs.genes])
-            total = total + masked_first_layer(mask, cells, scale, shift, table)
-        return total * (used != "layer") + out * (used != "table")
+    def ours(scale, shift, weight):
+        dense = csr.to_dense()
+        out, table = first_layer(csr, dense, scale, shift, weight)
+        masked = [
+            masked_first_layer(mask[form], dense, scale, shift, table, sparse=True)
+            for form, mask in zip(forms, masks, strict=True)
+        ]
+        return {"both": out + sum(masked), "table": sum(masked), "layer": out}[used]
 
-    given = [*parts, *(on_all.weights for _, on_all in masks)]
-    found, expected = _gradients(ours, upstream, *given), list(_gradients(plain, upstream, *given))
-    for place, form in enumerate(forms, 4):
-        expected[place] = expected[place] if form else expected[place] * (given[place - 1] > 0)
-    torch.testing.assert_close(found, tuple(expected))
+    for one, other in zip(_gradients(ours, upstream, *parts), _gradients(plain, upstream, *parts), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_cells_without_a_gene():
+    """A cell whose mask has no pair gives zeros and disturbs no other."""
+    mask = Mask(torch.ones(2), torch.tensor([1, 3]), torch.tensor([0, 2]), (5, 3))
+    out = masked_first_layer(mask, torch.ones(5, 3), torch.ones(3), torch.zeros(3), torch.eye(3))
+    expected = torch.zeros(5, 3)
+    expected[1, 0] = expected[3, 2] = 1
+    assert torch.equal(out, expected)
 
 
 def test_second_derivatives_are_refused():
     """The backward pass for sparse cells cannot be differentiated, and says so rather than giving a wrong result."""
     cells = torch.rand(4, 6).to_sparse_csr()
     weight = torch.rand(3, 6, requires_grad=True)
-    out, _ = FirstLayer.apply(cells, cells.to_dense(), torch.ones(6), torch.zeros(6), weight)
+    out, _ = first_layer(cells, cells.to_dense(), torch.ones(6), torch.zeros(6), weight)
     (gradient,) = torch.autograd.grad(out.square().sum(), weight, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 0.1, 1.0, 50.0])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (7, 63), (5, 3000)])
+def test_sparsemax(shape, scale):
+    """Values and gradients are the oracle's, from one-hot to uniform masks and for a single row."""
+    logits, upstream = scale * torch.randn(shape), torch.randn(shape)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    mask, expected = sparsemax(ours), Sparsemax(dim=-1)(theirs * 1.0)
+    mask.backward(upstream), expected.backward(upstream)
+    torch.testing.assert_close(mask, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_sparsemax_of_what_is_not_finite(bad):
+    """NaN or infinite logits raise at once instead of spreading."""
+    logits = torch.zeros(2, 100)
+    logits[1, 3] = bad
+    with pytest.raises(FloatingPointError, match="diverged"):
+        sparsemax(logits)
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
+def test_expressed(make):
+    """The pairs of cell and gene with values above zero, cell by cell."""
+    cells = torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 0.0], [3.0, 0.0, 0.0]])
+    assert [part.tolist() for part in expressed(make(cells))] == [[0, 0, 2], [1, 2, 0]]
