@@ -112,7 +112,7 @@ def measure(task: str, models: Path) -> dict[str, pd.DataFrame]:
         row |= rejection(kept.confidence, kept.correct, *confidences(logits, truth), rate)
     row |= sets(kept.nonconformity, kept.labels, logits, truth)
     tables = {"summary": pd.DataFrame([row]), "bins": pd.concat(bins)}
-    if task in LEFT_OUT or task == "sim-mouse":  # elsewhere the query is unlike the validation cells
+    if task in LEFT_OUT or task == "sim-mouse":  # elsewhere the query differs from the validation cells
         module = sk.DataModule(reference, None, "label", test=0, seed=0, verbose=False)
         held_out = reference[module.split.validation]
         both = np.concatenate([outputs(model, held_out)[0], logits]) * float(model.temperature)
@@ -187,7 +187,7 @@ def unseen(task: str, left_out: str, models: Path) -> pd.DataFrame:
 
 
 def outputs(model, cells) -> tuple[np.ndarray, np.ndarray]:
-    """Calibrated logits, and how unlike any class the cells are."""
+    """Calibrated logits, and how far from any class the cells are."""
     batches, *_ = query_batches(cells, model.genes)
     return tuple(found.numpy() for found in predict_logits(model, batches))
 

@@ -21,7 +21,7 @@ from sims_kit.cells.genes import GeneCoverage
 from sims_kit.cells.loaders import CellLoader, query_batches
 from sims_kit.cells.matrix import Scale, open_cells
 from sims_kit.errors import LabelError, SettingError, UnknownNameError, refuse_unknown
-from sims_kit.files import make_folder, written_whole
+from sims_kit.files import atomic_write, make_folder
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.model.network import members
@@ -119,6 +119,7 @@ def annotate(
     refuse_unknown("annotate", unknown, [*signature(annotate).parameters][:-1], OTHER_WORDS)
     check_key(key_added)
     model = fitted_model(model)
+    hierarchy = hierarchy if hierarchy is None else dict(hierarchy)  # of a Series, too
     threshold = _threshold(model, reject, threshold, hierarchy)
     out = out if out is None else _new_file(out, query)
     query, is_own, batches, coverage, scale = _opened(query, model, layer, species, copy, backed, batch_size)
@@ -339,9 +340,10 @@ def _threshold(
     model: SIMSClassifier, reject: float | None, threshold: float | None, hierarchy: Mapping[str, str] | None
 ) -> float | None:
     """The confidence that a label must reach; what cannot be promised is refused before anything is predicted."""
+    is_default = hierarchy is not None and reject is None and threshold is None
     if hierarchy is not None:
         calibration.paths_to_root(model.classes, hierarchy)
-        reject = ERROR_RATE if reject is None and threshold is None else reject
+        reject = ERROR_RATE if is_default else reject
     if reject is None and threshold is None:
         return None
     if UNKNOWN in model.classes:
@@ -356,9 +358,10 @@ def _threshold(
     found = calibration.rejection_threshold(cells.confidence, cells.correct, error_rate=reject)
     if math.isinf(found.threshold):
         lowest = math.ceil(1000 * found.lowest_error_rate) / 1000
+        default = " (the default with a hierarchy)" if is_default else ""
         raise SettingError(
-            f"reject={reject} cannot be promised from {len(cells.labels)} validation cells; the lowest rate that can "
-            f"is {lowest}. Pass that or more, train with validation=0.2, or call calibrate(model, cells, label)."
+            f"reject={reject}{default} cannot be promised from {len(cells.labels)} validation cells; the lowest rate "
+            f"that can is {lowest}. Pass that or more, train with validation=0.2, or call calibrate."
         )
     return found.threshold
 
@@ -430,7 +433,7 @@ def _write_h5ad(query: ad.AnnData, path: Path) -> None:
     """Write the annotated cells; a matrix that is in an HDF5 file is copied from there as it is stored."""
     element = None if query.isbacked else getattr(query.X, "group", query.X)
     # anndata before 0.11 reads no nullable text
-    with written_whole(path) as part, ad.settings.override(allow_write_nullable_strings=False):
+    with atomic_write(path) as part, ad.settings.override(allow_write_nullable_strings=False):
         if not isinstance(element, h5py.Group | h5py.Dataset):
             query.write_h5ad(part)
             return

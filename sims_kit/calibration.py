@@ -227,11 +227,14 @@ def hierarchical_labels(
 
 def paths_to_root(classes: Sequence[str], hierarchy: Mapping[str, str]) -> list[list[str]]:
     """Return for each class the names from itself up to its root; refuse circles and names that lead to no class."""
+    for child, parent in hierarchy.items():
+        if not isinstance(parent, str) or parent == UNKNOWN:
+            raise SettingError(f"hierarchy has {parent!r} as parent of {child!r}; expected a name, not {UNKNOWN!r}.")
     paths = []
     for name in classes:
         path = [name]
         while path[-1] in hierarchy:
-            parent = str(hierarchy[path[-1]])
+            parent = hierarchy[path[-1]]
             if parent in path:
                 raise SettingError(f"The hierarchy runs in a circle: {' > '.join([*path, parent])}.")
             path.append(parent)

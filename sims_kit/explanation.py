@@ -62,6 +62,7 @@ class Explanation:
         tables = {"contribution": self.class_contributions, "weight": self.classes}
         if by not in tables:
             raise UnknownNameError("ranking", by, tables)
+        n = min(n, len(self.gene_names))
         names = {label: values.nlargest(n).index for label, values in tables[by].iterrows()}
         return pd.DataFrame(names, index=pd.RangeIndex(1, n + 1, name="rank"))
 

@@ -15,13 +15,11 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         way = next(place for place in (folder, *folder.parents) if place.exists())
-        raise SettingError(
-            f"{str(way)!r} is a file, so that {str(folder)!r} cannot be a folder. Name another."
-        ) from error
+        raise SettingError(f"{str(way)!r} is a file, so {str(folder)!r} cannot be a folder. Name another.") from error
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to, moved to `path` when the block ends without an error.
 
     A full disk, an error or a power failure leaves an older file of that name as it was. Missing folders are made.

@@ -98,9 +98,14 @@ def metric_collection(
     known: dict[str, Metric] = {name: LabelMetric(n_classes, name) for name in LABEL_METRICS}
     known["calibration_error"] = CalibrationError(n_classes)
     tracked = {}
+    metrics = [metrics] if isinstance(metrics, str | Metric) else metrics
     for metric in known if metrics is None else metrics:
         if isinstance(metric, Metric):
-            tracked[type(metric).__name__] = metric.clone()
+            if (name := type(metric).__name__) in tracked:
+                raise SettingError(
+                    f"metrics has two objects of class {name}; expected one of each, as this names them."
+                )
+            tracked[name] = metric.clone()
         elif metric in known:
             tracked[metric] = known[metric]
         else:

@@ -100,6 +100,13 @@ def test_other_trainings_are_not_gone_on_from(make_cells, tmp_path):
             train(cells, tmp_path / "run", **{"max_epochs": 2, "settings": SMALL | {"best_epoch": True}} | change)
     with pytest.raises(SettingError, match="genes"):
         train(cells[:, :50].copy(), tmp_path / "run", max_epochs=2)
+    other, same = cells.copy(), {"max_epochs": 2, "settings": SMALL | {"best_epoch": True}}
+    other.X = cells.X[:, ::-1].copy()
+    with pytest.raises(SettingError, match="differs from this one in: values"):
+        train(other, tmp_path / "run", **same)
+    for change in ({"class_weights": [1, 1, 2]}, {"loss": torch.nn.functional.cross_entropy}):
+        with pytest.raises(SettingError, match=f"differs from this one in: {next(iter(change))}"):
+            train(cells, tmp_path / "run", **same, **change)
     assert (tmp_path / "run/resume.ckpt").read_bytes() == before
     (tmp_path / "run").rename(tmp_path / "moved")
     with pytest.raises(SettingError, match=r"names the file .*run.* in another folder. Move the folder back"):

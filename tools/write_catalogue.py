@@ -49,7 +49,7 @@ def _section(name: str, entry: Dataset) -> str:
         "Columns": ", ".join(f"`{column}`" for column in entry.source.columns),
         "Cells": not is_table and f"{entry.species}, {entry.tissue}; {entry.protocol}",
         "Size": not is_table and _shape(entry),
-        "Values": not is_table and (entry.state or "told from the values when they are used"),
+        "Values": not is_table and (entry.state or "recognised from the values when they are used"),
         "Done before publication": entry.preprocessing,
         "Labels": ", ".join(f"`{column}`" for column in (entry.label, *entry.other_labels) if column),
         "Sample": entry.sample and f"`{entry.sample}`",

@@ -151,12 +151,12 @@ def restrict_genes(vocabulary: Sequence[str], genes: Sequence[str] | pd.DataFram
     enough = ENOUGH * min(len(vocabulary), len(var))
     best = _best_alignment(var, vocabulary, None, enough)
     chosen = [str(gene) for gene, place in zip(vocabulary, best.places(), strict=True) if place >= 0]
-    told = f"Only {len(chosen):,} of {_described(vocabulary)} are in genes=, {_described(var.index)}."
+    found = f"Only {len(chosen):,} of {_described(vocabulary)} are in genes=, {_described(var.index)}."
     if len(chosen) < max(2, USABLE * min(len(vocabulary), len(var))):
         named_genes(var, "genes=")
-        raise GeneError(f"{told} Give at least 2 genes of the reference, and names of its kind and species.")
+        raise GeneError(f"{found} Give at least 2 genes of the reference, and names of its kind and species.")
     if len(chosen) < enough:
-        warnings.warn(told, stacklevel=2)
+        warnings.warn(found, stacklevel=2)
     return chosen
 
 

@@ -27,7 +27,7 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 from sims_kit.datasets.fetch import cache_folder
 from sims_kit.datasets.r_files import read_r
 from sims_kit.errors import DataError, SettingError, SimsError, UnknownNameError, nearest
-from sims_kit.files import written_whole
+from sims_kit.files import atomic_write
 
 ORIENTATIONS = ("cells_by_genes", "genes_by_cells")
 TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
@@ -142,7 +142,7 @@ def convert(
         genes, blocks = names[0][1], [(names[0][0], sum((one.X for one in whole[1:]), start=shell.X))]
     cells = []
     target = Path(target).expanduser()
-    with written_whole(target) as part, h5py.File(part, "w") as file:
+    with atomic_write(target) as part, h5py.File(part, "w") as file:
         for names, block in blocks:
             cells += names
             block.indptr = block.indptr.astype(np.int64)  # more than 2**31 values may follow

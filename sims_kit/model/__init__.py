@@ -4,16 +4,7 @@ from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import load_model, save_model
 from sims_kit.model.network import TabNet
 from sims_kit.model.pretraining import MaskedPretraining
-from sims_kit.model.recipe import RECIPES, Recipe
+from sims_kit.model.recipe import RECIPES
 from sims_kit.model.sparse import sparsemax
 
-__all__ = [
-    "RECIPES",
-    "MaskedPretraining",
-    "Recipe",
-    "SIMSClassifier",
-    "TabNet",
-    "load_model",
-    "save_model",
-    "sparsemax",
-]
+__all__ = ["RECIPES", "MaskedPretraining", "SIMSClassifier", "TabNet", "load_model", "save_model", "sparsemax"]

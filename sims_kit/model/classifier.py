@@ -3,6 +3,7 @@
 import html
 import inspect
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from numbers import Integral
@@ -116,6 +117,8 @@ class SIMSClassifier(Module):
         model.load_state_dict({name: state[name] for name in state if not name.startswith("loss.")})
         model.set_facts(facts)
         model.metadata = {"recipe": dict(settings)}
+        if not model.novelty.is_measured:
+            warnings.warn("This checkpoint is of a training that had not ended: it is not calibrated.", stacklevel=4)
         return model.eval()
 
     @property

@@ -26,7 +26,7 @@ from sims_kit.calibration import CalibrationCells
 from sims_kit.datasets.fetch import fetch_address, fetch_model
 from sims_kit.datasets.registry import read_registry
 from sims_kit.errors import ModelFileError, SettingError, nearest
-from sims_kit.files import written_whole
+from sims_kit.files import atomic_write
 from sims_kit.model.classifier import SIMSClassifier, present_versions
 from sims_kit.model.novelty import Novelty
 from sims_kit.model.pretraining import MaskedPretraining
@@ -122,7 +122,7 @@ def save_model(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _named_tensors(model).items()}
     tensors |= zip(CELLS, cells or (), strict=False)
     text = json.dumps(vars(header))
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         save_file(tensors, part, metadata={"format": FORMAT, "header": text, "sha256": digest(text, tensors)})
         part.chmod(0o644)  # safetensors writes for the owner alone; a model is there to be shared
     return path
@@ -172,12 +172,8 @@ def fitted_model(model: Any, kind: type = SIMSClassifier) -> Any:
             "annotate(query, model), explain(model, cells), save_model(model, path), fit(cells, label, pretrained=...)."
         )
     if not found.is_fitted:
-        way = (
-            "fit(cells, label), or trainer.fit(model, datamodule=module)"
-            if kind is SIMSClassifier
-            else "pretrain(cells)"
-        )
-        raise SettingError(f"The {kind.__name__} was not fitted yet. Fit it with sims_kit.{way}.")
+        way = "fit(cells, label)" if kind is SIMSClassifier else "pretrain(cells)"
+        raise SettingError(f"{kind.__name__} is not fitted. Fit it with sims_kit.{way} or trainer.fit(model, module).")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Novelty: how unlike every class a cell is, in the network's answer and in its expression."""
+"""Novelty: how far a cell is from every class, in the network's answer and in its expression."""
 
 import math
 import warnings

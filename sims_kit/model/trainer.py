@@ -27,7 +27,7 @@ from torch import distributed as dist
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from sims_kit.errors import ModelFileError, SettingError, UnknownNameError, refuse_unknown
-from sims_kit.files import make_folder, written_whole
+from sims_kit.files import atomic_write, make_folder
 from sims_kit.model.recipe import Recipe
 from sims_kit.progress import in_notebook, progress_bar
 
@@ -38,6 +38,7 @@ NOTES = (  # of Lightning, on what is meant to be so; the last is about a traini
     "|Total length of `list` across ranks is zero"
 )
 SHOWN = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": "median F1"}  # next to the bar
+SAMPLE = 64  # training cells whose values tell one matrix from another
 LARGEST_SEED = 2**62  # torch takes 64 bits, and epochs are seeded by sums
 LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
 
@@ -74,7 +75,7 @@ class Module(pl.LightningModule):
     def configure_optimizers(self):
         """Make the recipe's optimiser and scheduler.
 
-        A scheduler that takes `total_steps` or `T_max` is told the length of the training and moves each step; others
+        A scheduler that takes `total_steps` or `T_max` gets the length of the training and moves each step; others
         move once an epoch, on the validation loss if they need a metric. `max_lr` is the optimiser's lr unless given.
         """
         recipe, params = self.recipe, dict(self.recipe.optimizer_params)
@@ -337,7 +338,7 @@ class ResumePoint(Callback):
         trainer.fit_loop.restarting = False
         if not trainer.current_epoch:
             return
-        with written_whole(self.path) if trainer.is_global_zero else nullcontext(self.path) as part:
+        with atomic_write(self.path) if trainer.is_global_zero else nullcontext(self.path) as part:
             trainer.save_checkpoint(part, weights_only=False)  # called by all processes, written by the first
 
     def state_dict(self) -> dict[str, Any]:
@@ -378,10 +379,16 @@ class ResumePoint(Callback):
 def _run(trainer: pl.Trainer, model: Module, module: pl.LightningDataModule) -> dict[str, Any]:
     """What decides a training's course: cells, genes, classes, split, settings and length, as short plain values."""
     positions = np.concatenate([module.labels, *module.split]).astype(np.int64)
+    loader, loss = module.train_dataloader(), getattr(model, "loss", None)
+    values = loader.dataset.rows(np.sort(loader.positions)[:SAMPLE])  # another matrix or layer shows in a few cells
     return {
         "genes": hashlib.sha256("\n".join(model.genes).encode()).hexdigest(),
         "classes": "\n".join(module.classes),
         "cells and split": hashlib.sha256(positions.tobytes()).hexdigest(),
+        "values": hashlib.sha256(values.indices.astype(np.int64).tobytes() + values.data.tobytes()).hexdigest(),
+        "class_weights": repr(getattr(model, "class_weights", torch.empty(0)).tolist()),
+        "loss": getattr(loss, "__qualname__", type(loss).__name__),
+        "trainer": f"precision {trainer.precision}, gradient_clip_val {trainer.gradient_clip_val}",
         "settings": repr(sorted(model.hparams.items())),
         "seed": module.seed,
         "batch_size": module.batch_size,

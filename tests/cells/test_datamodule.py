@@ -269,7 +269,7 @@ def test_text_is_converted_once_into_the_cache(tables, paths, tmp_path, monkeypa
 
 
 def test_what_fills_the_memory_stays_in_its_file(paths, tables, monkeypatch):
-    """All files together are compared with the memory; a matrix stored by genes cannot stay, which is told."""
+    """All files together are compared with the memory; a matrix stored by genes cannot stay, which is reported."""
     assert not module_of(paths).backed
     monkeypatch.setattr(matrix, "MEMORY_SHARE", 1e-12)
     monkeypatch.setitem(open_backed.__globals__, "NAMED", 50)

@@ -155,7 +155,7 @@ def test_rows_that_are_genes():
 
 
 def test_identical_genes_cost_nothing_and_what_does_not_fit_is_refused():
-    """With the model's own genes the matrix itself comes back; other widths, repeats and turned queries are told."""
+    """With the model's own genes the matrix itself comes back; other widths, repeats and turned queries are named."""
     cells = sp.random(4, 20, density=0.5, format="csr", dtype=np.float32, random_state=0)
     assert GeneAlignment(IDS, IDS).apply(cells) is cells
     with pytest.raises(DataError, match="19 columns but 20 genes"):
@@ -173,7 +173,7 @@ def test_id_kind():
 
 
 def test_one_vocabulary_for_several_files():
-    """Each gene once, in the order of the first file that has it; nothing or little in common is told."""
+    """Each gene once, in the order of the first file that has it; nothing or little in common is reported."""
     lists = [["d", "b", "a", "b", "c"], ["a", "b", "e", "d"], ["x", "d", "b"]]
     assert shared_genes(lists) == ["d", "b"] and shared_genes(lists, union=True) == ["d", "b", "a", "c", "e", "x"]
     assert shared_genes([["ENSG00000000001.1", "B"], ["B", "ENSG00000000001.2"]]) == ["ENSG00000000001.1", "B"]

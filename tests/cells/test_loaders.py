@@ -170,7 +170,7 @@ def test_the_next_stretches_are_read_while_one_is_used(datasets, monkeypatch, nu
 
 @pytest.mark.parametrize("num_workers", [0, 3])
 def test_an_error_while_reading_reaches_the_loop(make_cells, tmp_path, num_workers):
-    """A value that the sample of a file has not shown is told when it is read, after the batches before it."""
+    """A value that the sample of a file has not shown is reported when it is read, after the batches before it."""
     cells = make_cells(n_cells=9000, n_genes=6)
     cells.X.data[cells.X.indptr[400]] = -2
     cells.write_h5ad(tmp_path / "cells.h5ad")

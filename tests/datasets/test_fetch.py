@@ -76,7 +76,7 @@ def test_bad_answer_is_explained_and_not_kept(server, cache, answer, sha256):
 
 
 def test_offline(cache):
-    """Without network a file in the cache is found, also where nothing may be written; else the way by hand is told."""
+    """Without network a file in the cache is found, also where nothing may be written; else the way by hand is said."""
     with pytest.raises(FetchError, match="SIMS_KIT_OFFLINE") as caught:
         fetch("toy", "folder", entry())
     assert all(part in str(caught.value) for part in ("curl", SHA256, "https://a.example/x", "https://b.example/x"))
@@ -107,7 +107,7 @@ def test_wrong_file_in_the_cache_is_left_alone(server, cache, name, content, sha
 
 
 def test_file_that_somebody_placed(cache):
-    """A packed copy serves, and a plain one goes before; where no hash is published, the one that was found is told."""
+    """A packed copy serves, a plain one goes before; where no hash is published, the one that was found is named."""
     packed = put(cache, gzip.compress(GOOD), "toy.csv.gz")
     assert fetch("toy", "folder", entry(size=len(GOOD))) == packed
     path = put(cache)

@@ -91,7 +91,7 @@ def test_archive_is_converted_once(toy, monkeypatch):
 
 @pytest.mark.parametrize(("tier", "told"), [("full", pytest.warns(UserWarning)), ("small", pytest.raises(DataError))])
 def test_entry_that_does_not_fit_the_data(toy, monkeypatch, tier, told):
-    """When cells, genes, classes or columns differ from the entry, both are told: an error, but of the tier full."""
+    """When cells, genes, classes or columns differ from the entry, both are named: an error, but of the tier full."""
     monkeypatch.setitem(DATASETS, "toy", replace(DATASETS["toy"], cells=701, region="area", tier=tier))
     with told as caught:
         load("toy")
@@ -100,7 +100,7 @@ def test_entry_that_does_not_fit_the_data(toy, monkeypatch, tier, told):
 
 
 def test_names_and_paths(tmp_path, make_cells, cache):
-    """A path gives the file as it is; what cannot be had is told, with the nearest names."""
+    """A path gives the file as it is; what cannot be had is reported, with the nearest names."""
     path = tmp_path / "cells.h5ad"
     make_cells(n_cells=5, n_genes=4).write_h5ad(path)
     assert load(path).shape == load(str(path)).shape == (5, 4)

@@ -1,4 +1,4 @@
-"""The registry of datasets: what is in it, and how mistakes in it are told."""
+"""The registry of datasets: what is in it, and how mistakes in it are reported."""
 
 import copy
 

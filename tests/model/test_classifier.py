@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from sims_kit import RECIPES, Recipe, SIMSClassifier
 from sims_kit.errors import SettingError, UnknownNameError
-from sims_kit.model import RECIPES, Recipe, SIMSClassifier
 from sims_kit.model.recipe import get_recipe
 
 

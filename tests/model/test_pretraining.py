@@ -80,7 +80,7 @@ def test_decoder_is_that_of_pytorch_tabnet(batch, recipe):
 
 
 def test_hidden_genes_are_found(pretrained):
-    """After some epochs, hidden genes are told better than by the mean of their gene, on cells held back."""
+    """After some epochs, hidden genes are reported better than by the mean of their gene, on cells held back."""
     assert pretrained.history["val_loss"].iloc[-1] < 0.9 * pretrained.history["val_loss"].iloc[0]
     assert pretrained.history["val_explained"].iloc[-1] > 0.05
     assert pretrained.provenance["cells"] == {"train": 180, "validation": 20, "test": 0}
