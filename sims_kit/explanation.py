@@ -30,6 +30,12 @@ class Explanation:
     Masks and contributions are sparse, cells x genes of the model. Class tables, classes x genes, are means over the
     cells of each class. `genes` has a row per gene, most used first: `weight`, the mean mask over all cells (sums to
     one), `cells`, the share of cells that use the gene, and `contribution`, the mean size of its contributions.
+
+    Examples
+    --------
+    >>> explanation = sk.explain(model, query)
+    >>> explanation.genes.head()
+    >>> explanation.class_contributions.loc["B cell"].nlargest(10)
     """
 
     cells: sparse.csr_matrix  # aggregated masks; rows sum to one, or are zero where the decision used no gene
@@ -43,10 +49,17 @@ class Explanation:
     predicted: np.ndarray  # the class that the model gives each cell
     species: str | None = None  # as given to `explain`
 
+    def __repr__(self) -> str:
+        return f"{self._title}\n{self.top_genes(5).T}"
+
     def _repr_html_(self) -> str:
+        return f"<p>{self._title}</p>{self.top_genes(5).T.to_html(max_rows=60)}"
+
+    @property
+    def _title(self) -> str:
         n_cells, n_genes = self.cells.shape
-        text = f"Explanation of {n_cells:,} cells, {self.cells.nnz / n_cells:,.0f} of {n_genes:,} genes used per cell"
-        return f"<p>{text}; by contribution:</p>{self.top_genes(5).T.to_html()}"
+        used = f"{self.cells.nnz / n_cells:,.0f} of {n_genes:,} genes used per cell"
+        return f"Explanation of {n_cells:,} cells, {used}; by contribution:"
 
     def cell(self, name: str) -> pd.DataFrame:
         """Return the genes used for one cell, with `weight` and `contribution`, largest contribution first."""
@@ -54,10 +67,9 @@ class Explanation:
         return _genes_of_cell(self.cells[[row]], self.contributions[[row]], self.gene_names)
 
     def top_genes(self, n: int = 10, *, by: str = "contribution") -> pd.DataFrame:
-        """Return the `n` first genes of each class, ranks x classes.
+        """Return the `n` first genes of each class, ranks x classes, by mean ``"contribution"`` or mask ``"weight"``.
 
-        By mean ``"contribution"``, which tells the markers of a class from other genes the model looks at, or by mean
-        mask ``"weight"``.
+        Contributions tell the markers of a class from other genes that the model looks at.
         """
         tables = {"contribution": self.class_contributions, "weight": self.classes}
         if by not in tables:
@@ -76,7 +88,7 @@ class Explanation:
           ``sc.pl.rank_genes_groups(adata, key="rank_genes_sims")`` and ``sc.get.rank_genes_groups_df``.
         - ``obs["sims_explained"]``: the classes by which cells were grouped.
         """
-        check_key(key_added)
+        check_key(key_added, adata)
         if list(adata.obs_names) != list(self.cell_names):
             sizes = f"adata has {adata.n_obs} cells, the explanation {len(self.cell_names)}, or in another order"
             raise DataError(f"{sizes}; pass the AnnData that was explained.")
@@ -93,15 +105,13 @@ class Explanation:
         adata.varm[f"{key_added}_class_contributions"] = (self.class_contributions.to_numpy() @ known).T
         adata.obs[f"{key_added}_explained"] = pd.Categorical(self.labels, self.classes.index)
         add_notes(adata, key_added, explained_classes=list(self.classes.index))
-        names, scores = {}, {}
-        for label, values in self.class_contributions.iterrows():
-            falling = values.sort_values(ascending=False, kind="stable")
-            names[label], scores[label] = falling.index.to_numpy(dtype=object), falling.to_numpy(np.float32)
-        adata.uns[f"rank_genes_{key_added}"] = {  # "logreg" has neither p-values nor fold changes
-            "params": dict(groupby=f"{key_added}_explained", reference="rest", method="logreg", use_raw=False),
-            "names": pd.DataFrame(names).to_records(index=False),
-            "scores": pd.DataFrame(scores).to_records(index=False),
-        }
+        classes, values = self.classes.index, self.class_contributions.to_numpy()
+        order = np.argsort(-values, axis=1, kind="stable")  # equal ones in the order of the genes
+        ranked = self.gene_names.to_numpy(object)[order], np.take_along_axis(values, order, axis=1).astype(np.float32)
+        names, scores = (pd.DataFrame(table.T, columns=classes).to_records(index=False) for table in ranked)
+        # "logreg" has neither p-values nor fold changes
+        params = dict(groupby=f"{key_added}_explained", reference="rest", method="logreg", use_raw=False)
+        adata.uns[f"rank_genes_{key_added}"] = {"params": params, "names": names, "scores": scores}
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,11 @@ class CellExplanation:
     `genes` has a row per gene that the masks pass, largest `contribution` first: `weight` in the masks, `contribution`
     to the logit of `label` against the mean of all classes, `against_second`, the same against `second_label` alone,
     and `expression`, log-normalised.
+
+    Examples
+    --------
+    >>> why = sk.explain_cell(model, query, query.obs_names[0])
+    >>> why.label, why.second_label, why.genes.head()
     """
 
     label: str  # the most probable class
@@ -118,6 +133,11 @@ class CellExplanation:
     probability: float
     second_probability: float
     genes: pd.DataFrame
+
+    def __repr__(self) -> str:
+        runner_up = f"{self.second_label} ({self.second_probability:.1%})"
+        title = f"{self.label} ({self.probability:.1%}) rather than {runner_up}; the first of {len(self.genes)} genes:"
+        return f"{title}\n{self.genes.head(10).round(3)}"
 
 
 @plain_torch()
