@@ -287,8 +287,7 @@ def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
 
 def batches_for(model: SIMSClassifier, adata: ad.AnnData, **options) -> tuple[CellLoader, GeneCoverage, Scale]:
     """Return the batches of cells as a model takes them, gene coverage and scale; options of `query_batches`."""
-    trained_on = [state for _, state in _files(model)]
-    return query_batches(adata, model.genes, trained_on=trained_on, **options)
+    return query_batches(adata, model.genes, trained_on=[state for _, state in _files(model)], **options)
 
 
 def _files(model: SIMSClassifier) -> list[tuple[str, str]]:

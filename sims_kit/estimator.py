@@ -65,8 +65,6 @@ class SIMS(ClassifierMixin, BaseEstimator):
             raise LabelError(f"{n_missing:,} of {len(obs):,} cells have no label. Leave them out.")
         check_classification_targets(y)
         self.classes_ = np.unique(y)
-        if len(self.classes_) < 2:
-            raise LabelError(f"y has one class, {self.classes_[0]!r}; a classifier needs two or more.")
         self.n_features_in_ = cells.n_vars
         vars(self).pop("feature_names_in_", None)
         if isinstance(X, AnnData) or list(getattr(X, "columns", [])) == list(cells.var_names):

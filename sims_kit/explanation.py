@@ -50,16 +50,13 @@ class Explanation:
     species: str | None = None  # as given to `explain`
 
     def __repr__(self) -> str:
-        return f"{self._title}\n{self.top_genes(5).T}"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self._title}</p>{self.top_genes(5).T.to_html(max_rows=60)}"
-
-    @property
-    def _title(self) -> str:
         n_cells, n_genes = self.cells.shape
         used = f"{self.cells.nnz / n_cells:,.0f} of {n_genes:,} genes used per cell"
-        return f"Explanation of {n_cells:,} cells, {used}; by contribution:"
+        return f"Explanation of {n_cells:,} cells, {used}; by contribution:\n{self.top_genes(5).T}"
+
+    def _repr_html_(self) -> str:
+        title, _ = repr(self).split("\n", maxsplit=1)
+        return f"<p>{title}</p>{self.top_genes(5).T.to_html(max_rows=60)}"
 
     def cell(self, name: str) -> pd.DataFrame:
         """Return the genes used for one cell, with `weight` and `contribution`, largest contribution first."""
@@ -155,10 +152,9 @@ def explain(
     """Return which genes the model looks at and what they contribute, for each cell, each class and overall.
 
     A cell's masks are summed over the steps, each weighted by its share in the decision (section 3.4 of the TabNet
-    paper), and divided by their sum. Memory grows with the nonzero weights, 12 bytes for each.
-
-    `groupby` names an `obs` column that the class tables group by, in place of the predicted class; contributions are
-    to the predicted class either way. Other arguments are as in `annotate`.
+    paper), and divided by their sum. Memory grows with the nonzero weights, 12 bytes for each. `groupby` names an `obs`
+    column that the class tables group by, in place of the predicted class; contributions are to the predicted class
+    either way. Other arguments are as in `annotate`.
 
     Examples
     --------
@@ -173,9 +169,8 @@ def explain(
         raise UnknownNameError("obs column", groupby, cells.obs.columns)
     batches, _, _ = batches_for(model, cells, layer=layer, batch_size=batch_size, species=species)
     with on_device(model, device):
-        batches = progress_bar(batches, desc="explaining", unit="batch")
-        masks, contributions, predicted = explain_batches(model, batches)
-    predicted = np.asarray(model.classes)[predicted]
+        masks, contributions, best = explain_batches(model, progress_bar(batches, desc="explaining", unit="batch"))
+    predicted = np.asarray(model.classes)[best]
     labels = predicted if groupby is None else label_text(cells.obs[groupby]).fillna("(no label)").to_numpy(str)
     gene_names = pd.Index(model.genes, name="gene")
     classes, codes = np.unique(labels, return_inverse=True)

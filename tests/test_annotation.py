@@ -72,8 +72,11 @@ def test_paths_in_and_h5ad_out(model, make_cells, tmp_path):
     make_cells().write_h5ad(path := tmp_path / "query.h5ad")
     before = path.read_bytes()
     sk.save_model(model, tmp_path / "model.safetensors")
-    annotated = sk.annotate(path, tmp_path / "model.safetensors", reject=0.3, vote="auto")
-    assert path.read_bytes() == before
+    out = tmp_path / "new/folder/a.h5ad"
+    annotated = sk.annotate(path, tmp_path / "model.safetensors", reject=0.3, vote="auto", out=out)
+    assert path.read_bytes() == before and [*out.parent.iterdir()] == [out]
+    assert list(ad.read_h5ad(out).obs["sims_vote"]) == list(annotated.obs["sims_vote"])
+    assert sk.annotate(cells := make_cells(), model, out=out) is None and "sims_label" in cells.obs
     sk.prediction_sets(annotated, model, alpha=0.2)
     sk.explain(model, annotated).add_to(annotated)
     with ad.settings.override(allow_write_nullable_strings=False):  # as `out=` does
@@ -110,7 +113,12 @@ def test_genes_in_any_order(model, make_cells):
 
 @pytest.fixture
 def unsure(model):
-    """The model as if its validation cells had been harder: 100 cells, the less sure third of them wrong."""
+    """The model as if its validation cells had been harder."""
+    return _unsure(model)
+
+
+def _unsure(model):
+    """Its copy with 100 validation cells, the less sure third of them wrong."""
     confidence = np.sort(np.random.default_rng(0).uniform(0.5, 1, 100))
     scores, changed = -np.log(confidence / (1 - confidence)), copy.deepcopy(model)
     changed.calibration_cells = CalibrationCells(np.arange(100) % 3, scores, confidence, np.arange(100) >= 30)
@@ -201,42 +209,12 @@ def test_colours(model, make_cells):
 
 
 def test_device(model, make_cells, monkeypatch):
-    """The network runs where it is told to, and is put back; a GPU that is not there is an error before any work."""
+    """The network runs where it is told to, and is put back."""
     query, seen = make_cells(), []
     monkeypatch.setattr(type(model), "to", lambda self, device: seen.append(str(device)))
     sk.annotate(query, model, device="cpu:0")
     sk.explain(model, query, device="cpu:0")
     assert seen == ["cpu:0", "cpu"] * 2
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for function in (sk.annotate, sk.embed, sk.prediction_sets):
-        with pytest.raises(SettingError, match="finds no GPU here"):
-            function(query, model, device="cuda")
-
-
-@pytest.mark.parametrize(
-    ("argument", "error", "words"),
-    [
-        ("majority_voting", SettingError, "vote='auto'"),
-        ("vote_by", SettingError, "vote='leiden'"),
-        ("alpha", SettingError, "sims_kit.prediction_sets"),
-        ("probability_threshold", SettingError, "threshold=0.5"),
-        ("batch_key", SettingError, "not needed"),
-        ("treshold", UnknownNameError, "Did you mean 'threshold'"),
-    ],
-)
-def test_words_of_other_packages(model, make_cells, argument, error, words):
-    """Arguments of CellTypist, scanpy and earlier versions are answered with what to pass instead."""
-    with pytest.raises(error, match=words):
-        sk.annotate(make_cells(), model, **{argument: True})
-
-
-@pytest.mark.parametrize("write", [sk.annotate, sk.prediction_sets, sk.embed])
-def test_keys_that_files_cannot_hold(model, make_cells, write):
-    """A slash in a key would make a file that cannot be read again."""
-    with pytest.raises(SettingError, match="without a slash"):
-        write(make_cells(), model, key_added="a/b")
-    with pytest.raises(SettingError, match="without a slash"):
-        sk.explain(model, make_cells()).add_to(make_cells(), key_added="a/b")
 
 
 def test_unseen_types_stand_out(make_cells):
@@ -250,38 +228,78 @@ def test_unseen_types_stand_out(make_cells):
     assert roc_auc_score(query.obs["cell_type"] == "class_3", query.obs["sims_unseen"]) > 0.9
 
 
-def test_what_cannot_be_promised_is_told_first(unsure, make_cells):
-    """Rates and alphas that the validation cells cannot hold, values out of range, and models without such cells."""
-    query, without, unknown = make_cells(), copy.deepcopy(unsure), copy.deepcopy(unsure)
-    without.calibration_cells, unknown.classes = None, ["class_0", "class_1", "Unknown"]
-    no_cells = r"no validation cells.*calibrate\(model, cells, label\)"
-    for function, model, settings, error, words in (
-        (
-            sk.annotate,
-            unsure,
-            dict(reject=0.01),
-            SettingError,
-            "from 100 validation cells; the lowest rate that can is 0",
-        ),
-        (sk.annotate, unsure, dict(reject=0.7), SettingError, "threshold="),
-        (sk.annotate, unsure, dict(reject=0.1, threshold=0.5), SettingError, "give one of them"),
-        (sk.annotate, unsure, dict(threshold=50), SettingError, "from 0 to 1"),
-        (sk.annotate, unsure, dict(hierarchy={"class_0": "class_1", "class_1": "class_0"}), SettingError, "circle"),
-        (sk.annotate, unsure, dict(hierarchy={"class1": "any"}), UnknownNameError, "class_1"),
-        (sk.annotate, unsure, dict(vote="cell_types"), UnknownNameError, "'cell_type'"),
-        (sk.annotate, without, dict(reject=0.1), SettingError, no_cells),
-        (sk.annotate, without, dict(hierarchy={"class_0": "any"}), SettingError, no_cells),
-        (sk.annotate, unknown, dict(threshold=0.5), LabelError, "class 'Unknown'"),
-        (sk.prediction_sets, without, {}, SettingError, no_cells),
-        (sk.prediction_sets, unsure, dict(alpha=0.005), SettingError, "needs 199 calibration cells and there are 100"),
-        (sk.prediction_sets, unsure, dict(alpha=2), SettingError, "alpha is 2"),
-    ):
-        with pytest.raises(error, match=words):
-            function(query, model, **settings)
-    assert not query.uns and set(query.obs) == {"cell_type"}
-    sk.annotate(query, without, threshold=0.999, hierarchy=dict.fromkeys(without.classes, "any"))
-    assert set(query.obs["sims_label"]) <= {"any", *without.classes}  # the root has all of the probability
-    assert len(sk.annotate(query, unknown, copy=True).uns["sims_label_colors"]) == 3
+NO_CELLS = r"no validation cells.*calibrate\(model, cells, label\)"
+CIRCLE = {"class_0": "class_1", "class_1": "class_0"}
+REFUSED = [  # what is called, on which model, with what; the error, and words of its message
+    (
+        sk.annotate,
+        "unsure",
+        dict(reject=0.01),
+        SettingError,
+        "from 100 validation cells; the lowest rate",
+    ),
+    (sk.annotate, "unsure", dict(reject=0.7), SettingError, "reject=0.7: .* threshold="),
+    (sk.annotate, "unsure", dict(reject="a"), SettingError, "reject='a': give the share of errors"),
+    (sk.annotate, "unsure", dict(reject=0.1, threshold=0.5), SettingError, "give one of them"),
+    (sk.annotate, "unsure", dict(threshold=50), SettingError, "from 0 to 1"),
+    (sk.annotate, "unsure", dict(threshold="a"), SettingError, "threshold='a'.* a number from 0 to 1"),
+    (sk.annotate, "unsure", dict(hierarchy=CIRCLE), SettingError, "circle"),
+    (sk.annotate, "unsure", dict(hierarchy={"class1": "any"}), UnknownNameError, "class_1"),
+    (sk.annotate, "unsure", dict(vote="cell_types"), UnknownNameError, "'cell_type'"),
+    (sk.annotate, "unsure", dict(vote=["cell_type"]), UnknownNameError, r"\['cell_type'\]. Did you mean 'cell_type'"),
+    (sk.annotate, "without", dict(reject=0.1), SettingError, NO_CELLS),
+    (sk.annotate, "without", dict(hierarchy={"class_0": "any"}), SettingError, NO_CELLS),
+    (sk.annotate, "unknown", dict(threshold=0.5), LabelError, "class 'Unknown'"),
+    (sk.annotate, "unsure", dict(layer="raw"), UnknownNameError, "no layer 'raw'. Choose from: 'X"),
+    (sk.annotate, "unsure", dict(majority_voting=True), SettingError, "vote='auto'"),
+    (sk.annotate, "unsure", dict(over_clustering="leiden"), SettingError, "vote='leiden'"),
+    (sk.annotate, "unsure", dict(alpha=0.1), SettingError, "sims_kit.prediction_sets"),
+    (sk.annotate, "unsure", dict(probability_threshold=0.5), SettingError, "threshold=0.5"),
+    (sk.annotate, "unsure", dict(batch_key="donor"), SettingError, "not needed"),
+    (sk.annotate, "unsure", dict(use_raw=False), SettingError, "use_raw=False is the default, layer=None"),
+    (sk.annotate, "unsure", dict(treshold=0.5), UnknownNameError, "Did you mean 'threshold'"),
+    (sk.prediction_sets, "without", {}, SettingError, NO_CELLS),
+    (sk.prediction_sets, "unsure", dict(alpha=0.005), SettingError, "needs 199 calibration cells and there are 100"),
+    (sk.prediction_sets, "unsure", dict(alpha=2), SettingError, "alpha is 2"),
+    (sk.prediction_sets, "unsure", dict(alpha="a"), SettingError, "alpha is 'a'; expected the share"),
+    *(
+        (function, "unsure", settings, SettingError, words)
+        for function in (sk.annotate, sk.prediction_sets, sk.embed)
+        for settings, words in (
+            (dict(key_added="a/b"), "without a slash"),
+            (dict(key_added="title"), "'title' is a fact of the dataset.* Choose another"),
+            (dict(device="foo"), "device='foo': choose 'cpu', 'cuda'"),
+            (dict(device="cuda:99"), "finds no such GPU. Pass device='cpu'"),
+        )
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def models(model):
+    """Models by name: less sure, without validation cells, and with a class "Unknown"."""
+    found = {"unsure": _unsure(model)} | {name: copy.deepcopy(model) for name in ("without", "unknown")}
+    found["without"].calibration_cells, found["unknown"].classes = None, ["class_0", "class_1", "Unknown"]
+    return found
+
+
+@pytest.mark.parametrize(("function", "name", "settings", "error", "words"), REFUSED)
+def test_refused_before_predicting(models, make_cells, monkeypatch, function, name, settings, error, words):
+    """Rates that validation cells cannot hold, values of another kind, and arguments of other packages."""
+    query, model = make_cells(), models[name]
+    query.uns["sims_kit"] = {"title": "Cortex"}
+    monkeypatch.setattr(type(model.network), "steps", lambda *_: pytest.fail("predicted"), raising=False)
+    with pytest.raises(error, match=words):
+        function(query, model, **settings)
+    assert set(query.uns) == {"sims_kit"} and set(query.obs) == {"cell_type"} and not len(query.obsm)
+
+
+def test_models_without_promises(models, make_cells):
+    """A threshold of one's own needs no validation cells, and a class may be called "Unknown" if none is rejected."""
+    query = make_cells()
+    sk.annotate(query, models["without"], threshold=0.999, hierarchy=dict.fromkeys(models["without"].classes, "any"))
+    assert set(query.obs["sims_label"]) <= {"any", "class_0", "class_1", "class_2"}  # the root has all the probability
+    assert len(sk.annotate(query, models["unknown"], copy=True).uns["sims_label_colors"]) == 3
 
 
 def test_calibrate_anew(unsure, make_cells):

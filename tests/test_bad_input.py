@@ -4,8 +4,11 @@
 """
 
 import gzip
+import os
 import pickle
+import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +20,14 @@ from anndata import AnnData
 from anndata.tests.helpers import assert_equal
 
 import sims_kit as sk
+from sims_kit.datasets.registry import read_registry
 from sims_kit.errors import (
     DataError,
     FetchError,
     GeneError,
     LabelError,
     ModelFileError,
+    RegistryError,
     SettingError,
     SimsError,
     UnknownNameError,
@@ -64,6 +69,13 @@ class Bench:
         """An empty folder."""
         Path(name).mkdir()
         return Path(name)
+
+    def shared(self):
+        """A query, a link to it, a text file and an empty folder."""
+        self.cells.write_h5ad("q.h5ad")
+        os.symlink("q.h5ad", "link.h5ad")
+        self.folder("x")
+        return self.file("file", "text")
 
     def h5ad(self, size=None) -> Path:
         """The cells as an AnnData file, cut short after `size` bytes."""
@@ -125,14 +137,19 @@ def explain(given, bench, **options):
     return sk.explain(bench.model, given, **options)
 
 
-def label_with(given, bench):
+def label_with(given, bench, **options):
     """`sk.annotate` on good cells, with the model that is given."""
-    return sk.annotate(bench.cells, given)
+    return sk.annotate(bench.cells, given, **options)
 
 
-def of(function):
-    """A function of the public face that takes nothing else."""
-    return lambda given, bench: function(given)
+def of(function, *arguments):
+    """A function of the public face that takes what is given and nothing of the bench."""
+    return lambda given, bench: function(given, *arguments)
+
+
+def on(function, *arguments, **options):
+    """A function that takes nothing of what is given."""
+    return lambda given, bench: function(*arguments, **options)
 
 
 def but(call, *args, **settings):
@@ -140,7 +157,25 @@ def but(call, *args, **settings):
     return lambda given, bench: call(given, bench, *args, **settings)
 
 
-read, load, load_model = of(sk.read), of(sk.load), of(sk.load_model)
+def save(path, **options):
+    """`sk.save_model` of the fitted model."""
+    return lambda given, bench: sk.save_model(bench.model, path, **options)
+
+
+def results(query=None, **options):
+    """`sk.annotate` of the cells or of a file, with `out`."""
+    return lambda given, bench: sk.annotate(query or bench.cells, bench.model, **options)
+
+
+def registry(content):
+    """A registry with this content."""
+    return lambda bench: bench.file("registry.yaml", content)
+
+
+read, load, load_model, read_entries = map(of, (sk.read, sk.load, sk.load_model, read_registry.__wrapped__))
+LAUGHS = "a: &a [x, x]\n" + "".join(  # two to the power of thirty-odd entries, if they were written out
+    f"{after}: &{after} [{', '.join([f'*{name}'] * 9)}]\n" for name, after in pairwise("abcdefghij")
+)
 
 # fmt: off
 CASES = [
@@ -198,6 +233,9 @@ CASES = [
     ("no genes", lambda b: b.cells[:, :0].copy(), fit, DataError, ["AnnData 1 is empty (120 cells x 0 genes)"]),
     ("query without cells", lambda b: b.cells[:0].copy(), annotate, DataError, ["0 cells x 60 genes"]),
     ("no matrix", lambda b: AnnData(obs=b.cells.obs, var=b.cells.var), fit, DataError, ["no X", "layers"]),
+    ("complex numbers", lambda b: b.values(lambda X: X * 1j), annotate, DataError, ["complex", "real numbers"]),
+    ("texts", lambda b: b.values(lambda X: np.full(X.shape, "a", object)), annotate, DataError, ["real numbers"]),
+    ("numbers beyond 32 bits", lambda b: b.values(lambda X: X * 1e300), annotate, DataError, ["infinite values"]),
     ("layer misspelt", scaled, but(fit, layer="count"), UnknownNameError, ["layer 'count'", "'counts'"]),
 
     # --- Files
@@ -210,6 +248,9 @@ CASES = [
      DataError, ["c.h5ad starts with b'cell,ACT'", "no known format"]),
     ("archive", lambda b: b.file("c.h5ad.gz", b"\x1f\x8b"), read, DataError, ["c.h5ad.gz", "no known format"]),
     ("folder to train on", lambda b: b.folder("c"), fit, DataError, ["c holds []", "zarr"]),
+    ("name of 5,000 letters", good, on(sk.read, "x" * 5000 + ".csv"), FileNotFoundError, ["There is no file"]),
+    ("name with a zero byte", good, on(sk.read, "a\0.csv"), FileNotFoundError, ["There is no file"]),
+    ("None to read", good, on(sk.read, None), TypeError, ["NoneType"]),
     ("array for AnnData", lambda b: np.ones((9, 9)), fit, SettingError, ["ndarray", "paths or AnnData objects"]),
     ("no files", lambda b: [], fit, SettingError, ["datafiles is empty", "at least one"]),
 
@@ -228,6 +269,11 @@ CASES = [
      SettingError, ["validation=0.5", "test=0.5", "together under 1"]),
     ("number of test cells for a share", good, but(fit, test=20), SettingError, ["test=20", "shares of the cells"]),
     ("negative seed", good, but(fit, seed=-1), SettingError, ["seed=-1", "0 or more"]),
+    ("seed beyond 64 bits", good, but(fit, seed=2**70), SettingError, ["seed=1180591620717411303424"]),
+    *((f"epochs: {n!r}", good, but(fit, max_epochs=n), SettingError, [f"max_epochs={n!r}"]) for n in (0, "3", 1.5)),
+    ("number for a recipe", good, but(fit, recipe=3), UnknownNameError, ["recipe 3", "'thesis'"]),
+    ("text for class weights", good, but(fit, class_weights="balanced"), SettingError, ["'balanced'", "3 pos"]),
+    ("empty ghost batches", good, but(fit, recipe={"virtual_batch_size": 0}), SettingError, ["batch_size is 0"]),
     ("network setting misspelt", good, but(fit, recipe={"n_step": 3}),
      UnknownNameError, ["'n_step'", "'n_steps'"]),
     ("network setting in the wrong place", good, but(fit, n_steps=3),
@@ -252,10 +298,52 @@ CASES = [
     ("model file that is a pickle", lambda b: b.file("m.pkl", pickle.dumps({"weights": [1.0]})), load_model,
      ModelFileError, ["'m.pkl'", "save_model"]),
     ("model file that is a folder", lambda b: b.folder("m"), load_model, ModelFileError, ["'m' is a folder"]),
-    ("name of a checkpoint to save a model to", good, lambda x, b: sk.save_model(b.model, "m.ckpt"),
+    ("model that is an estimator without a model", lambda b: sk.SIMS(), label_with,
+     SettingError, ["type SIMS", "Expected a SIMSClassifier"]),
+    ("model that is None", lambda b: None, label_with, SettingError, ["NoneType", "annotate(query"]),
+    ("checkpoint that is text", lambda b: b.file("file.ckpt", "text"), load_model, ModelFileError, ["'file.ckpt'"]),
+    ("name of a checkpoint to save a model to", good, save("m.ckpt"),
      SettingError, ["'m.ckpt'", "checkpoint of Lightning", ".safetensors"]),
-    ("folder to save a model to", lambda b: b.folder("m"), lambda x, b: sk.save_model(b.model, x),
+    ("folder to save a model to", lambda b: b.folder("m"), save("m"),
      SettingError, ["'m' is a folder", "m/model.safetensors"]),
+    ("file for a folder to save a model to", Bench.shared, save("file/m"), SettingError, ["'file' is a file"]),
+    ("number for a path to save to", good, save(3), TypeError, ["int"]),
+    ("notes that are no text", good, save("m", notes=3), SettingError, ["notes is 3", "not str"]),
+    ("licence that is no text", good, save("m", licence=["MIT"]), SettingError, ["licence is ['MIT']"]),
+    ("text for the number of genes", good, on(sk.SIMSClassifier, "60", 3), SettingError, ["input_dim is '60'"]),
+    ("no genes for a model", good, on(sk.SIMSClassifier, 0, 3), SettingError, ["input_dim is 0"]),
+
+    # --- Results
+    ("results as csv", good, results(out="a.csv"), SettingError, ["'a.csv'", ".h5ad"]),
+    *((f"results at the query, {out}", Bench.shared, results("q.h5ad", out=out), SettingError, ["never changed"])
+      for out in ("q.h5ad", "./x/../q.h5ad", "link.h5ad")),
+    ("results to a folder", Bench.shared, results(out="x"), SettingError, ["out='x'", ".h5ad"]),
+    ("results under a file", Bench.shared, results(out="file/a.h5ad"), SettingError, ["'file' is a file"]),
+    ("checkpoints in a file", Bench.shared, lambda x, b: fit(b.cells, b, checkpoints="file"),
+     SettingError, ["file' is a file"]),
+
+    # --- Splits, labels and scores
+    *((f"seed of a split: {seed!r}", good, on(sk.stratified_split, ["a"], seed=seed), SettingError, [f"seed={seed!r}"])
+      for seed in (-1, "x")),
+    ("labels in a table", good, on(sk.stratified_split, np.array([["a"], ["b"]])),
+     LabelError, ["(2, 1)", "one label per cell"]),
+    ("labels as one text", good, on(sk.stratified_split, "abc"), LabelError, ["one label per cell"]),
+    ("labels of lists", lambda b: AnnData(b.cells.X, b.cells.obs.assign(x=[[1]] * 120), b.cells.var), but(fit, "x"),
+     LabelError, ["one class only, '[1]'"]),
+    ("scores of other lengths", good, on(sk.metrics.score, ["a"], ["a", "b"]), LabelError, ["1 labels", "y_pred 2"]),
+    ("scores of no cells", good, on(sk.metrics.score, [], []), LabelError, ["empty"]),
+    ("cell that does not exist", good, lambda x, b: sk.explain_cell(b.model, x, "nobody"),
+     UnknownNameError, ["cell 'nobody'"]),
+    ("calibration by a column that does not exist", good, lambda x, b: sk.calibrate(b.model, x, "celltype"),
+     UnknownNameError, ["'celltype'", "'cell_type'"]),
+
+    # --- Registries
+    ("registry that is no text", registry(b"\xff\xfe\x00"), read_entries, RegistryError, ["registry.yaml", "utf-8"]),
+    ("registry with tabs", registry("a:\n\t- b"), read_entries, RegistryError, ["registry.yaml", "line 2"]),
+    ("registry with a date that is none", registry("version: 2021-13-45"), read_entries, RegistryError, ["month"]),
+    ("registry nested deep", registry("[" * 5000), read_entries, RegistryError, ["recursion"]),
+    ("registry that runs code", registry("!!python/object/apply:os.mkdir [x]"), read_entries, RegistryError, ["tag"]),
+    ("registry that grows out of itself", registry(LAUGHS), read_entries, RegistryError, ["registry.yaml"]),
 ]
 # fmt: on
 
@@ -304,6 +392,22 @@ def test_errors_have_one_base_and_can_be_sent_between_processes():
     assert (
         str(pickle.loads(pickle.dumps(told))) == str(told) == "There is no dataset 'pbmc86k'. Did you mean 'pbmc68k'?"
     )
+
+
+def test_numbers_of_numpy_can_be_saved(make_cells, tmp_path):
+    """Settings that come from numpy, as from a sweep, do not make a model unsavable."""
+    settings = dict(n_models=np.int64(1), n_d=np.int32(2), n_a=2, gamma=np.float32(1.5))
+    fitted = sk.fit(make_cells(), "cell_type", max_epochs=1, recipe=settings, **QUIET)
+    assert sk.load_model(sk.save_model(fitted, tmp_path / "m")).recipe.n_d == 2
+
+
+def test_number_of_a_million_digits(tmp_path):
+    """A field that is a number almost to its end is refused as soon as any other: digits are looked at once."""
+    (tmp_path / "a.csv").write_bytes(b"cell,A,B\nc1,1,2\nc2,3," + b"0" * 10**6 + b"x\n")
+    start = time.process_time()
+    with pytest.raises(DataError, match=r"row 'c2', column 'B'|line of .* letters") as error:
+        sk.read(tmp_path / "a.csv")
+    assert time.process_time() - start < 5 and len(str(error.value)) < 1000
 
 
 def _files():
