@@ -300,14 +300,11 @@ def _files(model: SIMSClassifier) -> list[tuple[str, str]]:
 @contextmanager
 def on_device(model: SIMSClassifier, device: str | torch.device | None) -> Iterator[None]:
     """Move a model to a device while the block lasts, and back afterwards; None leaves it where it is."""
-    before = model.device
-    try:
-        wanted = torch.device(before if device is None else device)
-    except (RuntimeError, TypeError) as error:
-        raise SettingError(f"device={device!r}: choose 'cpu', 'cuda', or one of several GPUs, 'cuda:1'.") from error
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise SettingError(f"device={str(device)!r}, but torch finds no such GPU. Pass device='cpu', or leave it out.")
-    model.to(wanted)
+    before, n_gpus = model.device, torch.cuda.device_count()
+    devices = ["cpu", "cuda", *(f"cuda:{number}" for number in range(n_gpus))] if n_gpus else ["cpu"]
+    if device is not None and str(device) not in devices:
+        raise UnknownNameError("device", str(device), devices)
+    model.to(device or before)
     try:
         yield
     finally:

@@ -15,20 +15,13 @@ import sims_kit as sk
 from sims_kit.calibration import CalibrationCells, hierarchical_labels, rejection_threshold
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
+from sims_kit.model.network import TabNet
 
 
 @pytest.fixture(scope="module")
 def model(make_cells):
     """A model fitted on 300 of 700 easy cells."""
     return sk.fit(make_cells(n_cells=700)[:300].copy(), "cell_type", max_epochs=15, verbose=False, logger=False)
-
-
-@pytest.fixture
-def shallow(make_cells):
-    """Cells with a seventh of their counts: some are uncertain."""
-    cells = make_cells(n_cells=90, seed=1)
-    cells.X = cells.X.multiply(np.random.default_rng(0).random(cells.shape) < 0.15).tocsr()
-    return cells
 
 
 def test_columns(model, make_cells):
@@ -63,8 +56,6 @@ def test_a_path_may_stay_on_disk(model, make_cells, tmp_path, suffix, monkeypatc
     assert sk.gene_coverage(path, model, layer="counts").fraction == 1
     written = ad.read_h5ad(out)
     assert (query.layers["counts"] != written.X).nnz == 0 and written.obs["sims_label"].notna().all()
-    with pytest.raises(SettingError, match="backed='yes'"):
-        sk.annotate(path, model, backed="yes")
 
 
 def test_paths_in_and_h5ad_out(model, make_cells, tmp_path):
@@ -111,23 +102,22 @@ def test_genes_in_any_order(model, make_cells):
     assert sk.gene_coverage(most, model, layer="raw").fraction == 1
 
 
-@pytest.fixture
-def unsure(model):
-    """The model as if its validation cells had been harder."""
-    return _unsure(model)
-
-
-def _unsure(model):
-    """Its copy with 100 validation cells, the less sure third of them wrong."""
+@pytest.fixture(scope="module")
+def models(model):
+    """Models by name: as if validation cells had been harder, without such cells, and with a class "Unknown"."""
+    unsure, without, unknown = (copy.deepcopy(model) for _ in range(3))
     confidence = np.sort(np.random.default_rng(0).uniform(0.5, 1, 100))
-    scores, changed = -np.log(confidence / (1 - confidence)), copy.deepcopy(model)
-    changed.calibration_cells = CalibrationCells(np.arange(100) % 3, scores, confidence, np.arange(100) >= 30)
-    return changed
+    scores, correct = -np.log(confidence / (1 - confidence)), np.arange(100) >= 30  # the less sure third is wrong
+    unsure.calibration_cells = CalibrationCells(np.arange(100) % 3, scores, confidence, correct)
+    without.calibration_cells, unknown.classes = None, ["class_0", "class_1", "Unknown"]
+    return {"unsure": unsure, "without": without, "unknown": unknown}
 
 
-def test_rejected_cells_are_unknown(unsure, shallow):
-    """Below the threshold of the accepted error rate a cell is "Unknown", and nothing else about it changes."""
-    query, plain = shallow, sk.annotate(shallow, unsure, copy=True)
+def test_rejected_cells_are_unknown_or_get_a_parent(models, make_cells):
+    """Below the threshold a cell is "Unknown", or its parent if the probability, summed, is enough."""
+    query, unsure, hierarchy = make_cells(90, seed=1), models["unsure"], {"class_0": "either", "class_1": "either"}
+    query.X = query.X.multiply(np.random.default_rng(0).random(query.shape) < 0.15).tocsr()  # shallow
+    plain = sk.annotate(query, unsure, copy=True)
     sk.annotate(query, unsure, reject=0.05)
     threshold = rejection_threshold(*unsure.calibration_cells[2:], error_rate=0.05).threshold
     rejected = plain.obs["sims_confidence"] < threshold
@@ -135,18 +125,12 @@ def test_rejected_cells_are_unknown(unsure, shallow):
     assert list(query.obs["sims_label"]) == list(plain.obs["sims_label"].where(~rejected, "Unknown"))
     np.testing.assert_array_equal(query.obs["sims_confidence"], plain.obs["sims_confidence"])
     assert query.uns["sims_kit"]["sims"]["threshold"] == threshold
-    own = sk.annotate(plain, unsure, threshold=threshold, copy=True)
+    own = sk.annotate(query, unsure, threshold=threshold, copy=True)
     assert (own.obs["sims_label"] == query.obs["sims_label"]).all()
-
-
-def test_uncertain_cells_get_a_parent(unsure, shallow):
-    """With a hierarchy, a cell too uncertain for a class gets the parent whose probability, summed, is enough."""
-    hierarchy = {"class_0": "either", "class_1": "either"}
-    sk.annotate(shallow, unsure, hierarchy=hierarchy)
-    threshold, probabilities = shallow.uns["sims_kit"]["sims"]["threshold"], shallow.obsm["sims_probabilities"]
-    expected = hierarchical_labels(probabilities, unsure.classes, hierarchy, threshold)
-    assert list(shallow.obs["sims_label"]) == list(expected["label"]) and {"either", "Unknown"} < set(expected["label"])
-    np.testing.assert_allclose(shallow.obs["sims_confidence"], expected["probability"], rtol=1e-6)
+    sk.annotate(query, unsure, hierarchy=hierarchy)  # at the same rate
+    expected = hierarchical_labels(query.obsm["sims_probabilities"], unsure.classes, hierarchy, threshold)
+    assert list(query.obs["sims_label"]) == list(expected["label"]) and {"either", "Unknown"} < set(expected["label"])
+    np.testing.assert_allclose(query.obs["sims_confidence"], expected["probability"], rtol=1e-6)
 
 
 def test_prediction_sets(model, make_cells):
@@ -208,15 +192,6 @@ def test_colours(model, make_cells):
     assert len(cells.uns["sims_label_colors"]) == len(cells.obs["sims_label"].cat.categories) < 5
 
 
-def test_device(model, make_cells, monkeypatch):
-    """The network runs where it is told to, and is put back."""
-    query, seen = make_cells(), []
-    monkeypatch.setattr(type(model), "to", lambda self, device: seen.append(str(device)))
-    sk.annotate(query, model, device="cpu:0")
-    sk.explain(model, query, device="cpu:0")
-    assert seen == ["cpu:0", "cpu"] * 2
-
-
 def test_unseen_types_stand_out(make_cells):
     """Cells of a type that the model never saw have a higher unseen score than others."""
     cells = make_cells(n_cells=400, n_genes=200, n_classes=4)
@@ -263,24 +238,16 @@ REFUSED = [  # what is called, on which model, with what; the error, and words o
     (sk.prediction_sets, "unsure", dict(alpha=2), SettingError, "alpha is 2"),
     (sk.prediction_sets, "unsure", dict(alpha="a"), SettingError, "alpha is 'a'; expected the share"),
     *(
-        (function, "unsure", settings, SettingError, words)
+        (function, "unsure", settings, error, words)
         for function in (sk.annotate, sk.prediction_sets, sk.embed)
-        for settings, words in (
-            (dict(key_added="a/b"), "without a slash"),
-            (dict(key_added="title"), "'title' is a fact of the dataset.* Choose another"),
-            (dict(device="foo"), "device='foo': choose 'cpu', 'cuda'"),
-            (dict(device="cuda:99"), "finds no such GPU. Pass device='cpu'"),
+        for settings, error, words in (
+            (dict(key_added="a/b"), SettingError, "without a slash"),
+            (dict(key_added="title"), SettingError, "'title' is a fact of the dataset.* Choose another"),
+            (dict(device="foo"), UnknownNameError, "no device 'foo'. Choose from: 'cpu'"),
+            (dict(device="cuda:99"), UnknownNameError, "no device 'cuda:99'."),
         )
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def models(model):
-    """Models by name: less sure, without validation cells, and with a class "Unknown"."""
-    found = {"unsure": _unsure(model)} | {name: copy.deepcopy(model) for name in ("without", "unknown")}
-    found["without"].calibration_cells, found["unknown"].classes = None, ["class_0", "class_1", "Unknown"]
-    return found
 
 
 @pytest.mark.parametrize(("function", "name", "settings", "error", "words"), REFUSED)
@@ -288,23 +255,15 @@ def test_refused_before_predicting(models, make_cells, monkeypatch, function, na
     """Rates that validation cells cannot hold, values of another kind, and arguments of other packages."""
     query, model = make_cells(), models[name]
     query.uns["sims_kit"] = {"title": "Cortex"}
-    monkeypatch.setattr(type(model.network), "steps", lambda *_: pytest.fail("predicted"), raising=False)
+    monkeypatch.setattr(TabNet, "steps", lambda *_: pytest.fail("predicted"))
     with pytest.raises(error, match=words):
         function(query, model, **settings)
     assert set(query.uns) == {"sims_kit"} and set(query.obs) == {"cell_type"} and not len(query.obsm)
 
 
-def test_models_without_promises(models, make_cells):
-    """A threshold of one's own needs no validation cells, and a class may be called "Unknown" if none is rejected."""
-    query = make_cells()
-    sk.annotate(query, models["without"], threshold=0.999, hierarchy=dict.fromkeys(models["without"].classes, "any"))
-    assert set(query.obs["sims_label"]) <= {"any", "class_0", "class_1", "class_2"}  # the root has all the probability
-    assert len(sk.annotate(query, models["unknown"], copy=True).uns["sims_label_colors"]) == 3
-
-
-def test_calibrate_anew(unsure, make_cells):
+def test_calibrate_anew(models, make_cells):
     """On labelled cells, temperature and promises are what they would be had these been the validation cells."""
-    cells, model = make_cells(n_cells=120, seed=5), unsure
+    cells, model = make_cells(n_cells=120, seed=5), copy.deepcopy(models["unsure"])
     before = sk.annotate(cells, model, copy=True)
     cells.obs["cell_type"] = cells.obs["cell_type"].where(np.arange(120) >= 10, "never seen")
     temperatures = [model.temperature.item()]
@@ -340,9 +299,23 @@ def test_nothing_else_changes(model, make_cells):
     assert set(query.layers) <= {None}  # anndata 0.13 has X there, too
     assert not len(query.varm) and set(query.uns) == {"sims_kit", "sims_label_colors"}
     assert "alpha" not in query.uns["sims_kit"]["sims"] and query.uns["sims_kit"]["dataset"] == "mine"
+    assert query.uns["sims_kit"]["sims"]["trained_on"] == ["AnnData 1"]
     sk.annotate(query, model, key_added="cortex")
     assert {"cortex_label", "sims_label"} < set(query.obs) and "cortex_probabilities" in query.obsm
     assert (query.X != untouched.X).nnz == 0 and query.X.dtype == untouched.X.dtype
+
+
+def test_device_and_models_without_promises(model, models, make_cells, monkeypatch):
+    """The network is put back from its device; a threshold of one's own needs neither promise nor validation cells."""
+    query, without, seen = make_cells(), models["without"], []
+    sk.annotate(query, without, threshold=0.999, hierarchy=dict.fromkeys(without.classes, "any"))
+    assert set(query.obs["sims_label"]) <= {"any", *without.classes}  # the root has all of the probability
+    assert len(sk.annotate(query, models["unknown"], copy=True).uns["sims_label_colors"]) == 3
+    monkeypatch.setattr(type(model), "to", lambda self, device: seen.append(str(device)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    sk.annotate(query, model, device="cuda:0")
+    sk.explain(model, query, device=torch.device("cuda"))
+    assert seen == ["cuda:0", "cpu", "cuda", "cpu"]
 
 
 def test_scales(model, make_cells):

@@ -33,14 +33,10 @@ def test_temperature_undoes_a_factor(factor):
     labels = np.array([random.choice(5, p=row) for row in softmax(logits, axis=1)])
     found = fit_temperature(logits * factor, labels)
     assert found == pytest.approx(factor, rel=0.05)
+    assert 0.1 < fit_temperature(np.eye(4)[np.arange(40) % 4], np.arange(40) % 4) < 1  # where all cells are right
+    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, int)) == 1  # without cells
     tried, truth = [torch.tensor(factor * logits / t) for t in (found, found * 1.1, found / 1.1)], torch.tensor(labels)
     assert np.argmin([torch.nn.functional.cross_entropy(values, truth) for values in tried]) == 0
-
-
-def test_temperature_of_easy_and_of_no_cells():
-    """It stays finite where all cells are right, and 1 where there are none."""
-    assert 0.1 < fit_temperature(np.eye(4)[np.arange(40) % 4], np.arange(40) % 4) < 1
-    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, int)) == 1
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
@@ -134,10 +130,8 @@ def test_votes_are_the_first_mode():
 
 def test_finest_confident_level():
     """The class, its parent, or the parent's; a root without children of its own stays unknown."""
-    probabilities = np.array(
-        [[0.0, 0.9, 0.1, 0.0], [0.1, 0.5, 0.4, 0.0], [0.3, 0.4, 0.2, 0.1], [0.1, 0.2, 0.2, 0.5], [0.3, 0.3, 0.0, 0.4]]
-    )
-    found = hierarchical_labels(probabilities, CLASSES, HIERARCHY, 0.8)
+    tenths = [[0, 9, 1, 0], [1, 5, 4, 0], [3, 4, 2, 1], [1, 2, 2, 5], [3, 3, 0, 4]]
+    found = hierarchical_labels(np.array(tenths) / 10, CLASSES, HIERARCHY, 0.8)
     assert found["label"].tolist() == ["CD4 T", "T", "Lymphocyte", "Unknown", "Unknown"]
     np.testing.assert_allclose(found["probability"], [0.9, 0.9, 0.9, 0.5, 0.4])
 
