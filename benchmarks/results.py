@@ -29,10 +29,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from methods import METHODS
 from study_page import ROOT, with_interval
-from tasks import TASKS, Folds, slug
+from tasks import TASKS, Folds, calibration_error, slug
 
 import sims_kit as sk
-from sims_kit.calibration import expected_calibration_error
 from sims_kit.studies.resampling import differences, intervals, resample, score_labelled
 
 MEASURED = ROOT / "benchmarks/measured"
@@ -191,7 +190,7 @@ def summarised() -> dict[str, pd.DataFrame]:
                 row |= {"n_cells": len(found), "n_classes": found["class"].nunique()} | scores.loc[method].to_dict()
                 row |= own[seconds].mean().to_dict() | {"peak_memory_mb": own["peak_memory_mb"].max()}
                 if found["confidence"].notna().all():
-                    row["calibration_error"] = expected_calibration_error(found["confidence"].clip(0, 1), correct)
+                    row["calibration_error"] = calibration_error(found["confidence"].clip(0, 1), correct)
                 recall = (found["predicted"] == found["class"]).groupby(found["class"]).agg(["size", "mean"])
                 recall = recall.set_axis(["n_cells", "recall"], axis=1).reset_index()
                 tables["classes"].append(recall.assign(task=task, method=method))

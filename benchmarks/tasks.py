@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import anndata
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from sklearn.model_selection import GroupKFold, StratifiedKFold
+from torchmetrics.functional.classification import binary_calibration_error
 
 import sims_kit as sk
 
+BINS = 15  # of equal width; the number that most of the calibration literature reports
 TOO_FEW = 10  # a class of so few cells, or fewer, is left out (Abdelaal et al., Genome Biology 2019)
 PLATES = ("cell-lines-5cl-p1", "cell-lines-5cl-p2", "cell-lines-5cl-p3")
 PROTOCOLS = ("cell-lines-celseq2", "cell-lines-dropseq")
@@ -81,3 +84,9 @@ class Folds:
 def slug(name: str) -> str:
     """A name as files and the command line can carry it: ``"SIMS, default"`` is ``sims-default``."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Mean absolute difference of confidence and accuracy over bins of confidence, weighted by their cells."""
+    values, hits = (torch.from_numpy(np.asarray(x, kind)) for x, kind in ((confidence, "f4"), (correct, "i8")))
+    return float(binary_calibration_error(values, hits, n_bins=BINS, validate_args=False))

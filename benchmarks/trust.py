@@ -24,8 +24,9 @@ import seaborn as sns
 from interpretation import markdown
 from matplotlib import pyplot as plt
 from scipy.special import softmax
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
-from tasks import TASKS, Folds, slug
+from tasks import BINS, TASKS, Folds, calibration_error, slug
 
 import sims_kit as sk
 from sims_kit import calibration
@@ -103,11 +104,11 @@ def measure(task: str, models: Path) -> dict[str, pd.DataFrame]:
     for name, values in (("before", logits * float(model.temperature)), ("after", logits)):
         confidence, right = confidences(values, truth)
         draws = np.random.default_rng(0).random((200, len(truth))) < confidence  # were each confidence exactly right
-        chance = [calibration.expected_calibration_error(confidence, drawn) for drawn in draws]
-        row[f"error_{name}"] = calibration.expected_calibration_error(confidence, right)
+        chance = [calibration_error(confidence, drawn) for drawn in draws]
+        row[f"error_{name}"] = calibration_error(confidence, right)
         row |= {f"floor_{name}": np.mean(chance), f"floor_high_{name}": np.quantile(chance, 0.95)}
         row[f"confidence_{name}"] = confidence.mean()
-        bins.append(calibration.reliability_table(confidence, right).assign(group=name))
+        bins.append(reliability(confidence, right).assign(group=name))
     for rate in ERROR_RATES:
         row |= rejection(kept.confidence, kept.correct, *confidences(logits, truth), rate)
     row |= sets(kept.nonconformity, kept.labels, logits, truth)
@@ -121,6 +122,17 @@ def measure(task: str, models: Path) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def reliability(confidence: np.ndarray, right: np.ndarray) -> pd.DataFrame:
+    """Mean confidence and accuracy in bins of equal width that have cells, with Wilson's 95 % interval."""
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    cells = pd.DataFrame({"confidence": confidence, "accuracy": right.astype(float)}).groupby(bins)
+    table = cells.mean().assign(n_cells=cells.size())
+    counts = zip(cells["accuracy"].sum().astype(int), table["n_cells"], strict=True)
+    intervals = [binomtest(*of_bin).proportion_ci(method="wilson") for of_bin in counts]
+    table[["accuracy_low", "accuracy_high"]] = [(interval.low, interval.high) for interval in intervals]
+    return table.assign(low=table.index / BINS, high=(table.index + 1) / BINS)
+
+
 def divisions(logits: np.ndarray, labels: np.ndarray, n_calibration: int) -> pd.DataFrame:
     """What many divisions of the held-out cells into calibration and test cells find; a row per division.
 
@@ -132,7 +144,7 @@ def divisions(logits: np.ndarray, labels: np.ndarray, n_calibration: int) -> pd.
         own, other = np.split(random.permutation(len(labels)), [n_calibration])
         values = logits / calibration.fit_temperature(logits[own], labels[own])
         confidence, right = confidences(values, labels)
-        row = {"division": number, "error": calibration.expected_calibration_error(confidence[other], right[other])}
+        row = {"division": number, "error": calibration_error(confidence[other], right[other])}
         for rate in ERROR_RATES:
             row |= rejection(confidence[own], right[own], confidence[other], right[other], rate)
         scores = calibration.nonconformity(values)[own, labels[own]]

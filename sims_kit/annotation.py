@@ -3,10 +3,12 @@
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
 from itertools import cycle
+from numbers import Real
 from pathlib import Path
 
 import anndata as ad
@@ -32,9 +34,6 @@ from sims_kit.text import label_text
 Cells = ad.AnnData | str | os.PathLike  # or where to read them from
 Model = SIMSClassifier | str | os.PathLike
 
-ERROR_RATE = 0.05  # accepted among answered cells where a hierarchy is given and no rate
-GREY = "#bdbdbd"  # of "Unknown"
-RESOLUTIONS = {5_000: 5, 20_000: 10, 40_000: 15, 100_000: 20, 200_000: 25, math.inf: 30}  # CellTypist's, by cells
 WRITTEN = (  # by `annotate`, `prediction_sets` and `Explanation.add_to`, after the key
     *("label", "confidence", "second_label", "unseen", "vote", "vote_proportion", "set", "explained"),
     *("probabilities", "sets", "masks", "contributions", "class_masks", "class_contributions"),
@@ -44,7 +43,7 @@ OTHER_WORDS = {  # arguments of scanpy, CellTypist, scvi-tools and of earlier ve
     **dict.fromkeys(("vote_by", "over_clustering"), "Pass vote='leiden', an obs column with clusters, or vote='auto'."),
     "majority_voting": "Pass vote='auto', the majority label of over-clusters.",
     "probability_threshold": "Pass threshold=0.5, or reject=0.05 for a share of errors among labelled cells.",
-    "use_raw": "Pass layer='raw' to read query.raw.",
+    "use_raw": "use_raw=True is layer='raw' here; use_raw=False is the default, layer=None, which reads query.X.",
     "batch_key": "The query's batches are not needed. To validate on whole batches, pass groups= to sims_kit.fit.",
 }
 
@@ -76,12 +75,12 @@ def annotate(
     Parameters
     ----------
     query, model
-        Cells x genes of any gene set, AnnData or a dataset name or path to read; a fitted classifier or its path.
+        Cells x genes of any gene set, AnnData or a dataset name or path to read; a fitted classifier, `SIMS`, or path.
     layer
         Where the matrix is: None for `X`, the name of a layer, or ``"raw"`` for `query.raw`.
     reject, threshold
-        Label cells ``"Unknown"`` whose confidence is too low for this share of errors among labelled cells, such as
-        0.05, or is below this confidence. By default every cell gets a label.
+        Label cells ``"Unknown"`` whose confidence is below this threshold, or too low for this share of errors among
+        the others, such as 0.05. By default every cell gets a label.
     hierarchy
         Child to parent, ``{"CD4 T": "T cell", "CD8 T": "T cell"}``, in any number of levels: a cell that `reject` (by
         default 0.05) or `threshold` leaves unlabelled gets the finest parent whose summed probability is enough.
@@ -91,15 +90,13 @@ def annotate(
     key_added
         Prefix of what is added. What an earlier call wrote under it is removed.
     backed
-        Leave the matrix of a file on disk and read blocks of cells: True, False, or ``"auto"``, when the file is larger
-        than a tenth of the memory.
+        Leave the matrix of a file on disk: True, False, or ``"auto"``, when it is larger than a tenth of the memory.
     species
         ``"human"`` or ``"mouse"``, when the model's genes are those of the other: matched by one-to-one orthologs.
     device, batch_size
         Where the network runs, ``"cpu"`` or ``"cuda"`` (None: where the model is), and on how many cells at once.
     out, copy
-        An ``.h5ad`` file to write the annotated cells to; whether to return them and leave `query` alone. Cells that
-        were read here are always returned.
+        An ``.h5ad`` file to write to; whether to return the cells, as those of a path are, and leave `query` alone.
 
     Notes
     -----
@@ -117,38 +114,27 @@ def annotate(
     >>> sk.annotate(query, "cortex.safetensors", threshold=0.5, layer="counts", device="cuda")
     """
     refuse_unknown("annotate", unknown, [*signature(annotate).parameters][:-1], OTHER_WORDS)
-    check_key(key_added)
     model = fitted_model(model)
-    hierarchy = hierarchy if hierarchy is None else dict(hierarchy)  # of a Series, too
+    hierarchy = None if hierarchy is None else dict(hierarchy)  # of a Series, too
     threshold = _threshold(model, reject, threshold, hierarchy)
     out = out if out is None else _new_file(out, query)
-    query, is_own, batches, coverage, scale = _opened(query, model, layer, species, copy, backed, batch_size)
-    if vote not in (None, "auto") and vote not in query.obs:
+    query, is_own, batches, coverage, scale = _opened(query, model, key_added, layer, species, copy, backed, batch_size)
+    if not (vote is None or (isinstance(vote, str) and vote in ["auto", *query.obs])):
         raise UnknownNameError("obs column", vote, ["auto", *query.obs.columns])
-    with on_device(model, device):
-        logits, unseen = predict_logits(model, progress_bar(batches, desc="annotating", unit="batch"))
-    probabilities, classes = logits.softmax(dim=1), np.array(model.classes, dtype=object)
-    order = probabilities.argsort(dim=1, descending=True, stable=True)
-    labels, second = (classes[order[:, rank].numpy()] for rank in (0, 1))
+    logits, unseen = predict_logits(model, progress_bar(batches, desc="annotating", unit="batch"), device)
+    probabilities = logits.softmax(dim=1)
+    second = probabilities.argsort(dim=1, descending=True, stable=True)[:, 1].numpy()
     probabilities = probabilities.numpy()
-    confidence = probabilities.max(axis=1)
-    if hierarchy is not None:
-        found = calibration.hierarchical_labels(probabilities, model.classes, hierarchy, threshold)
-        labels, confidence = found["label"].to_numpy(object), found["probability"].to_numpy(np.float32)
-    elif threshold is not None:
-        labels[confidence < threshold] = UNKNOWN
+    found = calibration.hierarchical_labels(probabilities, model.classes, hierarchy or {}, threshold or 0)
+    labels = found["label"].to_numpy(object)
     clusters = None if vote is None else _over_clusters(batches) if vote == "auto" else query.obs[vote].to_numpy()
 
-    earlier = {f"{key_added}_{name}{suffix}" for name in WRITTEN for suffix in ("", "_colors")}
-    earlier.add(f"rank_genes_{key_added}")
-    for kind in ("obs", "obsm", "layers", "varm", "uns"):
-        for name in earlier & set(getattr(query, kind)):
-            del getattr(query, kind)[name]
+    _remove_earlier(query, key_added)
     colours = _colours(model, (hierarchy or {}).values())
     query.obs[f"{key_added}_label"] = _categorical(labels, colours)
     query.uns[f"{key_added}_label_colors"] = [*colours.values()]
-    query.obs[f"{key_added}_confidence"] = confidence
-    query.obs[f"{key_added}_second_label"] = _categorical(second, model.classes)
+    query.obs[f"{key_added}_confidence"] = found["probability"].to_numpy(np.float32)
+    query.obs[f"{key_added}_second_label"] = _categorical(np.array(model.classes, dtype=object)[second], model.classes)
     if model.novelty.is_calibrated:
         query.obs[f"{key_added}_unseen"] = unseen.numpy()
     query.obsm[f"{key_added}_probabilities"] = probabilities
@@ -157,10 +143,9 @@ def annotate(
         query.obs[f"{key_added}_vote"] = _categorical(votes["label"], colours)
         query.uns[f"{key_added}_vote_colors"] = [*colours.values()]
         query.obs[f"{key_added}_vote_proportion"] = votes["proportion"].to_numpy()
-    notes = {"classes": list(model.classes), "state": str(scale), "trained_on": str(model.provenance.get("files", ""))}
+    notes = {"classes": list(model.classes), "state": str(scale), "trained_on": [name for name, _ in _files(model)]}
     notes |= {"genes_matched": coverage.n_matched, "genes_of_model": coverage.n_model}
-    notes |= {} if threshold is None else {"threshold": threshold}
-    query.uns["sims_kit"] = {**query.uns.get("sims_kit", {}), key_added: notes}
+    add_notes(query, key_added, **notes, **({} if threshold is None else {"threshold": threshold}))
     if out is not None:
         _write_h5ad(query, out)
     return query if is_own else None
@@ -190,13 +175,11 @@ def prediction_sets(
     >>> sk.prediction_sets(query, model, alpha=0.05)
     >>> query.obsm["sims_sets"].sum(axis=1)  # classes per cell
     """
-    check_key(key_added)
     model = fitted_model(model)
     cells = _calibration_cells(model)
     quantiles = calibration.conformal_quantiles(cells.nonconformity, cells.labels, len(model.classes), alpha)
-    query, is_own, batches, *_ = _opened(query, model, layer, species, copy)
-    with on_device(model, device):
-        logits, _ = predict_logits(model, progress_bar(batches, desc="predicting", unit="batch"))
+    query, is_own, batches, *_ = _opened(query, model, key_added, layer, species, copy)
+    logits, _ = predict_logits(model, progress_bar(batches, desc="predicting", unit="batch"), device)
     sets = calibration.nonconformity(logits.numpy()) <= quantiles
     order, names = logits.argsort(dim=1, descending=True, stable=True).numpy(), np.array(model.classes, dtype=object)
     texts = [" | ".join(names[row[own[row]]]) or UNKNOWN for row, own in zip(order, sets, strict=True)]
@@ -207,7 +190,6 @@ def prediction_sets(
 
 
 @plain_torch()
-@torch.no_grad()
 def embed(
     query: Cells,
     model: Model,
@@ -228,17 +210,15 @@ def embed(
     >>> sk.embed(query, model)
     >>> sc.pp.neighbors(query, use_rep="X_sims")
     """
-    check_key(key_added)
     model = fitted_model(model)
-    query, is_own, batches, *_ = _opened(query, model, layer, species, copy)
-    model.eval()
-    parts = []
-    with on_device(model, device):
-        for batch in progress_bar(batches, desc="embedding", unit="batch"):
-            of_networks = [network.steps(batch.cells.to(model.device)) for network in members(model.network)]
-            vectors = [sum(torch.cat([step.decision, step.evidence], dim=1) for step in own) for own in of_networks]
-            parts.append(torch.cat(vectors, dim=1).cpu())
-    query.obsm[key_added] = torch.cat(parts).numpy()
+    query, is_own, batches, *_ = _opened(query, model, key_added, layer, species, copy)
+
+    def vectors(cells: torch.Tensor) -> list[torch.Tensor]:
+        of_networks = [network.steps(cells) for network in members(model.network)]
+        return [sum(torch.cat([step.decision, step.evidence], dim=1) for step in steps) for steps in of_networks]
+
+    parts = predict(vectors, model, progress_bar(batches, desc="embedding", unit="batch"), device)
+    query.obsm[key_added] = torch.cat(parts, dim=1).numpy()
     return query if is_own else None
 
 
@@ -257,18 +237,16 @@ def gene_coverage(query: Cells, model: Model, *, layer: str | None = None, speci
 
 
 @plain_torch()
-@torch.no_grad()
 def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: str | None = None) -> None:
     """Fit temperature, rejection and prediction sets of a model anew, on labelled cells that it did not learn from.
 
-    For a model without validation cells, and for queries of another protocol than the reference, where some hundred
-    labelled cells make confidences right again. `model` is changed, but not the classes that it predicts. Cells whose
-    `label`, an `obs` column, is missing or no class of the model are left out. `layer` is as in `annotate`.
+    For a model without validation cells, and for queries of another protocol than the reference: some hundred cells
+    make confidences right again. `model` is changed, but not the classes that it predicts. Cells whose `label`, an
+    `obs` column, is missing or no class of the model are left out. `layer` is as in `annotate`.
 
     Examples
     --------
     >>> sk.calibrate(model, labelled_cells, "cell_type")
-    >>> sk.annotate(query, model, reject=0.1)
     """
     model = fitted_model(model)
     if label not in cells.obs:
@@ -279,23 +257,27 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
     if (codes < 0).any():
         warnings.warn(f"{(codes < 0).sum():,} cells have no label that the model knows; left out.", stacklevel=2)
     batches, _, _ = batches_for(model, cells, layer=layer, cells=np.flatnonzero(codes >= 0))
-    model.eval()
-    values = (batch.cells.to(model.device) for batch in batches)
-    parts = [(model(of_batch), model.novelty.distances(of_batch)) for of_batch in values]
-    logits, distances = (torch.cat(found) for found in zip(*parts, strict=True))
+    logits, distances = predict(lambda cells: (model(cells), model.novelty.distances(cells)), model, batches)
     model.calibrate(logits, torch.from_numpy(codes[codes >= 0]), distances)
 
 
-@torch.no_grad()
-def predict_logits(model: SIMSClassifier, batches) -> tuple[torch.Tensor, torch.Tensor]:
+def predict_logits(model: SIMSClassifier, batches, device=None) -> list[torch.Tensor]:
     """Return logits of cells at the model's temperature, (cells, classes), and their novelty, (cells,); float32."""
-    model.eval()
-    parts = []
-    for batch in batches:
-        cells = batch.cells.to(model.device)
+
+    def logits_and_novelty(cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = model.calibrated(model(cells))
-        parts.append((logits.cpu(), model.novelty.scores(logits, model.novelty.distances(cells)).cpu()))
-    return tuple(torch.cat(found) for found in zip(*parts, strict=True))
+        return logits, model.novelty.scores(logits, model.novelty.distances(cells))
+
+    return predict(logits_and_novelty, model, batches, device)
+
+
+@torch.no_grad()
+def predict(function: Callable, model: SIMSClassifier, batches, device=None) -> list[torch.Tensor]:
+    """Return the tensors that a function makes of the cells of each batch, on a device: joined, on the CPU."""
+    model.eval()
+    with on_device(model, device):
+        parts = [[found.cpu() for found in function(batch.cells.to(model.device))] for batch in batches]
+    return [torch.cat(found) for found in zip(*parts, strict=True)]
 
 
 def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
@@ -305,18 +287,23 @@ def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
 
 def batches_for(model: SIMSClassifier, adata: ad.AnnData, **options) -> tuple[CellLoader, GeneCoverage, Scale]:
     """Return the batches of cells as a model takes them, gene coverage and scale; options of `query_batches`."""
+    return query_batches(adata, model.genes, trained_on=[state for _, state in _files(model)], **options)
+
+
+def _files(model: SIMSClassifier) -> list[tuple[str, str]]:
+    """Name and scale of each file, AnnData or dataset that a model was trained on."""
     files = model.provenance.get("files")
-    files = files if isinstance(files, list) else []
-    trained_on = [str(file.get("state")) for file in files if isinstance(file, Mapping)]
-    return query_batches(adata, model.genes, trained_on=trained_on, **options)
+    files = [file for file in files if isinstance(file, Mapping)] if isinstance(files, list) else []
+    return [(str(file.get("dataset") or file.get("file")), str(file.get("state"))) for file in files]
 
 
 @contextmanager
 def on_device(model: SIMSClassifier, device: str | torch.device | None) -> Iterator[None]:
     """Move a model to a device while the block lasts, and back afterwards; None leaves it where it is."""
-    before = model.device
-    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise SettingError(f"device={str(device)!r}, but torch finds no GPU here. Pass device='cpu', or leave it out.")
+    before, n_gpus = model.device, torch.cuda.device_count()
+    devices = ["cpu", "cuda", *(f"cuda:{number}" for number in range(n_gpus))] if n_gpus else ["cpu"]
+    if device is not None and str(device) not in devices:
+        raise UnknownNameError("device", str(device), devices)
     model.to(device or before)
     try:
         yield
@@ -324,10 +311,12 @@ def on_device(model: SIMSClassifier, device: str | torch.device | None) -> Itera
         model.to(before)
 
 
-def check_key(key_added: str) -> None:
-    """Refuse a key that a file could not hold."""
+def check_key(key_added: str, query: ad.AnnData) -> None:
+    """Refuse a key that a file could not hold, or under which `load` keeps a fact of the dataset."""
     if not isinstance(key_added, str) or not key_added or "/" in key_added:
         raise SettingError(f"key_added={key_added!r}: give a name without a slash, which files could not hold.")
+    if not isinstance(query.uns.get("sims_kit", {}).get(key_added, {}), Mapping):
+        raise SettingError(f"key_added={key_added!r} is a fact of the dataset in uns['sims_kit']. Choose another name.")
 
 
 def add_notes(query: ad.AnnData, key_added: str, **notes) -> None:
@@ -336,29 +325,40 @@ def add_notes(query: ad.AnnData, key_added: str, **notes) -> None:
     query.uns["sims_kit"] = {**kept, key_added: {**kept.get(key_added, {}), **notes}}
 
 
+def _remove_earlier(query: ad.AnnData, key_added: str) -> None:
+    """Remove what an earlier call wrote under a key."""
+    earlier = {f"{key_added}_{name}{suffix}" for name in WRITTEN for suffix in ("", "_colors")}
+    earlier.add(f"rank_genes_{key_added}")
+    for kind in ("obs", "obsm", "layers", "varm", "uns"):
+        for name in earlier & set(getattr(query, kind)):
+            del getattr(query, kind)[name]
+    query.uns["sims_kit"] = {**query.uns.get("sims_kit", {}), key_added: {}}
+
+
 def _threshold(
     model: SIMSClassifier, reject: float | None, threshold: float | None, hierarchy: Mapping[str, str] | None
 ) -> float | None:
     """The confidence that a label must reach; what cannot be promised is refused before anything is predicted."""
-    is_default = hierarchy is not None and reject is None and threshold is None
+    default = ""
     if hierarchy is not None:
         calibration.paths_to_root(model.classes, hierarchy)
-        reject = ERROR_RATE if is_default else reject
+        if reject is None and threshold is None:
+            reject, default = 0.05, " (the default with a hierarchy)"
     if reject is None and threshold is None:
         return None
     if UNKNOWN in model.classes:
         raise LabelError(f"The model has a class {UNKNOWN!r}. Rename it in the reference and train again.")
     if threshold is not None:
-        if reject is not None or not 0 <= threshold <= 1:
-            raise SettingError(f"threshold={threshold}, reject={reject}: give one of them; a threshold is from 0 to 1.")
+        if reject is not None or not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+            given = f"threshold={threshold!r}, reject={reject!r}"
+            raise SettingError(f"{given}: give one of them; a threshold is a number from 0 to 1.")
         return float(threshold)
-    if not 0 < reject < 0.5:
-        raise SettingError(f"reject={reject}: give the share of errors accepted, above 0 and below 0.5, or threshold=.")
+    if not calibration.is_share(reject) or reject >= 0.5:
+        raise SettingError(f"reject={reject!r}: give the share of errors accepted, between 0 and 0.5, or threshold=.")
     cells = _calibration_cells(model)
     found = calibration.rejection_threshold(cells.confidence, cells.correct, error_rate=reject)
     if math.isinf(found.threshold):
         lowest = math.ceil(1000 * found.lowest_error_rate) / 1000
-        default = " (the default with a hierarchy)" if is_default else ""
         raise SettingError(
             f"reject={reject}{default} cannot be promised from {len(cells.labels)} validation cells; the lowest rate "
             f"that can is {lowest}. Pass that or more, train with validation=0.2, or call calibrate."
@@ -368,15 +368,13 @@ def _threshold(
 
 def _calibration_cells(model: SIMSClassifier) -> calibration.CalibrationCells:
     if model.calibration_cells is None:
-        raise SettingError(
-            "The model has no validation cells to decide by: it was trained with validation=0, or its file is of an "
-            "older version. Call calibrate(model, cells, label) on other labelled cells, or annotate with threshold=."
-        )
+        found = "The model has no validation cells to decide by: trained with validation=0, or of an older version"
+        raise SettingError(f"{found}. Call calibrate(model, cells, label) on labelled cells, or pass threshold=.")
     return model.calibration_cells
 
 
 def _opened(
-    query: Cells, model: SIMSClassifier, layer, species, copy: bool, backed="auto", batch_size=1024
+    query: Cells, model: SIMSClassifier, key_added: str, layer, species, copy: bool, backed="auto", batch_size=1024
 ) -> tuple[ad.AnnData, bool, CellLoader, GeneCoverage, Scale]:
     """The cells to write to, whether to return them, and their batches, gene coverage and scale."""
     if not isinstance(query, ad.AnnData):
@@ -385,6 +383,7 @@ def _opened(
         raise SettingError("The query is a view of a backed AnnData, which cannot be written to: pass copy=True.")
     elif copy:
         query = query.to_memory() if query.isbacked else query.copy()
+    check_key(key_added, query)
     return query, copy, *batches_for(model, query, layer=layer, batch_size=batch_size, species=species)
 
 
@@ -399,7 +398,7 @@ def _over_clusters(batches: CellLoader) -> pd.Series:
         sc.pp.highly_variable_genes(cells, n_top_genes=2500)
     sc.pp.pca(cells, n_comps=min(50, cells.n_obs - 1, cells.n_vars - 1))
     sc.pp.neighbors(cells, n_neighbors=10)
-    resolution = next(value for limit, value in RESOLUTIONS.items() if cells.n_obs < limit)
+    resolution = 5 + 5 * bisect([5_000, 20_000, 40_000, 100_000, 200_000], cells.n_obs)
     sc.tl.leiden(cells, resolution=resolution, flavor="igraph", n_iterations=2, directed=False)
     return cells.obs["leiden"]
 
@@ -410,7 +409,7 @@ def _colours(model: SIMSClassifier, parents: Iterable[str]) -> dict[str, str]:
 
     given, names = model.provenance.get("label_colors") or {}, dict.fromkeys([*model.classes, *map(str, parents)])
     palette = default_20 if len(names) <= 20 else default_28 if len(names) <= 28 else default_102
-    return {name: given.get(name, colour) for name, colour in zip(names, cycle(palette))} | {UNKNOWN: GREY}
+    return {name: given.get(name, colour) for name, colour in zip(names, cycle(palette))} | {UNKNOWN: "#bdbdbd"}  # grey
 
 
 def _categorical(values, names) -> pd.Categorical:

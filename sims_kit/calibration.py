@@ -1,26 +1,21 @@
-"""Calibration: temperature, reliability, rejection, prediction sets and coarser labels, from held-out cells."""
+"""Calibration: temperature, rejection, prediction sets, votes and coarser labels, from held-out cells."""
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp, softmax
-from scipy.stats import beta, binomtest
-from torchmetrics.functional.classification import binary_calibration_error
+from scipy.stats import beta
 
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
 __all__ = ["rejection_curve", "rejection_threshold"]
 
 UNKNOWN = "Unknown"  # the label of a cell that is not answered
-BINS = 15  # of equal width; the number that most of the calibration literature reports
-ASSURANCE = 0.9  # share of draws of validation cells in which a promised error rate holds
-LOG_TEMPERATURES = (-3.0, 3.0)  # range of the search: temperatures of 0.05 to 20
-NO_VOTE = 1e-9  # share that "Unknown" has in a vote, below that of any label
 
 
 class CalibrationCells(NamedTuple):
@@ -55,7 +50,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         logs = log_softmax(np.float64(logits) / np.exp(log_temperature), axis=1)
         return log_temperature**2 / 2 - np.take_along_axis(logs, labels[:, None], axis=1).sum()
 
-    return float(np.exp(minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))  # 0.05 to 20
 
 
 def calibration_cells(logits: np.ndarray, labels: np.ndarray) -> CalibrationCells:
@@ -65,55 +60,24 @@ def calibration_cells(logits: np.ndarray, labels: np.ndarray) -> CalibrationCell
     return CalibrationCells(labels, scores, probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
 
 
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Return the mean absolute difference of confidence and accuracy over bins of confidence, weighted by their cells.
-
-    Arguments as in `reliability_table`. Chance alone makes it large where cells are few.
-    """
-    confidence, correct = _checked(confidence, correct)
-    values, hits = torch.from_numpy(confidence.astype(np.float32)), torch.from_numpy(correct.astype(np.int64))
-    return float(binary_calibration_error(values, hits, n_bins=BINS, validate_args=False))
-
-
-def reliability_table(confidence: np.ndarray, correct: np.ndarray, *, n_bins: int = BINS) -> pd.DataFrame:
-    """Compare `confidence`, the probability of the predicted class of each cell, with `correct`, whether it is true.
-
-    A row per bin of equal width with cells: ``low`` and ``high`` (the bin's edges), ``confidence`` and ``accuracy``
-    (means over its cells), ``n_cells``, and ``accuracy_low`` and ``accuracy_high``, Wilson's 95 % interval.
-
-    Examples
-    --------
-    >>> table = reliability_table([0.95, 0.9, 0.8, 0.3], [True, True, False, False], n_bins=2)
-    >>> table[["low", "high", "n_cells"]].values.tolist()
-    [[0.0, 0.5, 1.0], [0.5, 1.0, 3.0]]
-    """
-    confidence, correct = _checked(confidence, correct)
-    if n_bins < 1:
-        raise SettingError(f"n_bins is {n_bins}; expected 1 or more, usually {BINS}.")
-    edges = np.linspace(0, 1, n_bins + 1)
-    bins = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, n_bins - 1)  # 1 belongs to the last
-    cells = pd.DataFrame({"confidence": confidence, "accuracy": correct.astype(float)}).groupby(bins)
-    table = cells.mean().assign(n_cells=cells.size())
-    counts = zip(cells["accuracy"].sum().astype(int), table["n_cells"], strict=True)
-    intervals = [binomtest(*of_bin).proportion_ci(method="wilson") for of_bin in counts]
-    table[["accuracy_low", "accuracy_high"]] = [(interval.low, interval.high) for interval in intervals]
-    table.insert(0, "low", edges[table.index])
-    table.insert(1, "high", edges[table.index + 1])
-    return table.reset_index(drop=True)
-
-
 def rejection_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Count answered cells and their errors at every threshold; arguments as in `reliability_table`.
+    """Count answered cells and their errors at every threshold.
 
-    A row per threshold, the highest first: ``threshold`` (cells of this confidence or more are answered),
-    ``n_answered``, ``n_errors``, ``answered`` (share of the cells) and ``error`` (share of the answered).
+    `confidence` is the probability of each cell's predicted class, `correct` whether that is the true one. A row per
+    threshold, the highest first: ``threshold`` (cells of this confidence or more are answered), ``n_answered``,
+    ``n_errors``, ``answered`` (share of the cells) and ``error`` (share of the answered).
 
     Examples
     --------
     >>> rejection_curve([0.9, 0.8, 0.8], [True, True, False])[["threshold", "n_answered", "n_errors"]].values.tolist()
     [[0.9, 1.0, 0.0], [0.8, 3.0, 1.0]]
     """
-    confidence, correct = _checked(confidence, correct)
+    confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=bool)
+    if confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
+        shapes = f"confidence has shape {confidence.shape} and correct {correct.shape}"
+        raise DataError(f"{shapes}; expected one number and one truth value for each of one or more cells.")
+    if outside := int((~((confidence >= 0) & (confidence <= 1))).sum()):  # NaN is outside, too
+        raise DataError(f"{outside} of {len(confidence)} confidences are not between 0 and 1; pass probabilities.")
     order = np.argsort(-confidence, kind="stable")
     table = pd.DataFrame({"threshold": confidence[order], "n_answered": np.arange(1, len(order) + 1)})
     table["n_errors"] = np.cumsum(~correct[order])
@@ -126,19 +90,19 @@ def rejection_threshold(confidence: np.ndarray, correct: np.ndarray, *, error_ra
 
     The share is the upper end of Clopper and Pearson's one-sided 90 % interval, so that the rate holds in nine draws of
     validation cells out of ten (Geifman and El-Yaniv, NeurIPS 2017, without their correction for many thresholds). The
-    threshold is infinite where the rate cannot be promised: 0.05 takes 45 answered cells without an error. Arguments as
-    in `reliability_table`.
+    threshold is infinite where the rate cannot be promised: 0.05 takes 45 answered cells without an error. Other
+    arguments are as in `rejection_curve`.
 
     Examples
     --------
     >>> float(rejection_threshold(np.linspace(0.51, 1, 50), np.arange(50) >= 20, error_rate=0.1).threshold)
     0.71
     """
-    if not 0 < error_rate < 1:
-        raise SettingError(f"error_rate is {error_rate}; expected a share above 0 and below 1, such as 0.05.")
+    if not is_share(error_rate):
+        raise SettingError(f"error_rate is {error_rate!r}; expected a share above 0 and below 1, such as 0.05.")
     curve = rejection_curve(confidence, correct)
     # scipy's binomtest(...).proportion_ci(method="exact"), for all thresholds at once
-    upper = beta.ppf(ASSURANCE, curve["n_errors"] + 1, np.maximum(curve["n_answered"] - curve["n_errors"], 1e-9))
+    upper = beta.ppf(0.9, curve["n_errors"] + 1, np.maximum(curve["n_answered"] - curve["n_errors"], 1e-9))
     lowest = float(upper.min())
     if lowest > error_rate:
         return Rejection(math.inf, 0.0, lowest)
@@ -169,15 +133,13 @@ def conformal_quantiles(scores: np.ndarray, labels: np.ndarray, n_classes: int, 
     as calibration cells and query are alike (Vovk et al. 2005; Angelopoulos and Bates 2023). Classes with too few cells
     share one quantile, with the next larger classes until they have enough together.
     """
-    if not 0 < alpha < 1:
-        raise SettingError(f"alpha is {alpha}; expected the share of sets that may miss the true class, such as 0.1.")
+    if not is_share(alpha):
+        raise SettingError(f"alpha is {alpha!r}; expected the share of sets that may miss the true class, such as 0.1.")
     needed = math.ceil(1 / alpha - 1 - 1e-9)  # 1 / 0.1 is a little more than ten
     if len(scores) < needed:
-        least = 1 / (len(scores) + 1) + 0.005
-        raise SettingError(
-            f"alpha={alpha} needs {needed} calibration cells and there are {len(scores)}. Choose alpha={least:.2f} or "
-            "more, or hold more cells back (validation=0.2)."
-        )
+        found = f"alpha={alpha} needs {needed} calibration cells and there are {len(scores)}"
+        least = f"{1 / (len(scores) + 1) + 0.005:.2f}"
+        raise SettingError(f"{found}. Choose alpha={least} or more, or hold more cells back (validation=0.2).")
     sizes = np.bincount(labels, minlength=n_classes)
     order = np.argsort(sizes, kind="stable")
     are_pooled = (sizes[order] < needed) | (np.cumsum(sizes[order]) - sizes[order] < needed)
@@ -196,7 +158,7 @@ def majority_vote(labels: Sequence[str], clusters: Sequence) -> pd.DataFrame:
     """
     labels, clusters = pd.Series(np.asarray(labels, dtype=str)), pd.Series(np.asarray(clusters, dtype=object))
     names = clusters.astype(str).where(clusters.notna(), "alone: " + clusters.index.astype(str))
-    votes = pd.crosstab(names, labels, normalize="index").assign(**{UNKNOWN: NO_VOTE})
+    votes = pd.crosstab(names, labels, normalize="index").assign(**{UNKNOWN: 1e-9})  # less than any label
     found = pd.DataFrame({"label": votes.idxmax(axis=1), "proportion": votes.max(axis=1)})
     found.loc[found["label"] == UNKNOWN, "proportion"] = 1.0
     return found.loc[names].reset_index(drop=True)
@@ -211,14 +173,12 @@ def hierarchical_labels(
     of classes and of parents. A row per cell: ``label``, ``"Unknown"`` where not even the root reaches the threshold,
     and ``probability``, of that label (of the root where it is ``"Unknown"``).
     """
-    paths = paths_to_root(classes, hierarchy)
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    best = probabilities.argmax(axis=1)
+    paths, best = paths_to_root(classes, hierarchy), probabilities.argmax(axis=1)
     labels, reached = np.full(len(best), UNKNOWN, dtype=object), np.zeros(len(best))
     for number, path in enumerate(paths):
         undecided = np.flatnonzero(best == number)
         for name in path:
-            values = probabilities[undecided][:, [name in other for other in paths]].sum(axis=1)
+            values = probabilities[undecided][:, [name in other for other in paths]].sum(axis=1, dtype=np.float64)
             reached[undecided] = values
             labels[undecided[values >= threshold]] = name
             undecided = undecided[values < threshold]
@@ -234,10 +194,9 @@ def paths_to_root(classes: Sequence[str], hierarchy: Mapping[str, str]) -> list[
     for name in classes:
         path = [name]
         while path[-1] in hierarchy:
-            parent = hierarchy[path[-1]]
-            if parent in path:
-                raise SettingError(f"The hierarchy runs in a circle: {' > '.join([*path, parent])}.")
-            path.append(parent)
+            path.append(hierarchy[path[-1]])
+            if path[-1] in path[:-1]:
+                raise SettingError(f"The hierarchy runs in a circle: {' > '.join(path)}.")
         paths.append(path)
     known = {name for path in paths for name in path}
     for child in hierarchy:
@@ -246,12 +205,6 @@ def paths_to_root(classes: Sequence[str], hierarchy: Mapping[str, str]) -> list[
     return paths
 
 
-def _checked(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence as float64 and correctness as bool, one entry per cell."""
-    confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=bool)
-    if confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
-        shapes = f"confidence has shape {confidence.shape} and correct {correct.shape}"
-        raise DataError(f"{shapes}; expected one number and one truth value for each of one or more cells.")
-    if outside := int((~((confidence >= 0) & (confidence <= 1))).sum()):  # NaN is outside, too
-        raise DataError(f"{outside} of {len(confidence)} confidences are not between 0 and 1; pass probabilities.")
-    return confidence, correct
+def is_share(value: object) -> bool:
+    """Whether a value is a number above 0 and below 1."""
+    return isinstance(value, Real) and 0 < value < 1

@@ -29,11 +29,9 @@ class SIMS(ClassifierMixin, BaseEstimator):
     ----------
     recipe
         ``"default"``, ``"thesis"``, a `Recipe`, or changes of the default one: ``{"n_models": 1, "n_steps": 3}``.
-    seed
-        Of the validation cells, the weights and the order of the cells.
     validation
-        Share of the cells on which confidence is calibrated; 0 for none.
-    max_epochs, verbose
+        Share of the cells on which confidence is calibrated, from groups of their own where there are; 0 for none.
+    seed, max_epochs, verbose
         As in `sims_kit.fit`.
 
     Examples
@@ -42,7 +40,7 @@ class SIMS(ClassifierMixin, BaseEstimator):
     >>> labels = cross_val_predict(SIMS(), X, y, groups=donors, cv=GroupKFold(4))
     >>> classifier = SIMS({"n_models": 1}, max_epochs=20).fit(reference, "cell_type")
     >>> classifier.predict_proba(query)  # cells x classes, in the order of classifier.classes_
-    >>> explain(classifier.model_, query)  # the SIMSClassifier, also for annotate and save_model
+    >>> explain(classifier, query)  # or classifier.model_, the SIMSClassifier; so do annotate and save_model
     """
 
     def __init__(
@@ -58,11 +56,7 @@ class SIMS(ClassifierMixin, BaseEstimator):
         self.max_epochs, self.verbose = max_epochs, verbose
 
     def fit(self, X, y, groups: Sequence | str | None = None) -> "SIMS":
-        """Train on labelled cells.
-
-        `y` and `groups`, the donors or samples, are (cells,) or the names of `obs` columns. Validation cells come from
-        groups of their own.
-        """
+        """Train on labelled cells; `y` and `groups` (donors, samples), (cells,), may be names of `obs` columns."""
         cells = as_cells(X)
         y, groups = obs_values(cells, y), None if groups is None else obs_values(cells, groups)
         check_consistent_length(cells, y, groups)
@@ -71,16 +65,13 @@ class SIMS(ClassifierMixin, BaseEstimator):
             raise LabelError(f"{n_missing:,} of {len(obs):,} cells have no label. Leave them out.")
         check_classification_targets(y)
         self.classes_ = np.unique(y)
-        if len(self.classes_) < 2:
-            raise LabelError(f"y has one class, {self.classes_[0]!r}; a classifier needs two or more.")
         self.n_features_in_ = cells.n_vars
         vars(self).pop("feature_names_in_", None)
         if isinstance(X, AnnData) or list(getattr(X, "columns", [])) == list(cells.var_names):
             self.feature_names_in_ = cells.var_names.to_numpy(dtype=object)
         self._genes = cells.var_names
-        settings = dict(recipe=self.recipe, max_epochs=self.max_epochs, seed=self.seed, verbose=self.verbose)
-        settings |= dict(validation=self.validation, test=0, groups=None if groups is None else "group")
-        self.model_ = fit(AnnData(cells.X, obs=obs, var=cells.var), "label", **settings)
+        given = None if groups is None else "group"
+        self.model_ = fit(AnnData(cells.X, obs=obs, var=cells.var), "label", groups=given, test=0, **self.get_params())
         self._columns = pd.Index(self.model_.classes).get_indexer(class_labels(self.classes_, "y"))
         return self
 
@@ -93,8 +84,7 @@ class SIMS(ClassifierMixin, BaseEstimator):
 
     def predict(self, X) -> np.ndarray:
         """The most probable class of each cell, (cells,)."""
-        probabilities = self.predict_proba(X)
-        return self.classes_[probabilities.argmax(axis=1)]
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

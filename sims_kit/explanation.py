@@ -30,6 +30,12 @@ class Explanation:
     Masks and contributions are sparse, cells x genes of the model. Class tables, classes x genes, are means over the
     cells of each class. `genes` has a row per gene, most used first: `weight`, the mean mask over all cells (sums to
     one), `cells`, the share of cells that use the gene, and `contribution`, the mean size of its contributions.
+
+    Examples
+    --------
+    >>> explanation = sk.explain(model, query)
+    >>> explanation.genes.head()
+    >>> explanation.class_contributions.loc["B cell"].nlargest(10)
     """
 
     cells: sparse.csr_matrix  # aggregated masks; rows sum to one, or are zero where the decision used no gene
@@ -43,10 +49,14 @@ class Explanation:
     predicted: np.ndarray  # the class that the model gives each cell
     species: str | None = None  # as given to `explain`
 
-    def _repr_html_(self) -> str:
+    def __repr__(self) -> str:
         n_cells, n_genes = self.cells.shape
-        text = f"Explanation of {n_cells:,} cells, {self.cells.nnz / n_cells:,.0f} of {n_genes:,} genes used per cell"
-        return f"<p>{text}; by contribution:</p>{self.top_genes(5).T.to_html()}"
+        used = f"{self.cells.nnz / n_cells:,.0f} of {n_genes:,} genes used per cell"
+        return f"Explanation of {n_cells:,} cells, {used}; by contribution:\n{self.top_genes(5).T}"
+
+    def _repr_html_(self) -> str:
+        title, _ = repr(self).split("\n", maxsplit=1)
+        return f"<p>{title}</p>{self.top_genes(5).T.to_html(max_rows=60)}"
 
     def cell(self, name: str) -> pd.DataFrame:
         """Return the genes used for one cell, with `weight` and `contribution`, largest contribution first."""
@@ -54,10 +64,9 @@ class Explanation:
         return _genes_of_cell(self.cells[[row]], self.contributions[[row]], self.gene_names)
 
     def top_genes(self, n: int = 10, *, by: str = "contribution") -> pd.DataFrame:
-        """Return the `n` first genes of each class, ranks x classes.
+        """Return the `n` first genes of each class, ranks x classes, by mean ``"contribution"`` or mask ``"weight"``.
 
-        By mean ``"contribution"``, which tells the markers of a class from other genes the model looks at, or by mean
-        mask ``"weight"``.
+        Contributions tell the markers of a class from other genes that the model looks at.
         """
         tables = {"contribution": self.class_contributions, "weight": self.classes}
         if by not in tables:
@@ -76,7 +85,7 @@ class Explanation:
           ``sc.pl.rank_genes_groups(adata, key="rank_genes_sims")`` and ``sc.get.rank_genes_groups_df``.
         - ``obs["sims_explained"]``: the classes by which cells were grouped.
         """
-        check_key(key_added)
+        check_key(key_added, adata)
         if list(adata.obs_names) != list(self.cell_names):
             sizes = f"adata has {adata.n_obs} cells, the explanation {len(self.cell_names)}, or in another order"
             raise DataError(f"{sizes}; pass the AnnData that was explained.")
@@ -93,15 +102,13 @@ class Explanation:
         adata.varm[f"{key_added}_class_contributions"] = (self.class_contributions.to_numpy() @ known).T
         adata.obs[f"{key_added}_explained"] = pd.Categorical(self.labels, self.classes.index)
         add_notes(adata, key_added, explained_classes=list(self.classes.index))
-        names, scores = {}, {}
-        for label, values in self.class_contributions.iterrows():
-            falling = values.sort_values(ascending=False, kind="stable")
-            names[label], scores[label] = falling.index.to_numpy(dtype=object), falling.to_numpy(np.float32)
-        adata.uns[f"rank_genes_{key_added}"] = {  # "logreg" has neither p-values nor fold changes
-            "params": dict(groupby=f"{key_added}_explained", reference="rest", method="logreg", use_raw=False),
-            "names": pd.DataFrame(names).to_records(index=False),
-            "scores": pd.DataFrame(scores).to_records(index=False),
-        }
+        classes, values = self.classes.index, self.class_contributions.to_numpy()
+        order = np.argsort(-values, axis=1, kind="stable")  # equal ones in the order of the genes
+        ranked = self.gene_names.to_numpy(object)[order], np.take_along_axis(values, order, axis=1).astype(np.float32)
+        names, scores = (pd.DataFrame(table.T, columns=classes).to_records(index=False) for table in ranked)
+        # "logreg" has neither p-values nor fold changes
+        params = dict(groupby=f"{key_added}_explained", reference="rest", method="logreg", use_raw=False)
+        adata.uns[f"rank_genes_{key_added}"] = {"params": params, "names": names, "scores": scores}
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,11 @@ class CellExplanation:
     `genes` has a row per gene that the masks pass, largest `contribution` first: `weight` in the masks, `contribution`
     to the logit of `label` against the mean of all classes, `against_second`, the same against `second_label` alone,
     and `expression`, log-normalised.
+
+    Examples
+    --------
+    >>> why = sk.explain_cell(model, query, query.obs_names[0])
+    >>> why.label, why.second_label, why.genes.head()
     """
 
     label: str  # the most probable class
@@ -118,6 +130,11 @@ class CellExplanation:
     probability: float
     second_probability: float
     genes: pd.DataFrame
+
+    def __repr__(self) -> str:
+        runner_up = f"{self.second_label} ({self.second_probability:.1%})"
+        title = f"{self.label} ({self.probability:.1%}) rather than {runner_up}; the first of {len(self.genes)} genes:"
+        return f"{title}\n{self.genes.head(10).round(3)}"
 
 
 @plain_torch()
@@ -135,10 +152,9 @@ def explain(
     """Return which genes the model looks at and what they contribute, for each cell, each class and overall.
 
     A cell's masks are summed over the steps, each weighted by its share in the decision (section 3.4 of the TabNet
-    paper), and divided by their sum. Memory grows with the nonzero weights, 12 bytes for each.
-
-    `groupby` names an `obs` column that the class tables group by, in place of the predicted class; contributions are
-    to the predicted class either way. Other arguments are as in `annotate`.
+    paper), and divided by their sum. Memory grows with the nonzero weights, 12 bytes for each. `groupby` names an `obs`
+    column that the class tables group by, in place of the predicted class; contributions are to the predicted class
+    either way. Other arguments are as in `annotate`.
 
     Examples
     --------
@@ -153,9 +169,8 @@ def explain(
         raise UnknownNameError("obs column", groupby, cells.obs.columns)
     batches, _, _ = batches_for(model, cells, layer=layer, batch_size=batch_size, species=species)
     with on_device(model, device):
-        batches = progress_bar(batches, desc="explaining", unit="batch")
-        masks, contributions, predicted = explain_batches(model, batches)
-    predicted = np.asarray(model.classes)[predicted]
+        masks, contributions, best = explain_batches(model, progress_bar(batches, desc="explaining", unit="batch"))
+    predicted = np.asarray(model.classes)[best]
     labels = predicted if groupby is None else label_text(cells.obs[groupby]).fillna("(no label)").to_numpy(str)
     gene_names = pd.Index(model.genes, name="gene")
     classes, codes = np.unique(labels, return_inverse=True)

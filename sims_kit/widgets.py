@@ -19,19 +19,16 @@ from sims_kit.progress import in_notebook
 
 __all__ = ["LiveTraining", "slider_figure"]
 
-DRAWING = 0.1  # largest share of the training time that goes into curves
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def slider_figure(draw: Callable, **sliders) -> ipywidgets.VBox:
-    """Return a figure that is drawn again whenever one of its sliders moves.
-
-    The first state is saved with the notebook as a picture, so start the sliders where there is something to see. An
-    error of `draw` is raised at the start, and written under the figure later.
+    """Return a figure that is drawn again whenever one of its sliders moves; `controls` has these by name.
 
     `draw` is called with the sliders' values by name; it returns Axes, a Figure or any artist, or None if it drew with
-    pyplot. Each slider is an ipywidgets control, or what `ipywidgets.interact` makes one from: ``(0, 10)`` and
-    ``(0.0, 1.0, 0.1)`` a slider, a list a menu, a truth value a tick box. `controls` has them by name.
+    pyplot. An error is raised at the start, and written under the figure later. Each slider is an ipywidgets control,
+    or what `ipywidgets.interact` makes one from: ``(0, 10)`` and ``(0.0, 1.0, 0.1)`` a slider, a list a menu, a truth
+    value a tick box. The first state is saved with the notebook as a picture.
 
     Examples
     --------
@@ -43,9 +40,8 @@ def slider_figure(draw: Callable, **sliders) -> ipywidgets.VBox:
     controls = {name: ipywidgets.interactive.widget_from_abbrev(given) for name, given in sliders.items()}
     for name, control in controls.items():
         if control is None:
-            raise SettingError(
-                f"{name}={sliders[name]!r} makes no control; expected (low, high), a list, or a control."
-            )
+            given = f"{name}={sliders[name]!r}"
+            raise SettingError(f"{given} makes no control; expected (low, high), a list, or a control.")
         control.description = control.description or name
     return _SliderFigure(draw, controls)
 
@@ -53,7 +49,7 @@ def slider_figure(draw: Callable, **sliders) -> ipywidgets.VBox:
 class LiveTraining(Callback):
     """Curves of training and validation cells that grow while a model trains; outside a notebook nothing is drawn.
 
-    `seconds` pass from one drawing to the next, at least; a slow drawing waits longer.
+    `seconds` pass from one drawing to the next, at least; drawing never takes more than a tenth of the time.
 
     Examples
     --------
@@ -80,7 +76,7 @@ class LiveTraining(Callback):
             return
         start = time.monotonic()
         self._shown.update(Image(_png(plotting.training_curves(pl_module.history))))
-        self._due = time.monotonic() + max(self.seconds, (time.monotonic() - start) / DRAWING)
+        self._due = time.monotonic() + max(self.seconds, 10 * (time.monotonic() - start))
 
 
 class _SliderFigure(ipywidgets.VBox):

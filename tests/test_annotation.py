@@ -15,20 +15,13 @@ import sims_kit as sk
 from sims_kit.calibration import CalibrationCells, hierarchical_labels, rejection_threshold
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
+from sims_kit.model.network import TabNet
 
 
 @pytest.fixture(scope="module")
 def model(make_cells):
     """A model fitted on 300 of 700 easy cells."""
     return sk.fit(make_cells(n_cells=700)[:300].copy(), "cell_type", max_epochs=15, verbose=False, logger=False)
-
-
-@pytest.fixture
-def shallow(make_cells):
-    """Cells with a seventh of their counts: some are uncertain."""
-    cells = make_cells(n_cells=90, seed=1)
-    cells.X = cells.X.multiply(np.random.default_rng(0).random(cells.shape) < 0.15).tocsr()
-    return cells
 
 
 def test_columns(model, make_cells):
@@ -63,8 +56,6 @@ def test_a_path_may_stay_on_disk(model, make_cells, tmp_path, suffix, monkeypatc
     assert sk.gene_coverage(path, model, layer="counts").fraction == 1
     written = ad.read_h5ad(out)
     assert (query.layers["counts"] != written.X).nnz == 0 and written.obs["sims_label"].notna().all()
-    with pytest.raises(SettingError, match="backed='yes'"):
-        sk.annotate(path, model, backed="yes")
 
 
 def test_paths_in_and_h5ad_out(model, make_cells, tmp_path):
@@ -72,8 +63,11 @@ def test_paths_in_and_h5ad_out(model, make_cells, tmp_path):
     make_cells().write_h5ad(path := tmp_path / "query.h5ad")
     before = path.read_bytes()
     sk.save_model(model, tmp_path / "model.safetensors")
-    annotated = sk.annotate(path, tmp_path / "model.safetensors", reject=0.3, vote="auto")
-    assert path.read_bytes() == before
+    out = tmp_path / "new/folder/a.h5ad"
+    annotated = sk.annotate(path, tmp_path / "model.safetensors", reject=0.3, vote="auto", out=out)
+    assert path.read_bytes() == before and [*out.parent.iterdir()] == [out]
+    assert list(ad.read_h5ad(out).obs["sims_vote"]) == list(annotated.obs["sims_vote"])
+    assert sk.annotate(cells := make_cells(), model, out=out) is None and "sims_label" in cells.obs
     sk.prediction_sets(annotated, model, alpha=0.2)
     sk.explain(model, annotated).add_to(annotated)
     with ad.settings.override(allow_write_nullable_strings=False):  # as `out=` does
@@ -108,18 +102,22 @@ def test_genes_in_any_order(model, make_cells):
     assert sk.gene_coverage(most, model, layer="raw").fraction == 1
 
 
-@pytest.fixture
-def unsure(model):
-    """The model as if its validation cells had been harder: 100 cells, the less sure third of them wrong."""
+@pytest.fixture(scope="module")
+def models(model):
+    """Models by name: as if validation cells had been harder, without such cells, and with a class "Unknown"."""
+    unsure, without, unknown = (copy.deepcopy(model) for _ in range(3))
     confidence = np.sort(np.random.default_rng(0).uniform(0.5, 1, 100))
-    scores, changed = -np.log(confidence / (1 - confidence)), copy.deepcopy(model)
-    changed.calibration_cells = CalibrationCells(np.arange(100) % 3, scores, confidence, np.arange(100) >= 30)
-    return changed
+    scores, correct = -np.log(confidence / (1 - confidence)), np.arange(100) >= 30  # the less sure third is wrong
+    unsure.calibration_cells = CalibrationCells(np.arange(100) % 3, scores, confidence, correct)
+    without.calibration_cells, unknown.classes = None, ["class_0", "class_1", "Unknown"]
+    return {"unsure": unsure, "without": without, "unknown": unknown}
 
 
-def test_rejected_cells_are_unknown(unsure, shallow):
-    """Below the threshold of the accepted error rate a cell is "Unknown", and nothing else about it changes."""
-    query, plain = shallow, sk.annotate(shallow, unsure, copy=True)
+def test_rejected_cells_are_unknown_or_get_a_parent(models, make_cells):
+    """Below the threshold a cell is "Unknown", or its parent if the probability, summed, is enough."""
+    query, unsure, hierarchy = make_cells(90, seed=1), models["unsure"], {"class_0": "either", "class_1": "either"}
+    query.X = query.X.multiply(np.random.default_rng(0).random(query.shape) < 0.15).tocsr()  # shallow
+    plain = sk.annotate(query, unsure, copy=True)
     sk.annotate(query, unsure, reject=0.05)
     threshold = rejection_threshold(*unsure.calibration_cells[2:], error_rate=0.05).threshold
     rejected = plain.obs["sims_confidence"] < threshold
@@ -127,18 +125,12 @@ def test_rejected_cells_are_unknown(unsure, shallow):
     assert list(query.obs["sims_label"]) == list(plain.obs["sims_label"].where(~rejected, "Unknown"))
     np.testing.assert_array_equal(query.obs["sims_confidence"], plain.obs["sims_confidence"])
     assert query.uns["sims_kit"]["sims"]["threshold"] == threshold
-    own = sk.annotate(plain, unsure, threshold=threshold, copy=True)
+    own = sk.annotate(query, unsure, threshold=threshold, copy=True)
     assert (own.obs["sims_label"] == query.obs["sims_label"]).all()
-
-
-def test_uncertain_cells_get_a_parent(unsure, shallow):
-    """With a hierarchy, a cell too uncertain for a class gets the parent whose probability, summed, is enough."""
-    hierarchy = {"class_0": "either", "class_1": "either"}
-    sk.annotate(shallow, unsure, hierarchy=hierarchy)
-    threshold, probabilities = shallow.uns["sims_kit"]["sims"]["threshold"], shallow.obsm["sims_probabilities"]
-    expected = hierarchical_labels(probabilities, unsure.classes, hierarchy, threshold)
-    assert list(shallow.obs["sims_label"]) == list(expected["label"]) and {"either", "Unknown"} < set(expected["label"])
-    np.testing.assert_allclose(shallow.obs["sims_confidence"], expected["probability"], rtol=1e-6)
+    sk.annotate(query, unsure, hierarchy=hierarchy)  # at the same rate
+    expected = hierarchical_labels(query.obsm["sims_probabilities"], unsure.classes, hierarchy, threshold)
+    assert list(query.obs["sims_label"]) == list(expected["label"]) and {"either", "Unknown"} < set(expected["label"])
+    np.testing.assert_allclose(query.obs["sims_confidence"], expected["probability"], rtol=1e-6)
 
 
 def test_prediction_sets(model, make_cells):
@@ -200,45 +192,6 @@ def test_colours(model, make_cells):
     assert len(cells.uns["sims_label_colors"]) == len(cells.obs["sims_label"].cat.categories) < 5
 
 
-def test_device(model, make_cells, monkeypatch):
-    """The network runs where it is told to, and is put back; a GPU that is not there is an error before any work."""
-    query, seen = make_cells(), []
-    monkeypatch.setattr(type(model), "to", lambda self, device: seen.append(str(device)))
-    sk.annotate(query, model, device="cpu:0")
-    sk.explain(model, query, device="cpu:0")
-    assert seen == ["cpu:0", "cpu"] * 2
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for function in (sk.annotate, sk.embed, sk.prediction_sets):
-        with pytest.raises(SettingError, match="finds no GPU here"):
-            function(query, model, device="cuda")
-
-
-@pytest.mark.parametrize(
-    ("argument", "error", "words"),
-    [
-        ("majority_voting", SettingError, "vote='auto'"),
-        ("vote_by", SettingError, "vote='leiden'"),
-        ("alpha", SettingError, "sims_kit.prediction_sets"),
-        ("probability_threshold", SettingError, "threshold=0.5"),
-        ("batch_key", SettingError, "not needed"),
-        ("treshold", UnknownNameError, "Did you mean 'threshold'"),
-    ],
-)
-def test_words_of_other_packages(model, make_cells, argument, error, words):
-    """Arguments of CellTypist, scanpy and earlier versions are answered with what to pass instead."""
-    with pytest.raises(error, match=words):
-        sk.annotate(make_cells(), model, **{argument: True})
-
-
-@pytest.mark.parametrize("write", [sk.annotate, sk.prediction_sets, sk.embed])
-def test_keys_that_files_cannot_hold(model, make_cells, write):
-    """A slash in a key would make a file that cannot be read again."""
-    with pytest.raises(SettingError, match="without a slash"):
-        write(make_cells(), model, key_added="a/b")
-    with pytest.raises(SettingError, match="without a slash"):
-        sk.explain(model, make_cells()).add_to(make_cells(), key_added="a/b")
-
-
 def test_unseen_types_stand_out(make_cells):
     """Cells of a type that the model never saw have a higher unseen score than others."""
     cells = make_cells(n_cells=400, n_genes=200, n_classes=4)
@@ -250,43 +203,67 @@ def test_unseen_types_stand_out(make_cells):
     assert roc_auc_score(query.obs["cell_type"] == "class_3", query.obs["sims_unseen"]) > 0.9
 
 
-def test_what_cannot_be_promised_is_told_first(unsure, make_cells):
-    """Rates and alphas that the validation cells cannot hold, values out of range, and models without such cells."""
-    query, without, unknown = make_cells(), copy.deepcopy(unsure), copy.deepcopy(unsure)
-    without.calibration_cells, unknown.classes = None, ["class_0", "class_1", "Unknown"]
-    no_cells = r"no validation cells.*calibrate\(model, cells, label\)"
-    for function, model, settings, error, words in (
-        (
-            sk.annotate,
-            unsure,
-            dict(reject=0.01),
-            SettingError,
-            "from 100 validation cells; the lowest rate that can is 0",
-        ),
-        (sk.annotate, unsure, dict(reject=0.7), SettingError, "threshold="),
-        (sk.annotate, unsure, dict(reject=0.1, threshold=0.5), SettingError, "give one of them"),
-        (sk.annotate, unsure, dict(threshold=50), SettingError, "from 0 to 1"),
-        (sk.annotate, unsure, dict(hierarchy={"class_0": "class_1", "class_1": "class_0"}), SettingError, "circle"),
-        (sk.annotate, unsure, dict(hierarchy={"class1": "any"}), UnknownNameError, "class_1"),
-        (sk.annotate, unsure, dict(vote="cell_types"), UnknownNameError, "'cell_type'"),
-        (sk.annotate, without, dict(reject=0.1), SettingError, no_cells),
-        (sk.annotate, without, dict(hierarchy={"class_0": "any"}), SettingError, no_cells),
-        (sk.annotate, unknown, dict(threshold=0.5), LabelError, "class 'Unknown'"),
-        (sk.prediction_sets, without, {}, SettingError, no_cells),
-        (sk.prediction_sets, unsure, dict(alpha=0.005), SettingError, "needs 199 calibration cells and there are 100"),
-        (sk.prediction_sets, unsure, dict(alpha=2), SettingError, "alpha is 2"),
-    ):
-        with pytest.raises(error, match=words):
-            function(query, model, **settings)
-    assert not query.uns and set(query.obs) == {"cell_type"}
-    sk.annotate(query, without, threshold=0.999, hierarchy=dict.fromkeys(without.classes, "any"))
-    assert set(query.obs["sims_label"]) <= {"any", *without.classes}  # the root has all of the probability
-    assert len(sk.annotate(query, unknown, copy=True).uns["sims_label_colors"]) == 3
+NO_CELLS = r"no validation cells.*calibrate\(model, cells, label\)"
+CIRCLE = {"class_0": "class_1", "class_1": "class_0"}
+REFUSED = [  # what is called, on which model, with what; the error, and words of its message
+    (
+        sk.annotate,
+        "unsure",
+        dict(reject=0.01),
+        SettingError,
+        "from 100 validation cells; the lowest rate",
+    ),
+    (sk.annotate, "unsure", dict(reject=0.7), SettingError, "reject=0.7: .* threshold="),
+    (sk.annotate, "unsure", dict(reject="a"), SettingError, "reject='a': give the share of errors"),
+    (sk.annotate, "unsure", dict(reject=0.1, threshold=0.5), SettingError, "give one of them"),
+    (sk.annotate, "unsure", dict(threshold=50), SettingError, "from 0 to 1"),
+    (sk.annotate, "unsure", dict(threshold="a"), SettingError, "threshold='a'.* a number from 0 to 1"),
+    (sk.annotate, "unsure", dict(hierarchy=CIRCLE), SettingError, "circle"),
+    (sk.annotate, "unsure", dict(hierarchy={"class1": "any"}), UnknownNameError, "class_1"),
+    (sk.annotate, "unsure", dict(vote="cell_types"), UnknownNameError, "'cell_type'"),
+    (sk.annotate, "unsure", dict(vote=["cell_type"]), UnknownNameError, r"\['cell_type'\]. Did you mean 'cell_type'"),
+    (sk.annotate, "without", dict(reject=0.1), SettingError, NO_CELLS),
+    (sk.annotate, "without", dict(hierarchy={"class_0": "any"}), SettingError, NO_CELLS),
+    (sk.annotate, "unknown", dict(threshold=0.5), LabelError, "class 'Unknown'"),
+    (sk.annotate, "unsure", dict(layer="raw"), UnknownNameError, "no layer 'raw'. Choose from: 'X"),
+    (sk.annotate, "unsure", dict(majority_voting=True), SettingError, "vote='auto'"),
+    (sk.annotate, "unsure", dict(over_clustering="leiden"), SettingError, "vote='leiden'"),
+    (sk.annotate, "unsure", dict(alpha=0.1), SettingError, "sims_kit.prediction_sets"),
+    (sk.annotate, "unsure", dict(probability_threshold=0.5), SettingError, "threshold=0.5"),
+    (sk.annotate, "unsure", dict(batch_key="donor"), SettingError, "not needed"),
+    (sk.annotate, "unsure", dict(use_raw=False), SettingError, "use_raw=False is the default, layer=None"),
+    (sk.annotate, "unsure", dict(treshold=0.5), UnknownNameError, "Did you mean 'threshold'"),
+    (sk.prediction_sets, "without", {}, SettingError, NO_CELLS),
+    (sk.prediction_sets, "unsure", dict(alpha=0.005), SettingError, "needs 199 calibration cells and there are 100"),
+    (sk.prediction_sets, "unsure", dict(alpha=2), SettingError, "alpha is 2"),
+    (sk.prediction_sets, "unsure", dict(alpha="a"), SettingError, "alpha is 'a'; expected the share"),
+    *(
+        (function, "unsure", settings, error, words)
+        for function in (sk.annotate, sk.prediction_sets, sk.embed)
+        for settings, error, words in (
+            (dict(key_added="a/b"), SettingError, "without a slash"),
+            (dict(key_added="title"), SettingError, "'title' is a fact of the dataset.* Choose another"),
+            (dict(device="foo"), UnknownNameError, "no device 'foo'. Choose from: 'cpu'"),
+            (dict(device="cuda:99"), UnknownNameError, "no device 'cuda:99'."),
+        )
+    ),
+]
 
 
-def test_calibrate_anew(unsure, make_cells):
+@pytest.mark.parametrize(("function", "name", "settings", "error", "words"), REFUSED)
+def test_refused_before_predicting(models, make_cells, monkeypatch, function, name, settings, error, words):
+    """Rates that validation cells cannot hold, values of another kind, and arguments of other packages."""
+    query, model = make_cells(), models[name]
+    query.uns["sims_kit"] = {"title": "Cortex"}
+    monkeypatch.setattr(TabNet, "steps", lambda *_: pytest.fail("predicted"))
+    with pytest.raises(error, match=words):
+        function(query, model, **settings)
+    assert set(query.uns) == {"sims_kit"} and set(query.obs) == {"cell_type"} and not len(query.obsm)
+
+
+def test_calibrate_anew(models, make_cells):
     """On labelled cells, temperature and promises are what they would be had these been the validation cells."""
-    cells, model = make_cells(n_cells=120, seed=5), unsure
+    cells, model = make_cells(n_cells=120, seed=5), copy.deepcopy(models["unsure"])
     before = sk.annotate(cells, model, copy=True)
     cells.obs["cell_type"] = cells.obs["cell_type"].where(np.arange(120) >= 10, "never seen")
     temperatures = [model.temperature.item()]
@@ -322,9 +299,23 @@ def test_nothing_else_changes(model, make_cells):
     assert set(query.layers) <= {None}  # anndata 0.13 has X there, too
     assert not len(query.varm) and set(query.uns) == {"sims_kit", "sims_label_colors"}
     assert "alpha" not in query.uns["sims_kit"]["sims"] and query.uns["sims_kit"]["dataset"] == "mine"
+    assert query.uns["sims_kit"]["sims"]["trained_on"] == ["AnnData 1"]
     sk.annotate(query, model, key_added="cortex")
     assert {"cortex_label", "sims_label"} < set(query.obs) and "cortex_probabilities" in query.obsm
     assert (query.X != untouched.X).nnz == 0 and query.X.dtype == untouched.X.dtype
+
+
+def test_device_and_models_without_promises(model, models, make_cells, monkeypatch):
+    """The network is put back from its device; a threshold of one's own needs neither promise nor validation cells."""
+    query, without, seen = make_cells(), models["without"], []
+    sk.annotate(query, without, threshold=0.999, hierarchy=dict.fromkeys(without.classes, "any"))
+    assert set(query.obs["sims_label"]) <= {"any", *without.classes}  # the root has all of the probability
+    assert len(sk.annotate(query, models["unknown"], copy=True).uns["sims_label_colors"]) == 3
+    monkeypatch.setattr(type(model), "to", lambda self, device: seen.append(str(device)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    sk.annotate(query, model, device="cuda:0")
+    sk.explain(model, query, device=torch.device("cuda"))
+    assert seen == ["cuda:0", "cpu", "cuda", "cpu"]
 
 
 def test_scales(model, make_cells):

@@ -1,4 +1,4 @@
-"""Calibration: temperature, reliability, rejection, prediction sets and coarser labels against their oracles."""
+"""Calibration: temperature, rejection, prediction sets and coarser labels against their oracles."""
 
 from functools import partial
 
@@ -8,20 +8,16 @@ import pytest
 import torch
 from scipy.special import softmax
 from scipy.stats import binomtest
-from sklearn.calibration import calibration_curve
-from torchmetrics.classification import MulticlassCalibrationError
 
 from sims_kit.calibration import (
     calibration_cells,
     conformal_quantiles,
-    expected_calibration_error,
     fit_temperature,
     hierarchical_labels,
     majority_vote,
     nonconformity,
     rejection_curve,
     rejection_threshold,
-    reliability_table,
 )
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
@@ -29,48 +25,18 @@ CLASSES = ["B", "CD4 T", "CD8 T", "Monocyte"]
 HIERARCHY = {"CD4 T": "T", "CD8 T": "T", "T": "Lymphocyte", "B": "Lymphocyte"}
 
 
-@pytest.fixture(scope="module")
-def logits_and_labels():
-    """Logits, and labels drawn from their softmax: at temperature 1 every confidence is right."""
+@pytest.mark.parametrize("factor", [0.3, 1, 4])
+def test_temperature_undoes_a_factor(factor):
+    """Logits that were multiplied by a number are brought back, at the lowest cross-entropy that torch finds."""
     random = np.random.default_rng(0)
     logits = random.normal(scale=2, size=(2000, 5))
-    return logits, np.array([random.choice(5, p=row) for row in softmax(logits, axis=1)])
-
-
-@pytest.mark.parametrize("factor", [0.3, 1, 4])
-def test_temperature_undoes_a_factor(logits_and_labels, factor):
-    """Logits that were multiplied by a number are brought back, at the lowest cross-entropy that torch finds."""
-    logits, labels = logits_and_labels
+    labels = np.array([random.choice(5, p=row) for row in softmax(logits, axis=1)])
     found = fit_temperature(logits * factor, labels)
     assert found == pytest.approx(factor, rel=0.05)
+    assert 0.1 < fit_temperature(np.eye(4)[np.arange(40) % 4], np.arange(40) % 4) < 1  # where all cells are right
+    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, int)) == 1  # without cells
     tried, truth = [torch.tensor(factor * logits / t) for t in (found, found * 1.1, found / 1.1)], torch.tensor(labels)
     assert np.argmin([torch.nn.functional.cross_entropy(values, truth) for values in tried]) == 0
-
-
-def test_temperature_of_easy_and_of_no_cells():
-    """It stays finite where all cells are right, and 1 where there are none."""
-    assert 0.1 < fit_temperature(np.eye(4)[np.arange(40) % 4], np.arange(40) % 4) < 1
-    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, int)) == 1
-
-
-def test_reliability_is_that_of_libraries(logits_and_labels):
-    """Bins are scikit-learn's, intervals scipy's, the error torchmetrics', and the table adds up to it."""
-    logits, labels = logits_and_labels
-    p = softmax(logits**3 / 4, axis=1)  # too sure
-    confidence, correct = p.max(1), p.argmax(1) == labels
-    table = reliability_table(confidence, correct, n_bins=10)
-    accuracy, mean = calibration_curve(correct, confidence, n_bins=10)
-    np.testing.assert_allclose(table["accuracy"], accuracy)
-    np.testing.assert_allclose(table["confidence"], mean)
-    assert table["n_cells"].sum() == 2000 and np.allclose(table["high"] - table["low"], 0.1)
-    first, is_first = table.iloc[0], confidence < table["high"][0]
-    interval = binomtest(correct[is_first].sum(), is_first.sum()).proportion_ci(method="wilson")
-    assert (first["accuracy_low"], first["accuracy_high"]) == (interval.low, interval.high)
-    oracle = MulticlassCalibrationError(5, n_bins=15, norm="l1")(torch.tensor(p), torch.tensor(labels))
-    found, table = expected_calibration_error(confidence, correct), reliability_table(confidence, correct)
-    gaps = (table["accuracy"] - table["confidence"]).abs() * table["n_cells"]
-    assert found == pytest.approx(oracle.item(), abs=1e-6) == gaps.sum() / 2000
-    assert found > 0.1 > 0.03 > expected_calibration_error(*calibration_cells(logits, labels)[2:])
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
@@ -164,10 +130,8 @@ def test_votes_are_the_first_mode():
 
 def test_finest_confident_level():
     """The class, its parent, or the parent's; a root without children of its own stays unknown."""
-    probabilities = np.array(
-        [[0.0, 0.9, 0.1, 0.0], [0.1, 0.5, 0.4, 0.0], [0.3, 0.4, 0.2, 0.1], [0.1, 0.2, 0.2, 0.5], [0.3, 0.3, 0.0, 0.4]]
-    )
-    found = hierarchical_labels(probabilities, CLASSES, HIERARCHY, 0.8)
+    tenths = [[0, 9, 1, 0], [1, 5, 4, 0], [3, 4, 2, 1], [1, 2, 2, 5], [3, 3, 0, 4]]
+    found = hierarchical_labels(np.array(tenths) / 10, CLASSES, HIERARCHY, 0.8)
     assert found["label"].tolist() == ["CD4 T", "T", "Lymphocyte", "Unknown", "Unknown"]
     np.testing.assert_allclose(found["probability"], [0.9, 0.9, 0.9, 0.5, 0.4])
 
@@ -176,11 +140,11 @@ def test_finest_confident_level():
     ("function", "arguments", "error", "words"),
     [
         (fit_temperature, (np.full((2, 2), np.nan), np.zeros(2, int)), SettingError, "4 of the logits"),
-        (expected_calibration_error, ([0.5, np.nan], [True, False]), DataError, "1 of 2 confidences"),
+        (rejection_curve, ([0.5, np.nan], [True, False]), DataError, "1 of 2 confidences"),
         (rejection_curve, ([0.5], [True, False]), DataError, r"\(1,\)"),
         (rejection_threshold, ([], []), DataError, "one or more"),
         (partial(rejection_threshold, error_rate=1), ([0.5], [True]), SettingError, "error_rate is 1"),
-        (partial(reliability_table, n_bins=0), ([0.5], [True]), SettingError, "n_bins is 0"),
+        (partial(rejection_threshold, error_rate="a"), ([0.5], [True]), SettingError, "error_rate is 'a'"),
         (conformal_quantiles, (np.zeros(9), np.zeros(9, int), 2, 1), SettingError, "alpha is 1"),
         (conformal_quantiles, (np.zeros(8), np.zeros(8, int), 2, 0.1), SettingError, "there are 8. Choose alpha=0.12 "),
         (hierarchical_labels, (np.eye(4), CLASSES, {"CD4": "T"}, 0.5), UnknownNameError, "'CD4 T'"),

@@ -67,7 +67,8 @@ def test_one_cell_and_top_genes(cells, explanation):
     assert explanation.top_genes(5, by="weight").iloc[0, 0] == explanation.classes.iloc[0].idxmax()
     with pytest.raises(KeyError, match="weight"):
         explanation.top_genes(by="weights")
-    assert all(gene in explanation._repr_html_() for gene in top.iloc[:, 0])
+    for shown in (repr(explanation), explanation._repr_html_()):
+        assert all(gene in shown for gene in top.iloc[:, 0]) and len(shown) < 1500
 
 
 def test_why_a_cell(model, cells, explanation):
@@ -84,6 +85,7 @@ def test_why_a_cell(model, cells, explanation):
     counts = cells[name, found.genes.index].X.toarray()[0] / cells[name].X.sum()
     np.testing.assert_allclose(found.genes["expression"], np.log1p(counts * 1e4), rtol=1e-5)
     assert not np.allclose(found.genes["against_second"], found.genes["contribution"])
+    assert found.label in repr(found) and found.genes.index[0] in repr(found) and len(repr(found)) < 1500
 
 
 def test_written_for_scanpy(cells, explanation, tmp_path):
@@ -101,8 +103,11 @@ def test_written_for_scanpy(cells, explanation, tmp_path):
     np.testing.assert_allclose(column, explanation.class_contributions.iloc[1][adata.var_names], atol=1e-6)
     sc.pl.rank_genes_groups(adata, key="rank_genes_sims", show=False)
     sc.pl.rank_genes_groups_dotplot(adata, key="rank_genes_sims", n_genes=3, show=False)
-    with pytest.raises(ValueError, match="explanation 300"):
-        explanation.add_to(cells[:5].copy())
+    adata.uns["sims_kit"]["title"] = "Cortex"
+    refused = {"explanation 300": (cells[:5].copy(), "sims"), "slash": (cells, "a/b"), "fact": (adata, "title")}
+    for words, (where, key) in refused.items():
+        with pytest.raises(ValueError, match=words):
+            explanation.add_to(where, key_added=key)
 
 
 def test_values_are_written_to_the_genes_that_were_matched(model, cells):

@@ -22,10 +22,7 @@ LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-CONDA_NAMES = {  # where conda-forge calls a package otherwise
-    "torch": {"pytorch-cpu", "pytorch-gpu"},
-    "matplotlib": {"matplotlib-base"},
-}
+TO_PIP = {"pytorch-cpu": "torch", "pytorch-gpu": "torch", "matplotlib-base": "matplotlib"}  # conda-forge's names
 CONDA_ALONE = {"python-igraph", "leidenalg"}  # what pip gets by scanpy's extra, and conda-forge knows no extras
 MAKE, REPO2DOCKER = shutil.which("make"), shutil.which("jupyter-repo2docker")
 needs_make = pytest.mark.skipif(MAKE is None, reason="make is not installed")
@@ -55,7 +52,7 @@ def test_wheel_carries_registry_and_package_only(tmp_path):
 
 
 def test_environments_in_step_with_pyproject():
-    """Both conda environments ask for the packages and ranges of pyproject.toml, no more and no fewer."""
+    """Both conda environments ask for the packages and ranges of pyproject.toml; README's extras exist."""
     base = ranges(*PROJECT["dependencies"], *EXTRAS["lab"])
     wanted = {"environment.yml": base | ranges(*EXTRAS["r"], *EXTRAS["test"]), "binder/environment.yml": base}
     for file, torch in [("environment.yml", "pytorch-gpu"), ("binder/environment.yml", "pytorch-cpu")]:
@@ -63,19 +60,17 @@ def test_environments_in_step_with_pyproject():
         assert listed[:2] == ["python=3.11", "pip"], file
         found = ranges(*listed[2:])
         assert torch in found and set(found) >= CONDA_ALONE, file
-        to_pip = {conda: pip for pip, condas in CONDA_NAMES.items() for conda in condas}
-        found = {to_pip.get(name, name): spec for name, spec in found.items() if name not in CONDA_ALONE}
+        found = {TO_PIP.get(name, name): spec for name, spec in found.items() if name not in CONDA_ALONE}
         assert found == wanted[file], file
+    assert set(EXTRAS) == {"lab", "r", "test", "peers", "book", "browser", "tracking", "dev"}
 
 
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-3.12.txt"])
 def test_constraints_pin_every_dependency_within_its_range(file):
     """A constraints file is exact pins only, and has each dependency of what the Makefile installs inside its range."""
     lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
-    pins = {}
-    for line in lines:
-        name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups()
-        pins[canonicalize_name(name)] = version
+    pins = dict(re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups() for line in lines)
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
     installed = [text for name in ("lab", "r", "test", "peers", "book", "browser") for text in EXTRAS[name]]
     for text in [*PROJECT["dependencies"], *installed]:
         requirement = Requirement(text)
@@ -83,22 +78,25 @@ def test_constraints_pin_every_dependency_within_its_range(file):
             assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
 
 
+@pytest.fixture
+def python(tmp_path):
+    """A Python that says it is of another release: its path by the release."""
+
+    def write(release: tuple[int, ...]) -> Path:
+        path, told = tmp_path / "python3", f"import sys; sys.version_info = {release}; $1"
+        path.write_text(f"#!/bin/sh\nshift; exec '{sys.executable}' -c \"{told}\"\n")
+        path.chmod(0o755)
+        return path
+
+    return write
+
+
 @needs_make
 @pytest.mark.parametrize(("release", "file"), [((3, 11, 9), "constraints.txt"), ((3, 13, 0), "constraints-3.12.txt")])
-def test_make_takes_the_constraints_of_its_python(make, tmp_path, release, file):
+def test_make_takes_the_constraints_of_its_python(make, python, tmp_path, release, file):
     """The Makefile installs with the constraints file of the Python that it is given."""
-    python = tmp_path / "python3"
-    python.write_text(
-        f"#!/bin/sh\nshift; exec '{sys.executable}' -c \"import sys; sys.version_info = {release}; $1\"\n"
-    )
-    python.chmod(0o755)
-    result = make("--dry-run", f"PYTHON={python}", f"VENV={tmp_path}/venv", "lint")
+    result = make("--dry-run", f"PYTHON={python(release)}", f"VENV={tmp_path}/venv", "lint")
     assert f"--constraint {file} " in result.stdout
-
-
-def test_extras_are_the_promised_ones():
-    """The extras that README and CONTRIBUTING speak of exist."""
-    assert set(EXTRAS) == {"lab", "r", "test", "peers", "book", "browser", "tracking", "dev"}
 
 
 def test_binder_hook_is_executable_and_keeps_the_environment():
@@ -142,17 +140,13 @@ def test_address_and_version_are_in_step(path):
 # --- pages ----------------------------------------------------------------------------------------------------
 
 
-def test_readme_lists_the_lessons_that_exist():
-    """README's table of lessons and the folder of notebooks have the same files."""
-    assert set(re.findall(r"\]\(notebooks/([\w.]+)\)", (ROOT / "README.md").read_text())) == {
-        path.name for path in LESSONS
-    }
-
-
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_pages_link_to_files_that_exist(path):
-    """Every relative link and picture of a page leads to a file of the repository."""
+    """Every relative link and picture of a page leads to a file of the repository; README lists every lesson."""
     assert not notebook_rules.broken_links(path)
+    if path.name == "README.md":
+        lessons = {f"notebooks/{lesson.name}" for lesson in LESSONS}
+        assert set(re.findall(r"\]\((notebooks/[\w.]+)\)", path.read_text())) == lessons
 
 
 # --- the Makefile ---------------------------------------------------------------------------------------------
@@ -211,12 +205,9 @@ def test_demo_names_bad_input_before_installing(make, tmp_path, arguments, compl
 
 
 @needs_make
-def test_old_python_is_refused_with_a_way_out(make, tmp_path):
+def test_old_python_is_refused_with_a_way_out(make, python):
     """A Python before 3.11 is refused with its version and the argument that names another."""
-    old = tmp_path / "python3"
-    old.write_text(f"#!/bin/sh\nshift; exec '{sys.executable}' -c \"import sys; sys.version_info = (3, 9, 1); $1\"\n")
-    old.chmod(0o755)
-    result = make("check-python", f"PYTHON={old}")
+    result = make("check-python", f"PYTHON={python((3, 9, 1))}")
     assert result.returncode != 0
     assert "Python 3.9; sims_kit needs 3.11 or newer" in result.stderr and "make PYTHON=" in result.stderr
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from sklearn import metrics as sk
 from torchmetrics.classification import MulticlassAUROC
+from torchmetrics.functional.classification import binary_calibration_error
 
-from sims_kit.calibration import expected_calibration_error
 from sims_kit.errors import LabelError, UnknownNameError
 from sims_kit.metrics import LABEL_METRICS, metric_collection, per_class, score
 
@@ -126,7 +126,8 @@ def test_calibration_error_is_that_of_the_predicted_class():
     y_pred = np.asarray(classes)[probabilities.argmax(1)]
     unsure = probabilities.max(1) < 0.77  # too modest there, too sure above: gaps of both signs in one bin of ten
     y_true = np.where(unsure, y_pred, rng.choice([*classes, "never seen"], 400))
-    expected = expected_calibration_error(probabilities.max(axis=1), y_true == y_pred)
+    sure, right = torch.tensor(probabilities.max(axis=1)), torch.tensor(y_true == y_pred)
+    expected = binary_calibration_error(sure, right.long(), n_bins=15).item()
     table = pd.DataFrame(probabilities, columns=classes)[["NK", "T", "DC", "B"]]
     for given in [(probabilities, classes), (logits, classes), (table, None), (table, classes)]:
         assert score(y_true, y_pred, *given)["calibration_error"] == pytest.approx(expected, abs=1e-5)

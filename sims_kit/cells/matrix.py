@@ -435,7 +435,7 @@ def stay_in_files(paths: Sequence[Path], backed: bool | str) -> bool:
 
 def _matrix_and_var(adata: AnnData, layer: str | None, layers: Sequence[str]) -> tuple[object, pd.DataFrame]:
     if layer is not None and layer not in layers:
-        raise UnknownNameError("layer", layer, layers)
+        raise UnknownNameError("layer", layer, layers or ["X, by layer=None"])
     is_raw = layer == "raw" and "raw" not in adata.layers
     if layer == "raw" and not is_raw and adata.raw is not None:
         warnings.warn('layer="raw": both a layer "raw" and adata.raw exist; the layer is used.', stacklevel=4)

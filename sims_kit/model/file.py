@@ -164,6 +164,7 @@ def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> S
 
 def fitted_model(model: Any, kind: type = SIMSClassifier) -> Any:
     """The model, or the one that `load_model` finds under this path or name, provided it is of the kind and fitted."""
+    model = getattr(model, "model_", model)  # of a fitted estimator
     found = load_model(model) if isinstance(model, str | os.PathLike) else model
     if not isinstance(found, kind):
         where = f"The file {str(model)!r} holds" if found is not model else "In the model's place is an object of type"
