@@ -258,24 +258,18 @@ def _read_anndata(root: h5py.File | zarr.Group) -> AnnData:
 
 
 def _frame(group: h5py.Group | zarr.Group, columns: list[str] | None = None, n_rows: int = 0) -> pd.DataFrame:
-    """A table, or chosen columns of it without names; anndata 0.7 and SeuratDisk keep categories apart from codes."""
-    apart, index = group.get("__categories", {}), group.attrs["_index"]
-    names = pd.Index(read_elem(group[index]) if columns is None else np.full(n_rows, "", object))
+    """A table, or chosen columns of it without names; text as objects or categories, as every anndata can write it."""
     if columns is None:
-        names.name = None if index == "_index" else index
-        columns = group.attrs.get("column-order", [key for key in group if key not in (index, "__categories")])
-    table = pd.DataFrame({column: read_elem(group[column]) for column in columns}, index=names)
-    for column in table.columns.intersection(list(apart)):
-        codes = table[column].where(table[column] >= 0, -1)  # R's missing value is far below
-        ordered = bool(apart[column].attrs.get("ordered", False))
-        table[column] = pd.Categorical.from_codes(codes, read_elem(apart[column]), ordered=ordered)
-    return _plain_text(table)
-
-
-def _plain_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Text as objects, or as categories where values are missing: anndata before 0.13 writes no other."""
-    text = [column for column in table if isinstance(table[column].dtype, pd.StringDtype)]
-    incomplete = [column for column in text if table[column].isna().any()]
+        table = read_elem(group)
+    else:
+        table = pd.DataFrame({name: read_elem(group[name]) for name in columns}, index=np.full(n_rows, "", object))
+    for name, categories in group.get("__categories", {}).items():  # of anndata 0.7 and SeuratDisk
+        if name in table and not isinstance(table[name].dtype, pd.CategoricalDtype):
+            codes = table[name].where(table[name] >= 0, -1)  # R's missing value is far below
+            is_ordered = bool(categories.attrs.get("ordered", False))
+            table[name] = pd.Categorical.from_codes(codes, read_elem(categories), ordered=is_ordered)
+    text = [name for name in table if isinstance(table[name].dtype, pd.StringDtype)]
+    incomplete = [name for name in text if table[name].isna().any()]
     table = table.astype(dict.fromkeys(text, object)).astype(dict.fromkeys(incomplete, "category"))
     return table.set_axis(table.index.astype(object))
 
