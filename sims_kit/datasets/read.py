@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import anndata
@@ -86,7 +86,7 @@ def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[st
         raise SettingError(f"{path} cannot stay on disk: only .h5ad and zarr can. Read it, or convert it first.")
     with _reading(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", KNOWN_WARNINGS)
-        root = zarr.open_group(str(path), mode="r") if path.is_dir() else h5py.File(path, "r")
+        root = open_store(path)
         layers, raw = list(root.get("layers", ())), next((key for key in ("raw/X", "raw.X") if key in root), None)
         is_raw = layer == "raw" and layer not in layers  # a layer of that name wins
         key = "X" if layer is None else raw if is_raw else f"layers/{layer}"
@@ -135,13 +135,11 @@ def convert(
     if in_blocks:
         genes, blocks = _text(sources[0], orientation)
     else:
-        whole = [read(one, orientation=orientation) for one in sources]
-        shell, names = whole[0], [(list(one.obs_names), list(one.var_names)) for one in whole]
-        if any(other != names[0] for other in names):
+        shell, *others = [read(one, orientation=orientation) for one in sources]
+        if not all(one.obs_names.equals(shell.obs_names) and one.var_names.equals(shell.var_names) for one in others):
             raise DataError(f"{sources[0]} and the others cannot be summed: names of their cells or genes differ.")
-        genes, blocks = names[0][1], [(names[0][0], sum((one.X for one in whole[1:]), start=shell.X))]
-    cells = []
-    target = Path(target).expanduser()
+        blocks = [(list(shell.obs_names), sum((one.X for one in others), start=shell.X))]
+    cells, target = [], Path(target).expanduser()
     with atomic_write(target) as part, h5py.File(part, "w") as file:
         for names, block in blocks:
             cells += names
@@ -198,6 +196,11 @@ def _reading(path: Source) -> Iterator[None]:
         raise DataError(f"{path} cannot be read ({reason}). {way_out}") from error
 
 
+def open_store(path: Path) -> h5py.File | zarr.Group:
+    """The one place where an HDF5 file or a zarr store is opened."""
+    return zarr.open_group(str(path), mode="r") if path.is_dir() else h5py.File(path, "r")
+
+
 def _read(path: Path, orientation: str, object_name: str | None) -> AnnData:
     """Cells x genes of a file, by its name or else by what lies in it."""
     name = path.name.lower()
@@ -205,18 +208,21 @@ def _read(path: Path, orientation: str, object_name: str | None) -> AnnData:
         return read_r(path, object_name)
     if object_name is not None:
         raise SettingError(f"object_name={object_name!r} is for files of R, and {path} is none.")
-    if name.endswith(TEXT):
-        return _read_text(path, orientation)
     if name.endswith(("matrix.mtx", "matrix.mtx.gz")):
         return _read_10x(path.parent, path.name[: name.index("matrix.mtx")])
     if path.is_dir() and not is_backable(path):
         return _read_10x(path)
-    if path.is_dir():
-        adata = _read_anndata(zarr.open_group(str(path), mode="r"))
+    if name.endswith(TEXT):
+        columns, blocks = _text(path, orientation)
+        names, values = zip(*blocks, strict=True)
+        rows = pd.DataFrame(index=list(chain(*names)))
+        adata = AnnData(sp.vstack(values, format="csr"), rows, pd.DataFrame(index=columns))
+    elif path.is_dir():
+        adata = _read_anndata(open_store(path))
     elif not h5py.is_hdf5(path):
         raise DataError(f"{path} starts with {path.open('rb').read(8)!r}: no known format. Expected {FORMATS}.")
     else:
-        with h5py.File(path, "r") as file:
+        with open_store(path) as file:
             if {"row_attrs", "col_attrs", "matrix"} <= set(file):
                 return _read_loom(file)
             if any(isinstance(group, h5py.Group) and {"barcodes", "indptr"} <= set(group) for group in file.values()):
@@ -224,7 +230,7 @@ def _read(path: Path, orientation: str, object_name: str | None) -> AnnData:
 
                 return scanpy.read_10x_h5(path, gex_only=False)
             adata = _read_anndata(file) if {"obs", "var"} <= set(file) else _read_unnamed(file)
-    return adata.T.copy() if orientation == "genes_by_cells" else adata
+    return adata.T if orientation == "genes_by_cells" else adata
 
 
 def _read_unnamed(file: h5py.File) -> AnnData:
@@ -313,14 +319,6 @@ def _read_10x(folder: Path, prefix: str = "") -> AnnData:
     var = var.rename(columns={0: "gene_ids", 2: "feature_types"}).filter(["gene_ids", "feature_types"])
     X = sp.csr_matrix(scipy.io.mmread(files["matrix.mtx"]).T, dtype=np.float32)
     return AnnData(X, pd.DataFrame(index=barcodes[0].tolist()), var)
-
-
-def _read_text(path: Source, orientation: str) -> AnnData:
-    columns, blocks = _text(path, orientation)
-    names, values = zip(*blocks, strict=True)
-    names = pd.DataFrame(index=[name for some in names for name in some])
-    adata = AnnData(sp.vstack(values, format="csr"), names, pd.DataFrame(index=columns))
-    return adata if orientation == "cells_by_genes" else adata.T
 
 
 def _text(path: Source, orientation: str) -> tuple[list[str], Iterator[tuple[list[str], sp.csr_matrix]]]:
