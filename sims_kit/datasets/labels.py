@@ -52,7 +52,8 @@ def attach_labels(
             way_out = f"The labels fit the genes: {TURN}"
         raise LabelError(
             f"{labelfile} has {len(table):,} rows, the matrix {adata.n_obs:,} cells and {adata.n_vars:,} genes, and no "
-            f"column ({examples(table.iloc[:, 0])}) holds the names of the cells ({examples(adata.obs_names)}). {way_out}"
+            f"column ({examples(table.iloc[:, 0])}) holds the names of the cells ({examples(adata.obs_names)}). "
+            f"{way_out}"
         )
     elif len(names.columns) and not in_order:
         warnings.warn(f"{labelfile} numbers its rows and names no cells; they are taken in order.", stacklevel=2)

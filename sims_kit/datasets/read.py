@@ -36,7 +36,7 @@ LOOM_NAMES = {"col_attrs": ("CellID", "obs_names", "Barcode"), "row_attrs": ("Ge
 NAMED = 100_000  # cells; of more, `open_backed` reads no names, and only the columns that are asked for
 BLOCK_VALUES = 2**23  # of text or of a dense matrix, made sparse at once: 32 MB
 LONGEST_LINE = 2**28  # letters of text: a small packed file could fill the memory
-STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "chunks": (2**15,)}
+STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 NAMES = re.compile(  # headers of a first column whose numbers are names of cells, not values of a gene
     r"[\W_]*|x|v1|unnamed.*|(.*[\W_])?(id|no|nr|number)s?|.*(cell|barcode|index|name|sample|spot|row)s?", re.IGNORECASE
@@ -110,36 +110,32 @@ def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[st
 
 
 def convert(
-    source: Source | Sequence[Source],
-    target: str | Path | None = None,
-    *,
-    orientation: str = "cells_by_genes",
-    complete: Callable[[AnnData], None] | None = None,
+    source: Source | Sequence[Source], target: str | Path | None = None, *, orientation: str = "cells_by_genes"
 ) -> Path:
     """Turn text of any size, or any other file that `read` takes, into an `.h5ad` whose CSR matrix can stay on disk.
 
     Text with cells in rows is converted block by block; otherwise the sparse matrix has to fit into memory once.
     `source` may be a member of a zip archive (`zipfile.Path`), or several files with the same names, which are summed.
-    Without a `target`, the file lies in the cache and is made once. `complete` is called with an AnnData of the names,
-    without a matrix, to which it may add columns and `uns`.
+    Without a `target`, the file lies in the cache and is made once.
 
     >>> cells = open_backed(convert("exprMatrix.tsv.gz", orientation="genes_by_cells"))
     """
     sources = [source] if isinstance(source, Source) else list(source)
     sources = [_checked(one, orientation) for one in sources]
     if target is None:
-        target = _place_in_cache(sources, orientation, complete is None)
-        if target.exists() and complete is None:
+        target = _place_in_cache(sources, orientation)
+        if target.exists():
             return target
-    in_blocks = len(sources) == 1 and orientation == "cells_by_genes" and sources[0].name.lower().endswith(TEXT)
-    if in_blocks:
-        genes, blocks = _text(sources[0], orientation)
-    else:
-        shell, *others = [read(one, orientation=orientation) for one in sources]
-        if not all(one.obs_names.equals(shell.obs_names) and one.var_names.equals(shell.var_names) for one in others):
+    target, cells = Path(target).expanduser(), []
+    if len(sources) > 1 or orientation != "cells_by_genes" or not sources[0].name.lower().endswith(TEXT):
+        adata, *others = [read(one, orientation=orientation) for one in sources]
+        if not all(one.obs_names.equals(adata.obs_names) and one.var_names.equals(adata.var_names) for one in others):
             raise DataError(f"{sources[0]} and the others cannot be summed: names of their cells or genes differ.")
-        blocks = [(list(shell.obs_names), sum((one.X for one in others), start=shell.X))]
-    cells, target = [], Path(target).expanduser()
+        adata.X = sum((one.X for one in others), start=adata.X)
+        with atomic_write(target) as part:
+            anndata.io.write_h5ad(part, adata, dataset_kwargs=STORAGE)
+        return target
+    genes, blocks = _text(sources[0], orientation)
     with atomic_write(target) as part, h5py.File(part, "w") as file:
         for names, block in blocks:
             cells += names
@@ -147,15 +143,9 @@ def convert(
             if "X" in file:
                 sparse_dataset(file["X"]).append(block)
             else:
-                write_elem(file, "X", block, dataset_kwargs=STORAGE)
-        with warnings.catch_warnings(action="ignore"):  # names may repeat
-            shell = AnnData(obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=genes)) if in_blocks else shell
-        shell.X = None
-        if complete is not None:
-            complete(shell)
-        shell.strings_to_categoricals()
-        for key in ("obs", "var", "uns", "obsm", "layers"):
-            write_elem(file, key, getattr(shell, key) if key in ("obs", "var") else dict(getattr(shell, key)))
+                write_elem(file, "X", block, dataset_kwargs=STORAGE | {"chunks": (2**15,)})
+        write_elem(file, "obs", pd.DataFrame(index=cells))
+        write_elem(file, "var", pd.DataFrame(index=genes))
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     return target
 

@@ -75,13 +75,13 @@ def toy(cache, monkeypatch):
 
 
 def test_archive_is_converted_once(toy, monkeypatch):
-    """Members are summed, labelled, named and filtered; then the archive may go, until the registry names another."""
+    """Members are summed, labelled, named and filtered; an archive that the registry does not name is refused."""
     for _ in range(2):
         cells = load("toy")
         assert cells.to_df().to_dict("list") == {"ACTB": [1, 1, 2], "VIM": [0, 4, 0]}
         assert cells.obs["type"].tolist() == ["B", "T", "T"] and cells.obs["donor"].tolist() == ["2", "1", "1"]
         assert cells.var["gene_ids"].tolist() == ["11", "12"] and list(cells.uns) == ["sims_kit"]
-        toy.unlink(missing_ok=True)
+    assert len(list((toy.parents[1] / "converted").iterdir())) == 1
     source = DATASETS["toy"].source
     source = replace(source, archive=replace(source.archive, sha256="0" * 64))
     monkeypatch.setitem(DATASETS, "toy", replace(DATASETS["toy"], source=source))
