@@ -1,4 +1,4 @@
-"""Attach label files to cells, select cells by columns of `obs`, and check the orientation of a matrix."""
+"""Attach label files to cells, and check the orientation of a matrix."""
 
 import csv
 import gzip
@@ -7,10 +7,9 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -66,23 +65,6 @@ def attach_labels(
     for column in table.columns.difference([*taken, ""], sort=False):
         numbers = None if column in {class_label, *text} else _numbers(table[column])
         adata.obs[column] = (table[column] if numbers is None else numbers).to_numpy()
-
-
-def select_cells(adata: AnnData, keep: Mapping | None = None, drop: Mapping | None = None) -> AnnData:
-    """A copy of the cells whose `obs` columns have the values in `keep`, as ``{"plate": [1, 2]}``, and none of `drop`.
-
-    Values are compared as text without regard to case: 1, 1.0 and "1" are the same, and so are True and "TRUE".
-    """
-    chosen = np.ones(adata.n_obs, bool)
-    for columns, wanted in ((keep or {}, True), (drop or {}, False)):
-        for column, values in columns.items():
-            if column not in adata.obs:
-                raise UnknownNameError("obs column", column, adata.obs.columns)
-            values = label_text([values] if isinstance(values, str | int | float) else list(values)).str.casefold()
-            chosen &= label_text(adata.obs[column]).str.casefold().isin(values).to_numpy() == wanted
-    if not chosen.any():
-        raise DataError(f"No cell of {len(chosen):,} has keep={keep} and not drop={drop}. Check the values in obs.")
-    return adata[chosen].copy()
 
 
 def check_orientation(adata: AnnData, class_label: str | None = None, name: str = "The matrix") -> None:

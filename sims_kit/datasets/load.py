@@ -7,16 +7,18 @@ from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from sims_kit.datasets.fetch import fetch
-from sims_kit.datasets.labels import attach_labels, check_orientation, select_cells
+from sims_kit.datasets.labels import attach_labels, check_orientation
 from sims_kit.datasets.r_files import r_objects
 from sims_kit.datasets.read import TEXT, convert, read
 from sims_kit.datasets.registry import Dataset, read_registry
 from sims_kit.datasets.simulate import simulate
 from sims_kit.errors import DataError, SettingError, UnknownNameError
+from sims_kit.text import label_text
 
 COLUMNS = [key.name for key in fields(Dataset)]
 COLUMNS = COLUMNS[: COLUMNS.index("source")]  # of the catalogue; the texts among them also travel with the data
@@ -100,10 +102,7 @@ def _load_dataset(name: str, entry: Dataset, size: str) -> AnnData:
         _complete(adata, entry, *others)
     if entry.layer == "raw" and adata.raw is not None:
         adata = adata.raw.to_adata()
-    if entry.drop_unlabelled:
-        adata = adata[adata.obs[entry.label].notna()]
-    if entry.keep or entry.drop or adata.is_view:
-        adata = select_cells(adata, keep=entry.keep, drop=entry.drop)
+    adata = _selected(adata, entry)
     _name_genes(adata, entry)
     _check(name, entry, adata, size)
     facts = {key: getattr(entry, key) for key in (*COLUMNS, "preprocessing", "notes")} | {"dataset": name}
@@ -127,6 +126,20 @@ def _complete(adata: AnnData, entry: Dataset, labels: Path | None = None, genes:
         by = next(column for column in table if adata.var_names.isin(table[column]).all())
         adata.var[list(table)] = table.set_index(by, drop=False).loc[adata.var_names].to_numpy()
     check_orientation(adata, name=entry.title)
+
+
+def _selected(adata: AnnData, entry: Dataset) -> AnnData:
+    """The cells that the registry keeps; 1, 1.0 and "1" are the same value, and so are True and "TRUE"."""
+    chosen = adata.obs[entry.label].notna().to_numpy() if entry.drop_unlabelled else np.ones(adata.n_obs, bool)
+    for columns, wanted in ((entry.keep, True), (entry.drop, False)):
+        for column, values in columns.items():
+            if column not in adata.obs:
+                raise UnknownNameError("obs column", column, adata.obs.columns)
+            found = label_text(adata.obs[column]).str.casefold().isin(label_text(values).str.casefold())
+            chosen &= found.to_numpy() == wanted
+    if not chosen.any():
+        raise DataError(f"No cell of {len(chosen):,} has {entry.keep} and not {entry.drop}. Check the values in obs.")
+    return adata if chosen.all() else adata[chosen].copy()
 
 
 def _name_genes(adata: AnnData, entry: Dataset) -> None:

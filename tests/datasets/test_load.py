@@ -99,6 +99,23 @@ def test_entry_that_does_not_fit_the_data(toy, monkeypatch, tier, told):
     assert "toy: after loading there are 3 cells instead of 701, no column 'area' in obs." in message
 
 
+def test_selected_cells(toy, monkeypatch):
+    """Values are compared as text without regard to case: 1.0 and "1" are the same; what fits nothing is said."""
+    entry = replace(DATASETS["toy"], cells=None, classes=None)
+    for keep, drop, told in [
+        ({"donor": [1.0]}, {}, ["b", "c"]),
+        ({"donor": ["1", 2]}, {"type": ["NO class"], "donor": [2]}, ["b", "c"]),
+        ({"donr": [1]}, {}, "'donor'"),
+        ({"donor": [3]}, {}, "No cell of 4 has {'donor': ..3.}"),
+    ]:
+        monkeypatch.setitem(DATASETS, "toy", replace(entry, keep=keep, drop=drop))
+        if isinstance(told, list):
+            assert list(load("toy").obs_names) == told
+            continue
+        with pytest.raises((UnknownNameError, DataError), match=told):
+            load("toy")
+
+
 def test_names_and_paths(tmp_path, make_cells, cache):
     """A path gives the file as it is; what cannot be had is reported, with the nearest names."""
     path = tmp_path / "cells.h5ad"
