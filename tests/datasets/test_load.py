@@ -106,7 +106,7 @@ def test_selected_cells(toy, monkeypatch):
         ({"donor": [1.0]}, {}, ["b", "c"]),
         ({"donor": ["1", 2]}, {"type": ["NO class"], "donor": [2]}, ["b", "c"]),
         ({"donr": [1]}, {}, "'donor'"),
-        ({"donor": [3]}, {}, "No cell of 4 has {'donor': ..3.}"),
+        ({"donor": [3]}, {}, "No cell of 4 has {'donor': .3.}"),
     ]:
         monkeypatch.setitem(DATASETS, "toy", replace(entry, keep=keep, drop=drop))
         if isinstance(told, list):
