@@ -46,9 +46,8 @@ def attach_labels(
     if not in_order and (match := _matched(names, adata.obs_names)):
         table = _by_name(table, adata.obs_names, labelfile, match)
     elif len(table) != adata.n_obs or not (in_order or any(names.eq(n, axis=0).all(axis=None) for n in numbers)):
-        way_out = f"Expected these names, or {IN_ORDER}"
-        if len(table) == adata.n_vars != adata.n_obs or _matched(names, adata.var_names):
-            way_out = f"The labels fit the genes: {TURN}"
+        is_turned = len(table) == adata.n_vars != adata.n_obs or _matched(names, adata.var_names)
+        way_out = f"The labels fit the genes: {TURN}" if is_turned else f"Expected these names, or {IN_ORDER}"
         raise LabelError(
             f"{labelfile} has {len(table):,} rows, the matrix {adata.n_obs:,} cells and {adata.n_vars:,} genes, and no "
             f"column ({examples(table.iloc[:, 0])}) holds the names of the cells ({examples(adata.obs_names)}). "
@@ -103,8 +102,7 @@ def _read(labelfile: Path | zipfile.Path, class_label: str, cells: pd.Index) -> 
     table = table.iloc[int(has_header) :].reset_index(drop=True).set_axis(columns, axis=1)
     if class_label not in columns:
         raise UnknownNameError(f"column of {labelfile} called", class_label, filter(None, columns))
-    table = table.loc[:, ~table.columns.duplicated()]
-    return table.apply(lambda column: column.where(label_text(column).notna()))
+    return table.loc[:, ~table.columns.duplicated()].apply(lambda column: column.where(label_text(column).notna()))
 
 
 def _unpacked(labelfile: Path | zipfile.Path) -> bytes:

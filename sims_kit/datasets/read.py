@@ -284,10 +284,10 @@ def _read_loom(file: h5py.File) -> AnnData:
     tables = []
     for key, candidates in LOOM_NAMES.items():
         columns = {name: values for name, values in file[key].items() if values.ndim == 1}
-        name = next((candidate for candidate in candidates if candidate in columns), None)
+        table = pd.DataFrame({name: np.atleast_1d(read_elem(values)) for name, values in columns.items()})
+        name = next((candidate for candidate in candidates if candidate in table), None)
         if name is None:
-            raise DataError(f"{file.filename}: {key} has no names. Expected one of {candidates}, got {list(columns)}.")
-        table = pd.DataFrame({column: np.atleast_1d(read_elem(values)) for column, values in columns.items()})
+            raise DataError(f"{file.filename}: {key} has no names. Expected one of {candidates}, got {list(table)}.")
         tables.append(table.set_index(name).rename_axis(None))
     layers = {name: _csr(layer).T.tocsr() for name, layer in file.get("layers", {}).items()}
     return AnnData(_csr(file["matrix"]).T.tocsr(), *tables, layers=layers)
@@ -295,35 +295,34 @@ def _read_loom(file: h5py.File) -> AnnData:
 
 def _read_10x(folder: Path, prefix: str = "") -> AnnData:
     """A 10x folder of any release, packed or not, with any prefix to its names."""
-    files = {}
+    names, files = [file.name for file in sorted(folder.iterdir()) if file.name.startswith(prefix)], []
     for endings in (("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)):
-        names = [file.name for file in sorted(folder.iterdir()) if file.name.startswith(prefix)]
         found = [name for name in names if name.removesuffix(".gz").endswith(endings)]
         if len(found) != 1:
             needed = f"one {' or '.join(endings)}, packed or not; of several samples, give the path of a matrix.mtx"
             raise DataError(f"{folder} holds {(found or names)[:8]}. Expected {needed}. Other formats: {FORMATS}.")
-        files[endings[0]] = folder / found[0]
+        files.append(folder / found[0])
     options = {"sep": "\t", "header": None, "dtype": str, "na_filter": False, "quoting": csv.QUOTE_NONE}
-    features, barcodes = (pd.read_csv(files[name], **options) for name in ("features.tsv", "barcodes.tsv"))
-    var = features.set_index(features.columns[:2][-1], drop=False).rename_axis(None)
+    var, barcodes = (pd.read_csv(file, **options) for file in files[1:])
+    var = var.set_index(var.columns[:2][-1], drop=False).rename_axis(None)
     var = var.rename(columns={0: "gene_ids", 2: "feature_types"}).filter(["gene_ids", "feature_types"])
-    X = sp.csr_matrix(scipy.io.mmread(files["matrix.mtx"]).T, dtype=np.float32)
+    X = sp.csr_matrix(scipy.io.mmread(files[0]).T, dtype=np.float32)
     return AnnData(X, pd.DataFrame(index=barcodes[0].tolist()), var)
 
 
 def _text(path: Source, orientation: str) -> tuple[list[str], Iterator[tuple[list[str], sp.csr_matrix]]]:
     """The names of the columns of a matrix in text, and block by block the names and values of its rows."""
     lines = _lines(path)
-    top = [next(lines, "").strip(" \n"), next(lines, "").strip(" \n")]
+    top = [next(lines, "").strip(" \n") for _ in range(2)]
     plain = [re.sub('"[^"]*"| +(?= )', "", line) for line in top]
     counts = {d: [line.count(d) + bool(line) for line in plain] for d in "\t,; "}
     delimiter = max(counts, key=lambda d: (0 <= counts[d][1] - counts[d][0] <= 1 < counts[d][1], *counts[d][::-1]))
     n_header, n = counts[delimiter]
     if not 0 <= n - n_header <= 1 < n:
-        raise DataError(
-            f"{path} is no matrix: {n_header:,} and {n:,} fields in its first lines. Expected names in the first line "
-            "and column, numbers with a point, and tab, comma, semicolon or blank between."
+        expected = (
+            "names in the first line and column, numbers with a point, and tab, comma, semicolon or blank between"
         )
+        raise DataError(f"{path} is no matrix: {n_header:,} and {n:,} fields in its first lines. Expected {expected}.")
     header, first = csv.reader(top, delimiter=delimiter, skipinitialspace=True)
     header = [name.strip() for name in header]
     columns = header[1:] if n == n_header else header
