@@ -244,6 +244,7 @@ WRONG = {
     "ACTB,0,5,0\nB2M,1,0,2\n": "numbers in its first line, such as '0'. Expected names",
     **{"\n\n": "0 and 0 fields", "n,a\n": "2 and 0 fields", "l\nneuron\n": "1 and 1", "n,a,b,c\nx,1\n": "4 and 2"},
     "n,a\n\udcff,1\n": "cannot be read (UnicodeDecodeError",
+    "n,a\n" + "x,1\n" * 50 + "0" * 3000: "has a line of 1,043 letters or more",  # a small file may fill the memory
 }
 
 
@@ -256,13 +257,6 @@ def test_wrong_text(tmp_path, content):
             reader(tmp_path / "a.csv")
         assert WRONG[content] in str(caught.value) and "a.csv" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
-
-
-def test_small_file_that_fills_the_memory(tmp_path):
-    """A line without an end is refused before all of it is read."""
-    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"n,a\n" + b"x,1\n" * 50 + b"0" * 3000))
-    with pytest.raises(DataError, match="letters or more"):
-        read(tmp_path / "a.csv.gz")
 
 
 @pytest.mark.parametrize("orientation", ["cells_by_genes", "genes_by_cells"])

@@ -34,12 +34,11 @@ def test_entry_is_complete(name):
 
 
 def test_every_file_has_its_own_place():
-    """A place in the cache belongs to one file, which several entries may share, or to one converted dataset."""
+    """A place in the cache belongs to one file, which several entries may share."""
     at = {}
     for name, entry in ENTRIES.items():
         for file in entry.source.files:
             assert at.setdefault((entry.source.folder, file.name), file) == file, name
-        assert at.setdefault((entry.source.folder, f"{name}.h5ad"), name) == name
 
 
 MATRIX = ("source", "matrix")
