@@ -97,7 +97,7 @@ def _load_dataset(name: str, entry: Dataset, size: str) -> AnnData:
         adata = getattr(import_module("scanpy.datasets"), source.function)()  # takes seconds
     else:
         matrix, *others = prepare(name)
-        orientation = "cells_by_genes" if matrix.suffix == ".h5ad" else entry.orientation  # that may be converted
+        orientation = "cells_by_genes" if matrix.suffix == ".h5ad" else entry.orientation  # it may be converted
         adata = read(matrix, orientation=orientation, object_name=source.object)
         _complete(adata, entry, *others)
     if entry.layer == "raw" and adata.raw is not None:

@@ -150,12 +150,12 @@ def convert(
     return target
 
 
-def _place_in_cache(sources: list[Path | zipfile.Path], *settings: object) -> Path:
-    """A path in the cache that depends on the names, sizes and times of the source's files."""
+def _place_in_cache(sources: list[Path | zipfile.Path], orientation: str) -> Path:
+    """A path in the cache that depends on the names, sizes and times of the source's files, and the orientation."""
     files = [Path(one.root.filename if isinstance(one, zipfile.Path) else one).resolve() for one in sources]
     files = [one for file in files for one in (sorted(file.rglob("*")) if file.is_dir() else [file])]
     versions = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    stamp = hashlib.sha256(repr([*map(str, sources), versions, settings]).encode()).hexdigest()[:16]
+    stamp = hashlib.sha256(repr([*map(str, sources), versions, orientation]).encode()).hexdigest()[:16]
     return cache_folder() / "converted" / f"{sources[0].name.partition('.')[0]}-{stamp}.h5ad"
 
 

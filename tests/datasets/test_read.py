@@ -248,7 +248,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("content", WRONG)
+@pytest.mark.parametrize("content", WRONG, ids=lambda content: content[:30])
 def test_wrong_text(tmp_path, content):
     """What is no number, no matrix or no text is refused with the place and the value, in memory and in conversion."""
     (tmp_path / "a.csv").write_text(content, errors="surrogateescape")
