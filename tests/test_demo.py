@@ -55,15 +55,8 @@ def run_in_process(**parameters):
 @pytest.mark.slow
 def test_demo_on_files(files, capsys):
     """Text file, label file and an unlabelled query of other genes give every output, whole and right."""
-    parameters = dict(
-        REFERENCE="counts.csv.gz",
-        LABEL="type",
-        LABELFILE="labels.csv",
-        ORIENTATION="genes_by_cells",
-        QUERY="query.h5ad",
-        OUT="out",
-    )
-    arguments = [f"{name}={value}" for name, value in parameters.items()]
+    arguments = "REFERENCE=counts.csv.gz LABEL=type LABELFILE=labels.csv ORIENTATION=genes_by_cells QUERY=query.h5ad"
+    arguments = [*arguments.split(), "OUT=out"]
     assert run_demo.main(str(LESSON), "report.ipynb", *arguments) == 0
     shown = capsys.readouterr().out
     assert "Gene coverage: 70 of the model's 80 genes found (87.5%)" in shown and "median F1" in shown

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sims_kit.datasets import attach_labels, read
-from sims_kit.datasets.registry import read_registry, registry_path
+from sims_kit.datasets.registry import PATH, read_registry
 from sims_kit.errors import SimsError
 from sims_kit.model import load_model
 
 TOKENS = [b"", b"\x00", b"\xff\xfe", b"\r", b'"', b",", b"\t", b",,", b"nan", b"1e999", b"[" * 500, b"&a", b"{"]
 CELLS = b"cell,A,B,C\n" + b"".join(b"cell_%d,%d,0,1.5\n" % (i, i) for i in range(6))
 LABELS = b"cell,cell_type,age\n" + b"".join(b"cell_%d,type %d,%d\n" % (i, i % 2, 20 + i) for i in range(6))
-REGISTRY = yaml.safe_load(registry_path().read_text(encoding="utf-8"))
+REGISTRY = yaml.safe_load(PATH.read_text(encoding="utf-8"))
 REGISTRY["datasets"] = {name: REGISTRY["datasets"][name] for name in ("pbmc68k", "sim-cortex", "worm-neurons")}
 for entry in REGISTRY["datasets"].values():
     entry.pop("alternatives", None)

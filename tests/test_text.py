@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sims_kit.text import best_match, class_labels, examples, label_text
+from sims_kit.text import class_labels, label_text
 
 NAIVE, NAIVE_NFD = "na\u00efve T", "nai\u0308ve T"
 MISSING = [None, np.nan, pd.NA, pd.NaT, "nan", "NaN", "NA", "<NA>", "N/A", "#N/A", "n/a", "None", "NULL", "", " \t"]
@@ -27,7 +27,7 @@ MISSING = [None, np.nan, pd.NA, pd.NaT, "nan", "NaN", "NA", "<NA>", "N/A", "#N/A
         (np.array([b"a", b"b "]), ["a", "b"]),
         ([["a", 1], "b", None], ["['a', 1]", "b", None]),  # cannot be hashed
         (pd.Series(["a", None, " nan"], dtype="string"), ["a", None, None]),
-        (pd.Series([1, None], dtype="Int64"), ["1", None]),
+        (pd.Series([1, None], ["c1", "c2"], "Int64", "cluster"), ["1", None]),
         (pd.Series([True, None], dtype="boolean"), ["True", None]),
         ([NAIVE_NFD, f" {NAIVE}"], [NAIVE, NAIVE]),
         (["T  cell", "T\u00a0cell", "T cell\n"], ["T cell"] * 3),
@@ -35,17 +35,10 @@ MISSING = [None, np.nan, pd.NA, pd.NaT, "nan", "NaN", "NA", "<NA>", "N/A", "#N/A
     ],
 )
 def test_written_form(labels, texts):
-    """Every type of labels becomes text or None, in an object column."""
-    found = label_text(labels)
-    assert found.tolist() == texts and found.dtype == object
-    assert label_text(found).tolist() == texts
-
-
-def test_index_and_name_stay():
-    """A column keeps the names of its cells and its own."""
-    column = pd.Series([1.0, 2.0], index=["c1", "c2"], name="cluster")
-    expected = pd.Series(["1", "2"], ["c1", "c2"], dtype=object, name="cluster")
-    pd.testing.assert_series_equal(label_text(column), expected)
+    """Every type of labels becomes text or None, in an object column with the names of cells that it had."""
+    found, given = label_text(labels), pd.Series(labels)
+    assert found.tolist() == label_text(found).tolist() == texts and found.dtype == object
+    assert found.index.equals(given.index) and found.name == given.name
 
 
 def test_categories_are_written_once(monkeypatch):
@@ -83,15 +76,3 @@ def test_odd_labels_are_said(labels, told):
         with pytest.warns(UserWarning, match=told):
             class_labels(labels, "type")
         assert len(caught) == 1 and "'type'" in str(caught[0].message)
-
-
-def test_best_match_needs_unique_names():
-    """Names of other lanes and other plates stay apart."""
-    lanes = pd.Index(["AAACCCGG-1", "AAACCCGG-2"])
-    assert best_match(lanes, pd.Index(["AAACCCGG", "TTTGGGCC"]))[0] == 0
-    assert best_match(pd.Index(["p1_A1", "p1_A2"]), pd.Index(["p2_A1", "p2_A2"]))[0] == 0
-
-
-def test_examples():
-    """A few names stand for many."""
-    assert examples(["a", 2, "c", "d"]) == "'a', '2', 'c', ..." and examples(["a"]) == "'a'" and examples([]) == ""

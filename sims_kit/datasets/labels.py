@@ -1,4 +1,4 @@
-"""Attach label files to cells, select cells by columns of `obs`, and check the orientation of a matrix."""
+"""Attach label files to cells, and check the orientation of a matrix."""
 
 import csv
 import gzip
@@ -7,10 +7,9 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -19,6 +18,8 @@ from sims_kit.text import best_match, examples, label_text
 
 LARGEST = 2**31  # bytes of a label file: a small packed file could fill the memory
 AS_TEXT = {"header": None, "dtype": object, "keep_default_na": False, "skipinitialspace": True}
+IN_ORDER = "attach_labels(..., in_order=True) where rows and cells have the same order."
+TURN = 'read the matrix with orientation="genes_by_cells", or turn it: adata = adata.T.copy()'
 GENES = (  # ids; and symbols that are in nearly every mammalian gene list, chosen or whole
     r"(?:ENS[A-Z]{0,6}G\d{6,}|FBgn\d{7}|WBGene\d{8})(?:\.\d+)?$",
     r"(?i:MT-(ND|CO|CYB|ATP)\w*|RP[LS]\d+[AXYL]?|ACTB|GAPDH|MALAT1|B2M|EEF1A1|TMSB4X|TMSB10|FTH1|FTL1?|UBC|PPIA|VIM|CD74|CD3E"
@@ -41,16 +42,16 @@ def attach_labels(
     labelfile = labelfile if isinstance(labelfile, zipfile.Path) else Path(labelfile).expanduser()
     table = _read(labelfile, class_label, adata.obs_names)
     names = table.drop(columns=class_label)
+    numbers = [(names.index + start).astype(str) for start in (0, 1)]  # of rows; there may be no column of names at all
     if not in_order and (match := _matched(names, adata.obs_names)):
         table = _by_name(table, adata.obs_names, labelfile, match)
-    elif len(table) != adata.n_obs or not (in_order or names.columns.empty or _counts_rows(names)):
+    elif len(table) != adata.n_obs or not (in_order or any(names.eq(n, axis=0).all(axis=None) for n in numbers)):
         is_turned = len(table) == adata.n_vars != adata.n_obs or _matched(names, adata.var_names)
-        turn = 'The labels fit the genes: read the matrix with orientation="genes_by_cells", or turn it with adata.T.'
-        name = "Expected these names, or attach_labels(..., in_order=True) where rows and cells have the same order."
+        way_out = f"The labels fit the genes: {TURN}" if is_turned else f"Expected these names, or {IN_ORDER}"
         raise LabelError(
             f"{labelfile} has {len(table):,} rows, the matrix {adata.n_obs:,} cells and {adata.n_vars:,} genes, and no "
             f"column ({examples(table.iloc[:, 0])}) holds the names of the cells ({examples(adata.obs_names)}). "
-            + (turn if is_turned else name)
+            f"{way_out}"
         )
     elif len(names.columns) and not in_order:
         warnings.warn(f"{labelfile} numbers its rows and names no cells; they are taken in order.", stacklevel=2)
@@ -65,23 +66,6 @@ def attach_labels(
         adata.obs[column] = (table[column] if numbers is None else numbers).to_numpy()
 
 
-def select_cells(adata: AnnData, keep: Mapping | None = None, drop: Mapping | None = None) -> AnnData:
-    """A copy of the cells whose `obs` columns have the values in `keep`, as ``{"plate": [1, 2]}``, and none of `drop`.
-
-    Values are compared as text without regard to case: 1, 1.0 and "1" are the same, and so are True and "TRUE".
-    """
-    chosen = np.ones(adata.n_obs, bool)
-    for columns, wanted in ((keep or {}, True), (drop or {}, False)):
-        for column, values in columns.items():
-            if column not in adata.obs:
-                raise UnknownNameError("obs column", column, adata.obs.columns)
-            values = label_text([values] if isinstance(values, str | int | float) else list(values)).str.casefold()
-            chosen &= label_text(adata.obs[column]).str.casefold().isin(values).to_numpy() == wanted
-    if not chosen.any():
-        raise DataError(f"No cell of {len(chosen):,} has keep={keep} and not drop={drop}. Check the values in obs.")
-    return adata[chosen].copy()
-
-
 def check_orientation(adata: AnnData, class_label: str | None = None, name: str = "The matrix") -> None:
     """Raise `DataError` when cells are named like genes and genes are not, or `var` has the labels instead of `obs`."""
     if _are_genes(adata.obs_names) and not _are_genes(adata.var_names):
@@ -92,8 +76,7 @@ def check_orientation(adata: AnnData, class_label: str | None = None, name: str 
         return
     raise DataError(
         f"{name} seems to be turned: its {adata.n_obs:,} rows ({examples(adata.obs_names)}) {rows}, its columns "
-        f"({adata.n_vars:,}: {examples(adata.var_names)}) {columns}. Expected cells in rows, genes in columns. Read it "
-        'with orientation="genes_by_cells", or turn it yourself: adata = adata.T.copy()'
+        f"({adata.n_vars:,}: {examples(adata.var_names)}) {columns}. Expected cells in rows, genes in columns: {TURN}"
     )
 
 
@@ -119,8 +102,7 @@ def _read(labelfile: Path | zipfile.Path, class_label: str, cells: pd.Index) -> 
     table = table.iloc[int(has_header) :].reset_index(drop=True).set_axis(columns, axis=1)
     if class_label not in columns:
         raise UnknownNameError(f"column of {labelfile} called", class_label, filter(None, columns))
-    table = table.loc[:, ~table.columns.duplicated()]
-    return table.apply(lambda column: column.where(label_text(column).notna()))
+    return table.loc[:, ~table.columns.duplicated()].apply(lambda column: column.where(label_text(column).notna()))
 
 
 def _unpacked(labelfile: Path | zipfile.Path) -> bytes:
@@ -137,7 +119,7 @@ def _unpacked(labelfile: Path | zipfile.Path) -> bytes:
 
 def _matched(table: pd.DataFrame, cells: pd.Index) -> tuple[str, str, pd.Index, pd.Index] | None:
     """The column with the names of the cells, what they differ in, and the names of rows and cells without it."""
-    best, found = 0.1, None  # the least share of names that has to agree, and 0.9 is enough
+    best, found = 0.1, None  # the least share of names that has to agree; 0.9 is enough
     for i, column in enumerate(table):
         names, numbers = pd.Index(table[column].fillna("")), _numbers(table[column])
         is_count = numbers is not None and (i or numbers.min() < len(table))  # unlike the large numbers of an archive
@@ -158,7 +140,7 @@ def _by_name(table: pd.DataFrame, cells: pd.Index, labelfile: object, match: tup
     if repeated := {*table.index[table.index.duplicated()], *keys[keys.duplicated() & keys.isin(rows)]}:
         raise LabelError(
             f"{labelfile} or the matrix repeats names of cells ({examples(sorted(repeated))}). Expected one row per "
-            "cell, or attach_labels(..., in_order=True) where rows and cells have the same order."
+            f"cell, or {IN_ORDER}"
         )
     table = table.reindex(keys)
     names = table.pop(column).set_axis(cells)
@@ -169,11 +151,6 @@ def _by_name(table: pd.DataFrame, cells: pd.Index, labelfile: object, match: tup
         found = f"{len(missing):,} of {len(cells):,} cells ({examples(missing)}); they stay unlabelled"
         warnings.warn(f"{labelfile} has no row for {found}.", stacklevel=3)
     return table
-
-
-def _counts_rows(names: pd.DataFrame) -> bool:
-    counts = [[str(start + i) for i in range(len(names))] for start in (0, 1)]
-    return len(names.columns) == 1 and names.iloc[:, 0].tolist() in counts
 
 
 def _are_running(names: pd.Index) -> bool:

@@ -3,23 +3,22 @@
 import re
 import warnings
 import zipfile
-from contextlib import suppress
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
-import anndata
-import h5py
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sims_kit.datasets.fetch import cache_folder, fetch
-from sims_kit.datasets.labels import attach_labels, check_orientation, select_cells
+from sims_kit.datasets.fetch import fetch
+from sims_kit.datasets.labels import attach_labels, check_orientation
 from sims_kit.datasets.r_files import r_objects
-from sims_kit.datasets.read import convert, read
+from sims_kit.datasets.read import TEXT, convert, read
 from sims_kit.datasets.registry import Dataset, read_registry
 from sims_kit.datasets.simulate import simulate
 from sims_kit.errors import DataError, SettingError, UnknownNameError
+from sims_kit.text import label_text
 
 COLUMNS = [key.name for key in fields(Dataset)]
 COLUMNS = COLUMNS[: COLUMNS.index("source")]  # of the catalogue; the texts among them also travel with the data
@@ -45,36 +44,25 @@ def load(name_or_path: str | Path, *, size: str | None = None) -> AnnData:
     return read(name_or_path)
 
 
-def prepare(name: str) -> list[Path]:
+def prepare(name: str) -> list[Path | zipfile.Path | None]:
     """Put the files of a dataset or a table of genes into the cache, so that loading it needs no network.
 
-    A big matrix of text, or one in an archive, is converted once into ``<cache>/<folder>/<name>.h5ad``, with its
-    labels; the published files may then be removed.
+    A big matrix of text, or one in an archive, is converted once into an ``.h5ad`` of the cache.
 
-    >>> prepare("worm-neurons")  # the paths of the files that `load` opens
+    >>> prepare("worm-neurons")  # what `load` opens: the matrix, labels, a table of genes
     """
     entries = read_registry().datasets | read_registry().tables
     if name not in entries:
         raise UnknownNameError("dataset", name, entries)
     entry, source = entries[name], entries[name].source
-    target = cache_folder() / str(source.folder) / f"{name}.h5ad"
-    origin = {file.name: file.sha256 or "" for file in source.files} | {"orientation": entry.orientation}
-    with suppress(OSError, KeyError), h5py.File(target) as file:  # there may be no such file
-        if anndata.io.read_elem(file["uns/origin"]) == origin:
-            return [target]
     files = [fetch(name, source.folder, file, alternatives=entry.alternatives) for file in source.files]
-    if source.kind != "archive" and (entry.tier != "full" or not re.search(r"\.(csv|tsv|txt)(\.gz)?$", files[0].name)):
-        return files
-    matrix, *others = files
     if source.kind == "archive":
         matrix = [zipfile.Path(files[0], member) for member in source.matrix]
         others = [member and zipfile.Path(files[0], member) for member in (source.labels, source.genes)]
-
-    def complete(shell: AnnData) -> None:
-        _complete(shell, entry, *others)
-        shell.uns["origin"] = origin
-
-    return [convert(matrix, target, orientation=entry.orientation, complete=complete)]
+        return [convert(matrix, orientation=entry.orientation), *others]
+    if entry.tier == "full" and files[0].name.endswith(TEXT):
+        files[0] = convert(files[0], orientation=entry.orientation)
+    return files
 
 
 def catalogue() -> pd.DataFrame:
@@ -108,21 +96,15 @@ def _load_dataset(name: str, entry: Dataset, size: str) -> AnnData:
     elif source.function:
         adata = getattr(import_module("scanpy.datasets"), source.function)()  # takes seconds
     else:
-        matrix, *labels = prepare(name)
-        if matrix.name == f"{name}.h5ad":  # converted
-            adata = read(matrix)
-        else:
-            adata = read(matrix, orientation=entry.orientation, object_name=source.object)
-            _complete(adata, entry, *labels)
+        matrix, *others = prepare(name)
+        orientation = "cells_by_genes" if matrix.suffix == ".h5ad" else entry.orientation  # it may be converted
+        adata = read(matrix, orientation=orientation, object_name=source.object)
+        _complete(adata, entry, *others)
     if entry.layer == "raw" and adata.raw is not None:
         adata = adata.raw.to_adata()
-    if entry.drop_unlabelled:
-        adata = adata[adata.obs[entry.label].notna()]
-    if entry.keep or entry.drop or adata.is_view:
-        adata = select_cells(adata, keep=entry.keep, drop=entry.drop)
+    adata = _selected(adata, entry)
     _name_genes(adata, entry)
     _check(name, entry, adata, size)
-    adata.uns.pop("origin", None)
     facts = {key: getattr(entry, key) for key in (*COLUMNS, "preprocessing", "notes")} | {"dataset": name}
     facts |= {"urls": tuple(f.urls[0] for f in source.files), "sha256": tuple(f.sha256 or "" for f in source.files)}
     facts = {key: [*value] if isinstance(value, tuple) else value for key, value in facts.items() if value}
@@ -130,7 +112,7 @@ def _load_dataset(name: str, entry: Dataset, size: str) -> AnnData:
     return adata
 
 
-def _complete(adata: AnnData, entry: Dataset, labels: Path | None = None, genes: Path | None = None) -> None:
+def _complete(adata: AnnData, entry: Dataset, labels: Path | None = None, genes: zipfile.Path | None = None) -> None:
     """Attach the labels, from text or a data.frame of R, and a table about the genes."""
     if labels and re.search(r"(?i)\.(rds|rda|rdata)$", labels.name):
         [table] = r_objects(labels).values()
@@ -144,6 +126,20 @@ def _complete(adata: AnnData, entry: Dataset, labels: Path | None = None, genes:
         by = next(column for column in table if adata.var_names.isin(table[column]).all())
         adata.var[list(table)] = table.set_index(by, drop=False).loc[adata.var_names].to_numpy()
     check_orientation(adata, name=entry.title)
+
+
+def _selected(adata: AnnData, entry: Dataset) -> AnnData:
+    """The cells that the registry keeps; 1, 1.0 and "1" are the same value, and so are True and "TRUE"."""
+    chosen = adata.obs[entry.label].notna().to_numpy() if entry.drop_unlabelled else np.ones(adata.n_obs, bool)
+    for columns, wanted in ((entry.keep, True), (entry.drop, False)):
+        for column, values in columns.items():
+            if column not in adata.obs:
+                raise UnknownNameError("obs column", column, adata.obs.columns)
+            found = label_text(adata.obs[column]).str.casefold().isin(label_text(values).str.casefold())
+            chosen &= found.to_numpy() == wanted
+    if not chosen.any():
+        raise DataError(f"No cell of {len(chosen):,} has {entry.keep} and not {entry.drop}. Check the values in obs.")
+    return adata if chosen.all() else adata[chosen].copy()
 
 
 def _name_genes(adata: AnnData, entry: Dataset) -> None:

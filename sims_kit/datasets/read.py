@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import anndata
@@ -36,7 +36,7 @@ LOOM_NAMES = {"col_attrs": ("CellID", "obs_names", "Barcode"), "row_attrs": ("Ge
 NAMED = 100_000  # cells; of more, `open_backed` reads no names, and only the columns that are asked for
 BLOCK_VALUES = 2**23  # of text or of a dense matrix, made sparse at once: 32 MB
 LONGEST_LINE = 2**28  # letters of text: a small packed file could fill the memory
-STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "chunks": (2**15,)}
+STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 NAMES = re.compile(  # headers of a first column whose numbers are names of cells, not values of a gene
     r"[\W_]*|x|v1|unnamed.*|(.*[\W_])?(id|no|nr|number)s?|.*(cell|barcode|index|name|sample|spot|row)s?", re.IGNORECASE
@@ -86,7 +86,7 @@ def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[st
         raise SettingError(f"{path} cannot stay on disk: only .h5ad and zarr can. Read it, or convert it first.")
     with _reading(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", KNOWN_WARNINGS)
-        root = zarr.open_group(str(path), mode="r") if path.is_dir() else h5py.File(path, "r")
+        root = open_store(path)
         layers, raw = list(root.get("layers", ())), next((key for key in ("raw/X", "raw.X") if key in root), None)
         is_raw = layer == "raw" and layer not in layers  # a layer of that name wins
         key = "X" if layer is None else raw if is_raw else f"layers/{layer}"
@@ -110,38 +110,32 @@ def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[st
 
 
 def convert(
-    source: Source | Sequence[Source],
-    target: str | Path | None = None,
-    *,
-    orientation: str = "cells_by_genes",
-    complete: Callable[[AnnData], None] | None = None,
+    source: Source | Sequence[Source], target: str | Path | None = None, *, orientation: str = "cells_by_genes"
 ) -> Path:
     """Turn text of any size, or any other file that `read` takes, into an `.h5ad` whose CSR matrix can stay on disk.
 
     Text with cells in rows is converted block by block; otherwise the sparse matrix has to fit into memory once.
     `source` may be a member of a zip archive (`zipfile.Path`), or several files with the same names, which are summed.
-    Without a `target`, the file lies in the cache and is made once. `complete` is called with an AnnData of the names,
-    without a matrix, to which it may add columns and `uns`.
+    Without a `target`, the file lies in the cache and is made once.
 
     >>> cells = open_backed(convert("exprMatrix.tsv.gz", orientation="genes_by_cells"))
     """
     sources = [source] if isinstance(source, Source) else list(source)
     sources = [_checked(one, orientation) for one in sources]
     if target is None:
-        target = _place_in_cache(sources, orientation, complete is None)
-        if target.exists() and complete is None:
+        target = _place_in_cache(sources, orientation)
+        if target.exists():
             return target
-    in_blocks = len(sources) == 1 and orientation == "cells_by_genes" and sources[0].name.lower().endswith(TEXT)
-    if in_blocks:
-        genes, blocks = _text(sources[0], orientation)
-    else:
-        whole = [read(one, orientation=orientation) for one in sources]
-        shell, names = whole[0], [(list(one.obs_names), list(one.var_names)) for one in whole]
-        if any(other != names[0] for other in names):
+    target, cells = Path(target).expanduser(), []
+    if len(sources) > 1 or orientation != "cells_by_genes" or not sources[0].name.lower().endswith(TEXT):
+        adata, *others = [read(one, orientation=orientation) for one in sources]
+        if not all(one.obs_names.equals(adata.obs_names) and one.var_names.equals(adata.var_names) for one in others):
             raise DataError(f"{sources[0]} and the others cannot be summed: names of their cells or genes differ.")
-        genes, blocks = names[0][1], [(names[0][0], sum((one.X for one in whole[1:]), start=shell.X))]
-    cells = []
-    target = Path(target).expanduser()
+        adata.X = sum((one.X for one in others), start=adata.X)
+        with atomic_write(target) as part:
+            anndata.io.write_h5ad(part, adata, dataset_kwargs=STORAGE)
+        return target
+    genes, blocks = _text(sources[0], orientation)
     with atomic_write(target) as part, h5py.File(part, "w") as file:
         for names, block in blocks:
             cells += names
@@ -149,25 +143,19 @@ def convert(
             if "X" in file:
                 sparse_dataset(file["X"]).append(block)
             else:
-                write_elem(file, "X", block, dataset_kwargs=STORAGE)
-        with warnings.catch_warnings(action="ignore"):  # names may repeat
-            shell = AnnData(obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=genes)) if in_blocks else shell
-        shell.X = None
-        if complete is not None:
-            complete(shell)
-        shell.strings_to_categoricals()
-        for key in ("obs", "var", "uns", "obsm", "layers"):
-            write_elem(file, key, getattr(shell, key) if key in ("obs", "var") else dict(getattr(shell, key)))
+                write_elem(file, "X", block, dataset_kwargs=STORAGE | {"chunks": (2**15,)})
+        write_elem(file, "obs", pd.DataFrame(index=cells))
+        write_elem(file, "var", pd.DataFrame(index=genes))
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     return target
 
 
-def _place_in_cache(sources: list[Path | zipfile.Path], *settings: object) -> Path:
-    """A path in the cache that depends on the names, sizes and times of the source's files."""
+def _place_in_cache(sources: list[Path | zipfile.Path], orientation: str) -> Path:
+    """A path in the cache that depends on the names, sizes and times of the source's files, and the orientation."""
     files = [Path(one.root.filename if isinstance(one, zipfile.Path) else one).resolve() for one in sources]
     files = [one for file in files for one in (sorted(file.rglob("*")) if file.is_dir() else [file])]
     versions = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    stamp = hashlib.sha256(repr([*map(str, sources), versions, settings]).encode()).hexdigest()[:16]
+    stamp = hashlib.sha256(repr([*map(str, sources), versions, orientation]).encode()).hexdigest()[:16]
     return cache_folder() / "converted" / f"{sources[0].name.partition('.')[0]}-{stamp}.h5ad"
 
 
@@ -198,6 +186,11 @@ def _reading(path: Source) -> Iterator[None]:
         raise DataError(f"{path} cannot be read ({reason}). {way_out}") from error
 
 
+def open_store(path: Path) -> h5py.File | zarr.Group:
+    """The one place where an HDF5 file or a zarr store is opened."""
+    return zarr.open_group(str(path), mode="r") if path.is_dir() else h5py.File(path, "r")
+
+
 def _read(path: Path, orientation: str, object_name: str | None) -> AnnData:
     """Cells x genes of a file, by its name or else by what lies in it."""
     name = path.name.lower()
@@ -205,18 +198,21 @@ def _read(path: Path, orientation: str, object_name: str | None) -> AnnData:
         return read_r(path, object_name)
     if object_name is not None:
         raise SettingError(f"object_name={object_name!r} is for files of R, and {path} is none.")
-    if name.endswith(TEXT):
-        return _read_text(path, orientation)
     if name.endswith(("matrix.mtx", "matrix.mtx.gz")):
         return _read_10x(path.parent, path.name[: name.index("matrix.mtx")])
     if path.is_dir() and not is_backable(path):
         return _read_10x(path)
-    if path.is_dir():
-        adata = _read_anndata(zarr.open_group(str(path), mode="r"))
+    if name.endswith(TEXT):
+        columns, blocks = _text(path, orientation)
+        names, values = zip(*blocks, strict=True)
+        rows = pd.DataFrame(index=list(chain(*names)))
+        adata = AnnData(sp.vstack(values, format="csr"), rows, pd.DataFrame(index=columns))
+    elif path.is_dir():
+        adata = _read_anndata(open_store(path))
     elif not h5py.is_hdf5(path):
         raise DataError(f"{path} starts with {path.open('rb').read(8)!r}: no known format. Expected {FORMATS}.")
     else:
-        with h5py.File(path, "r") as file:
+        with open_store(path) as file:
             if {"row_attrs", "col_attrs", "matrix"} <= set(file):
                 return _read_loom(file)
             if any(isinstance(group, h5py.Group) and {"barcodes", "indptr"} <= set(group) for group in file.values()):
@@ -224,7 +220,7 @@ def _read(path: Path, orientation: str, object_name: str | None) -> AnnData:
 
                 return scanpy.read_10x_h5(path, gex_only=False)
             adata = _read_anndata(file) if {"obs", "var"} <= set(file) else _read_unnamed(file)
-    return adata.T.copy() if orientation == "genes_by_cells" else adata
+    return adata.T if orientation == "genes_by_cells" else adata
 
 
 def _read_unnamed(file: h5py.File) -> AnnData:
@@ -258,24 +254,18 @@ def _read_anndata(root: h5py.File | zarr.Group) -> AnnData:
 
 
 def _frame(group: h5py.Group | zarr.Group, columns: list[str] | None = None, n_rows: int = 0) -> pd.DataFrame:
-    """A table, or chosen columns of it without names; anndata 0.7 and SeuratDisk keep categories apart from codes."""
-    apart, index = group.get("__categories", {}), group.attrs["_index"]
-    names = pd.Index(read_elem(group[index]) if columns is None else np.full(n_rows, "", object))
+    """A table, or chosen columns of it without names; text as objects or categories, as every anndata can write it."""
     if columns is None:
-        names.name = None if index == "_index" else index
-        columns = group.attrs.get("column-order", [key for key in group if key not in (index, "__categories")])
-    table = pd.DataFrame({column: read_elem(group[column]) for column in columns}, index=names)
-    for column in table.columns.intersection(list(apart)):
-        codes = table[column].where(table[column] >= 0, -1)  # R's missing value is far below
-        ordered = bool(apart[column].attrs.get("ordered", False))
-        table[column] = pd.Categorical.from_codes(codes, read_elem(apart[column]), ordered=ordered)
-    return _plain_text(table)
-
-
-def _plain_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Text as objects, or as categories where values are missing: anndata before 0.13 writes no other."""
-    text = [column for column in table if isinstance(table[column].dtype, pd.StringDtype)]
-    incomplete = [column for column in text if table[column].isna().any()]
+        table = read_elem(group)
+    else:
+        table = pd.DataFrame({name: read_elem(group[name]) for name in columns}, index=np.full(n_rows, "", object))
+    for name, categories in group.get("__categories", {}).items():  # of anndata 0.7 and SeuratDisk
+        if name in table and not isinstance(table[name].dtype, pd.CategoricalDtype):
+            codes = table[name].where(table[name] >= 0, -1)  # R's missing value is far below
+            is_ordered = bool(categories.attrs.get("ordered", False))
+            table[name] = pd.Categorical.from_codes(codes, read_elem(categories), ordered=is_ordered)
+    text = [name for name in table if isinstance(table[name].dtype, pd.StringDtype)]
+    incomplete = [name for name in text if table[name].isna().any()]
     table = table.astype(dict.fromkeys(text, object)).astype(dict.fromkeys(incomplete, "category"))
     return table.set_axis(table.index.astype(object))
 
@@ -294,10 +284,10 @@ def _read_loom(file: h5py.File) -> AnnData:
     tables = []
     for key, candidates in LOOM_NAMES.items():
         columns = {name: values for name, values in file[key].items() if values.ndim == 1}
-        name = next((candidate for candidate in candidates if candidate in columns), None)
+        table = pd.DataFrame({name: np.atleast_1d(read_elem(values)) for name, values in columns.items()})
+        name = next((candidate for candidate in candidates if candidate in table), None)
         if name is None:
-            raise DataError(f"{file.filename}: {key} has no names. Expected one of {candidates}, got {list(columns)}.")
-        table = pd.DataFrame({column: np.atleast_1d(read_elem(values)) for column, values in columns.items()})
+            raise DataError(f"{file.filename}: {key} has no names. Expected one of {candidates}, got {list(table)}.")
         tables.append(table.set_index(name).rename_axis(None))
     layers = {name: _csr(layer).T.tocsr() for name, layer in file.get("layers", {}).items()}
     return AnnData(_csr(file["matrix"]).T.tocsr(), *tables, layers=layers)
@@ -305,43 +295,34 @@ def _read_loom(file: h5py.File) -> AnnData:
 
 def _read_10x(folder: Path, prefix: str = "") -> AnnData:
     """A 10x folder of any release, packed or not, with any prefix to its names."""
-    files = {}
+    names, files = [file.name for file in sorted(folder.iterdir()) if file.name.startswith(prefix)], []
     for endings in (("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)):
-        names = [file.name for file in sorted(folder.iterdir()) if file.name.startswith(prefix)]
         found = [name for name in names if name.removesuffix(".gz").endswith(endings)]
         if len(found) != 1:
             needed = f"one {' or '.join(endings)}, packed or not; of several samples, give the path of a matrix.mtx"
             raise DataError(f"{folder} holds {(found or names)[:8]}. Expected {needed}. Other formats: {FORMATS}.")
-        files[endings[0]] = folder / found[0]
+        files.append(folder / found[0])
     options = {"sep": "\t", "header": None, "dtype": str, "na_filter": False, "quoting": csv.QUOTE_NONE}
-    features, barcodes = (pd.read_csv(files[name], **options) for name in ("features.tsv", "barcodes.tsv"))
-    var = features.set_index(features.columns[:2][-1], drop=False).rename_axis(None)
+    var, barcodes = (pd.read_csv(file, **options) for file in files[1:])
+    var = var.set_index(var.columns[:2][-1], drop=False).rename_axis(None)
     var = var.rename(columns={0: "gene_ids", 2: "feature_types"}).filter(["gene_ids", "feature_types"])
-    X = sp.csr_matrix(scipy.io.mmread(files["matrix.mtx"]).T, dtype=np.float32)
+    X = sp.csr_matrix(scipy.io.mmread(files[0]).T, dtype=np.float32)
     return AnnData(X, pd.DataFrame(index=barcodes[0].tolist()), var)
-
-
-def _read_text(path: Source, orientation: str) -> AnnData:
-    columns, blocks = _text(path, orientation)
-    names, values = zip(*blocks, strict=True)
-    names = pd.DataFrame(index=[name for some in names for name in some])
-    adata = AnnData(sp.vstack(values, format="csr"), names, pd.DataFrame(index=columns))
-    return adata if orientation == "cells_by_genes" else adata.T
 
 
 def _text(path: Source, orientation: str) -> tuple[list[str], Iterator[tuple[list[str], sp.csr_matrix]]]:
     """The names of the columns of a matrix in text, and block by block the names and values of its rows."""
     lines = _lines(path)
-    top = [next(lines, "").strip(" \n"), next(lines, "").strip(" \n")]
+    top = [next(lines, "").strip(" \n") for _ in range(2)]
     plain = [re.sub('"[^"]*"| +(?= )', "", line) for line in top]
     counts = {d: [line.count(d) + bool(line) for line in plain] for d in "\t,; "}
     delimiter = max(counts, key=lambda d: (0 <= counts[d][1] - counts[d][0] <= 1 < counts[d][1], *counts[d][::-1]))
     n_header, n = counts[delimiter]
     if not 0 <= n - n_header <= 1 < n:
-        raise DataError(
-            f"{path} is no matrix: {n_header:,} and {n:,} fields in its first lines. Expected names in the first line "
-            "and column, numbers with a point, and tab, comma, semicolon or blank between."
+        expected = (
+            "names in the first line and column, numbers with a point, and tab, comma, semicolon or blank between"
         )
+        raise DataError(f"{path} is no matrix: {n_header:,} and {n:,} fields in its first lines. Expected {expected}.")
     header, first = csv.reader(top, delimiter=delimiter, skipinitialspace=True)
     header = [name.strip() for name in header]
     columns = header[1:] if n == n_header else header

@@ -11,6 +11,8 @@ import yaml
 
 from sims_kit.errors import RegistryError, nearest
 
+PATH = Path(__file__).resolve().parents[1] / "data_registry.yaml"  # inside the installed package
+PATH = PATH if PATH.exists() else PATH.parents[1] / PATH.name  # at the root of the repository
 FORMS = {  # of the value of a key, or of each value in a list
     **dict.fromkeys(["name", "folder"], r"\w[\w .+-]*"),  # without a slash, so that no file leaves the cache folder
     **dict.fromkeys(["size", "cells", "classes"], r"[1-9]\d*"),
@@ -101,16 +103,9 @@ class Dataset:
     notes: str | None = None
 
 
-def registry_path() -> Path:
-    """`data_registry.yaml` inside the installed package, else at the root of the repository."""
-    inside = Path(__file__).resolve().parents[1] / "data_registry.yaml"
-    return inside if inside.exists() else inside.parents[1] / inside.name
-
-
 @cache
-def read_registry(path: Path | None = None) -> SimpleNamespace:
+def read_registry(path: Path = PATH) -> SimpleNamespace:
     """`datasets`, gene `tables` and `models` of a registry file, by name; a `RegistryError` names entry and key."""
-    path = path or registry_path()
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if content["schema_version"] != 1:

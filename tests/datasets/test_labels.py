@@ -1,4 +1,4 @@
-"""Label files, selection of cells, and the check of orientation."""
+"""Label files, and the check of orientation."""
 
 import gzip
 import warnings
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from sims_kit.datasets.labels import attach_labels, check_orientation, select_cells
+from sims_kit.datasets.labels import attach_labels, check_orientation
 from sims_kit.errors import DataError, LabelError, UnknownNameError
 
 CODES = ["AAACCTGA", "AAACCTGC", "AAACCTGG", "CAACCTGT"]
@@ -161,18 +161,6 @@ def test_what_cannot_be_read(tmp_path, monkeypatch, content, error, message):
     with pytest.raises(error, match=message) as caught:
         attach_labels(adata, path, "type")
     assert str(path) in str(caught.value)
-
-
-def test_select_cells():
-    """Values are compared as text: 1, 1.0 and "1" are the same, as are True and "TRUE"; what fits nothing is said."""
-    obs = pd.DataFrame({"number": [1.0, 2.0, np.nan, 1.0], "outlier": pd.Categorical([True, False] * 2)}, index=CODES)
-    adata = AnnData(obs=obs)
-    assert list(select_cells(adata, keep={"number": ["1"]}, drop={"outlier": ["TRUE"]}).obs_names) == [CODES[3]]
-    assert select_cells(adata, keep={"number": 1}).n_obs == 2 and not select_cells(adata).is_view
-    with pytest.raises(UnknownNameError, match="'number'"):
-        select_cells(adata, keep={"numbr": ["a"]})
-    with pytest.raises(DataError, match="No cell of 4 has"):
-        select_cells(adata, keep={"number": ["nothing"]})
 
 
 @pytest.mark.parametrize("genes", ["ENSG00000{} " * 3, "ENSMUSG00000{}.2", "ACTB GAPDH MALAT1 L1", "Actb mt-Co1 Ubc"])

@@ -75,13 +75,13 @@ def toy(cache, monkeypatch):
 
 
 def test_archive_is_converted_once(toy, monkeypatch):
-    """Members are summed, labelled, named and filtered; then the archive may go, until the registry names another."""
+    """Members are summed, labelled, named and filtered; an archive that the registry does not name is refused."""
     for _ in range(2):
         cells = load("toy")
         assert cells.to_df().to_dict("list") == {"ACTB": [1, 1, 2], "VIM": [0, 4, 0]}
         assert cells.obs["type"].tolist() == ["B", "T", "T"] and cells.obs["donor"].tolist() == ["2", "1", "1"]
         assert cells.var["gene_ids"].tolist() == ["11", "12"] and list(cells.uns) == ["sims_kit"]
-        toy.unlink(missing_ok=True)
+    assert len(list((toy.parents[1] / "converted").iterdir())) == 1
     source = DATASETS["toy"].source
     source = replace(source, archive=replace(source.archive, sha256="0" * 64))
     monkeypatch.setitem(DATASETS, "toy", replace(DATASETS["toy"], source=source))
@@ -97,6 +97,23 @@ def test_entry_that_does_not_fit_the_data(toy, monkeypatch, tier, told):
         load("toy")
     message = str(caught.value) if tier == "small" else str([warning.message for warning in caught])
     assert "toy: after loading there are 3 cells instead of 701, no column 'area' in obs." in message
+
+
+def test_selected_cells(toy, monkeypatch):
+    """Values are compared as text without regard to case: 1.0 and "1" are the same; what fits nothing is said."""
+    entry = replace(DATASETS["toy"], cells=None, classes=None)
+    for keep, drop, told in [
+        ({"donor": [1.0]}, {}, ["b", "c"]),
+        ({"donor": ["1", 2]}, {"type": ["NO class"], "donor": [2]}, ["b", "c"]),
+        ({"donr": [1]}, {}, "'donor'"),
+        ({"donor": [3]}, {}, "No cell of 4 has {'donor': .3.}"),
+    ]:
+        monkeypatch.setitem(DATASETS, "toy", replace(entry, keep=keep, drop=drop))
+        if isinstance(told, list):
+            assert list(load("toy").obs_names) == told
+            continue
+        with pytest.raises((UnknownNameError, DataError), match=told):
+            load("toy")
 
 
 def test_names_and_paths(tmp_path, make_cells, cache):

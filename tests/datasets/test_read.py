@@ -244,10 +244,11 @@ WRONG = {
     "ACTB,0,5,0\nB2M,1,0,2\n": "numbers in its first line, such as '0'. Expected names",
     **{"\n\n": "0 and 0 fields", "n,a\n": "2 and 0 fields", "l\nneuron\n": "1 and 1", "n,a,b,c\nx,1\n": "4 and 2"},
     "n,a\n\udcff,1\n": "cannot be read (UnicodeDecodeError",
+    "n,a\n" + "x,1\n" * 50 + "0" * 3000: "has a line of 1,043 letters or more",  # a small file may fill the memory
 }
 
 
-@pytest.mark.parametrize("content", WRONG)
+@pytest.mark.parametrize("content", WRONG, ids=lambda content: content[:30])
 def test_wrong_text(tmp_path, content):
     """What is no number, no matrix or no text is refused with the place and the value, in memory and in conversion."""
     (tmp_path / "a.csv").write_text(content, errors="surrogateescape")
@@ -258,17 +259,10 @@ def test_wrong_text(tmp_path, content):
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
-def test_small_file_that_fills_the_memory(tmp_path):
-    """A line without an end is refused before all of it is read."""
-    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"n,a\n" + b"x,1\n" * 50 + b"0" * 3000))
-    with pytest.raises(DataError, match="letters or more"):
-        read(tmp_path / "a.csv.gz")
-
-
 @pytest.mark.parametrize("orientation", ["cells_by_genes", "genes_by_cells"])
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "zip", "sum"])
 def test_convert(cells, name, orientation):
-    """Text, packed or in an archive, and sums of it, become a CSR file, block by block, with what `complete` adds."""
+    """Text, packed or in an archive, and sums of it, become a packed CSR file."""
     source = Path(name if "." in name else "a.csv")
     table = cells.to_df() if orientation == "cells_by_genes" else cells.to_df().T
     table.to_csv(source, sep="\t" if "t" in name else ",")
@@ -277,17 +271,11 @@ def test_convert(cells, name, orientation):
             archive.write(source, "a.csv")
         source = zipfile.Path("a.zip", "a.csv")
 
-    def complete(shell):
-        assert shell.X is None and list(shell.obs_names) == list(cells.obs_names)
-        shell.obs["cell_type"], shell.uns["origin"] = ["a", np.nan, *"aaaaa"], {"name": "tiny"}
-
     source = [source, source] if name == "sum" else source
-    target = convert(source, "new/a.h5ad", orientation=orientation, complete=complete)
+    target = convert(source, "new/a.h5ad", orientation=orientation)
     cells.X = cells.X * (1 + (name == "sum"))
-    same(found := read(target), cells)
-    assert found.uns["origin"] == {"name": "tiny"} and found.obs["cell_type"].isna().sum() == 1
-    with h5py.File(target) as file:
-        assert file["X/data"].compression == "gzip" and file["X/indptr"].dtype == np.int64
+    same(read(target), cells)
+    assert h5py.File(target)["X/data"].compression == "gzip"
     assert [path.name for path in Path("new").iterdir()] == ["a.h5ad"]
 
 

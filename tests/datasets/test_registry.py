@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import write_catalogue
-from sims_kit.datasets.registry import read_registry, registry_path
+from sims_kit.datasets.registry import PATH, read_registry
 from sims_kit.errors import RegistryError
 
 KEYS = {"files": "folder matrix", "archive": "folder archive matrix", "scanpy": "function", "simulated": "sizes"}
@@ -28,18 +28,17 @@ def test_entry_is_complete(name):
     assert all(getattr(entry.source, key) for key in needed)
     assert entry.tier != "small" or all(file.sha256 and file.size for file in entry.source.files)
     assert all(name in DATASETS[other].alternatives for other in entry.alternatives)
-    assert all((registry_path().parent / f"notebooks/{lesson}.ipynb").exists() for lesson in entry.lessons)
+    assert all((PATH.parent / f"notebooks/{lesson}.ipynb").exists() for lesson in entry.lessons)
     assert name in TABLES or {entry.tissue, entry.protocol}.isdisjoint({None})
     assert (entry.label is None) == (name in {"immune-unlabelled", *TABLES})
 
 
 def test_every_file_has_its_own_place():
-    """A place in the cache belongs to one file, which several entries may share, or to one converted dataset."""
+    """A place in the cache belongs to one file, which several entries may share."""
     at = {}
     for name, entry in ENTRIES.items():
         for file in entry.source.files:
             assert at.setdefault((entry.source.folder, file.name), file) == file, name
-        assert at.setdefault((entry.source.folder, f"{name}.h5ad"), name) == name
 
 
 MATRIX = ("source", "matrix")
@@ -64,7 +63,7 @@ MISTAKES = [  # a dataset, the way to a key, the new value (None: the key is rem
 @pytest.mark.parametrize(("name", "way", "value", "told"), MISTAKES)
 def test_mistake_names_file_entry_key_and_value(tmp_path, name, way, value, told):
     """The error leads to the mistake, and says what is allowed."""
-    content = copy.deepcopy(yaml.safe_load(registry_path().read_text(encoding="utf-8")))
+    content = copy.deepcopy(yaml.safe_load(PATH.read_text(encoding="utf-8")))
     place = content["datasets"][name]
     for key in way[:-1]:
         place = place[key]
