@@ -14,7 +14,14 @@ from sims_kit.cells.matrix import detect_scale
 from sims_kit.cells.splits import stratified_split
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.estimator import obs_values
-from sims_kit.studies.resampling import SCORES, TRANSFER_SCORES, differences, intervals, mean_over_seeds, resample
+from sims_kit.studies.resampling import (
+    TRANSFER_SCORES,
+    differences,
+    intervals,
+    mean_over_seeds,
+    resample,
+    score_counts,
+)
 from sims_kit.studies.runs import Methods, Tables, plain_cells, run_all
 from sims_kit.text import label_text
 
@@ -85,7 +92,7 @@ def generalization(
     drawn = {}
     for number, (_, part) in enumerate(table[table["seen"]].groupby("target", sort=False)):
         drawn |= resample(part, [*KEYS, "seed"], n_bootstrap, seed=number)
-    nothing = pd.DataFrame(np.nan, range(1 + n_bootstrap), list(SCORES))  # where a target has no class of the training
+    nothing = pd.DataFrame(score_counts(np.zeros((1 + n_bootstrap, 1, 2))))  # a target without a class of the training
     means = mean_over_seeds({key: drawn.get(key, nothing) for key in table.groupby([*KEYS, "seed"], sort=False).groups})
     scores = _sizes(table).merge(intervals(means, KEYS), on=KEYS)
     scores["weighted_accuracy_of_all"] = scores["weighted_accuracy"].fillna(0) * (1 - scores["unseen_percent"] / 100)
