@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sims_kit.cells.splits import stratified_split
 from sims_kit.errors import SettingError
 from sims_kit.studies.resampling import TRANSFER_SCORES, differences, intervals, mean_over_seeds, resample
-from sims_kit.studies.runs import Methods, Tables, plain_cells, run_all
+from sims_kit.studies.runs import Methods, Tables, hold_out, plain_cells, run_all
 
 EPOCH_METRICS = [
     *("train_loss", "train_accuracy_weighted", "train_median_f1"),
@@ -34,9 +33,9 @@ def ablation(
 ) -> Tables:
     """Train on smaller and smaller parts of the training cells, and test on the same cells (thesis section 0.3.5).
 
-    The test cells are set aside once, where the thesis has a test set for each proportion. So differences are due to
-    the training cells alone and can be paired by cell. Training cells are drawn class by class; a class whose share is
-    less than half a cell keeps one cell. For one seed, a smaller set is part of each larger one.
+    The test cells are set aside once (the thesis has a test set for each proportion), so that differences are due to
+    the training cells alone and can be paired by cell. Training cells are drawn class by class, at least one of each.
+    For one seed, a smaller set is part of each larger one.
 
     Parameters
     ----------
@@ -59,10 +58,10 @@ def ablation(
     -------
     Tables
         ``scores``, by method and proportion, means over the seeds of ``balanced_accuracy``, ``weighted_accuracy``,
-        ``aggregated_f1``, ``median_f1`` (0 to 1) and ``unknown_percent``; ``n_classes_raised`` classes are not
-        stratified. ``runs``, the same by seed. ``losses``, all training cells minus the proportion, paired by seed and
-        test cell. ``epochs`` of SIMS: losses, scores and ``cpu_seconds`` since the start. ``predictions``, the
-        ``class`` of each test ``cell`` and the one ``predicted``.
+        ``aggregated_f1``, ``median_f1`` (0 to 1) and ``unknown_percent``; of ``n_classes_raised`` classes the share is
+        less than half a cell. ``runs``, the same by seed. ``losses``, all training cells minus the proportion, paired
+        by seed and test cell. ``epochs`` of SIMS: losses, scores and ``cpu_seconds`` since the start. ``predictions``,
+        the ``class`` of each test ``cell`` and the one ``predicted``.
 
     Examples
     --------
@@ -73,17 +72,9 @@ def ablation(
     if not proportions or proportions[0] <= 0 or proportions[-1] != 1:
         raise SettingError(f"proportions={proportions}: give numbers above 0 and up to 1, which must be among them.")
     cells = plain_cells(cells, label)
-    split = stratified_split(cells.obs["label"], validation=0, test=test, seed=0)
+    split = hold_out(cells.obs["label"], test, seed=0)
     pool = cells.obs["label"].iloc[split.train]
     sizes = pool.value_counts()
-    if not len(split.test) or len(sizes) < 2:
-        found = f"test={test} leaves {len(split.test)} test cells, and training cells of {len(sizes)} class"
-        raise SettingError(f"{found}; an ablation needs some, and two classes or more.")
-    if sizes.max() * proportions[0] < 1.5:
-        raise SettingError(
-            f"A proportion of {proportions[0]:g} leaves one cell of each class, and none to validate on. "
-            f"Give {1.5 / sizes.max():.2g} or more: {len(pool):,} training cells, {len(sizes)} classes."
-        )
 
     def parts(proportion: float, seed: int) -> tuple:
         return cells[split.train[_drawn(pool, proportion, seed)]], {"": cells[split.test]}

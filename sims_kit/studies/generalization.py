@@ -11,7 +11,6 @@ from anndata import AnnData
 
 from sims_kit.cells.genes import align_genes, shared_genes
 from sims_kit.cells.matrix import detect_scale
-from sims_kit.cells.splits import stratified_split
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.estimator import obs_values
 from sims_kit.studies.resampling import (
@@ -22,7 +21,7 @@ from sims_kit.studies.resampling import (
     resample,
     score_counts,
 )
-from sims_kit.studies.runs import Methods, Tables, plain_cells, run_all
+from sims_kit.studies.runs import Methods, Tables, hold_out, plain_cells, run_all
 from sims_kit.text import label_text
 
 KEYS = ["method", "trained_on", "target", "in_distribution"]
@@ -74,14 +73,12 @@ def generalization(
     >>> found = generalization(cells, "cell_type", by="region", which="MTG", methods="linear SVM", seeds=0)
     >>> found.drops.query("score == 'median_f1'")
     """
-    if not 0 < held_out < 1:
-        raise SettingError(f"held_out={held_out}: give a share between 0 and 1, such as 0.2.")
     groups = _groups(cells, label, by)
     sources = _sources(groups, which, leave_one_out)
 
     def parts(trained_on: str, seed: int) -> tuple:
         source = _joined([groups[name] for name in sources[trained_on]])
-        split = stratified_split(source.obs["label"], validation=0, test=held_out, seed=seed)
+        split = hold_out(source.obs["label"], held_out, seed)
         targets = {name: part for name, part in groups.items() if name not in sources[trained_on]}
         return source[split.train].copy(), {trained_on: source[split.test].copy()} | targets
 
@@ -159,13 +156,14 @@ def _joined(parts: Sequence[AnnData]) -> AnnData:
 
 def _sizes(table: pd.DataFrame) -> pd.DataFrame:
     """How many cells each target has, and which of its classes were not in training."""
-    one_seed = table[table["seed"] == table["seed"].iloc[0]]
-    rows = []
-    for key, part in one_seed.groupby(KEYS, sort=False):
-        unseen = part.loc[~part["seen"], "class"]
-        row = dict(zip(KEYS, key, strict=True)) | {"n_seeds": table["seed"].nunique()}
-        row |= {"n_training_cells": part["n_training_cells"].iloc[0], "n_cells": len(part)}
-        row |= {"n_classes": part["class"].nunique(), "n_unseen_cells": len(unseen)}
-        row |= {"unseen_percent": 100 * len(unseen) / len(part), "unseen_classes": ", ".join(sorted(set(unseen)))}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    table = table.assign(unseen=table["class"].mask(table["seen"]), n_seeds=table["seed"].nunique())
+    groups = table[table["seed"] == table["seed"].iloc[0]].groupby(KEYS, sort=False)
+    return groups.agg(
+        n_seeds=("n_seeds", "first"),
+        n_training_cells=("n_training_cells", "first"),
+        n_cells=("class", "size"),
+        n_classes=("class", "nunique"),
+        n_unseen_cells=("unseen", "count"),
+        unseen_percent=("unseen", lambda names: 100 * names.count() / len(names)),
+        unseen_classes=("unseen", lambda names: ", ".join(sorted(names.dropna().unique()))),
+    ).reset_index()

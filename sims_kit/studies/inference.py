@@ -10,13 +10,11 @@ from scipy.stats import binomtest, ttest_ind
 
 from sims_kit.annotation import Cells, Model, annotate
 from sims_kit.calibration import UNKNOWN
-from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load
 from sims_kit.errors import SettingError
 from sims_kit.estimator import obs_values
-from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
-from sims_kit.studies.runs import Tables
+from sims_kit.studies.runs import Tables, hold_out
 from sims_kit.text import label_text
 from sims_kit.training import fit
 
@@ -71,38 +69,26 @@ def inference(
     sample = sample or culture.uns.get("sims_kit", {}).get("sample")
     if label is None:
         raise SettingError('Which obs column of the primary tissue holds the labels? Pass label="cell_type", or so.')
-    if not 0 < test < 1:
-        raise SettingError(f"test={test!r}: give a share between 0 and 1, such as 0.2.")
     truth = label_text(obs_values(primary, label))
     samples = "all" if sample is None else label_text(obs_values(culture, sample)).fillna("(no sample)").to_numpy()
     if model is None:
-        split = stratified_split(truth, validation=0, test=test, seed=seed)
+        split = hold_out(truth, test, seed)
         model = fit(primary[split.train].copy(), label, seed=seed, test=0, **settings)
         primary = primary[split.test]
-    model = fitted_model(model)
-    parts = (("primary", "test set", primary), ("culture", samples, culture))
-    cells = pd.concat([_labels(*part, model, threshold) for part in parts], ignore_index=True)
-    composition = _composition(cells, model.classes)
-    return Tables(cells=cells, composition=composition, confidence=_confidence(cells), model=model)
-
-
-def _labels(tissue: str, sample, cells: AnnData, model: SIMSClassifier, threshold: float) -> pd.DataFrame:
-    """The labels of one tissue."""
-    obs = annotate(cells, model, copy=True).obs.astype({"sims_label": object, "sims_second_label": object})
-    label = obs["sims_label"].where(obs["sims_confidence"] >= threshold, UNKNOWN)
-    found = {"tissue": tissue, "cell": obs.index, "sample": sample, "label": label}
-    found |= {"confidence": obs["sims_confidence"], "best_label": obs["sims_label"]}
-    return pd.DataFrame(found | {"second_label": obs["sims_second_label"]})
-
-
-def _composition(cells: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """Share of each class in each sample, classes that are not found there included."""
-    rows = []
+    model, tables = fitted_model(model), []
+    for tissue, sample, cells in (("primary", "test set", primary), ("culture", samples, culture)):
+        obs = annotate(cells, model, copy=True).obs.astype({"sims_label": object, "sims_second_label": object})
+        found = {"tissue": tissue, "cell": obs.index, "sample": sample}
+        found |= {"label": obs["sims_label"].where(obs["sims_confidence"] >= threshold, UNKNOWN)}
+        found |= {"confidence": obs["sims_confidence"], "best_label": obs["sims_label"]}
+        tables.append(pd.DataFrame(found | {"second_label": obs["sims_second_label"]}))
+    cells, composition = pd.concat(tables, ignore_index=True), []
     for (tissue, sample), part in cells.groupby(["tissue", "sample"], sort=False):
-        counts = part["label"].value_counts().reindex([*classes, UNKNOWN], fill_value=0)
-        named = {"tissue": tissue, "sample": sample}
-        rows += [named | {"class": name, "n_cells": n} | _percent(n, len(part)) for name, n in counts.items()]
-    return pd.DataFrame(rows)
+        for name in [*model.classes, UNKNOWN]:
+            n_cells = (part["label"] == name).sum()
+            row = {"tissue": tissue, "sample": sample, "class": name, "n_cells": n_cells}
+            composition.append(row | _percent(n_cells, len(part)))
+    return Tables(cells=cells, composition=pd.DataFrame(composition), confidence=_confidence(cells), model=model)
 
 
 def _confidence(cells: pd.DataFrame) -> pd.DataFrame:

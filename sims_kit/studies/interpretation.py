@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
 from itertools import combinations
 
 import numpy as np
@@ -17,12 +16,12 @@ from sims_kit.annotation import Model, predict_probabilities
 from sims_kit.cells.loaders import CellDataset
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.datasets.simulate import STRESS_GENES
-from sims_kit.errors import DataError, GeneError, LabelError, SettingError, UnknownNameError
+from sims_kit.errors import DataError, GeneError, LabelError, SettingError
 from sims_kit.estimator import obs_values
 from sims_kit.explanation import Explanation, explain
 from sims_kit.model.file import fitted_model
 from sims_kit.progress import progress_bar
-from sims_kit.studies.methods import METHODS
+from sims_kit.studies.methods import METHODS, known
 from sims_kit.text import examples, label_text
 
 RANKINGS = ("SIMS masks", "SIMS contributions", "logistic regression", "linear SVM", "Wilcoxon")
@@ -31,6 +30,8 @@ NUMBERS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)  # of genes, about evenly spac
 BLOCK = 20  # genes of similar expression among which the scores of a cell are shuffled
 N_BINS = 20  # groups of genes by expression, of equal numbers, within which genes are exchanged
 GENES_PER_BIN = 10  # at least: a smaller bin offers too few genes to exchange
+TOP = 100  # most used genes of a class, at most a tenth of all
+DEPTH, PERSISTENCE = 100, 0.9  # of rankings that are compared: the first 10 ranks carry 86 % of the weight
 
 
 def rank_genes(
@@ -46,7 +47,7 @@ def rank_genes(
     >>> rankings = sk.studies.rank_genes(model, cells, "cell_type", ["SIMS contributions", "Wilcoxon"])
     >>> rankings["Wilcoxon"].loc["B cell"].nlargest(10)
     """
-    methods, model = _known(methods, RANKINGS), fitted_model(model)
+    methods, model = known(methods, RANKINGS), fitted_model(model)
     labels = label_text(obs_values(cells, label))
     if labels.isna().any() or labels.nunique() < 2:
         found = f"{labels.nunique()} classes and {labels.isna().sum()} cells without a label"
@@ -82,11 +83,11 @@ def marker_recovery(rankings: Mapping[str, pd.DataFrame], markers: pd.DataFrame,
         raise SettingError(f"k={k}: expected a number of genes from 1 to {markers.shape[1]:,}, those of the markers.")
     rows = []
     for method, ranking in rankings.items():
-        aligned = ranking.reindex(index=markers.index, columns=markers.columns)
+        aligned = ranking.reindex_like(markers)
         if ranking.shape != markers.shape or aligned.isna().to_numpy().any():
-            found = f"The ranking of {method!r}, {ranking.shape[0]} classes x {ranking.shape[1]:,} genes"
+            found = f"The ranking of {method!r}, {ranking.shape[0]} classes x {ranking.shape[1]:,} genes, does not fit"
             expected = f"a score for each of the {markers.shape[0]} x {markers.shape[1]:,} of the markers, and no more"
-            raise DataError(f"{found}, does not fit. Expected {expected}; select the same in both, as by reindex.")
+            raise DataError(f"{found}. Expected {expected}.")
         for (label, scores), true in zip(aligned.iterrows(), markers.to_numpy(), strict=True):
             scores, precision, area = scores.to_numpy(), np.nan, np.nan
             if true.any():
@@ -137,7 +138,7 @@ def faithfulness(
     >>> sns.relplot(curves, kind="line", x="n_genes", y="probability", hue="method", col="curve")
     """
     given = methods if isinstance(methods, Mapping) else {}
-    names, model = list(given) or _known(methods, CELL_RANKINGS), fitted_model(model)
+    names, model = list(given) or known(methods, CELL_RANKINGS), fitted_model(model)
     values = log_normalised(cells, model.genes, layer=layer).copy()  # may share its indices with the caller's matrix
     values.eliminate_zeros()
     explanation = None if given or names == ["random"] else explain(model, cells, layer=layer)
@@ -166,68 +167,48 @@ def faithfulness(
     return pd.DataFrame(rows, columns=["method", "curve", "n_genes", "probability", "unchanged"])
 
 
-def stability(
-    tables: Sequence[pd.DataFrame] | Mapping[str, pd.DataFrame], *, p: float = 0.9, depth: int = 100
-) -> pd.DataFrame:
+def stability(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Measure how well models agree on the genes of each class: a row with ``rbo`` for every pair of models and class.
 
-    Rankings are compared by rank-biased overlap (Webber, Moffat and Zobel 2010, doi:10.1145/1852102.1852106, equation
-    32): 1 for the same order, 0 for no gene in common, NaN where one of the two has no gene above zero.
+    `tables` are classes x genes, such as `Explanation.class_contributions` of models of other seeds; ``first`` and
+    ``second`` are positions among them. Their first hundred genes are compared by rank-biased overlap (Webber, Moffat
+    and Zobel 2010, doi:10.1145/1852102.1852106, equation 32): 1 for the same order, 0 for no gene in common, NaN where
+    one of the two has no gene above zero. Classes and genes that not all tables have are left out, with a warning.
 
-    Parameters
-    ----------
-    tables
-        Two or more DataFrames, classes x genes, such as `Explanation.class_contributions` of models of other seeds;
-        a mapping gives them names. Classes and genes that not all of them have are left out, with a warning.
-    p, depth
-        Persistence, above 0 and below 1: with 0.9 the first 10 ranks carry 86 % of the weight, with 0.98 the first 50;
-        and ranks to compare at most.
-
-    Examples
-    --------
     >>> tables = [sk.explain(model, cells).class_contributions for model in models]
     >>> sk.studies.stability(tables).groupby("class")["rbo"].mean()
     """
-    if not 0 < p < 1:
-        raise SettingError(f"p={p!r}; expected a number above 0 and below 1.")
-    tables = dict(tables) if isinstance(tables, Mapping) else dict(enumerate(tables))
-    if len(tables) < 2 or not all(isinstance(table, pd.DataFrame) for table in tables.values()):
-        raise DataError("Expected two or more DataFrames, classes x genes: class_contributions of each explanation.")
-    classes, genes = (
-        reduce(lambda names, others: names.intersection(others, sort=False), lists)
-        for lists in zip(*(table.axes for table in tables.values()), strict=True)
-    )
-    if not len(classes) or not len(genes):
+    if len(tables) < 2:
+        raise DataError("Expected two or more tables, classes x genes: class_contributions of each explanation.")
+    first, *others = tables
+    classes = [name for name in first.index if all(name in table.index for table in others)]
+    genes = [name for name in first.columns if all(name in table.columns for table in others)]
+    if not classes or not genes:
         raise GeneError(f"The tables share {len(classes)} classes and {len(genes)} genes. Name both alike in all.")
-    left = {name for table in tables.values() for axis in table.axes for name in axis} - {*classes, *genes}
-    if left:
+    if left := {name for table in tables for axis in table.axes for name in axis} - {*classes, *genes}:
         found = f"Not every table has {len(left):,} classes and genes ({examples(sorted(left, key=str))})"
         warnings.warn(f"{found}; they are left out.", stacklevel=2)
-    rankings = {
-        name: [row[row > 0].nlargest(depth).index for _, row in table.loc[classes, genes].iterrows()]
-        for name, table in tables.items()  # sparse masks leave thousands of genes at zero
-    }
+    rankings = [
+        [list(row[row > 0].nlargest(DEPTH).index) for _, row in table.loc[classes, genes].iterrows()]
+        for table in tables  # sparse masks leave thousands of genes at zero
+    ]
     rows = [
-        (a, b, label, rank_biased_overlap(first, second, p))
-        for a, b in combinations(tables, 2)
-        for label, first, second in zip(classes, rankings[a], rankings[b], strict=True)
+        (a, b, label, rank_biased_overlap(one, other))
+        for a, b in combinations(range(len(tables)), 2)
+        for label, one, other in zip(classes, rankings[a], rankings[b], strict=True)
     ]
     return pd.DataFrame(rows, columns=["first", "second", "class", "rbo"])
 
 
 def check_gene_set(
-    explanation: Explanation,
-    cells: AnnData,
-    genes: Sequence[str] = STRESS_GENES,
-    *,
-    top: int = 100,
-    layer: str | None = None,
+    explanation: Explanation, cells: AnnData, genes: Sequence[str] = STRESS_GENES, *, layer: str | None = None
 ) -> pd.DataFrame:
-    """Test how many genes of a set are among the most used genes of each class, against sets of equal expression.
+    """Test how many genes of a set are among the 100 most used genes of each class, against sets of equal expression.
 
     An exact test: each gene of the set is exchanged for a random one of similar mean log-normalised expression. A small
     p-value says that the model uses the genes more than chance, not that this is wrong: they may mark the class. Stress
-    of cells in culture is a set that should not matter (Bhaduri et al. 2020, doi:10.1038/s41586-020-1962-0).
+    of cells in culture is a set that should not matter (Bhaduri et al. 2020, doi:10.1038/s41586-020-1962-0). Of fewer
+    than 1,000 genes a tenth counts as most used, by the mean size of the contribution.
 
     Parameters
     ----------
@@ -235,16 +216,14 @@ def check_gene_set(
         From `explain`, and the cells that were explained, as they were given to it.
     genes
         The set, named as the model's genes are; genes that the model does not know are left out.
-    top
-        Number of first genes, by mean size of the contribution, at most a tenth of all.
 
     Returns
     -------
     DataFrame
         For all cells (``"overall"``) and each class: ``contribution``, the share of all contributions that the set
-        holds, by size; ``share``, the share of the set among the `top` genes; ``expected``, ``low`` and ``high``, mean
-        and central 95 % of that share for all sets of equal expression; ``p``, the share of these sets with as many or
-        more, adjusted over the classes (Benjamini and Hochberg).
+        holds, by size; ``share``, the share of the set among the most used genes; ``expected``, ``low`` and ``high``,
+        mean and central 95 % of that share for all sets of equal expression; ``p``, the share of these sets with as
+        many or more, adjusted over the classes (Benjamini and Hochberg).
 
     Examples
     --------
@@ -265,7 +244,7 @@ def check_gene_set(
     for chosen in [slice(None), *(labels == label for label in classes)]:
         own = sizes[chosen]
         total, first = own.sum(axis=0, dtype=float).A1, np.zeros(len(means), bool)
-        order = np.argsort(-total, kind="stable")[: min(top, len(means) // 10)]
+        order = np.argsort(-total, kind="stable")[: min(TOP, len(means) // 10)]
         first[order] = total[order] > 0  # unused genes have no rank
         chances, shares = np.ones(1), np.arange(len(members) + 1) / len(members)
         for bin_ in bins:
@@ -282,28 +261,21 @@ def check_gene_set(
     return table
 
 
-def rank_biased_overlap(first: Sequence, second: Sequence, p: float = 0.9) -> float:
+def rank_biased_overlap(first: Sequence, second: Sequence) -> float:
     """The extrapolated overlap of two rankings of distinct items, from 0 to 1; NaN if one is empty.
 
     >>> rank_biased_overlap("abc", "acb")
     0.955
     """
-    short, long = sorted((list(first), list(second)), key=len)
-    if not short:
+    short, long = sorted((first, second), key=len)
+    if not len(short):
         return np.nan
-    depths, total = np.arange(1, len(long) + 1), len(long)
+    p, depths, total = PERSISTENCE, np.arange(1, len(long) + 1), len(long)
     common = np.array([len(set(short[:depth]) & set(long[:depth])) for depth in depths])
     at_short, at_end = common[len(short) - 1], common[-1]
     beyond = np.maximum(depths - len(short), 0) * at_short / (len(short) * depths)  # the short one is taken to go on
     agreement = (common / depths + beyond) @ p**depths * (1 - p) / p
     return float(agreement + ((at_end - at_short) / total + at_short / len(short)) * p**total)
-
-
-def _known(methods: str | Iterable[str], options: Sequence[str]) -> list[str]:
-    methods = [methods] if isinstance(methods, str) else list(methods)
-    if unknown := [method for method in methods if method not in options]:
-        raise UnknownNameError("method", unknown[0], options)
-    return methods
 
 
 def _wilcoxon(values: sparse.csr_matrix, labels: np.ndarray, genes: Sequence[str]) -> pd.DataFrame:

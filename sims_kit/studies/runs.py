@@ -15,11 +15,12 @@ from sklearn.base import BaseEstimator
 
 from sims_kit.calibration import UNKNOWN
 from sims_kit.cells.matrix import Expression, as_csr
+from sims_kit.cells.splits import Split, stratified_split
 from sims_kit.datasets.labels import check_orientation
 from sims_kit.errors import LabelError, SettingError
 from sims_kit.estimator import obs_values
 from sims_kit.progress import progress_bar
-from sims_kit.studies.methods import METHODS
+from sims_kit.studies.methods import METHODS, known
 from sims_kit.text import class_labels
 
 Methods = str | Sequence[str] | Mapping[str, Callable[[int], BaseEstimator]]
@@ -54,7 +55,7 @@ def run_all(
     packages are the same. A damaged one is noticed and run again.
     """
     if not isinstance(methods, Mapping):
-        methods = {name: METHODS[name] for name in ([methods] if isinstance(methods, str) else methods)}
+        methods = {name: METHODS[name] for name in known(methods)}
     seeds = [int(seed) for seed in np.atleast_1d(seeds)]
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise SettingError(f"seeds={seeds}: give different whole numbers, 0 or more, such as (0, 1, 2).")
@@ -104,6 +105,13 @@ def _run(parts: Callable, estimator: BaseEstimator, arguments: dict, confidence:
 
 def _without_labels(cells: AnnData) -> AnnData:
     return AnnData(cells.X, obs=cells.obs.drop(columns="label"), var=cells.var)
+
+
+def hold_out(labels: pd.Series, share: float, seed: int) -> Split:
+    """Training and test cells, stratified by class."""
+    if not 0 < share < 1:
+        raise SettingError(f"A share of {share} cannot be kept for testing. Give one between 0 and 1, such as 0.2.")
+    return stratified_split(labels, validation=0, test=share, seed=seed)
 
 
 def plain_cells(cells: AnnData, label: str, name: str = "cells") -> AnnData:
