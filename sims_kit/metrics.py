@@ -30,12 +30,7 @@ __all__ = ["per_class", "score"]
 CalibrationError = partial(MulticlassCalibrationError, n_bins=15, norm="l1", validate_args=False)
 
 
-def score(
-    y_true: Sequence,
-    y_pred: Sequence,
-    probabilities: np.ndarray | pd.DataFrame | None = None,
-    classes: Sequence | None = None,
-) -> pd.Series:
+def score(y_true: Sequence, y_pred: Sequence, probabilities: pd.DataFrame | None = None) -> pd.Series:
     """Return the metrics of this module for arrays of labels, from 0 to 1 (``cohen_kappa`` and ``mcc``: from -1).
 
     Parameters
@@ -44,10 +39,8 @@ def score(
         (cells,) true and predicted labels in the same order, compared as models write them: 3.0 is "3", "B cell " is
         "B cell". Either may contain labels that the other lacks, such as ``"Unknown"``.
     probabilities
-        (cells, classes), probabilities or logits; adds ``calibration_error`` (15 bins, mean absolute difference of
-        confidence and accuracy) of the most probable class.
-    classes
-        The class of each column of `probabilities`; not needed when that is a DataFrame.
+        (cells, classes), probabilities or logits, the classes as names of the columns; adds ``calibration_error`` (15
+        bins, mean absolute difference of confidence and accuracy) of the most probable class.
 
     Examples
     --------
@@ -57,7 +50,10 @@ def score(
     confusion, names, truth = _confusion(y_true, y_pred)
     values = label_scores(confusion)
     if probabilities is not None:
-        table = _probability_table(probabilities, classes, len(truth))
+        table = probabilities.set_axis(label_text(probabilities.columns), axis=1)
+        if len(table) != len(truth) or not table.columns.is_unique or not np.isfinite(table).all(axis=None):
+            found = f"probabilities has {len(table)} rows and columns {[*table.columns]}"
+            raise DataError(f"{found}; expected finite values of {len(truth)} cells, and one column for each class.")
         column = table.columns.get_indexer(names)[truth]  # -1, never right: not among classes
         confidences = torch.tensor(table.to_numpy(np.float32))
         values["calibration_error"] = CalibrationError(table.shape[1])(confidences, torch.from_numpy(column))
@@ -103,9 +99,7 @@ def metric_collection(
     for metric in known if metrics is None else metrics:
         if isinstance(metric, Metric):
             if (name := type(metric).__name__) in tracked:
-                raise SettingError(
-                    f"metrics has two objects of class {name}; expected one of each, as this names them."
-                )
+                raise SettingError(f"metrics has two objects of class {name}, which names them; expected one of each.")
             tracked[name] = metric.clone()
         elif metric in known:
             tracked[metric] = known[metric]
@@ -144,24 +138,23 @@ def label_scores(counts: np.ndarray, sizes: np.ndarray | None = None) -> dict[st
     is_true, occurs = sizes > 0, predicted > 0
     occurs[..., :n_classes] |= is_true
 
-    def mean(values: np.ndarray, of: np.ndarray) -> np.ndarray:
-        return _ratio((values * of[..., :n_classes]).sum(axis=-1), of.sum(axis=-1))
+    def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return _ratio((values * weights[..., :n_classes]).sum(axis=-1), weights.sum(axis=-1))
 
-    # Cohen's kappa and Matthews's coefficient, with numerator and denominator times the squared number of cells
+    # kappa and mcc: numerators and denominators are multiplied by the squared number of cells
     by_chance = (sizes * predicted[..., :n_classes]).sum(axis=-1)
-    true_pairs, predicted_pairs = (n_cells**2 - (number**2).sum(axis=-1) for number in (sizes, predicted))
-    above_chance = n_correct * n_cells - by_chance
+    spread = np.prod([n_cells**2 - (part**2).sum(axis=-1) for part in (sizes, predicted)], axis=0) ** 0.5
     accuracy, recall = _ratio(n_correct, n_cells), mean(ratios["recall"], is_true)
     values = {
         "accuracy_macro": recall,
         "accuracy_micro": accuracy,
         "accuracy_weighted": accuracy,
         "balanced_accuracy": mean((ratios["recall"] + ratios["specificity"]) / 2, is_true),  # thesis equation 0.3
-        "cohen_kappa": _ratio(above_chance, n_cells**2 - by_chance),
+        "cohen_kappa": _ratio(n_correct * n_cells - by_chance, n_cells**2 - by_chance),
         "f1_macro": mean(ratios["f1"], occurs),
         "f1_micro": _ratio(2 * n_correct, n_cells + predicted.sum(axis=-1)),
-        "f1_weighted": _ratio((ratios["f1"] * sizes).sum(axis=-1), n_cells),
-        "mcc": _ratio(above_chance, np.sqrt(true_pairs * predicted_pairs)),
+        "f1_weighted": mean(ratios["f1"], sizes),
+        "mcc": _ratio(n_correct * n_cells - by_chance, spread),
         "median_f1": np.ma.filled(np.ma.median(np.ma.array(ratios["f1"], mask=~is_true), axis=-1), np.nan),
         "precision_macro": mean(ratios["precision"], occurs),
         "recall_macro": recall,
@@ -213,17 +206,3 @@ def _strings(labels: Sequence, argument: str) -> np.ndarray:
     if missing := text.isna().sum():
         raise LabelError(f"{argument} has {missing} of {len(values)} cells without a label; leave these out first.")
     return text.to_numpy()
-
-
-def _probability_table(
-    probabilities: np.ndarray | pd.DataFrame, classes: Sequence | None, n_cells: int
-) -> pd.DataFrame:
-    """Probabilities with the name of a class over each column; of a DataFrame, the columns of these names."""
-    if classes is None and not isinstance(probabilities, pd.DataFrame):
-        raise SettingError("The columns of probabilities have no names: pass classes=model.classes, or a DataFrame.")
-    table = pd.DataFrame(probabilities, columns=None if classes is None else list(classes))
-    table.columns = label_text(table.columns)
-    if len(table) != n_cells or not table.columns.is_unique or not np.isfinite(table).all(axis=None):
-        found = f"probabilities has {len(table)} rows and columns {[*table.columns]}"
-        raise DataError(f"{found}; expected finite values of {n_cells} cells and one different class per column.")
-    return table
