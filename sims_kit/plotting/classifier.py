@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from sims_kit.calibration import UNKNOWN
-from sims_kit.errors import DataError, SettingError, UnknownNameError
+from sims_kit.errors import DataError, UnknownNameError
 from sims_kit.plotting import style
 
 CELLS = {"train": ("training", style.GREY, "--"), "val": ("validation", style.BLUE, "-")}
@@ -134,11 +134,9 @@ def confidence(
     ['0% of 2', '100% of 1', 'below 0.5']
     """
     table = pd.DataFrame({"class": style.checked_labels(labels), "confidence": np.asarray(confidences, dtype=float)})
-    outside = ~table["confidence"].between(0, 1)  # NaN too
-    if outside.any():
-        raise DataError(f"{outside.sum()} of {len(table)} confidences are not between 0 and 1; pass probabilities.")
-    if not 0 <= threshold <= 1:
-        raise SettingError(f"threshold is {threshold}; expected a confidence between 0 and 1.")
+    if not table["confidence"].between(0, 1).all() or not 0 <= threshold <= 1:  # NaN too
+        found = f"from {table['confidence'].min():g} to {table['confidence'].max():g}, threshold={threshold:g}"
+        raise DataError(f"Confidences {found}: expected probabilities, 0 to 1.")
     table["below"] = table["confidence"] < threshold
     by_class = table.groupby("class").agg(median=("confidence", "median"), n=("below", "size"), below=("below", "mean"))
     by_class = by_class.sort_values("median", ascending=False, kind="stable")

@@ -14,7 +14,7 @@ from sims_kit.plotting import style
 def top_genes(genes: pd.DataFrame, n: int = 20, *, ax: Axes | None = None) -> Axes:
     """Draw the genes with the largest mask weights, divided by the first one's (thesis figures 0.11a, 0.12a).
 
-    `genes` is indexed by gene, with a column ``weight``, such as ``explain(...).genes``. At most `n` are drawn, and none
+    `genes` is indexed by gene, with a column ``weight``, such as ``explain(...).genes``. The first `n` are drawn, none
     of weight 0.
 
     Examples

@@ -32,7 +32,7 @@ def checked_labels(labels: Sequence) -> np.ndarray:
     """Labels as text, one per cell; missing ones as ``"(no label)"``."""
     if not len(labels):
         raise LabelError("There are no labels; expected one per cell. Was every cell filtered out?")
-    return label_text(labels).fillna("(no label)").to_numpy(str)
+    return label_text(labels).fillna("(no label)").to_numpy()
 
 
 def new_axes(width: float, height: float, *, names: Sequence = (), names_below: Sequence = ()) -> Axes:

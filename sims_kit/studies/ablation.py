@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from sims_kit.errors import SettingError
-from sims_kit.studies.resampling import TRANSFER_SCORES, differences, intervals, mean_over_seeds, resample
+from sims_kit.studies.resampling import differences, intervals, mean_over_seeds, resample
 from sims_kit.studies.runs import Methods, Tables, hold_out, plain_cells, run_all
 
 EPOCH_METRICS = [
@@ -91,7 +91,7 @@ def ablation(
     of_all = facts.drop(columns="seed").groupby(RUN[:2]).mean().reset_index()
     scores = of_all.merge(intervals(means, RUN[:2]), how="right")
     scores = scores.astype({"n_training_cells": int, "n_classes_raised": int})
-    losses = differences({key: (means[key[0], 1.0], means[key]) for key in means}, RUN[:2], TRANSFER_SCORES)
+    losses = differences({key: (means[key[0], 1.0], means[key]) for key in means}, RUN[:2])
     return Tables(
         scores=scores,
         losses=scores[[*RUN[:2], "n_training_cells"]].merge(losses),

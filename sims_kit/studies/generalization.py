@@ -13,14 +13,7 @@ from sims_kit.cells.genes import align_genes, shared_genes
 from sims_kit.cells.matrix import detect_scale
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.estimator import obs_values
-from sims_kit.studies.resampling import (
-    TRANSFER_SCORES,
-    differences,
-    intervals,
-    mean_over_seeds,
-    resample,
-    score_counts,
-)
+from sims_kit.studies.resampling import differences, intervals, mean_over_seeds, resample, score_counts
 from sims_kit.studies.runs import Methods, Tables, hold_out, plain_cells, run_all
 from sims_kit.text import label_text
 
@@ -43,8 +36,8 @@ def generalization(
 ) -> Tables:
     """Train on each group of cells and test on every other (thesis section 0.3.4, figures 0.15 and 0.16).
 
-    Some cells of the training group are held out. The score on them is the reference: a drop from there is due to the
-    new group. A class that the training group lacks cannot be found in the target; its cells are counted separately.
+    The score on held-out cells of the training group is the reference: a drop from there is due to the new group. A
+    class that the training group lacks cannot be found in the target; its cells are counted separately.
 
     Parameters
     ----------
@@ -99,7 +92,7 @@ def generalization(
     percent = 100 * unseen["predicted"].value_counts(normalize=True).rename("percent")
     return Tables(
         scores=scores,
-        drops=differences(pairs, KEYS[:3], TRANSFER_SCORES),
+        drops=differences(pairs, KEYS[:3]),
         unseen=unseen["cell"].nunique().rename("n_cells").reset_index().merge(percent.reset_index()),
         predictions=table[[*KEYS, "seed", "cell", "class", "seen", "predicted"]],
     )
@@ -108,10 +101,8 @@ def generalization(
 def _groups(cells: AnnData | Mapping[str, AnnData], label: str, by: str | None) -> dict[str, AnnData]:
     """The labelled cells of each group; ``obs`` has ``label`` and ``sample``, the name of the group."""
     if isinstance(cells, AnnData) == (by is None):
-        raise SettingError(
-            f"by={by!r} with {type(cells).__name__}: for one AnnData name the obs column of the groups; "
-            "for a mapping of names to AnnData leave it out."
-        )
+        found = f"by={by!r} with {type(cells).__name__}"
+        raise SettingError(f"{found}: name the obs column of the groups for AnnData, and leave it out for a mapping.")
     if by is not None:
         group_of = label_text(obs_values(cells, by))
         if n_without := int(group_of.isna().sum()):
@@ -130,20 +121,18 @@ def _groups(cells: AnnData | Mapping[str, AnnData], label: str, by: str | None) 
 def _sources(groups: Mapping[str, AnnData], which: str | Sequence[str] | None, leave_one_out: bool) -> dict:
     """The groups that train each model, by the name of the model; refuses what would fail after an hour."""
     chosen = list(groups) if which is None else [which] if isinstance(which, str) else list(which)
+    sources = {}
     for name in chosen:
         if name not in groups:
             raise UnknownNameError("group", name, groups)
-    sources = {name: [name] for name in chosen}
-    if leave_one_out:
-        sources = {f"all but {name}": [group for group in groups if group != name] for name in chosen}
-    for name, members in sources.items():
+        members = [group for group in groups if (group == name) != leave_one_out]
         sizes = pd.concat([groups[group].obs["label"] for group in members]).value_counts()
         if len(sizes) < 2 or sizes.max() < 2:
-            found = f"{name}: training needs two classes, and one of two cells or more; found {sizes.to_dict()}"
-            raise LabelError(f"{found}. Leave it out with which=, or choose another column for the groups.")
+            found = f"training needs two classes, and one of two cells or more; found {sizes.to_dict()}"
+            raise LabelError(f"{members}: {found}. Choose others with which=, or another column for the groups.")
         if len(states := {detect_scale(groups[group].X).state for group in members}) > 1:
-            found = f"{name} joins values of different states ({', '.join(sorted(states))})"
-            raise SettingError(f"{found}. Use counts only.")
+            raise SettingError(f"{members} have values of different states ({', '.join(sorted(states))}); use counts.")
+        sources[f"all but {name}" if leave_one_out else name] = members
     return sources
 
 

@@ -36,19 +36,17 @@ def inference(
     Parameters
     ----------
     primary, culture
-        Cells x genes of any gene sets; AnnData, or a dataset name or path. A share of the labelled primary cells is
-        kept from training and is the test set; with a `model` all of them are, so pass cells that it has not seen.
+        Cells x genes of any gene sets; AnnData, or a dataset name or path.
     label, sample
         The `obs` columns of `primary` with the labels, and of `culture` with its organoid, line or donor; None for
         those that the registry knows.
     model
-        A fitted classifier, or its path, if it is not to be trained here.
+        A fitted classifier, or its path, if it is not to be trained here; its test set are all primary cells.
     threshold
         Confidence below which a cell is ``"Unknown"``.
-    test, seed
-        Share of `primary` that is the test set, of each class; seed of the split and the training.
-    **settings
-        As in `sims_kit.fit`: ``recipe``, ``max_epochs``, ...
+    test, seed, **settings
+        Share of the labelled primary cells, of each class, that is kept from training and is the test set; of the split
+        and the training; and as in `sims_kit.fit`: ``recipe``, ``max_epochs``, ...
 
     Returns
     -------

@@ -19,6 +19,7 @@ from sims_kit.datasets.simulate import STRESS_GENES
 from sims_kit.errors import DataError, GeneError, LabelError, SettingError
 from sims_kit.estimator import obs_values
 from sims_kit.explanation import Explanation, explain
+from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.progress import progress_bar
 from sims_kit.studies.methods import METHODS, known
@@ -28,10 +29,6 @@ RANKINGS = ("SIMS masks", "SIMS contributions", "logistic regression", "linear S
 CELL_RANKINGS = ("SIMS masks", "SIMS contributions", "random", "random matched by expression")
 NUMBERS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)  # of genes, about evenly spaced in their logarithm
 BLOCK = 20  # genes of similar expression among which the scores of a cell are shuffled
-N_BINS = 20  # groups of genes by expression, of equal numbers, within which genes are exchanged
-GENES_PER_BIN = 10  # at least: a smaller bin offers too few genes to exchange
-TOP = 100  # most used genes of a class, at most a tenth of all
-DEPTH, PERSISTENCE = 100, 0.9  # of rankings that are compared: the first 10 ranks carry 86 % of the weight
 
 
 def rank_genes(
@@ -77,10 +74,9 @@ def marker_recovery(rankings: Mapping[str, pd.DataFrame], markers: pd.DataFrame,
     >>> recovery = sk.studies.marker_recovery(rankings, factors > 1)
     >>> recovery.groupby("method")["precision_at_k"].mean()
     """
-    if markers.to_numpy().dtype != bool:
-        raise DataError(f"markers is {markers.to_numpy().dtype}; expected True and False, such as factors > 1.")
-    if not 1 <= k <= markers.shape[1]:
-        raise SettingError(f"k={k}: expected a number of genes from 1 to {markers.shape[1]:,}, those of the markers.")
+    if not 1 <= k <= markers.shape[1] or markers.to_numpy().dtype != bool:
+        found = f"k={k} and {markers.shape[1]:,} genes, markers of {markers.to_numpy().dtype}"
+        raise SettingError(f"{found}: expected k from 1 to all genes, and True and False, such as factors > 1.")
     rows = []
     for method, ranking in rankings.items():
         aligned = ranking.reindex_like(markers)
@@ -121,10 +117,8 @@ def faithfulness(
         Any of ``"SIMS masks"``, ``"SIMS contributions"``, ``"random"`` and ``"random matched by expression"``, which
         shuffles contributions among each twenty genes of similar value in the cell; or scores by name (CSR, cells x
         genes of the model, with an entry for each expressed gene).
-    numbers
-        How many genes are deleted, or kept; all of them are added to the list.
-    seed
-        Of the random orders, and of the order of equal scores.
+    numbers, seed
+        How many genes are deleted, or kept, to which all are added; of random orders and of the order of equal scores.
 
     Returns
     -------
@@ -142,17 +136,15 @@ def faithfulness(
     values = log_normalised(cells, model.genes, layer=layer).copy()  # may share its indices with the caller's matrix
     values.eliminate_zeros()
     explanation = None if given or names == ["random"] else explain(model, cells, layer=layer)
-    predicted = predict_probabilities(model, _batches(values)).argmax(axis=1)
+    predicted = _probabilities(model, values).argmax(axis=1)
     most = int(np.diff(values.indptr).max())
     numbers = [*sorted({number for number in numbers if number < most}), most]
     rows = []
     for name in progress_bar(names, desc="deleting genes", unit="method"):
         scores = sparse.csr_matrix(given[name] if given else _scores_per_cell(name, values, explanation, seed))
         if not (np.array_equal(scores.indptr, values.indptr) and np.array_equal(scores.indices, values.indices)):
-            raise DataError(
-                f"The scores of {name!r} are {scores.shape[0]:,} x {scores.shape[1]:,} with {scores.nnz:,} entries; "
-                f"expected {values.shape[0]:,} x {values.shape[1]:,} and the entries of what cells express."
-            )
+            found, expected = (f"{some.shape[0]:,} x {some.shape[1]:,} with {some.nnz:,}" for some in (scores, values))
+            raise DataError(f"The scores of {name!r} are {found} entries; expected {expected}, of what cells express.")
         order = np.lexsort((np.random.default_rng(seed).random(values.nnz), -scores.data, _rows(values)))
         ranks = np.empty(values.nnz, np.int32)  # 1 for the highest score of a cell, equal ones in random order
         ranks[order] = np.arange(values.nnz) - values.indptr[_rows(values)] + 1
@@ -161,7 +153,7 @@ def faithfulness(
                 left = values.copy()
                 left.data *= (ranks <= number) == (curve == "insertion")
                 left.eliminate_zeros()
-                found = predict_probabilities(model, _batches(left))
+                found = _probabilities(model, left)
                 own = found[np.arange(len(found)), predicted].mean(dtype=float)
                 rows.append((name, curve, number, own, (found.argmax(axis=1) == predicted).mean()))
     return pd.DataFrame(rows, columns=["method", "curve", "n_genes", "probability", "unchanged"])
@@ -189,7 +181,7 @@ def stability(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         found = f"Not every table has {len(left):,} classes and genes ({examples(sorted(left, key=str))})"
         warnings.warn(f"{found}; they are left out.", stacklevel=2)
     rankings = [
-        [list(row[row > 0].nlargest(DEPTH).index) for _, row in table.loc[classes, genes].iterrows()]
+        [list(row[row > 0].nlargest(100).index) for _, row in table.loc[classes, genes].iterrows()]
         for table in tables  # sparse masks leave thousands of genes at zero
     ]
     rows = [
@@ -239,12 +231,13 @@ def check_gene_set(
         found = f"None of the genes of the set ({examples(genes)}) is among the model's ({examples(names)})"
         raise GeneError(f"{found}. Name the set as the model names its genes.")
     means = log_normalised(cells, list(names), layer=layer).mean(axis=0, dtype=float).A1
-    bins = np.array_split(np.argsort(means, kind="stable"), max(1, min(N_BINS, len(means) // GENES_PER_BIN)))
+    n_bins = max(1, min(20, len(means) // 10))  # fewer than ten genes would be too few to exchange
+    bins = np.array_split(np.argsort(means, kind="stable"), n_bins)
     sizes, rows, classes = abs(explanation.contributions), [], np.unique(labels)
     for chosen in [slice(None), *(labels == label for label in classes)]:
         own = sizes[chosen]
         total, first = own.sum(axis=0, dtype=float).A1, np.zeros(len(means), bool)
-        order = np.argsort(-total, kind="stable")[: min(TOP, len(means) // 10)]
+        order = np.argsort(-total, kind="stable")[: min(100, len(means) // 10)]
         first[order] = total[order] > 0  # unused genes have no rank
         chances, shares = np.ones(1), np.arange(len(members) + 1) / len(members)
         for bin_ in bins:
@@ -264,13 +257,15 @@ def check_gene_set(
 def rank_biased_overlap(first: Sequence, second: Sequence) -> float:
     """The extrapolated overlap of two rankings of distinct items, from 0 to 1; NaN if one is empty.
 
+    The first ten ranks carry 86 % of the weight.
+
     >>> rank_biased_overlap("abc", "acb")
     0.955
     """
     short, long = sorted((first, second), key=len)
     if not len(short):
         return np.nan
-    p, depths, total = PERSISTENCE, np.arange(1, len(long) + 1), len(long)
+    p, depths, total = 0.9, np.arange(1, len(long) + 1), len(long)
     common = np.array([len(set(short[:depth]) & set(long[:depth])) for depth in depths])
     at_short, at_end = common[len(short) - 1], common[-1]
     beyond = np.maximum(depths - len(short), 0) * at_short / (len(short) * depths)  # the short one is taken to go on
@@ -313,8 +308,7 @@ def _rows(matrix: sparse.csr_matrix) -> np.ndarray:
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
-def _batches(values: sparse.csr_matrix, batch_size: int = 512):
-    """Values that are model input already, as mini-batches."""
-    dataset = CellDataset([])
-    for start in range(0, values.shape[0], batch_size):
-        yield dataset.batch(values[start : start + batch_size], [])
+def _probabilities(model: SIMSClassifier, values: sparse.csr_matrix) -> np.ndarray:
+    """Class probabilities of values that are model input already."""
+    dataset, starts = CellDataset([]), range(0, values.shape[0], 512)
+    return predict_probabilities(model, (dataset.batch(values[start : start + 512], []) for start in starts))

@@ -30,12 +30,7 @@ L1 |= {"penalty": "l1"} if LogisticRegression().penalty == "l2" else {"l1_ratio"
 
 
 class LogNormalise(TransformerMixin, BaseEstimator):
-    """From counts, cells x genes, to log1p of 10,000 a cell on the genes of the training cells: what SIMS sees.
-
-    Examples
-    --------
-    >>> make_pipeline(LogNormalise(), LinearSVC(C=0.01)).fit(reference, labels).predict(query)
-    """
+    """From counts, cells x genes, to log1p of 10,000 a cell on the genes of the training cells: what SIMS sees."""
 
     def fit(self, X, y=None) -> "LogNormalise":
         """Remember the genes."""

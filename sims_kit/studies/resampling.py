@@ -10,31 +10,29 @@ from sims_kit.calibration import UNKNOWN
 from sims_kit.metrics import label_scores
 
 TRANSFER_SCORES = ("balanced_accuracy", "weighted_accuracy", "aggregated_f1", "median_f1")
-NAMES = {"weighted_accuracy": "accuracy_weighted", "aggregated_f1": "f1_micro", "macro_f1": "f1_macro"}  # in metrics
-NAMES |= {"accuracy": "accuracy_micro"}
 BLOCK = 2**24  # weights of drawn cells that are held at once
 
 
 def score_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
     """Scores, 0 to 1, and ``unknown_percent`` of tables of counts; a cell labelled `Unknown` is not found.
 
-    `counts` is (..., classes, labels), as in `sims_kit.metrics.label_scores`; the last label is `Unknown`. F1 of the
-    classes pooled is ``aggregated_f1``.
+    `counts` is (..., classes, labels), as in `sims_kit.metrics.label_scores`; the last label is `Unknown`.
 
     >>> score_counts([[8, 2, 0], [0, 9, 1]])["weighted_accuracy"]  # 8 of 10, 9 of 10 with one Unknown
     array(0.85)
     """
     counts = np.asarray(counts)
     found = label_scores(counts[..., :-1], sizes=counts.sum(axis=-1))
-    scores = {name: found[NAMES.get(name, name)] for name in (*TRANSFER_SCORES, "macro_f1")}
-    return scores | {"unknown_percent": _unknown_percent(counts)}
+    found |= {"weighted_accuracy": found["accuracy_micro"], "aggregated_f1": found["f1_micro"]}
+    found |= {"macro_f1": found["f1_macro"], "unknown_percent": _unknown_percent(counts)}
+    return {name: found[name] for name in (*TRANSFER_SCORES, "macro_f1", "unknown_percent")}
 
 
 def score_labelled(counts: np.ndarray) -> dict[str, np.ndarray]:
     """Scores of the cells that have a label; the others are counted (Abdelaal et al., Genome Biology 2019)."""
     counts = np.asarray(counts)
     found = label_scores(counts[..., :-1])
-    scores = {name: found[NAMES.get(name, name)] for name in ("accuracy", "macro_f1", "median_f1")}
+    scores = {"accuracy": found["accuracy_micro"], "macro_f1": found["f1_macro"], "median_f1": found["median_f1"]}
     return scores | {"unlabelled_percent": _unknown_percent(counts)}
 
 
@@ -104,7 +102,7 @@ def intervals(drawn: Mapping[tuple, pd.DataFrame], by: Sequence[str]) -> pd.Data
 
 
 def differences(
-    pairs: Mapping[tuple, tuple[pd.DataFrame, pd.DataFrame]], by: Sequence[str], scores: Sequence[str]
+    pairs: Mapping[tuple, tuple[pd.DataFrame, pd.DataFrame]], by: Sequence[str], scores: Sequence[str] = TRANSFER_SCORES
 ) -> pd.DataFrame:
     """The first of two runs minus the second: ``score``, ``difference``, ``low``, ``high`` behind the columns `by`."""
     drawn = {(*key, name): pd.DataFrame({"": a[name] - b[name]}) for key, (a, b) in pairs.items() for name in scores}
