@@ -66,8 +66,6 @@ def per_class(y_true: Sequence, y_pred: Sequence) -> pd.DataFrame:
     One row per class that occurs in either array, sorted by name; columns ``precision``, ``recall``, ``specificity``,
     ``f1`` (0 to 1) and ``support`` (cells with that true label).
 
-    Examples
-    --------
     >>> per_class(["T", "T", "B"], ["T", "B", "B"]).loc["B", ["precision", "recall"]].tolist()
     [0.5, 1.0]
     """
@@ -85,8 +83,6 @@ def metric_collection(
     `metrics` are names of the metrics of this module (all by default), or torchmetrics objects, which are tracked under
     the name of their class. `prefix` goes before each name.
 
-    Examples
-    --------
     >>> collection = metric_collection(2, "val_", metrics=["median_f1"])
     >>> collection.update(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1]))
     >>> collection.compute()

@@ -21,8 +21,6 @@ def label_distribution(labels: Sequence, *, ax: Axes | None = None) -> Axes:
 
     `labels` has one per cell. Missing ones are counted as ``"(no label)"``.
 
-    Examples
-    --------
     >>> ax = sk.plotting.label_distribution(["T cell", "B cell", "T cell", "Unknown"])
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['T cell', 'B cell', 'Unknown']
@@ -70,8 +68,7 @@ def training_curves(
         raise UnknownNameError("tracked metric", ", ".join(metrics), tracked)
     best = history[monitor].dropna() if monitor else pd.Series(dtype=float)
     best = -best if monitor and monitor.endswith(("loss", "calibration_error")) else best
-    size = (3.6 * len(names), 3)
-    axes = plt.subplots(1, len(names), figsize=size, layout="constrained", squeeze=False)[1][0]
+    axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3), layout="constrained", squeeze=False)[1][0]
     for ax, name in zip(axes, names, strict=True):
         for cells, (label, colour, dashes) in CELLS.items():
             if f"{cells}_{name}" in history:
@@ -94,8 +91,6 @@ def confusion_matrix(y_true: Sequence, y_pred: Sequence, *, ax: Axes | None = No
     With 15 columns or fewer the numbers of cells are written in. `y_true` and `y_pred` have a label for each cell, in
     the same order.
 
-    Examples
-    --------
     >>> ax = sk.plotting.confusion_matrix(["B", "T", "T"], ["B", "T", "Unknown"])
     >>> [label.get_text() for label in ax.get_xticklabels()]
     ['B', 'T', 'Unknown']
@@ -119,16 +114,9 @@ def confidence(
 ) -> Axes:
     """Draw the confidence of the predictions of each class, the most confident class at the top.
 
-    Boxes are the middle half with the median, whiskers the middle 90 %. The share of each class's cells below the
-    `threshold` is written at the right.
+    `confidences` and `labels` are probability, 0 to 1, and name of the predicted class of each cell. Boxes are the
+    middle half with the median, whiskers the middle 90 %. The share of cells below the `threshold` is at the right.
 
-    Parameters
-    ----------
-    confidences, labels
-        Probability, 0 to 1, and name of the predicted class of each cell.
-
-    Examples
-    --------
     >>> ax = sk.plotting.confidence([0.9, 0.8, 0.4], ["T cell", "T cell", "B cell"])
     >>> [text.get_text() for text in ax.texts]
     ['0% of 2', '100% of 1', 'below 0.5']

@@ -17,8 +17,6 @@ def top_genes(genes: pd.DataFrame, n: int = 20, *, ax: Axes | None = None) -> Ax
     `genes` is indexed by gene, with a column ``weight``, such as ``explain(...).genes``. The first `n` are drawn, none
     of weight 0.
 
-    Examples
-    --------
     >>> genes = pd.DataFrame({"weight": [0.1, 0.5, 0.0]}, index=["CD3E", "CD79A", "LYZ"])
     >>> ax = sk.plotting.top_genes(genes)
     >>> [label.get_text() for label in ax.get_yticklabels()]
@@ -36,7 +34,7 @@ def explain_matrix(
     cells: sparse.csr_matrix,
     gene_names: Sequence[str],
     *,
-    labels: Sequence | None = None,
+    labels: Sequence,
     n_genes: int = 50,
     ax: Axes | None = None,
 ) -> Axes:
@@ -50,7 +48,7 @@ def explain_matrix(
         (cells, genes) mask weights, sparse or dense, of which only what is drawn is made dense; (genes,)
     labels
         One label per cell. Each label gets a band of the same height, so that rare ones can be read; its number of
-        cells is written behind its name. Without labels, cells stay in their order.
+        cells is written behind its name.
     n_genes
         Genes to draw at most, by their sum over all cells; genes without weight are not drawn.
 
@@ -65,11 +63,8 @@ def explain_matrix(
         raise DataError(f"gene_names has {len(gene_names)} names for {cells.shape[1]} columns; pass one for each.")
     genes = _largest(pd.Series(np.asarray(cells.sum(axis=0)).ravel()), n_genes).index
     names = [gene_names[gene] for gene in genes]
-    if labels is None:
-        bands = {f"{cells.shape[0]:,} cells": np.arange(cells.shape[0])}
-    else:
-        places = pd.Series(range(cells.shape[0])).groupby(style.checked_labels(labels)).indices
-        bands = {f"{name} ({len(where):,})": where for name, where in places.items()}
+    places = pd.Series(range(cells.shape[0])).groupby(style.checked_labels(labels)).indices
+    bands = {f"{name} ({len(where):,})": where for name, where in places.items()}
     height = max(10, 600 // len(bands))  # about a row per pixel
     drawn = np.concatenate([where[np.arange(height) * len(where) // height] for where in bands.values()])
     size = style.COLUMN * len(names) + 1, max(4, style.ROW * len(bands))
@@ -89,8 +84,6 @@ def class_genes(classes: pd.DataFrame, n: int = 50, *, ax: Axes | None = None) -
     largest Euclidean norm over the classes are drawn. The norm is taken before the division, so that genes of small,
     even weights are not chosen.
 
-    Examples
-    --------
     >>> classes = pd.DataFrame({"CD3E": [0.0, 0.4], "CD79A": [0.9, 0.1], "ACTB": 0.01}, index=["B", "T"])
     >>> ax = sk.plotting.class_genes(classes, n=2)
     >>> [label.get_text() for label in ax.get_xticklabels()]
@@ -110,8 +103,6 @@ def cell_genes(genes: pd.DataFrame, n: int = 15, *, ax: Axes | None = None) -> A
     `genes` is indexed by gene, with columns ``contribution`` (to the logit) and ``expression`` (log-normalised), such
     as ``explain_cell(...).genes``.
 
-    Examples
-    --------
     >>> genes = pd.DataFrame({"contribution": [2.0, -0.5], "expression": [1.1, 3.0]}, index=["CD3E", "LYZ"])
     >>> ax = sk.plotting.cell_genes(genes)
     """

@@ -10,7 +10,6 @@ from sims_kit.errors import DataError, SettingError
 from sims_kit.plotting import style
 
 CURVES = {"val_loss": "validation loss", "val_median_f1": "median F1", "val_accuracy_weighted": "weighted accuracy"}
-FINAL_EPOCHS = 10  # the thesis's
 
 
 def method_scores(
@@ -52,7 +51,7 @@ def method_scores(
     if not len(scores) or scores.duplicated(keys).any():
         found = f"A {rows} has several scores" if len(scores) else "There are no scores"
         raise SettingError(f"{found}; pass the column that tells them apart as hue, or some rows.")
-    tasks, names = scores["task"].unique(), scores[rows].unique()
+    tasks, names, largest = scores["task"].unique(), scores[rows].unique(), scores[f"{score}_high"].max()
     groups = [(None, scores)] if hue is None else list(scores.groupby(hue, sort=False))
     if len(groups) > len(style.COLOURS):
         raise SettingError(f"{len(groups)} {hue}s are too many to tell apart; pass the rows of seven or fewer.")
@@ -83,7 +82,7 @@ def method_scores(
             style.beside(ax, [f"{share:.0f} %" if share > 0 else "" for share in table["unlabelled_percent"]])
         style.name_rows(ax, names)
         ax.set(title=task, xlabel=style.words(score))
-        if scores[f"{score}_high"].max() <= 1:
+        if largest <= 1:
             ax.set_xlim(min(ax.get_xlim()[0], 0.8), 1.02)  # a fifth at least, so that a hundredth looks small
     if reference is not None:
         ax.plot([], [], color=style.GREY, label=reference, **tick)
@@ -99,17 +98,9 @@ def ablation(epochs: pd.DataFrame, scores: pd.DataFrame | None = None) -> np.nda
     (b) Validation loss, (c) median F1 and (d) weighted accuracy by epoch, a line for each proportion. Lines are means
     over the seeds; bars and bands span the seeds.
 
-    Parameters
-    ----------
-    epochs
-        One row per proportion, seed and epoch, as ``ablation(...).epochs``: ``method``, ``proportion``, ``seed``,
-        ``epoch``, ``n_training_cells``, ``val_loss``, ``val_median_f1``, ``val_accuracy_weighted``. If there are
-        several methods, the first one is drawn.
-    scores
-        ``ablation(...).scores``; adds to panel (a) the median F1 on the test cells with its interval.
+    `epochs` and `scores` are tables of `sims_kit.studies.ablation`; of several methods the first one is drawn. The
+    scores add to panel (a) the median F1 on the test cells with its interval.
 
-    Examples
-    --------
     >>> found = sk.studies.ablation(cells, "cell_type")  # doctest: +SKIP
     >>> axes = sk.plotting.ablation(found.epochs, found.scores)  # doctest: +SKIP
     """
@@ -118,9 +109,8 @@ def ablation(epochs: pd.DataFrame, scores: pd.DataFrame | None = None) -> np.nda
     method = epochs["method"].iloc[0]
     epochs = epochs[epochs["method"] == method].sort_values(["proportion", "epoch"])
     axes = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")[1].ravel()
-    last = epochs.groupby(["proportion", "seed"]).tail(FINAL_EPOCHS)
-    final = last.groupby(["proportion", "seed"])["val_median_f1"].mean().groupby("proportion")
-    final = final.agg(median_f1="mean", median_f1_low="min", median_f1_high="max").reset_index()
+    final = epochs.groupby(["proportion", "seed"])["val_median_f1"].agg(lambda own: own.tail(10).mean())
+    final = final.groupby("proportion").agg(median_f1="mean", median_f1_low="min", median_f1_high="max").reset_index()
     lines = [(final, 1, style.BLUE, "o", "validation, final ten epochs")]
     if scores is not None:
         test = scores[scores["method"] == method].sort_values("proportion")

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sims_kit.cells.splits import stratified_split
 from sims_kit.errors import SettingError
 from sims_kit.studies.resampling import differences, intervals, mean_over_seeds, resample
-from sims_kit.studies.runs import Methods, Tables, hold_out, plain_cells, run_all
+from sims_kit.studies.runs import Methods, Tables, plain_cells, run_all
 
 EPOCH_METRICS = [
     *("train_loss", "train_accuracy_weighted", "train_median_f1"),
@@ -26,16 +27,15 @@ def ablation(
     proportions: Sequence[float] = (0.01, 0.03, 0.06, 0.1, 0.3, 1.0),
     methods: Methods = ("SIMS, default", "linear SVM"),
     seeds: int | Sequence[int] = (0, 1, 2),
-    test: float = 0.2,
     n_bootstrap: int = 1000,
     folder: str | os.PathLike | None = None,
     n_jobs: int = 1,
 ) -> Tables:
     """Train on smaller and smaller parts of the training cells, and test on the same cells (thesis section 0.3.5).
 
-    The test cells are set aside once (the thesis has a test set for each proportion), so that differences are due to
-    the training cells alone and can be paired by cell. Training cells are drawn class by class, at least one of each.
-    For one seed, a smaller set is part of each larger one.
+    A fifth of each class is set aside once (the thesis has a test set for each proportion), so that differences are due
+    to the training cells alone and can be paired by cell. Training cells are drawn class by class, at least one of
+    each. For one seed, a smaller set is part of each larger one.
 
     Parameters
     ----------
@@ -47,8 +47,6 @@ def ablation(
         Names of `METHODS`, or functions from a seed to an unfitted estimator, by name.
     seeds
         Each decides which cells are drawn, and whatever is random in the method.
-    test
-        Share of all cells, stratified by class.
     n_bootstrap
         Draws of cells and seeds behind each 95 % interval, the columns ``_low`` and ``_high``.
     folder, n_jobs
@@ -72,7 +70,7 @@ def ablation(
     if not proportions or proportions[0] <= 0 or proportions[-1] != 1:
         raise SettingError(f"proportions={proportions}: give numbers above 0 and up to 1, which must be among them.")
     cells = plain_cells(cells, label)
-    split = hold_out(cells.obs["label"], test, seed=0)
+    split = stratified_split(cells.obs["label"], validation=0, test=0.2, seed=0)
     pool = cells.obs["label"].iloc[split.train]
     sizes = pool.value_counts()
 
@@ -80,7 +78,7 @@ def ablation(
         return cells[split.train[_drawn(pool, proportion, seed)]], {"": cells[split.test]}
 
     cases = [{"proportion": proportion} for proportion in proportions]
-    kept = dict(data=[cells], settings=test, folder=folder, n_jobs=n_jobs, desc="ablation")
+    kept = dict(data=[cells], folder=folder, n_jobs=n_jobs, desc="ablation")
     table, epochs = run_all(parts, methods, cases, seeds, **kept)
     predictions = table[[*RUN, "cell", "class", "predicted"]]
     facts = table.groupby(RUN, sort=False)[["n_training_cells", "fit_cpu_seconds"]].first().reset_index()

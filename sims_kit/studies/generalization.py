@@ -11,10 +11,11 @@ from anndata import AnnData
 
 from sims_kit.cells.genes import align_genes, shared_genes
 from sims_kit.cells.matrix import detect_scale
+from sims_kit.cells.splits import stratified_split
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.estimator import obs_values
 from sims_kit.studies.resampling import differences, intervals, mean_over_seeds, resample, score_counts
-from sims_kit.studies.runs import Methods, Tables, hold_out, plain_cells, run_all
+from sims_kit.studies.runs import Methods, Tables, plain_cells, run_all
 from sims_kit.text import label_text
 
 KEYS = ["method", "trained_on", "target", "in_distribution"]
@@ -29,15 +30,14 @@ def generalization(
     which: str | Sequence[str] | None = None,
     leave_one_out: bool = False,
     seeds: int | Sequence[int] = (0, 1, 2),
-    held_out: float = 0.2,
     n_bootstrap: int = 1000,
     folder: str | os.PathLike | None = None,
     n_jobs: int = 1,
 ) -> Tables:
     """Train on each group of cells and test on every other (thesis section 0.3.4, figures 0.15 and 0.16).
 
-    The score on held-out cells of the training group is the reference: a drop from there is due to the new group. A
-    class that the training group lacks cannot be found in the target; its cells are counted separately.
+    A fifth of each class of the training group is held out. The score on it is the reference: a drop from there is due
+    to the new group. Cells of a class that the training group lacks cannot be found and are counted separately.
 
     Parameters
     ----------
@@ -47,8 +47,6 @@ def generalization(
         The `obs` columns with the labels and with the groups (tissue, region, donor, protocol); no `by` with a mapping.
     which, leave_one_out
         The groups to train on, all by default; or to leave out, one at a time, as for a new donor.
-    held_out
-        Share of the cells of the training groups, stratified by class.
     methods, seeds, n_bootstrap, folder, n_jobs
         As in `ablation`.
 
@@ -70,13 +68,17 @@ def generalization(
     sources = _sources(groups, which, leave_one_out)
 
     def parts(trained_on: str, seed: int) -> tuple:
-        source = _joined([groups[name] for name in sources[trained_on]])
-        split = hold_out(source.obs["label"], held_out, seed)
+        source = [groups[name] for name in sources[trained_on]]  # on the genes that all of them have
+        genes = shared_genes([list(part.var_names) for part in source])
+        values = [align_genes(part.var, genes).apply(sp.csr_matrix(part.X)) for part in source]
+        obs = pd.concat([part.obs for part in source])
+        source = AnnData(sp.vstack(values, format="csr"), obs=obs, var=pd.DataFrame(index=genes))
+        split = stratified_split(source.obs["label"], validation=0, test=0.2, seed=seed)
         targets = {name: part for name, part in groups.items() if name not in sources[trained_on]}
         return source[split.train].copy(), {trained_on: source[split.test].copy()} | targets
 
     cases = [{"trained_on": name} for name in sources]
-    kept = dict(settings=[list(groups), held_out, leave_one_out], folder=folder, n_jobs=n_jobs, desc="generalization")
+    kept = dict(settings=[list(groups), leave_one_out], folder=folder, n_jobs=n_jobs, desc="generalization")
     table, _ = run_all(parts, methods, cases, seeds, data=list(groups.values()), **kept)
     table.insert(4, "in_distribution", table["target"] == table["trained_on"])
     drawn = {}
@@ -134,13 +136,6 @@ def _sources(groups: Mapping[str, AnnData], which: str | Sequence[str] | None, l
             raise SettingError(f"{members} have values of different states ({', '.join(sorted(states))}); use counts.")
         sources[f"all but {name}" if leave_one_out else name] = members
     return sources
-
-
-def _joined(parts: Sequence[AnnData]) -> AnnData:
-    """All cells on the common genes."""
-    genes = shared_genes([list(part.var_names) for part in parts])
-    matrix = sp.vstack([align_genes(part.var, genes).apply(sp.csr_matrix(part.X)) for part in parts], format="csr")
-    return AnnData(matrix, obs=pd.concat([part.obs for part in parts]), var=pd.DataFrame(index=genes))
 
 
 def _sizes(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Inference on tissue cultures (thesis section 0.3.7, figures 0.20 and 0.21): train on primary tissue, label organoids.
 
-The true labels of a culture are not known. So the labels come with the confidence of the model, compared with that in
-primary cells that it has not seen. `check_gene_set` says whether it uses genes of cell stress.
+The true labels of a culture are not known, so the model's confidence is compared with that in primary cells that it has
+not seen. `check_gene_set` says whether it uses genes of cell stress.
 """
 
 import pandas as pd
@@ -10,11 +10,12 @@ from scipy.stats import binomtest, ttest_ind
 
 from sims_kit.annotation import Cells, Model, annotate
 from sims_kit.calibration import UNKNOWN
+from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load
 from sims_kit.errors import SettingError
 from sims_kit.estimator import obs_values
 from sims_kit.model.file import fitted_model
-from sims_kit.studies.runs import Tables, hold_out
+from sims_kit.studies.runs import Tables
 from sims_kit.text import label_text
 from sims_kit.training import fit
 
@@ -26,8 +27,6 @@ def inference(
     label: str | None = None,
     sample: str | None = None,
     model: Model | None = None,
-    threshold: float = 0.5,
-    test: float = 0.2,
     seed: int = 0,
     **settings,
 ) -> Tables:
@@ -41,21 +40,19 @@ def inference(
         The `obs` columns of `primary` with the labels, and of `culture` with its organoid, line or donor; None for
         those that the registry knows.
     model
-        A fitted classifier, or its path, if it is not to be trained here; its test set are all primary cells.
-    threshold
-        Confidence below which a cell is ``"Unknown"``.
-    test, seed, **settings
-        Share of the labelled primary cells, of each class, that is kept from training and is the test set; of the split
-        and the training; and as in `sims_kit.fit`: ``recipe``, ``max_epochs``, ...
+        A fitted classifier, or its path. By default one is trained without a fifth of the primary cells, the test set;
+        of a given one all primary cells are, so pass cells that it has not seen.
+    seed, **settings
+        Of the split and the training; as in `sims_kit.fit`: ``recipe``, ``max_epochs``, ...
 
     Returns
     -------
     Tables
-        ``cells`` of each ``tissue`` (``"primary"``, the test set, or ``"culture"``) and ``sample``: ``label``,
-        ``confidence``, ``best_label``, ``second_label``. ``composition``, the ``percent`` of each sample's cells by
-        class, with Wilson's 95 % interval. ``confidence`` by sample (``"all"``: the whole culture), and its shift from
-        the primary test set, with Welch's. Intervals cover the drawing of cells, and neither wrong predictions nor
-        other samples. And the ``model``.
+        ``cells`` of each ``tissue`` (``"primary"``, the test set, or ``"culture"``) and ``sample``: ``label``
+        (``"Unknown"`` under a confidence of 0.5), ``confidence``, ``best_label``, ``second_label``. ``composition``,
+        the ``percent`` of each sample's cells by class, with Wilson's 95 % interval. ``confidence`` by sample
+        (``"all"``: the whole culture), and its shift from the primary test set, with Welch's. Intervals cover the
+        drawing of cells, and neither wrong predictions nor other samples. And the ``model``.
 
     Examples
     --------
@@ -70,14 +67,14 @@ def inference(
     truth = label_text(obs_values(primary, label))
     samples = "all" if sample is None else label_text(obs_values(culture, sample)).fillna("(no sample)").to_numpy()
     if model is None:
-        split = hold_out(truth, test, seed)
+        split = stratified_split(truth, validation=0, test=0.2, seed=seed)
         model = fit(primary[split.train].copy(), label, seed=seed, test=0, **settings)
         primary = primary[split.test]
     model, tables = fitted_model(model), []
     for tissue, sample, cells in (("primary", "test set", primary), ("culture", samples, culture)):
         obs = annotate(cells, model, copy=True).obs.astype({"sims_label": object, "sims_second_label": object})
         found = {"tissue": tissue, "cell": obs.index, "sample": sample}
-        found |= {"label": obs["sims_label"].where(obs["sims_confidence"] >= threshold, UNKNOWN)}
+        found |= {"label": obs["sims_label"].where(obs["sims_confidence"] >= 0.5, UNKNOWN)}
         found |= {"confidence": obs["sims_confidence"], "best_label": obs["sims_label"]}
         tables.append(pd.DataFrame(found | {"second_label": obs["sims_second_label"]}))
     cells, composition = pd.concat(tables, ignore_index=True), []

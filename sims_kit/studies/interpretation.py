@@ -106,8 +106,8 @@ def faithfulness(
 ) -> pd.DataFrame:
     """Measure how predictions change when each cell loses its top genes (deletion), or all others (insertion).
 
-    After Petsiuk et al. (BMVC 2018, arXiv:1806.07421), with genes in place of pixels. Genes are ranked for each cell
-    among those that it expresses; a deleted gene is set to zero in the log-normalised values that the model reads.
+    After Petsiuk et al. (BMVC 2018, arXiv:1806.07421). Genes are ranked for each cell among those that it expresses; a
+    deleted gene is set to zero in the log-normalised values that the model reads.
 
     Parameters
     ----------
@@ -199,37 +199,25 @@ def check_gene_set(
 
     An exact test: each gene of the set is exchanged for a random one of similar mean log-normalised expression. A small
     p-value says that the model uses the genes more than chance, not that this is wrong: they may mark the class. Stress
-    of cells in culture is a set that should not matter (Bhaduri et al. 2020, doi:10.1038/s41586-020-1962-0). Of fewer
-    than 1,000 genes a tenth counts as most used, by the mean size of the contribution.
+    of cells in culture is a set that should not matter (Bhaduri et al. 2020, doi:10.1038/s41586-020-1962-0). Use is
+    the mean size of the contribution; of fewer than 1,000 genes a tenth counts as most used.
 
-    Parameters
-    ----------
-    explanation, cells, layer
-        From `explain`, and the cells that were explained, as they were given to it.
-    genes
-        The set, named as the model's genes are; genes that the model does not know are left out.
+    `explanation` is that of the same `cells` by `explain`. Of `genes`, the set, those count that the model knows.
 
-    Returns
-    -------
-    DataFrame
-        For all cells (``"overall"``) and each class: ``contribution``, the share of all contributions that the set
-        holds, by size; ``share``, the share of the set among the most used genes; ``expected``, ``low`` and ``high``,
-        mean and central 95 % of that share for all sets of equal expression; ``p``, the share of these sets with as
-        many or more, adjusted over the classes (Benjamini and Hochberg).
+    Rows are all cells (``"overall"``) and each class: ``contribution``, the share of all contributions that the set
+    holds, by size; ``share``, the share of the set among the most used genes; ``expected``, ``low`` and ``high``, mean
+    and central 95 % of that share for all sets of equal expression; ``p``, the share of these sets with as many or
+    more, adjusted over the classes (Benjamini and Hochberg).
 
-    Examples
-    --------
     >>> check = sk.studies.check_gene_set(sk.explain(model, cells, groupby="cell_type"), cells)
     >>> check[check["p"] < 0.05]  # classes in which the model relies on stress genes
     """
     if list(cells.obs_names) != list(explanation.cell_names):
-        found = f"{cells.n_obs:,} cells, the explanation has {len(explanation.cell_names):,}"
-        raise DataError(f"There are {found}, or they are in another order; pass the AnnData that was explained.")
+        raise DataError("The cells differ from those of the explanation; pass the AnnData that was explained.")
     names, labels = explanation.gene_names, explanation.labels
     members = np.flatnonzero(names.isin(genes))
     if not len(members):
-        found = f"None of the genes of the set ({examples(genes)}) is among the model's ({examples(names)})"
-        raise GeneError(f"{found}. Name the set as the model names its genes.")
+        raise GeneError(f"None of the genes of the set ({examples(genes)}) is among the model's ({examples(names)}).")
     means = log_normalised(cells, list(names), layer=layer).mean(axis=0, dtype=float).A1
     n_bins = max(1, min(20, len(means) // 10))  # fewer than ten genes would be too few to exchange
     bins = np.array_split(np.argsort(means, kind="stable"), n_bins)
@@ -265,12 +253,11 @@ def rank_biased_overlap(first: Sequence, second: Sequence) -> float:
     short, long = sorted((first, second), key=len)
     if not len(short):
         return np.nan
-    p, depths, total = 0.9, np.arange(1, len(long) + 1), len(long)
+    p, depths = 0.9, np.arange(1, len(long) + 1)
     common = np.array([len(set(short[:depth]) & set(long[:depth])) for depth in depths])
-    at_short, at_end = common[len(short) - 1], common[-1]
-    beyond = np.maximum(depths - len(short), 0) * at_short / (len(short) * depths)  # the short one is taken to go on
-    agreement = (common / depths + beyond) @ p**depths * (1 - p) / p
-    return float(agreement + ((at_end - at_short) / total + at_short / len(short)) * p**total)
+    beyond = np.maximum(depths - len(short), 0) * common[len(short) - 1] / len(short)  # the short one is taken to go on
+    agreement = (common + beyond) / depths
+    return float(agreement @ p**depths * (1 - p) / p + agreement[-1] * p ** len(long))
 
 
 def _wilcoxon(values: sparse.csr_matrix, labels: np.ndarray, genes: Sequence[str]) -> pd.DataFrame:
