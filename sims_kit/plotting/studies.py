@@ -58,8 +58,7 @@ def method_scores(
     shape = -(-len(tasks) // 4), min(4, len(tasks))
     width = max(4, 2.2 * shape[1]) + 0.07 * max(len(str(name)) for name in names) + (0 if hue is None else 2)
     height = shape[0] * (0.9 + style.ROW * len(names) * max(1, len(groups) / 2))
-    options = dict(figsize=(width, height), layout="constrained", sharey=True, squeeze=False)
-    axes = plt.subplots(*shape, **options)[1].ravel()
+    axes = plt.subplots(*shape, figsize=(width, height), layout="constrained", sharey=True, squeeze=False)[1].ravel()
     for ax in axes[len(tasks) :]:
         ax.set_axis_off()
     special = {UNKNOWN: style.GREY, highlight: style.ORANGE}

@@ -43,10 +43,9 @@ def ablation(
         Cells x genes, counts or log-normalised, and the `obs` column with the labels.
     proportions
         Of the training cells, above 0 to 1; losses are measured from 1.
-    methods
-        Names of `METHODS`, or functions from a seed to an unfitted estimator, by name.
-    seeds
-        Each decides which cells are drawn, and whatever is random in the method.
+    methods, seeds
+        Names of `METHODS`, or functions from a seed to an unfitted estimator, by name. A seed decides which cells are
+        drawn, and whatever is random in the method.
     n_bootstrap
         Draws of cells and seeds behind each 95 % interval, the columns ``_low`` and ``_high``.
     folder, n_jobs

@@ -33,10 +33,8 @@ def compare(
     X, y, groups
         Cells x genes, counts or log-normalised, and the label and the donor or sample of each cell; with AnnData also
         the `obs` columns of these. No group is in training and test of one fold.
-    cv
-        Number of folds, stratified by label or made of groups; or a splitter of scikit-learn.
-    seed
-        Of the folds and the methods.
+    cv, seed
+        Number of folds, stratified by label or made of groups, or a splitter of scikit-learn; of folds and methods.
 
     Returns
     -------
