@@ -22,11 +22,6 @@ def names(axis):
     return said(axis.get_ticklabels())
 
 
-def image(ax):
-    """The numbers of a heatmap."""
-    return ax.collections[0].get_array()
-
-
 def points(collection):
     """Where the points of a scatter are."""
     return np.ma.getdata(collection.get_offsets())
@@ -81,7 +76,7 @@ def test_confusion_matrix_agrees_with_scikit_learn():
     expected = sk.confusion_matrix(y_true, y_pred, labels=["B", "NK", "T", "Any", "Unknown"])[:3]
     ax = plotting.confusion_matrix(y_true, y_pred)
     assert names(ax.yaxis) == ["B", "NK", "T"] and names(ax.xaxis) == ["B", "NK", "T", "Any", "Unknown"]
-    np.testing.assert_allclose(image(ax), expected / expected.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(ax.collections[0].get_array(), expected / expected.sum(axis=1, keepdims=True))
     assert said(ax.texts) == [str(count) for count in expected.ravel() if count]
     many = [f"type {number:02d}" for number in range(16)]  # sixteen numbers in a row could not be read
     assert [len(said(plotting.confusion_matrix(some, some).texts)) for some in (many[:15], many)] == [15, 0]
@@ -99,12 +94,12 @@ def test_explain_matrix_sorts_genes_and_gives_labels_the_same_height(tables):
     dense = tables.masks.toarray()[:, [0, 3, 1]]
     ax = plotting.explain_matrix(tables.masks, list("ABCD"), labels=["T", "B", "T", "T", "T", "T"])
     assert names(ax.xaxis) == ["A", "D", "B"] and names(ax.yaxis) == ["B (1)", "T (5)"]
-    np.testing.assert_array_equal(image(ax)[:300], np.tile(dense[1], (300, 1)))
-    np.testing.assert_array_equal(image(ax)[300::60], dense[[0, 2, 3, 4, 5]])
+    np.testing.assert_array_equal(ax.collections[0].get_array()[:300], np.tile(dense[1], (300, 1)))
+    np.testing.assert_array_equal(ax.collections[0].get_array()[300::60], dense[[0, 2, 3, 4, 5]])
     cells = sparse.random(20_000, 300, density=0.02, format="csr", random_state=0)
     rare = np.where(np.arange(20_000) == 12_345, "rare", "common")
     ax = plotting.explain_matrix(cells, [f"G{gene}" for gene in range(300)], labels=rare)
-    assert image(ax).shape == (600, 50) and names(ax.yaxis) == ["common (19,999)", "rare (1)"]
+    assert ax.collections[0].get_array().shape == (600, 50) and names(ax.yaxis) == ["common (19,999)", "rare (1)"]
 
 
 def test_class_genes_divide_columns_by_their_maximum():
@@ -113,7 +108,7 @@ def test_class_genes_divide_columns_by_their_maximum():
     classes = pd.DataFrame(classes, index=["B", "T"])
     ax = plotting.class_genes(classes, n=2)
     assert names(ax.xaxis) == ["of B", "of T"] and names(ax.yaxis) == ["B", "T"]
-    np.testing.assert_allclose(image(ax), [[1, 0.25], [0, 1]])
+    np.testing.assert_allclose(ax.collections[0].get_array(), [[1, 0.25], [0, 1]])
     assert names(plotting.class_genes(classes).xaxis) == ["of B", "of T", "even but tiny"]
 
 
