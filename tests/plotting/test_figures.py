@@ -82,13 +82,6 @@ def test_confusion_matrix_agrees_with_scikit_learn():
     assert [len(said(plotting.confusion_matrix(some, some).texts)) for some in (many[:15], many)] == [15, 0]
 
 
-def test_top_genes_are_divided_by_the_largest(tables):
-    """The largest weights, falling, the first as 1; genes of weight 0 are not drawn."""
-    ax = plotting.top_genes(tables.genes)
-    assert names(ax.yaxis) == ["B", "D", "A"] and names(plotting.top_genes(tables.genes, n=2).yaxis) == ["B", "D"]
-    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], [1, 0.8, 0.2])
-
-
 def test_explain_matrix_sorts_genes_and_gives_labels_the_same_height(tables):
     """Columns fall by their sum; each of two labels has 300 of 600 rows, with its cells in order."""
     dense = tables.masks.toarray()[:, [0, 3, 1]]
@@ -112,8 +105,11 @@ def test_class_genes_divide_columns_by_their_maximum():
     assert names(plotting.class_genes(classes).xaxis) == ["of B", "of T", "even but tiny"]
 
 
-def test_one_cell(tables):
-    """The largest contributions of either sign, told apart by colour, with the expression at the right."""
+def test_genes_of_a_model_and_of_one_cell(tables):
+    """The largest, falling: weights with the first as 1, contributions of either sign, with the expression beside."""
+    ax = plotting.top_genes(tables.genes)
+    assert names(ax.yaxis) == ["B", "D", "A"] and names(plotting.top_genes(tables.genes, n=2).yaxis) == ["B", "D"]
+    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], [1, 0.8, 0.2])
     ax = plotting.cell_genes(tables.genes, n=3)
     assert names(ax.yaxis) == ["D", "A", "B"] and [bar.get_width() for bar in ax.patches] == [-3.0, 2.0, 0.5]
     against, first, second = (bar.get_facecolor() for bar in ax.patches)
