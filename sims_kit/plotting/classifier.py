@@ -5,34 +5,29 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from sims_kit.calibration import UNKNOWN
-from sims_kit.errors import DataError, SettingError, UnknownNameError
+from sims_kit.errors import DataError, UnknownNameError
 from sims_kit.plotting import style
 
 CELLS = {"train": ("training", style.GREY, "--"), "val": ("validation", style.BLUE, "-")}
-NUMBERS_UP_TO = 15  # columns of a confusion matrix; with more, its numbers are too small to read
 
 
 def label_distribution(labels: Sequence, *, ax: Axes | None = None) -> Axes:
     """Draw the number of cells of each label, the most common at the top (thesis figure 0.6b).
 
-    Parameters
-    ----------
-    labels
-        One label per cell. Missing ones are counted as ``"(no label)"``.
+    `labels` has one per cell. Missing ones are counted as ``"(no label)"``.
 
-    Examples
-    --------
     >>> ax = sk.plotting.label_distribution(["T cell", "B cell", "T cell", "Unknown"])
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['T cell', 'B cell', 'Unknown']
     """
-    counts = style.checked_labels(labels, "labels").value_counts()
+    counts = pd.Series(style.checked_labels(labels)).value_counts()
     counts = counts.sort_index().sort_values(ascending=False, kind="stable")  # equally common ones by name
-    ax = ax if ax is not None else style.new_axes(5, len(counts) * style.ROW, names=counts.index)
+    ax = ax or style.new_axes(5, len(counts) * style.ROW, names=counts.index)
     bars = ax.barh(np.arange(len(counts)), counts, color=np.where(counts.index == UNKNOWN, style.GREY, style.BLUE))
     ax.bar_label(bars, labels=[f"{count:,}" for count in counts], padding=3, fontsize=style.font(ax, len(counts)))
     style.name_rows(ax, counts.index)
@@ -46,7 +41,6 @@ def training_curves(
     *,
     metrics: Sequence[str] = ("loss", "accuracy_micro", "median_f1"),
     monitor: str | None = None,
-    axes: Sequence[Axes] | None = None,
 ) -> np.ndarray:
     """Draw loss and metrics by epoch, training and validation, with the best epoch (thesis figures 0.5, 0.17b-d).
 
@@ -59,8 +53,6 @@ def training_curves(
     monitor
         The column that tells the best epoch: its highest value, or the lowest of a loss or calibration error. By
         default ``val_accuracy_micro`` (the thesis's choice), or ``val_loss`` without it.
-    axes
-        One per panel, returned as an array.
 
     Examples
     --------
@@ -70,14 +62,13 @@ def training_curves(
     ['training', 'validation', 'best epoch, 1']
     """
     monitor = monitor or next((name for name in ("val_accuracy_micro", "val_loss") if name in history), None)
-    style.check_table(history, [] if monitor is None else [monitor])
     names = [name for name in metrics if {f"train_{name}", f"val_{name}"} & set(history.columns)]
     if not names:
         tracked = dict.fromkeys(str(column).removeprefix("train_").removeprefix("val_") for column in history)
         raise UnknownNameError("tracked metric", ", ".join(metrics), tracked)
     best = history[monitor].dropna() if monitor else pd.Series(dtype=float)
     best = -best if monitor and monitor.endswith(("loss", "calibration_error")) else best
-    axes = style.panels(axes, (1, len(names)), (3.6 * len(names), 3))[0]
+    axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3), layout="constrained", squeeze=False)[1][0]
     for ax, name in zip(axes, names, strict=True):
         for cells, (label, colour, dashes) in CELLS.items():
             if f"{cells}_{name}" in history:
@@ -97,28 +88,21 @@ def confusion_matrix(y_true: Sequence, y_pred: Sequence, *, ax: Axes | None = No
 
     Rows are the classes of `y_true`. Columns are the same, followed by classes that are only predicted (``"Unknown"``),
     so that correct predictions lie on the diagonal. Colours are shares of the true class's cells: each row sums to 1.
-    With 15 columns or fewer the numbers of cells are written in.
+    With 15 columns or fewer the numbers of cells are written in. `y_true` and `y_pred` have a label for each cell, in
+    the same order.
 
-    Parameters
-    ----------
-    y_true, y_pred
-        True and predicted label of each cell, in the same order, compared as strings.
-
-    Examples
-    --------
     >>> ax = sk.plotting.confusion_matrix(["B", "T", "T"], ["B", "T", "Unknown"])
     >>> [label.get_text() for label in ax.get_xticklabels()]
     ['B', 'T', 'Unknown']
     """
-    truth, prediction = style.checked_labels(y_true, "y_true"), style.checked_labels(y_pred, "y_pred")
-    style.check_lengths(y_true=truth, y_pred=prediction)
-    rows = sorted(truth.unique())
-    columns = rows + sorted(set(prediction) - set(rows))
-    counts = pd.crosstab(truth, prediction).reindex(index=rows, columns=columns, fill_value=0)
-    if ax is None:
-        cell = np.clip(5 / len(columns), style.ROW, 1.0)  # inches
-        ax = style.new_axes(cell * len(columns) + 1, cell * len(rows), names=rows, names_below=columns)
-    numbers = counts.map(lambda count: f"{count:,}" if count else "") if len(columns) <= NUMBERS_UP_TO else False
+    counts = pd.crosstab(style.checked_labels(y_true), style.checked_labels(y_pred))
+    rows = list(counts.index)
+    columns = rows + [name for name in counts if name not in rows]
+    counts = counts.reindex(columns=columns, fill_value=0)
+    cell = np.clip(5 / len(columns), style.ROW, 1.0)  # inches
+    ax = ax or style.new_axes(cell * len(columns) + 1, cell * len(rows), names=rows, names_below=columns)
+    # in more than 15 columns, numbers are too small to read
+    numbers = counts.map(lambda count: f"{count:,}" if count else "") if len(columns) <= 15 else False
     shares = counts.div(counts.sum(axis=1), axis=0)
     style.heatmap(ax, shares, "share of the true class", largest=1, numbers=numbers)
     ax.set(xlabel="predicted", ylabel="true")
@@ -130,42 +114,27 @@ def confidence(
 ) -> Axes:
     """Draw the confidence of the predictions of each class, the most confident class at the top.
 
-    Boxes are the middle half with the median, whiskers the middle 90 %.
+    `confidences` and `labels` are probability, 0 to 1, and name of the predicted class of each cell. Boxes are the
+    middle half with the median, whiskers the middle 90 %. The share of cells below the `threshold` is at the right.
 
-    Parameters
-    ----------
-    confidences
-        Probability of the predicted class of each cell, 0 to 1.
-    labels
-        The predicted class of each cell.
-    threshold
-        The share of each class's cells below this confidence is written at the right.
-
-    Examples
-    --------
     >>> ax = sk.plotting.confidence([0.9, 0.8, 0.4], ["T cell", "T cell", "B cell"])
     >>> [text.get_text() for text in ax.texts]
     ['0% of 2', '100% of 1', 'below 0.5']
     """
-    table = pd.DataFrame({"class": style.checked_labels(labels, "labels")})
-    style.check_lengths(confidences=confidences, labels=table)
-    table["confidence"] = np.asarray(confidences, dtype=float)
-    outside = ~table["confidence"].between(0, 1)  # NaN too
-    if outside.any():
-        raise DataError(f"{outside.sum()} of {len(table)} confidences are not between 0 and 1; pass probabilities.")
-    if not 0 <= threshold <= 1:
-        raise SettingError(f"threshold is {threshold}; expected a confidence between 0 and 1.")
+    table = pd.DataFrame({"class": style.checked_labels(labels), "confidence": np.asarray(confidences, dtype=float)})
+    if not table["confidence"].between(0, 1).all() or not 0 <= threshold <= 1:  # NaN too
+        found = f"from {table['confidence'].min():g} to {table['confidence'].max():g}, threshold={threshold:g}"
+        raise DataError(f"Confidences {found}: expected probabilities, 0 to 1.")
     table["below"] = table["confidence"] < threshold
     by_class = table.groupby("class").agg(median=("confidence", "median"), n=("below", "size"), below=("below", "mean"))
     by_class = by_class.sort_values("median", ascending=False, kind="stable")
     names = by_class.index
-    ax = ax if ax is not None else style.new_axes(5, len(names) * 1.3 * style.ROW, names=names)
+    ax = ax or style.new_axes(5, len(names) * 1.3 * style.ROW, names=names)
     colours = {name: style.GREY if name == UNKNOWN else style.BLUE for name in names}
     looks = dict(order=names, hue="class", hue_order=names, palette=colours, width=0.6, linewidth=0.9, saturation=1)
     sns.boxplot(table, x="confidence", y="class", whis=(5, 95), showfliers=False, legend=False, ax=ax, **looks)
     ax.axvline(threshold, color=style.GREY, linestyle=":", zorder=0)
-    texts = [f"{row.below:.0%} of {row.n:,}" for row in by_class.itertuples()]
-    style.beside(ax, texts, f"below {threshold:g}")
+    style.beside(ax, [f"{row.below:.0%} of {row.n:,}" for row in by_class.itertuples()], f"below {threshold:g}")
     style.name_rows(ax, names)
     ax.set(xlabel="confidence", ylabel="", xlim=(-0.02, 1.02))
     return ax

@@ -10,29 +10,20 @@ from scipy import sparse
 from sims_kit.errors import DataError, SettingError
 from sims_kit.plotting import style
 
-ROWS_DRAWN = 600  # of an explain matrix, about one per pixel
-
 
 def top_genes(genes: pd.DataFrame, n: int = 20, *, ax: Axes | None = None) -> Axes:
     """Draw the genes with the largest mask weights, divided by the first one's (thesis figures 0.11a, 0.12a).
 
-    Parameters
-    ----------
-    genes
-        Indexed by gene, with a column ``weight``, such as ``explain(...).genes``.
-    n
-        Genes to draw at most; genes of weight 0 are not drawn.
+    `genes` is indexed by gene, with a column ``weight``, such as ``explain(...).genes``. The first `n` are drawn, none
+    of weight 0.
 
-    Examples
-    --------
     >>> genes = pd.DataFrame({"weight": [0.1, 0.5, 0.0]}, index=["CD3E", "CD79A", "LYZ"])
     >>> ax = sk.plotting.top_genes(genes)
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['CD79A', 'CD3E']
     """
-    style.check_table(genes, ["weight"])
     weights = _largest(genes["weight"], n)
-    ax = ax if ax is not None else style.new_axes(4, len(weights) * style.ROW, names=weights.index)
+    ax = ax or style.new_axes(4, len(weights) * style.ROW, names=weights.index)
     ax.barh(np.arange(len(weights)), weights / weights.iloc[0], color=style.BLUE)
     style.name_rows(ax, weights.index)
     ax.set_xlabel("weight / largest weight")
@@ -43,7 +34,7 @@ def explain_matrix(
     cells: sparse.csr_matrix,
     gene_names: Sequence[str],
     *,
-    labels: Sequence | None = None,
+    labels: Sequence,
     n_genes: int = 50,
     ax: Axes | None = None,
 ) -> Axes:
@@ -53,13 +44,11 @@ def explain_matrix(
 
     Parameters
     ----------
-    cells
-        (cells, genes) mask weights, sparse or dense; each row sums to 1. Only what is drawn is made dense.
-    gene_names
-        (genes,)
+    cells, gene_names
+        (cells, genes) mask weights, sparse or dense, of which only what is drawn is made dense; (genes,)
     labels
         One label per cell. Each label gets a band of the same height, so that rare ones can be read; its number of
-        cells is written behind its name. Without labels, cells stay in their order.
+        cells is written behind its name.
     n_genes
         Genes to draw at most, by their sum over all cells; genes without weight are not drawn.
 
@@ -74,17 +63,12 @@ def explain_matrix(
         raise DataError(f"gene_names has {len(gene_names)} names for {cells.shape[1]} columns; pass one for each.")
     genes = _largest(pd.Series(np.asarray(cells.sum(axis=0)).ravel()), n_genes).index
     names = [gene_names[gene] for gene in genes]
-    if labels is None:
-        bands = {f"{cells.shape[0]:,} cells": np.arange(cells.shape[0])}
-    else:
-        labels = style.checked_labels(labels, "labels")
-        style.check_lengths(cells=range(cells.shape[0]), labels=labels)
-        bands = {f"{name} ({len(where):,})": where for name, where in labels.groupby(labels).indices.items()}
-    height = max(10, ROWS_DRAWN // len(bands))
+    places = pd.Series(range(cells.shape[0])).groupby(style.checked_labels(labels)).indices
+    bands = {f"{name} ({len(where):,})": where for name, where in places.items()}
+    height = max(10, 600 // len(bands))  # about a row per pixel
     drawn = np.concatenate([where[np.arange(height) * len(where) // height] for where in bands.values()])
-    if ax is None:
-        size = style.COLUMN * len(names) + 1, max(4, style.ROW * len(bands))
-        ax = style.new_axes(*size, names=[*bands], names_below=names)
+    size = style.COLUMN * len(names) + 1, max(4, style.ROW * len(bands))
+    ax = ax or style.new_axes(*size, names=[*bands], names_below=names)
     shown = pd.DataFrame(cells[drawn][:, genes].toarray(), columns=names)
     style.heatmap(ax, shown, "weight in the mask")
     starts = height * np.arange(len(bands))
@@ -96,16 +80,10 @@ def explain_matrix(
 def class_genes(classes: pd.DataFrame, n: int = 50, *, ax: Axes | None = None) -> Axes:
     """Draw the mask weights of classes x genes, each gene divided by its largest (thesis figures 0.13, 0.14).
 
-    Parameters
-    ----------
-    classes
-        (classes, genes) mean mask weight, such as ``explain(...).classes``.
-    n
-        Genes to draw at most: those with the largest Euclidean norm over the classes. The norm is taken before the
-        division, so that genes of small, even weights are not chosen.
+    `classes` has the mean mask weights, (classes, genes), such as ``explain(...).classes``. The `n` genes with the
+    largest Euclidean norm over the classes are drawn. The norm is taken before the division, so that genes of small,
+    even weights are not chosen.
 
-    Examples
-    --------
     >>> classes = pd.DataFrame({"CD3E": [0.0, 0.4], "CD79A": [0.9, 0.1], "ACTB": 0.01}, index=["B", "T"])
     >>> ax = sk.plotting.class_genes(classes, n=2)
     >>> [label.get_text() for label in ax.get_xticklabels()]
@@ -113,32 +91,23 @@ def class_genes(classes: pd.DataFrame, n: int = 50, *, ax: Axes | None = None) -
     """
     norms = pd.Series(np.linalg.norm(classes.to_numpy(dtype=float), axis=0))
     chosen = classes.iloc[:, _largest(norms, n).index]
-    if ax is None:
-        size = style.COLUMN * chosen.shape[1] + 1, style.ROW * len(chosen)
-        ax = style.new_axes(*size, names=chosen.index, names_below=chosen.columns)
+    size = style.COLUMN * chosen.shape[1] + 1, style.ROW * len(chosen)
+    ax = ax or style.new_axes(*size, names=chosen.index, names_below=chosen.columns)
     style.heatmap(ax, chosen / chosen.max(), "weight / gene's largest", largest=1)
     return ax
 
 
 def cell_genes(genes: pd.DataFrame, n: int = 15, *, ax: Axes | None = None) -> Axes:
-    """Draw the genes that contribute most to the prediction of one cell, with their expression.
+    """Draw the `n` genes that contribute most to the prediction of one cell, of either sign, with their expression.
 
-    Parameters
-    ----------
-    genes
-        Indexed by gene, with columns ``contribution`` (to the logit, of either sign) and ``expression``
-        (log-normalised), such as ``explain_cell(...).genes``.
-    n
-        Genes to draw at most: those with the largest contributions of either sign.
+    `genes` is indexed by gene, with columns ``contribution`` (to the logit) and ``expression`` (log-normalised), such
+    as ``explain_cell(...).genes``.
 
-    Examples
-    --------
     >>> genes = pd.DataFrame({"contribution": [2.0, -0.5], "expression": [1.1, 3.0]}, index=["CD3E", "LYZ"])
     >>> ax = sk.plotting.cell_genes(genes)
     """
-    style.check_table(genes, ["contribution", "expression"])
     shown = genes.iloc[_largest(genes["contribution"].abs().reset_index(drop=True), n).index]
-    ax = ax if ax is not None else style.new_axes(4, len(shown) * style.ROW, names=shown.index)
+    ax = ax or style.new_axes(4, len(shown) * style.ROW, names=shown.index)
     colours = np.where(shown["contribution"] > 0, style.BLUE, style.ORANGE)
     ax.barh(np.arange(len(shown)), shown["contribution"], color=colours)
     ax.axvline(0, color="k", linewidth=0.8)

@@ -1,18 +1,15 @@
 """Figures of the studies: scores with intervals, and the thesis's ablation."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
+from matplotlib import pyplot as plt
 
 from sims_kit.calibration import UNKNOWN
-from sims_kit.errors import SettingError
+from sims_kit.errors import DataError, SettingError
 from sims_kit.plotting import style
 
 CURVES = {"val_loss": "validation loss", "val_median_f1": "median F1", "val_accuracy_weighted": "weighted accuracy"}
-FINAL_EPOCHS = 10  # the thesis's
 
 
 def method_scores(
@@ -23,7 +20,6 @@ def method_scores(
     hue: str | None = None,
     highlight: str | None = None,
     reference: str | None = None,
-    axes: Sequence[Axes] | None = None,
 ) -> np.ndarray:
     """Draw a score of every method with its interval, one panel per task.
 
@@ -32,11 +28,9 @@ def method_scores(
 
     Parameters
     ----------
-    scores
-        One row per method, and per ``task`` if there are several: ``method``, the score and the same with ``_low`` and
-        ``_high``; ``unlabelled_percent`` where cells were rejected. Its order is that of the figure.
-    score
-        The column to draw.
+    scores, score
+        One row per method, and per ``task`` if there are several: ``method``, the column `score` and the same with
+        ``_low`` and ``_high``; ``unlabelled_percent`` where cells were rejected. Its order is that of the figure.
     rows
         The column of the names at the left, such as ``"target"`` or ``"class"`` instead of methods.
     hue
@@ -45,8 +39,6 @@ def method_scores(
         A name at the left to draw in orange, its score as a line through the panel.
     reference
         A column to draw as ticks beside the scores, such as the true value. The legend has its name.
-    axes
-        One per task, returned as an array.
 
     Examples
     --------
@@ -56,16 +48,17 @@ def method_scores(
     """
     scores = scores if "task" in scores else scores.assign(task="")
     keys = [column for column in ("task", rows, hue) if column is not None]
-    given = [score, f"{score}_low", f"{score}_high"] + ([] if reference is None else [reference])
-    style.check_table(scores, keys + given, few=hue)
-    if scores.duplicated(keys).any():
-        raise SettingError(f"A {rows} has several scores; pass the column that tells them apart as hue, or some rows.")
-    tasks, names = scores["task"].unique(), scores[rows].unique()
+    if not len(scores) or scores.duplicated(keys).any():
+        found = f"A {rows} has several scores" if len(scores) else "There are no scores"
+        raise SettingError(f"{found}; pass the column that tells them apart as hue, or some rows.")
+    tasks, names, largest = scores["task"].unique(), scores[rows].unique(), scores[f"{score}_high"].max()
     groups = [(None, scores)] if hue is None else list(scores.groupby(hue, sort=False))
-    shape = (1, len(tasks)) if axes is not None else (-(-len(tasks) // 4), min(4, len(tasks)))
+    if len(groups) > len(style.COLOURS):
+        raise SettingError(f"{len(groups)} {hue}s are too many to tell apart; pass the rows of seven or fewer.")
+    shape = -(-len(tasks) // 4), min(4, len(tasks))
     width = max(4, 2.2 * shape[1]) + 0.07 * max(len(str(name)) for name in names) + (0 if hue is None else 2)
     height = shape[0] * (0.9 + style.ROW * len(names) * max(1, len(groups) / 2))
-    axes = style.panels(axes, shape, (width, height), sharey=True).ravel()
+    axes = plt.subplots(*shape, figsize=(width, height), layout="constrained", sharey=True, squeeze=False)[1].ravel()
     for ax in axes[len(tasks) :]:
         ax.set_axis_off()
     special = {UNKNOWN: style.GREY, highlight: style.ORANGE}
@@ -88,47 +81,35 @@ def method_scores(
             style.beside(ax, [f"{share:.0f} %" if share > 0 else "" for share in table["unlabelled_percent"]])
         style.name_rows(ax, names)
         ax.set(title=task, xlabel=style.words(score))
-        if scores[f"{score}_high"].max() <= 1:
+        if largest <= 1:
             ax.set_xlim(min(ax.get_xlim()[0], 0.8), 1.02)  # a fifth at least, so that a hundredth looks small
     if reference is not None:
         ax.plot([], [], color=style.GREY, label=reference, **tick)
     if hue is not None:
-        style.legend_beside(ax)
+        ax.legend(frameon=False, fontsize=style.FONT, **style.BESIDE)
     return axes[: len(tasks)]
 
 
-def ablation(
-    epochs: pd.DataFrame, scores: pd.DataFrame | None = None, *, axes: Sequence[Axes] | None = None
-) -> np.ndarray:
+def ablation(epochs: pd.DataFrame, scores: pd.DataFrame | None = None) -> np.ndarray:
     """Draw trainings with fewer and fewer cells: the thesis's four panels (figures 0.17 to 0.19).
 
     (a) Median F1 on validation cells, mean over the final ten epochs, against the proportion of training cells.
     (b) Validation loss, (c) median F1 and (d) weighted accuracy by epoch, a line for each proportion. Lines are means
     over the seeds; bars and bands span the seeds.
 
-    Parameters
-    ----------
-    epochs
-        One row per proportion, seed and epoch, as ``ablation(...).epochs``: ``method``, ``proportion``, ``seed``,
-        ``epoch``, ``n_training_cells``, ``val_loss``, ``val_median_f1``, ``val_accuracy_weighted``. If there are
-        several methods, the first one is drawn.
-    scores
-        ``ablation(...).scores``; adds to panel (a) the median F1 on the test cells with its interval.
-    axes
-        (4,), returned as an array.
+    `epochs` and `scores` are tables of `sims_kit.studies.ablation`; of several methods the first one is drawn. The
+    scores add to panel (a) the median F1 on the test cells with its interval.
 
-    Examples
-    --------
     >>> found = sk.studies.ablation(cells, "cell_type")  # doctest: +SKIP
     >>> axes = sk.plotting.ablation(found.epochs, found.scores)  # doctest: +SKIP
     """
-    style.check_table(epochs, ["method", "proportion", "seed", "epoch", "n_training_cells", *CURVES])
+    if not len(epochs):
+        raise DataError("The table of epochs has no rows; only SIMS has epochs.")
     method = epochs["method"].iloc[0]
     epochs = epochs[epochs["method"] == method].sort_values(["proportion", "epoch"])
-    axes = style.panels(axes, (2, 2), (10, 6.4)).ravel()
-    last = epochs.groupby(["proportion", "seed"]).tail(FINAL_EPOCHS)
-    final = last.groupby(["proportion", "seed"])["val_median_f1"].mean().groupby("proportion")
-    final = final.agg(median_f1="mean", median_f1_low="min", median_f1_high="max").reset_index()
+    axes = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")[1].ravel()
+    final = epochs.groupby(["proportion", "seed"])["val_median_f1"].agg(lambda own: own.tail(10).mean())
+    final = final.groupby("proportion").agg(median_f1="mean", median_f1_low="min", median_f1_high="max").reset_index()
     lines = [(final, 1, style.BLUE, "o", "validation, final ten epochs")]
     if scores is not None:
         test = scores[scores["method"] == method].sort_values("proportion")
@@ -149,7 +130,7 @@ def ablation(
         ax.set(xlabel="epoch", ylabel="", title=f"({letter}) {words}")
         style.log_axis(ax.xaxis)
     style.log_axis(axes[1].yaxis)
-    style.legend_beside(axes[1])
+    axes[1].legend(frameon=False, fontsize=style.FONT, **style.BESIDE)
     for ax in axes:
         sns.despine(ax=ax)
     axes[0].figure.suptitle(method, fontsize=style.FONT + 2)

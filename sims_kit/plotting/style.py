@@ -15,43 +15,24 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullLocator
 
 from sims_kit.calibration import UNKNOWN
-from sims_kit.errors import DataError, LabelError, SettingError, UnknownNameError
+from sims_kit.errors import LabelError
 from sims_kit.text import label_text
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"  # two of Okabe and Ito's palette, and a grey between them
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY)
 MARKERS = "osD^vPX"  # one per colour, for readers who cannot tell colours apart
 MATRIX_COLOURS = "viridis"
+BESIDE = dict(loc="center left", bbox_to_anchor=(1.01, 0.5))  # where a legend is outside of the data
 FONT = 9.0  # points, of names; smaller on given Axes with less room
 ROW = 0.22  # inches per name at that size
 COLUMN = 0.18  # inches per upright name at that size
 
 
-def checked_labels(labels: Sequence, argument: str) -> pd.Series:
-    """Labels as strings, one per cell, numbered from 0; missing ones as ``"(no label)"``."""
-    values = label_text(labels).reset_index(drop=True)
-    if not len(values):
-        raise LabelError(f"{argument} is empty; expected one label per cell. Was every cell filtered out?")
-    return values.fillna("(no label)").astype(str)
-
-
-def check_lengths(**arguments: Sequence) -> None:
-    """Raise an error unless all arguments have one entry per cell."""
-    lengths = {name: len(values) for name, values in arguments.items()}
-    if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-        raise LabelError(f"Expected one entry per cell, in the same order; the lengths differ ({found}).")
-
-
-def check_table(table: pd.DataFrame, columns: Sequence[str], few: str | None = None) -> None:
-    """Raise an error if a column is missing, the table is empty, or the column `few` has more values than colours."""
-    for column in columns:
-        if column not in table:
-            raise UnknownNameError("column of the table", column, table.columns)
-    if not len(table):
-        raise DataError("The table has no rows, so there is nothing to draw; expected one or more.")
-    if few is not None and (n := table[few].nunique()) > len(COLOURS):
-        raise SettingError(f"{n} {few}s are too many to tell apart; pass the rows of {len(COLOURS)} or fewer.")
+def checked_labels(labels: Sequence) -> np.ndarray:
+    """Labels as text, one per cell; missing ones as ``"(no label)"``."""
+    if not len(labels):
+        raise LabelError("There are no labels; expected one per cell. Was every cell filtered out?")
+    return label_text(labels).fillna("(no label)").to_numpy()
 
 
 def new_axes(width: float, height: float, *, names: Sequence = (), names_below: Sequence = ()) -> Axes:
@@ -60,15 +41,6 @@ def new_axes(width: float, height: float, *, names: Sequence = (), names_below: 
     height = max(height, 2 if len(names_below) else 0)  # the label of a matrix's colour bar needs 2 inches
     left, below = (letter * max((len(str(name)) for name in some), default=0) for some in (names, names_below))
     return plt.subplots(figsize=(width + left + 0.5, height + below + 0.8), layout="constrained")[1]
-
-
-def panels(axes: Sequence[Axes] | None, shape: tuple[int, int], size: tuple[float, float], **options) -> np.ndarray:
-    """The given Axes, or new ones on a figure of this size (inches), as an array of `shape`."""
-    if axes is None:
-        axes = plt.figure(figsize=size, layout="constrained").subplots(*shape, squeeze=False, **options)
-    if np.size(axes) != np.prod(shape):
-        raise SettingError(f"{np.size(axes)} axes for {np.prod(shape)} panels; pass one for each.")
-    return np.reshape(axes, shape)
 
 
 def name_rows(ax: Axes, names: Sequence) -> None:
@@ -124,11 +96,6 @@ def log_axis(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:,g}")
-
-
-def legend_beside(ax: Axes) -> None:
-    """Put the legend at the right of the Axes, outside the data."""
-    ax.legend(frameon=False, fontsize=FONT, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def words(metric: str) -> str:

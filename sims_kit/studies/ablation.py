@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from sims_kit.cells.splits import stratified_split
 from sims_kit.errors import SettingError
-from sims_kit.studies.resampling import TRANSFER_SCORES, differences, intervals, mean_over_seeds, resample
+from sims_kit.studies.resampling import differences, intervals, mean_over_seeds, resample
 from sims_kit.studies.runs import Methods, Tables, plain_cells, run_all
 
 EPOCH_METRICS = [
@@ -27,16 +27,15 @@ def ablation(
     proportions: Sequence[float] = (0.01, 0.03, 0.06, 0.1, 0.3, 1.0),
     methods: Methods = ("SIMS, default", "linear SVM"),
     seeds: int | Sequence[int] = (0, 1, 2),
-    test: float = 0.2,
     n_bootstrap: int = 1000,
     folder: str | os.PathLike | None = None,
     n_jobs: int = 1,
 ) -> Tables:
     """Train on smaller and smaller parts of the training cells, and test on the same cells (thesis section 0.3.5).
 
-    The test cells are set aside once, where the thesis has a test set for each proportion. So differences are due to
-    the training cells alone and can be paired by cell. Training cells are drawn class by class; a class whose share is
-    less than half a cell keeps one cell. For one seed, a smaller set is part of each larger one.
+    A fifth of each class is set aside once (the thesis has a test set for each proportion), so that differences are due
+    to the training cells alone and can be paired by cell. Training cells are drawn class by class, at least one of
+    each. For one seed, a smaller set is part of each larger one.
 
     Parameters
     ----------
@@ -44,12 +43,9 @@ def ablation(
         Cells x genes, counts or log-normalised, and the `obs` column with the labels.
     proportions
         Of the training cells, above 0 to 1; losses are measured from 1.
-    methods
-        Names of `METHODS`, or functions from a seed to an unfitted estimator, by name.
-    seeds
-        Each decides which cells are drawn, and whatever is random in the method.
-    test
-        Share of all cells, stratified by class.
+    methods, seeds
+        Names of `METHODS`, or functions from a seed to an unfitted estimator, by name. A seed decides which cells are
+        drawn, and whatever is random in the method.
     n_bootstrap
         Draws of cells and seeds behind each 95 % interval, the columns ``_low`` and ``_high``.
     folder, n_jobs
@@ -59,10 +55,10 @@ def ablation(
     -------
     Tables
         ``scores``, by method and proportion, means over the seeds of ``balanced_accuracy``, ``weighted_accuracy``,
-        ``aggregated_f1``, ``median_f1`` (0 to 1) and ``unknown_percent``; ``n_classes_raised`` classes are not
-        stratified. ``runs``, the same by seed. ``losses``, all training cells minus the proportion, paired by seed and
-        test cell. ``epochs`` of SIMS: losses, scores and ``cpu_seconds`` since the start. ``predictions``, the
-        ``class`` of each test ``cell`` and the one ``predicted``.
+        ``aggregated_f1``, ``median_f1`` (0 to 1) and ``unknown_percent``; of ``n_classes_raised`` classes the share is
+        less than half a cell. ``runs``, the same by seed. ``losses``, all training cells minus the proportion, paired
+        by seed and test cell. ``epochs`` of SIMS: losses, scores and ``cpu_seconds`` since the start. ``predictions``,
+        the ``class`` of each test ``cell`` and the one ``predicted``.
 
     Examples
     --------
@@ -73,23 +69,15 @@ def ablation(
     if not proportions or proportions[0] <= 0 or proportions[-1] != 1:
         raise SettingError(f"proportions={proportions}: give numbers above 0 and up to 1, which must be among them.")
     cells = plain_cells(cells, label)
-    split = stratified_split(cells.obs["label"], validation=0, test=test, seed=0)
+    split = stratified_split(cells.obs["label"], validation=0, test=0.2, seed=0)
     pool = cells.obs["label"].iloc[split.train]
     sizes = pool.value_counts()
-    if not len(split.test) or len(sizes) < 2:
-        found = f"test={test} leaves {len(split.test)} test cells, and training cells of {len(sizes)} class"
-        raise SettingError(f"{found}; an ablation needs some, and two classes or more.")
-    if sizes.max() * proportions[0] < 1.5:
-        raise SettingError(
-            f"A proportion of {proportions[0]:g} leaves one cell of each class, and none to validate on. "
-            f"Give {1.5 / sizes.max():.2g} or more: {len(pool):,} training cells, {len(sizes)} classes."
-        )
 
     def parts(proportion: float, seed: int) -> tuple:
         return cells[split.train[_drawn(pool, proportion, seed)]], {"": cells[split.test]}
 
     cases = [{"proportion": proportion} for proportion in proportions]
-    kept = dict(data=[cells], settings=test, folder=folder, n_jobs=n_jobs, desc="ablation")
+    kept = dict(data=[cells], folder=folder, n_jobs=n_jobs, desc="ablation")
     table, epochs = run_all(parts, methods, cases, seeds, **kept)
     predictions = table[[*RUN, "cell", "class", "predicted"]]
     facts = table.groupby(RUN, sort=False)[["n_training_cells", "fit_cpu_seconds"]].first().reset_index()
@@ -100,7 +88,7 @@ def ablation(
     of_all = facts.drop(columns="seed").groupby(RUN[:2]).mean().reset_index()
     scores = of_all.merge(intervals(means, RUN[:2]), how="right")
     scores = scores.astype({"n_training_cells": int, "n_classes_raised": int})
-    losses = differences({key: (means[key[0], 1.0], means[key]) for key in means}, RUN[:2], TRANSFER_SCORES)
+    losses = differences({key: (means[key[0], 1.0], means[key]) for key in means}, RUN[:2])
     return Tables(
         scores=scores,
         losses=scores[[*RUN[:2], "n_training_cells"]].merge(losses),

@@ -8,7 +8,7 @@ from anndata import AnnData
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from sims_kit.estimator import as_cells, obs_values
-from sims_kit.studies.resampling import LABELLED_SCORES, differences, intervals, resample, score_labelled
+from sims_kit.studies.resampling import differences, intervals, resample, score_labelled
 from sims_kit.studies.runs import Methods, Tables, plain_cells, run_all
 
 
@@ -33,10 +33,8 @@ def compare(
     X, y, groups
         Cells x genes, counts or log-normalised, and the label and the donor or sample of each cell; with AnnData also
         the `obs` columns of these. No group is in training and test of one fold.
-    cv
-        Number of folds, stratified by label or made of groups; or a splitter of scikit-learn.
-    seed
-        Of the folds and the methods.
+    cv, seed
+        Number of folds, stratified by label or made of groups, or a splitter of scikit-learn; of folds and methods.
 
     Returns
     -------
@@ -75,6 +73,6 @@ def compare(
     seconds = table.groupby(["method", "fold"])[["fit_cpu_seconds", "predict_cpu_seconds"]].first()
     return Tables(
         scores=scores.merge(seconds.groupby("method").mean().reset_index()),
-        differences=differences({key: (first, second) for key, second in others}, ["method"], LABELLED_SCORES),
+        differences=differences({key: (first, second) for key, second in others}, ["method"], list(first)),
         predictions=table[["method", "fold", "cell", "class", "predicted", "confidence"]],
     )

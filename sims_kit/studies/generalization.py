@@ -14,7 +14,7 @@ from sims_kit.cells.matrix import detect_scale
 from sims_kit.cells.splits import stratified_split
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.estimator import obs_values
-from sims_kit.studies.resampling import SCORES, TRANSFER_SCORES, differences, intervals, mean_over_seeds, resample
+from sims_kit.studies.resampling import differences, intervals, mean_over_seeds, resample, score_counts
 from sims_kit.studies.runs import Methods, Tables, plain_cells, run_all
 from sims_kit.text import label_text
 
@@ -30,15 +30,14 @@ def generalization(
     which: str | Sequence[str] | None = None,
     leave_one_out: bool = False,
     seeds: int | Sequence[int] = (0, 1, 2),
-    held_out: float = 0.2,
     n_bootstrap: int = 1000,
     folder: str | os.PathLike | None = None,
     n_jobs: int = 1,
 ) -> Tables:
     """Train on each group of cells and test on every other (thesis section 0.3.4, figures 0.15 and 0.16).
 
-    Some cells of the training group are held out. The score on them is the reference: a drop from there is due to the
-    new group. A class that the training group lacks cannot be found in the target; its cells are counted separately.
+    A fifth of each class of the training group is held out. The score on it is the reference: a drop from there is due
+    to the new group. Cells of a class that the training group lacks cannot be found and are counted separately.
 
     Parameters
     ----------
@@ -48,8 +47,6 @@ def generalization(
         The `obs` columns with the labels and with the groups (tissue, region, donor, protocol); no `by` with a mapping.
     which, leave_one_out
         The groups to train on, all by default; or to leave out, one at a time, as for a new donor.
-    held_out
-        Share of the cells of the training groups, stratified by class.
     methods, seeds, n_bootstrap, folder, n_jobs
         As in `ablation`.
 
@@ -67,25 +64,27 @@ def generalization(
     >>> found = generalization(cells, "cell_type", by="region", which="MTG", methods="linear SVM", seeds=0)
     >>> found.drops.query("score == 'median_f1'")
     """
-    if not 0 < held_out < 1:
-        raise SettingError(f"held_out={held_out}: give a share between 0 and 1, such as 0.2.")
     groups = _groups(cells, label, by)
     sources = _sources(groups, which, leave_one_out)
 
     def parts(trained_on: str, seed: int) -> tuple:
-        source = _joined([groups[name] for name in sources[trained_on]])
-        split = stratified_split(source.obs["label"], validation=0, test=held_out, seed=seed)
+        source = [groups[name] for name in sources[trained_on]]  # on the genes that all of them have
+        genes = shared_genes([list(part.var_names) for part in source])
+        values = [align_genes(part.var, genes).apply(sp.csr_matrix(part.X)) for part in source]
+        obs = pd.concat([part.obs for part in source])
+        source = AnnData(sp.vstack(values, format="csr"), obs=obs, var=pd.DataFrame(index=genes))
+        split = stratified_split(source.obs["label"], validation=0, test=0.2, seed=seed)
         targets = {name: part for name, part in groups.items() if name not in sources[trained_on]}
         return source[split.train].copy(), {trained_on: source[split.test].copy()} | targets
 
     cases = [{"trained_on": name} for name in sources]
-    kept = dict(settings=[list(groups), held_out, leave_one_out], folder=folder, n_jobs=n_jobs, desc="generalization")
+    kept = dict(settings=[list(groups), leave_one_out], folder=folder, n_jobs=n_jobs, desc="generalization")
     table, _ = run_all(parts, methods, cases, seeds, data=list(groups.values()), **kept)
     table.insert(4, "in_distribution", table["target"] == table["trained_on"])
     drawn = {}
     for number, (_, part) in enumerate(table[table["seen"]].groupby("target", sort=False)):
         drawn |= resample(part, [*KEYS, "seed"], n_bootstrap, seed=number)
-    nothing = pd.DataFrame(np.nan, range(1 + n_bootstrap), list(SCORES))  # where a target has no class of the training
+    nothing = pd.DataFrame(score_counts(np.zeros((1 + n_bootstrap, 1, 2))))  # a target without a class of the training
     means = mean_over_seeds({key: drawn.get(key, nothing) for key in table.groupby([*KEYS, "seed"], sort=False).groups})
     scores = _sizes(table).merge(intervals(means, KEYS), on=KEYS)
     scores["weighted_accuracy_of_all"] = scores["weighted_accuracy"].fillna(0) * (1 - scores["unseen_percent"] / 100)
@@ -95,7 +94,7 @@ def generalization(
     percent = 100 * unseen["predicted"].value_counts(normalize=True).rename("percent")
     return Tables(
         scores=scores,
-        drops=differences(pairs, KEYS[:3], TRANSFER_SCORES),
+        drops=differences(pairs, KEYS[:3]),
         unseen=unseen["cell"].nunique().rename("n_cells").reset_index().merge(percent.reset_index()),
         predictions=table[[*KEYS, "seed", "cell", "class", "seen", "predicted"]],
     )
@@ -104,10 +103,8 @@ def generalization(
 def _groups(cells: AnnData | Mapping[str, AnnData], label: str, by: str | None) -> dict[str, AnnData]:
     """The labelled cells of each group; ``obs`` has ``label`` and ``sample``, the name of the group."""
     if isinstance(cells, AnnData) == (by is None):
-        raise SettingError(
-            f"by={by!r} with {type(cells).__name__}: for one AnnData name the obs column of the groups; "
-            "for a mapping of names to AnnData leave it out."
-        )
+        found = f"by={by!r} with {type(cells).__name__}"
+        raise SettingError(f"{found}: name the obs column of the groups for AnnData, and leave it out for a mapping.")
     if by is not None:
         group_of = label_text(obs_values(cells, by))
         if n_without := int(group_of.isna().sum()):
@@ -126,39 +123,31 @@ def _groups(cells: AnnData | Mapping[str, AnnData], label: str, by: str | None) 
 def _sources(groups: Mapping[str, AnnData], which: str | Sequence[str] | None, leave_one_out: bool) -> dict:
     """The groups that train each model, by the name of the model; refuses what would fail after an hour."""
     chosen = list(groups) if which is None else [which] if isinstance(which, str) else list(which)
+    sources = {}
     for name in chosen:
         if name not in groups:
             raise UnknownNameError("group", name, groups)
-    sources = {name: [name] for name in chosen}
-    if leave_one_out:
-        sources = {f"all but {name}": [group for group in groups if group != name] for name in chosen}
-    for name, members in sources.items():
+        members = [group for group in groups if (group == name) != leave_one_out]
         sizes = pd.concat([groups[group].obs["label"] for group in members]).value_counts()
         if len(sizes) < 2 or sizes.max() < 2:
-            found = f"{name}: training needs two classes, and one of two cells or more; found {sizes.to_dict()}"
-            raise LabelError(f"{found}. Leave it out with which=, or choose another column for the groups.")
+            found = f"training needs two classes, and one of two cells or more; found {sizes.to_dict()}"
+            raise LabelError(f"{members}: {found}. Choose others with which=, or another column for the groups.")
         if len(states := {detect_scale(groups[group].X).state for group in members}) > 1:
-            found = f"{name} joins values of different states ({', '.join(sorted(states))})"
-            raise SettingError(f"{found}. Use counts only.")
+            raise SettingError(f"{members} have values of different states ({', '.join(sorted(states))}); use counts.")
+        sources[f"all but {name}" if leave_one_out else name] = members
     return sources
-
-
-def _joined(parts: Sequence[AnnData]) -> AnnData:
-    """All cells on the common genes."""
-    genes = shared_genes([list(part.var_names) for part in parts])
-    matrix = sp.vstack([align_genes(part.var, genes).apply(sp.csr_matrix(part.X)) for part in parts], format="csr")
-    return AnnData(matrix, obs=pd.concat([part.obs for part in parts]), var=pd.DataFrame(index=genes))
 
 
 def _sizes(table: pd.DataFrame) -> pd.DataFrame:
     """How many cells each target has, and which of its classes were not in training."""
-    one_seed = table[table["seed"] == table["seed"].iloc[0]]
-    rows = []
-    for key, part in one_seed.groupby(KEYS, sort=False):
-        unseen = part.loc[~part["seen"], "class"]
-        row = dict(zip(KEYS, key, strict=True)) | {"n_seeds": table["seed"].nunique()}
-        row |= {"n_training_cells": part["n_training_cells"].iloc[0], "n_cells": len(part)}
-        row |= {"n_classes": part["class"].nunique(), "n_unseen_cells": len(unseen)}
-        row |= {"unseen_percent": 100 * len(unseen) / len(part), "unseen_classes": ", ".join(sorted(set(unseen)))}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    table = table.assign(unseen=table["class"].mask(table["seen"]), n_seeds=table["seed"].nunique())
+    groups = table[table["seed"] == table["seed"].iloc[0]].groupby(KEYS, sort=False)
+    return groups.agg(
+        n_seeds=("n_seeds", "first"),
+        n_training_cells=("n_training_cells", "first"),
+        n_cells=("class", "size"),
+        n_classes=("class", "nunique"),
+        n_unseen_cells=("unseen", "count"),
+        unseen_percent=("unseen", lambda names: 100 * names.count() / len(names)),
+        unseen_classes=("unseen", lambda names: ", ".join(sorted(names.dropna().unique()))),
+    ).reset_index()

@@ -1,7 +1,7 @@
 """Inference on tissue cultures (thesis section 0.3.7, figures 0.20 and 0.21): train on primary tissue, label organoids.
 
-The true labels of a culture are not known. So the labels come with the confidence of the model, compared with that in
-primary cells that it has not seen. `check_gene_set` says whether it uses genes of cell stress.
+The true labels of a culture are not known, so the model's confidence is compared with that in primary cells that it has
+not seen. `check_gene_set` says whether it uses genes of cell stress.
 """
 
 import pandas as pd
@@ -14,7 +14,6 @@ from sims_kit.cells.splits import stratified_split
 from sims_kit.datasets import load
 from sims_kit.errors import SettingError
 from sims_kit.estimator import obs_values
-from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.studies.runs import Tables
 from sims_kit.text import label_text
@@ -28,8 +27,6 @@ def inference(
     label: str | None = None,
     sample: str | None = None,
     model: Model | None = None,
-    threshold: float = 0.5,
-    test: float = 0.2,
     seed: int = 0,
     **settings,
 ) -> Tables:
@@ -38,28 +35,24 @@ def inference(
     Parameters
     ----------
     primary, culture
-        Cells x genes of any gene sets; AnnData, or a dataset name or path. A share of the labelled primary cells is
-        kept from training and is the test set; with a `model` all of them are, so pass cells that it has not seen.
+        Cells x genes of any gene sets; AnnData, or a dataset name or path.
     label, sample
         The `obs` columns of `primary` with the labels, and of `culture` with its organoid, line or donor; None for
         those that the registry knows.
     model
-        A fitted classifier, or its path, if it is not to be trained here.
-    threshold
-        Confidence below which a cell is ``"Unknown"``.
-    test, seed
-        Share of `primary` that is the test set, of each class; seed of the split and the training.
-    **settings
-        As in `sims_kit.fit`: ``recipe``, ``max_epochs``, ...
+        A fitted classifier, or its path. By default one is trained without a fifth of the primary cells, the test set;
+        of a given one all primary cells are, so pass cells that it has not seen.
+    seed, **settings
+        Of the split and the training; as in `sims_kit.fit`: ``recipe``, ``max_epochs``, ...
 
     Returns
     -------
     Tables
-        ``cells`` of each ``tissue`` (``"primary"``, the test set, or ``"culture"``) and ``sample``: ``label``,
-        ``confidence``, ``best_label``, ``second_label``. ``composition``, the ``percent`` of each sample's cells by
-        class, with Wilson's 95 % interval. ``confidence`` by sample (``"all"``: the whole culture), and its shift from
-        the primary test set, with Welch's. Intervals cover the drawing of cells, and neither wrong predictions nor
-        other samples. And the ``model``.
+        ``cells`` of each ``tissue`` (``"primary"``, the test set, or ``"culture"``) and ``sample``: ``label``
+        (``"Unknown"`` under a confidence of 0.5), ``confidence``, ``best_label``, ``second_label``. ``composition``,
+        the ``percent`` of each sample's cells by class, with Wilson's 95 % interval. ``confidence`` by sample
+        (``"all"``: the whole culture), and its shift from the primary test set, with Welch's. Intervals cover the
+        drawing of cells, and neither wrong predictions nor other samples. And the ``model``.
 
     Examples
     --------
@@ -71,38 +64,26 @@ def inference(
     sample = sample or culture.uns.get("sims_kit", {}).get("sample")
     if label is None:
         raise SettingError('Which obs column of the primary tissue holds the labels? Pass label="cell_type", or so.')
-    if not 0 < test < 1:
-        raise SettingError(f"test={test!r}: give a share between 0 and 1, such as 0.2.")
     truth = label_text(obs_values(primary, label))
     samples = "all" if sample is None else label_text(obs_values(culture, sample)).fillna("(no sample)").to_numpy()
     if model is None:
-        split = stratified_split(truth, validation=0, test=test, seed=seed)
+        split = stratified_split(truth, validation=0, test=0.2, seed=seed)
         model = fit(primary[split.train].copy(), label, seed=seed, test=0, **settings)
         primary = primary[split.test]
-    model = fitted_model(model)
-    parts = (("primary", "test set", primary), ("culture", samples, culture))
-    cells = pd.concat([_labels(*part, model, threshold) for part in parts], ignore_index=True)
-    composition = _composition(cells, model.classes)
-    return Tables(cells=cells, composition=composition, confidence=_confidence(cells), model=model)
-
-
-def _labels(tissue: str, sample, cells: AnnData, model: SIMSClassifier, threshold: float) -> pd.DataFrame:
-    """The labels of one tissue."""
-    obs = annotate(cells, model, copy=True).obs.astype({"sims_label": object, "sims_second_label": object})
-    label = obs["sims_label"].where(obs["sims_confidence"] >= threshold, UNKNOWN)
-    found = {"tissue": tissue, "cell": obs.index, "sample": sample, "label": label}
-    found |= {"confidence": obs["sims_confidence"], "best_label": obs["sims_label"]}
-    return pd.DataFrame(found | {"second_label": obs["sims_second_label"]})
-
-
-def _composition(cells: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """Share of each class in each sample, classes that are not found there included."""
-    rows = []
+    model, tables = fitted_model(model), []
+    for tissue, sample, cells in (("primary", "test set", primary), ("culture", samples, culture)):
+        obs = annotate(cells, model, copy=True).obs.astype({"sims_label": object, "sims_second_label": object})
+        found = {"tissue": tissue, "cell": obs.index, "sample": sample}
+        found |= {"label": obs["sims_label"].where(obs["sims_confidence"] >= 0.5, UNKNOWN)}
+        found |= {"confidence": obs["sims_confidence"], "best_label": obs["sims_label"]}
+        tables.append(pd.DataFrame(found | {"second_label": obs["sims_second_label"]}))
+    cells, composition = pd.concat(tables, ignore_index=True), []
     for (tissue, sample), part in cells.groupby(["tissue", "sample"], sort=False):
-        counts = part["label"].value_counts().reindex([*classes, UNKNOWN], fill_value=0)
-        named = {"tissue": tissue, "sample": sample}
-        rows += [named | {"class": name, "n_cells": n} | _percent(n, len(part)) for name, n in counts.items()]
-    return pd.DataFrame(rows)
+        for name in [*model.classes, UNKNOWN]:
+            n_cells = (part["label"] == name).sum()
+            row = {"tissue": tissue, "sample": sample, "class": name, "n_cells": n_cells}
+            composition.append(row | _percent(n_cells, len(part)))
+    return Tables(cells=cells, composition=pd.DataFrame(composition), confidence=_confidence(cells), model=model)
 
 
 def _confidence(cells: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
 from itertools import combinations
 
 import numpy as np
@@ -17,20 +16,19 @@ from sims_kit.annotation import Model, predict_probabilities
 from sims_kit.cells.loaders import CellDataset
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.datasets.simulate import STRESS_GENES
-from sims_kit.errors import DataError, GeneError, LabelError, SettingError, UnknownNameError
+from sims_kit.errors import DataError, GeneError, LabelError, SettingError
 from sims_kit.estimator import obs_values
 from sims_kit.explanation import Explanation, explain
+from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.progress import progress_bar
-from sims_kit.studies.methods import METHODS
+from sims_kit.studies.methods import METHODS, known
 from sims_kit.text import examples, label_text
 
 RANKINGS = ("SIMS masks", "SIMS contributions", "logistic regression", "linear SVM", "Wilcoxon")
 CELL_RANKINGS = ("SIMS masks", "SIMS contributions", "random", "random matched by expression")
 NUMBERS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)  # of genes, about evenly spaced in their logarithm
 BLOCK = 20  # genes of similar expression among which the scores of a cell are shuffled
-N_BINS = 20  # groups of genes by expression, of equal numbers, within which genes are exchanged
-GENES_PER_BIN = 10  # at least: a smaller bin offers too few genes to exchange
 
 
 def rank_genes(
@@ -46,7 +44,7 @@ def rank_genes(
     >>> rankings = sk.studies.rank_genes(model, cells, "cell_type", ["SIMS contributions", "Wilcoxon"])
     >>> rankings["Wilcoxon"].loc["B cell"].nlargest(10)
     """
-    methods, model = _known(methods, RANKINGS), fitted_model(model)
+    methods, model = known(methods, RANKINGS), fitted_model(model)
     labels = label_text(obs_values(cells, label))
     if labels.isna().any() or labels.nunique() < 2:
         found = f"{labels.nunique()} classes and {labels.isna().sum()} cells without a label"
@@ -76,17 +74,16 @@ def marker_recovery(rankings: Mapping[str, pd.DataFrame], markers: pd.DataFrame,
     >>> recovery = sk.studies.marker_recovery(rankings, factors > 1)
     >>> recovery.groupby("method")["precision_at_k"].mean()
     """
-    if markers.to_numpy().dtype != bool:
-        raise DataError(f"markers is {markers.to_numpy().dtype}; expected True and False, such as factors > 1.")
-    if not 1 <= k <= markers.shape[1]:
-        raise SettingError(f"k={k}: expected a number of genes from 1 to {markers.shape[1]:,}, those of the markers.")
+    if not 1 <= k <= markers.shape[1] or markers.to_numpy().dtype != bool:
+        found = f"k={k} and {markers.shape[1]:,} genes, markers of {markers.to_numpy().dtype}"
+        raise SettingError(f"{found}: expected k from 1 to all genes, and True and False, such as factors > 1.")
     rows = []
     for method, ranking in rankings.items():
-        aligned = ranking.reindex(index=markers.index, columns=markers.columns)
+        aligned = ranking.reindex_like(markers)
         if ranking.shape != markers.shape or aligned.isna().to_numpy().any():
-            found = f"The ranking of {method!r}, {ranking.shape[0]} classes x {ranking.shape[1]:,} genes"
+            found = f"The ranking of {method!r}, {ranking.shape[0]} classes x {ranking.shape[1]:,} genes, does not fit"
             expected = f"a score for each of the {markers.shape[0]} x {markers.shape[1]:,} of the markers, and no more"
-            raise DataError(f"{found}, does not fit. Expected {expected}; select the same in both, as by reindex.")
+            raise DataError(f"{found}. Expected {expected}.")
         for (label, scores), true in zip(aligned.iterrows(), markers.to_numpy(), strict=True):
             scores, precision, area = scores.to_numpy(), np.nan, np.nan
             if true.any():
@@ -109,8 +106,8 @@ def faithfulness(
 ) -> pd.DataFrame:
     """Measure how predictions change when each cell loses its top genes (deletion), or all others (insertion).
 
-    After Petsiuk et al. (BMVC 2018, arXiv:1806.07421), with genes in place of pixels. Genes are ranked for each cell
-    among those that it expresses; a deleted gene is set to zero in the log-normalised values that the model reads.
+    After Petsiuk et al. (BMVC 2018, arXiv:1806.07421). Genes are ranked for each cell among those that it expresses; a
+    deleted gene is set to zero in the log-normalised values that the model reads.
 
     Parameters
     ----------
@@ -120,10 +117,8 @@ def faithfulness(
         Any of ``"SIMS masks"``, ``"SIMS contributions"``, ``"random"`` and ``"random matched by expression"``, which
         shuffles contributions among each twenty genes of similar value in the cell; or scores by name (CSR, cells x
         genes of the model, with an entry for each expressed gene).
-    numbers
-        How many genes are deleted, or kept; all of them are added to the list.
-    seed
-        Of the random orders, and of the order of equal scores.
+    numbers, seed
+        How many genes are deleted, or kept, to which all are added; of random orders and of the order of equal scores.
 
     Returns
     -------
@@ -137,21 +132,19 @@ def faithfulness(
     >>> sns.relplot(curves, kind="line", x="n_genes", y="probability", hue="method", col="curve")
     """
     given = methods if isinstance(methods, Mapping) else {}
-    names, model = list(given) or _known(methods, CELL_RANKINGS), fitted_model(model)
+    names, model = list(given) or known(methods, CELL_RANKINGS), fitted_model(model)
     values = log_normalised(cells, model.genes, layer=layer).copy()  # may share its indices with the caller's matrix
     values.eliminate_zeros()
     explanation = None if given or names == ["random"] else explain(model, cells, layer=layer)
-    predicted = predict_probabilities(model, _batches(values)).argmax(axis=1)
+    predicted = _probabilities(model, values).argmax(axis=1)
     most = int(np.diff(values.indptr).max())
     numbers = [*sorted({number for number in numbers if number < most}), most]
     rows = []
     for name in progress_bar(names, desc="deleting genes", unit="method"):
         scores = sparse.csr_matrix(given[name] if given else _scores_per_cell(name, values, explanation, seed))
         if not (np.array_equal(scores.indptr, values.indptr) and np.array_equal(scores.indices, values.indices)):
-            raise DataError(
-                f"The scores of {name!r} are {scores.shape[0]:,} x {scores.shape[1]:,} with {scores.nnz:,} entries; "
-                f"expected {values.shape[0]:,} x {values.shape[1]:,} and the entries of what cells express."
-            )
+            found, expected = (f"{some.shape[0]:,} x {some.shape[1]:,} with {some.nnz:,}" for some in (scores, values))
+            raise DataError(f"The scores of {name!r} are {found} entries; expected {expected}, of what cells express.")
         order = np.lexsort((np.random.default_rng(seed).random(values.nnz), -scores.data, _rows(values)))
         ranks = np.empty(values.nnz, np.int32)  # 1 for the highest score of a cell, equal ones in random order
         ranks[order] = np.arange(values.nnz) - values.indptr[_rows(values)] + 1
@@ -160,112 +153,79 @@ def faithfulness(
                 left = values.copy()
                 left.data *= (ranks <= number) == (curve == "insertion")
                 left.eliminate_zeros()
-                found = predict_probabilities(model, _batches(left))
+                found = _probabilities(model, left)
                 own = found[np.arange(len(found)), predicted].mean(dtype=float)
                 rows.append((name, curve, number, own, (found.argmax(axis=1) == predicted).mean()))
     return pd.DataFrame(rows, columns=["method", "curve", "n_genes", "probability", "unchanged"])
 
 
-def stability(
-    tables: Sequence[pd.DataFrame] | Mapping[str, pd.DataFrame], *, p: float = 0.9, depth: int = 100
-) -> pd.DataFrame:
+def stability(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Measure how well models agree on the genes of each class: a row with ``rbo`` for every pair of models and class.
 
-    Rankings are compared by rank-biased overlap (Webber, Moffat and Zobel 2010, doi:10.1145/1852102.1852106, equation
-    32): 1 for the same order, 0 for no gene in common, NaN where one of the two has no gene above zero.
+    `tables` are classes x genes, such as `Explanation.class_contributions` of models of other seeds; ``first`` and
+    ``second`` are positions among them. Their first hundred genes are compared by rank-biased overlap (Webber, Moffat
+    and Zobel 2010, doi:10.1145/1852102.1852106, equation 32): 1 for the same order, 0 for no gene in common, NaN where
+    one of the two has no gene above zero. Classes and genes that not all tables have are left out, with a warning.
 
-    Parameters
-    ----------
-    tables
-        Two or more DataFrames, classes x genes, such as `Explanation.class_contributions` of models of other seeds;
-        a mapping gives them names. Classes and genes that not all of them have are left out, with a warning.
-    p, depth
-        Persistence, above 0 and below 1: with 0.9 the first 10 ranks carry 86 % of the weight, with 0.98 the first 50;
-        and ranks to compare at most.
-
-    Examples
-    --------
     >>> tables = [sk.explain(model, cells).class_contributions for model in models]
     >>> sk.studies.stability(tables).groupby("class")["rbo"].mean()
     """
-    if not 0 < p < 1:
-        raise SettingError(f"p={p!r}; expected a number above 0 and below 1.")
-    tables = dict(tables) if isinstance(tables, Mapping) else dict(enumerate(tables))
-    if len(tables) < 2 or not all(isinstance(table, pd.DataFrame) for table in tables.values()):
-        raise DataError("Expected two or more DataFrames, classes x genes: class_contributions of each explanation.")
-    classes, genes = (
-        reduce(lambda names, others: names.intersection(others, sort=False), lists)
-        for lists in zip(*(table.axes for table in tables.values()), strict=True)
-    )
-    if not len(classes) or not len(genes):
+    if len(tables) < 2:
+        raise DataError("Expected two or more tables, classes x genes: class_contributions of each explanation.")
+    first, *others = tables
+    classes = [name for name in first.index if all(name in table.index for table in others)]
+    genes = [name for name in first.columns if all(name in table.columns for table in others)]
+    if not classes or not genes:
         raise GeneError(f"The tables share {len(classes)} classes and {len(genes)} genes. Name both alike in all.")
-    left = {name for table in tables.values() for axis in table.axes for name in axis} - {*classes, *genes}
-    if left:
+    if left := {name for table in tables for axis in table.axes for name in axis} - {*classes, *genes}:
         found = f"Not every table has {len(left):,} classes and genes ({examples(sorted(left, key=str))})"
         warnings.warn(f"{found}; they are left out.", stacklevel=2)
-    rankings = {
-        name: [row[row > 0].nlargest(depth).index for _, row in table.loc[classes, genes].iterrows()]
-        for name, table in tables.items()  # sparse masks leave thousands of genes at zero
-    }
+    rankings = [
+        [list(row[row > 0].nlargest(100).index) for _, row in table.loc[classes, genes].iterrows()]
+        for table in tables  # sparse masks leave thousands of genes at zero
+    ]
     rows = [
-        (a, b, label, rank_biased_overlap(first, second, p))
-        for a, b in combinations(tables, 2)
-        for label, first, second in zip(classes, rankings[a], rankings[b], strict=True)
+        (a, b, label, rank_biased_overlap(one, other))
+        for a, b in combinations(range(len(tables)), 2)
+        for label, one, other in zip(classes, rankings[a], rankings[b], strict=True)
     ]
     return pd.DataFrame(rows, columns=["first", "second", "class", "rbo"])
 
 
 def check_gene_set(
-    explanation: Explanation,
-    cells: AnnData,
-    genes: Sequence[str] = STRESS_GENES,
-    *,
-    top: int = 100,
-    layer: str | None = None,
+    explanation: Explanation, cells: AnnData, genes: Sequence[str] = STRESS_GENES, *, layer: str | None = None
 ) -> pd.DataFrame:
-    """Test how many genes of a set are among the most used genes of each class, against sets of equal expression.
+    """Test how many genes of a set are among the 100 most used genes of each class, against sets of equal expression.
 
     An exact test: each gene of the set is exchanged for a random one of similar mean log-normalised expression. A small
     p-value says that the model uses the genes more than chance, not that this is wrong: they may mark the class. Stress
-    of cells in culture is a set that should not matter (Bhaduri et al. 2020, doi:10.1038/s41586-020-1962-0).
+    of cells in culture is a set that should not matter (Bhaduri et al. 2020, doi:10.1038/s41586-020-1962-0). Use is
+    the mean size of the contribution; of fewer than 1,000 genes a tenth counts as most used.
 
-    Parameters
-    ----------
-    explanation, cells, layer
-        From `explain`, and the cells that were explained, as they were given to it.
-    genes
-        The set, named as the model's genes are; genes that the model does not know are left out.
-    top
-        Number of first genes, by mean size of the contribution, at most a tenth of all.
+    `explanation` is that of the same `cells` by `explain`. Of `genes`, the set, those count that the model knows.
 
-    Returns
-    -------
-    DataFrame
-        For all cells (``"overall"``) and each class: ``contribution``, the share of all contributions that the set
-        holds, by size; ``share``, the share of the set among the `top` genes; ``expected``, ``low`` and ``high``, mean
-        and central 95 % of that share for all sets of equal expression; ``p``, the share of these sets with as many or
-        more, adjusted over the classes (Benjamini and Hochberg).
+    Rows are all cells (``"overall"``) and each class: ``contribution``, the share of all contributions that the set
+    holds, by size; ``share``, the share of the set among the most used genes; ``expected``, ``low`` and ``high``, mean
+    and central 95 % of that share for all sets of equal expression; ``p``, the share of these sets with as many or
+    more, adjusted over the classes (Benjamini and Hochberg).
 
-    Examples
-    --------
     >>> check = sk.studies.check_gene_set(sk.explain(model, cells, groupby="cell_type"), cells)
     >>> check[check["p"] < 0.05]  # classes in which the model relies on stress genes
     """
     if list(cells.obs_names) != list(explanation.cell_names):
-        found = f"{cells.n_obs:,} cells, the explanation has {len(explanation.cell_names):,}"
-        raise DataError(f"There are {found}, or they are in another order; pass the AnnData that was explained.")
+        raise DataError("The cells differ from those of the explanation; pass the AnnData that was explained.")
     names, labels = explanation.gene_names, explanation.labels
     members = np.flatnonzero(names.isin(genes))
     if not len(members):
-        found = f"None of the genes of the set ({examples(genes)}) is among the model's ({examples(names)})"
-        raise GeneError(f"{found}. Name the set as the model names its genes.")
+        raise GeneError(f"None of the genes of the set ({examples(genes)}) is among the model's ({examples(names)}).")
     means = log_normalised(cells, list(names), layer=layer).mean(axis=0, dtype=float).A1
-    bins = np.array_split(np.argsort(means, kind="stable"), max(1, min(N_BINS, len(means) // GENES_PER_BIN)))
+    n_bins = max(1, min(20, len(means) // 10))  # fewer than ten genes would be too few to exchange
+    bins = np.array_split(np.argsort(means, kind="stable"), n_bins)
     sizes, rows, classes = abs(explanation.contributions), [], np.unique(labels)
     for chosen in [slice(None), *(labels == label for label in classes)]:
         own = sizes[chosen]
         total, first = own.sum(axis=0, dtype=float).A1, np.zeros(len(means), bool)
-        order = np.argsort(-total, kind="stable")[: min(top, len(means) // 10)]
+        order = np.argsort(-total, kind="stable")[: min(100, len(means) // 10)]
         first[order] = total[order] > 0  # unused genes have no rank
         chances, shares = np.ones(1), np.arange(len(members) + 1) / len(members)
         for bin_ in bins:
@@ -282,28 +242,22 @@ def check_gene_set(
     return table
 
 
-def rank_biased_overlap(first: Sequence, second: Sequence, p: float = 0.9) -> float:
+def rank_biased_overlap(first: Sequence, second: Sequence) -> float:
     """The extrapolated overlap of two rankings of distinct items, from 0 to 1; NaN if one is empty.
+
+    The first ten ranks carry 86 % of the weight.
 
     >>> rank_biased_overlap("abc", "acb")
     0.955
     """
-    short, long = sorted((list(first), list(second)), key=len)
-    if not short:
+    short, long = sorted((first, second), key=len)
+    if not len(short):
         return np.nan
-    depths, total = np.arange(1, len(long) + 1), len(long)
+    p, depths = 0.9, np.arange(1, len(long) + 1)
     common = np.array([len(set(short[:depth]) & set(long[:depth])) for depth in depths])
-    at_short, at_end = common[len(short) - 1], common[-1]
-    beyond = np.maximum(depths - len(short), 0) * at_short / (len(short) * depths)  # the short one is taken to go on
-    agreement = (common / depths + beyond) @ p**depths * (1 - p) / p
-    return float(agreement + ((at_end - at_short) / total + at_short / len(short)) * p**total)
-
-
-def _known(methods: str | Iterable[str], options: Sequence[str]) -> list[str]:
-    methods = [methods] if isinstance(methods, str) else list(methods)
-    if unknown := [method for method in methods if method not in options]:
-        raise UnknownNameError("method", unknown[0], options)
-    return methods
+    beyond = np.maximum(depths - len(short), 0) * common[len(short) - 1] / len(short)  # the short one is taken to go on
+    agreement = (common + beyond) / depths
+    return float(agreement @ p**depths * (1 - p) / p + agreement[-1] * p ** len(long))
 
 
 def _wilcoxon(values: sparse.csr_matrix, labels: np.ndarray, genes: Sequence[str]) -> pd.DataFrame:
@@ -341,8 +295,7 @@ def _rows(matrix: sparse.csr_matrix) -> np.ndarray:
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
-def _batches(values: sparse.csr_matrix, batch_size: int = 512):
-    """Values that are model input already, as mini-batches."""
-    dataset = CellDataset([])
-    for start in range(0, values.shape[0], batch_size):
-        yield dataset.batch(values[start : start + batch_size], [])
+def _probabilities(model: SIMSClassifier, values: sparse.csr_matrix) -> np.ndarray:
+    """Class probabilities of values that are model input already."""
+    dataset, starts = CellDataset([]), range(0, values.shape[0], 512)
+    return predict_probabilities(model, (dataset.batch(values[start : start + 512], []) for start in starts))

@@ -1,6 +1,6 @@
 """The methods that SIMS is compared with, and SIMS itself, as scikit-learn classifiers by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 
 import numpy as np
@@ -30,12 +30,7 @@ L1 |= {"penalty": "l1"} if LogisticRegression().penalty == "l2" else {"l1_ratio"
 
 
 class LogNormalise(TransformerMixin, BaseEstimator):
-    """From counts, cells x genes, to log1p of 10,000 a cell on the genes of the training cells: what SIMS sees.
-
-    Examples
-    --------
-    >>> make_pipeline(LogNormalise(), LinearSVC(C=0.01)).fit(reference, labels).predict(query)
-    """
+    """From counts, cells x genes, to log1p of 10,000 a cell on the genes of the training cells: what SIMS sees."""
 
     def fit(self, X, y=None) -> "LogNormalise":
         """Remember the genes."""
@@ -71,18 +66,16 @@ class Components(TransformerMixin, BaseEstimator):
         return self.pipeline_.transform(X[:, self.genes_])
 
 
-class FiveFolds:
+class _FiveFolds:
     """Stratified folds: five, or as many as the smallest class has cells."""
 
     def get_n_splits(self, X=None, y=None, groups=None) -> int:
-        """Number of folds."""
         smallest = np.unique(y, return_counts=True)[1].min()
         if smallest < 2:
             raise LabelError("Calibration by cross-validation needs two cells of every class. Leave out smaller ones.")
         return int(min(5, smallest))
 
     def split(self, X, y, groups=None):
-        """Pairs of training and test positions."""
         return StratifiedKFold(self.get_n_splits(X, y)).split(X, y)
 
 
@@ -120,13 +113,6 @@ class CellTypist(ClassifierMixin, BaseEstimator):
         return np.minimum(self.scaler_.transform(X.toarray()), 10)  # CellTypist, too, makes these values dense
 
 
-class _Methods(dict):
-    """Functions from a seed to an unfitted estimator, by name; an unknown name is answered with the nearest ones."""
-
-    def __missing__(self, name: str):
-        raise UnknownNameError("method", name, self)
-
-
 def _on_values(*steps: Callable[..., BaseEstimator]) -> Callable[[int], BaseEstimator]:
     """A method of log-normalised values, from its steps."""
     return lambda seed: make_pipeline(LogNormalise(), *(step(seed) for step in steps))
@@ -136,27 +122,32 @@ def _linear_svm(seed: int) -> LinearSVC:
     return LinearSVC(C=0.01, random_state=seed)  # scikit-learn's 1 overfits values of many genes that are not scaled
 
 
-METHODS = _Methods(
-    {
-        "SIMS, default": lambda seed: SIMS(seed=seed),
-        "SIMS, one network": lambda seed: SIMS({"n_models": 1}, seed=seed),
-        "SIMS, thesis": lambda seed: SIMS("thesis", seed=seed),
-        "logistic regression": _on_values(lambda seed: LogisticRegression(max_iter=1000, random_state=seed)),
-        "L1 logistic regression": _on_values(
-            lambda seed: OneVsRestClassifier(LogisticRegression(**L1, random_state=seed))
-        ),
-        "linear SVM": _on_values(_linear_svm),
-        # Platt's sigmoid, as in Abdelaal et al. (Genome Biology 2019)
-        "linear SVM, calibrated": _on_values(lambda seed: CalibratedClassifierCV(_linear_svm(seed), cv=FiveFolds())),
-        # Alquicira-Hernandez et al. (Genome Biology 2019), without their choice of components
-        "RBF SVM on PCs (scPred's method)": _on_values(
-            Components, lambda seed: CalibratedClassifierCV(SVC(), cv=FiveFolds(), ensemble=False)
-        ),
-        "kNN on PCs": _on_values(Components, lambda seed: KNeighborsClassifier(15)),  # scanpy's usual number
-        "random forest": _on_values(lambda seed: RandomForestClassifier(200, random_state=seed)),
-        "LightGBM": _on_values(
-            lambda seed: import_module("lightgbm").LGBMClassifier(random_state=seed, n_jobs=1, verbose=-1)
-        ),
-        "CellTypist": _on_values(CellTypist),
-    }
-)
+METHODS = {
+    "SIMS, default": lambda seed: SIMS(seed=seed),
+    "SIMS, one network": lambda seed: SIMS({"n_models": 1}, seed=seed),
+    "SIMS, thesis": lambda seed: SIMS("thesis", seed=seed),
+    "logistic regression": _on_values(lambda seed: LogisticRegression(max_iter=1000, random_state=seed)),
+    "L1 logistic regression": _on_values(lambda seed: OneVsRestClassifier(LogisticRegression(**L1, random_state=seed))),
+    "linear SVM": _on_values(_linear_svm),
+    # Platt's sigmoid, as in Abdelaal et al. (Genome Biology 2019)
+    "linear SVM, calibrated": _on_values(lambda seed: CalibratedClassifierCV(_linear_svm(seed), cv=_FiveFolds())),
+    # Alquicira-Hernandez et al. (Genome Biology 2019), without their choice of components
+    "RBF SVM on PCs (scPred's method)": _on_values(
+        Components, lambda seed: CalibratedClassifierCV(SVC(), cv=_FiveFolds(), ensemble=False)
+    ),
+    "kNN on PCs": _on_values(Components, lambda seed: KNeighborsClassifier(15)),  # scanpy's usual number
+    "random forest": _on_values(lambda seed: RandomForestClassifier(200, random_state=seed)),
+    "LightGBM": _on_values(
+        lambda seed: import_module("lightgbm").LGBMClassifier(random_state=seed, n_jobs=1, verbose=-1)
+    ),
+    "CellTypist": _on_values(CellTypist),
+}
+
+
+def known(methods: str | Iterable[str], options: Iterable[str] = METHODS) -> list[str]:
+    """The names of methods; an unknown one is answered with the nearest ones."""
+    methods = [methods] if isinstance(methods, str) else list(methods)
+    for name in methods:
+        if name not in options:
+            raise UnknownNameError("method", name, options)
+    return methods

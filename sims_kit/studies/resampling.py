@@ -7,52 +7,38 @@ import pandas as pd
 import scipy.sparse as sp
 
 from sims_kit.calibration import UNKNOWN
+from sims_kit.metrics import label_scores
 
 TRANSFER_SCORES = ("balanced_accuracy", "weighted_accuracy", "aggregated_f1", "median_f1")
-SCORES = (*TRANSFER_SCORES, "macro_f1", "unknown_percent")
-LABELLED_SCORES = ("accuracy", "macro_f1", "median_f1", "unlabelled_percent")
 BLOCK = 2**24  # weights of drawn cells that are held at once
 
 
 def score_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of tables of counts, as `sims_kit.metrics` has them; a cell labelled `Unknown` is not found.
+    """Scores, 0 to 1, and ``unknown_percent`` of tables of counts; a cell labelled `Unknown` is not found.
 
-    `counts` is (..., classes, labels): cells of each true class with each label, the classes, others, last `Unknown`.
-    Scores are 0 to 1, NaN where there are no cells. ``balanced_accuracy``: mean of sensitivity and specificity of a
-    class (thesis equation 0.3), averaged over classes. ``weighted_accuracy``: share of correct cells.
-    ``aggregated_f1``: F1 of the classes pooled, which is the same where every cell is labelled. ``median_f1``: of the
-    classes that occur. ``macro_f1``: of those that occur or are predicted. ``unknown_percent``: 0 to 100.
+    `counts` is (..., classes, labels), as in `sims_kit.metrics.label_scores`; the last label is `Unknown`.
 
     >>> score_counts([[8, 2, 0], [0, 9, 1]])["weighted_accuracy"]  # 8 of 10, 9 of 10 with one Unknown
     array(0.85)
     """
-    counts = np.asarray(counts, dtype=np.float64)
-    n_classes = counts.shape[-2]
-    sizes, predicted = counts.sum(axis=-1), counts[..., :n_classes].sum(axis=-2)
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    total, unknown = sizes.sum(axis=-1), counts[..., -1].sum(axis=-1)
-    rest, present = total[..., None] - sizes, sizes > 0
-    balanced = (_ratio(hits, sizes) + _ratio(rest - (predicted - hits), rest)) / 2 * present
-    f1, occurs = _ratio(2 * hits, sizes + predicted), counts[..., :-1].sum(axis=-2) > 0
-    occurs[..., :n_classes] |= present
-    values = (
-        _ratio(balanced.sum(axis=-1), present.sum(axis=-1)),
-        _ratio(hits.sum(axis=-1), total),
-        _ratio(2 * hits.sum(axis=-1), 2 * total - unknown),
-        np.ma.filled(np.ma.median(np.ma.array(f1, mask=~present), axis=-1), np.nan),
-        _ratio(f1.sum(axis=-1), occurs.sum(axis=-1)),
-        100 * _ratio(unknown, total),
-    )
-    return {name: np.where(total > 0, value, np.nan) for name, value in zip(SCORES, values, strict=True)}
+    counts = np.asarray(counts)
+    found = label_scores(counts[..., :-1], sizes=counts.sum(axis=-1))
+    found |= {"weighted_accuracy": found["accuracy_micro"], "aggregated_f1": found["f1_micro"]}
+    found |= {"macro_f1": found["f1_macro"], "unknown_percent": _unknown_percent(counts)}
+    return {name: found[name] for name in (*TRANSFER_SCORES, "macro_f1", "unknown_percent")}
 
 
 def score_labelled(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """`LABELLED_SCORES`: cells left `Unknown` are not scored but counted (Abdelaal et al., Genome Biology 2019)."""
-    labelled = np.array(counts, dtype=np.float64)
-    labelled[..., -1] = 0
-    scores = score_counts(labelled)
-    scores |= {"accuracy": scores["weighted_accuracy"], "unlabelled_percent": score_counts(counts)["unknown_percent"]}
-    return {name: scores[name] for name in LABELLED_SCORES}
+    """Scores of the cells that have a label; the others are counted (Abdelaal et al., Genome Biology 2019)."""
+    counts = np.asarray(counts)
+    found = label_scores(counts[..., :-1])
+    scores = {"accuracy": found["accuracy_micro"], "macro_f1": found["f1_macro"], "median_f1": found["median_f1"]}
+    return scores | {"unlabelled_percent": _unknown_percent(counts)}
+
+
+def _unknown_percent(counts: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # NaN where there are no cells
+        return 100 * (counts[..., -1].sum(axis=-1) / counts.sum(axis=(-2, -1)))
 
 
 def resample(
@@ -116,13 +102,9 @@ def intervals(drawn: Mapping[tuple, pd.DataFrame], by: Sequence[str]) -> pd.Data
 
 
 def differences(
-    pairs: Mapping[tuple, tuple[pd.DataFrame, pd.DataFrame]], by: Sequence[str], scores: Sequence[str]
+    pairs: Mapping[tuple, tuple[pd.DataFrame, pd.DataFrame]], by: Sequence[str], scores: Sequence[str] = TRANSFER_SCORES
 ) -> pd.DataFrame:
     """The first of two runs minus the second: ``score``, ``difference``, ``low``, ``high`` behind the columns `by`."""
     drawn = {(*key, name): pd.DataFrame({"": a[name] - b[name]}) for key, (a, b) in pairs.items() for name in scores}
     found = intervals(drawn, [*by, "score"]).reindex(columns=[*by, "score", "", "_low", "_high"])
     return found.rename(columns={"": "difference", "_low": "low", "_high": "high"})
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return part / np.maximum(whole, 1)  # a part is 0 where the whole is

@@ -19,12 +19,10 @@ from sims_kit.datasets.labels import check_orientation
 from sims_kit.errors import LabelError, SettingError
 from sims_kit.estimator import obs_values
 from sims_kit.progress import progress_bar
-from sims_kit.studies.methods import METHODS
+from sims_kit.studies.methods import METHODS, known
 from sims_kit.text import class_labels
 
 Methods = str | Sequence[str] | Mapping[str, Callable[[int], BaseEstimator]]
-
-PACKAGES = ("sims_kit", "torch", "scikit-learn", "numpy", "scipy")  # a run of another version is done again
 
 
 class Tables(SimpleNamespace):
@@ -41,10 +39,10 @@ def run_all(
     seeds: int | Sequence[int],
     *,
     data: Sequence[AnnData],
-    settings: object,
     folder: str | os.PathLike | None,
     n_jobs: int,
     desc: str,
+    settings: object = None,
     confidence: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The predictions and the epochs of every method, with the method, the case and the seed of each; see `_run`.
@@ -54,13 +52,13 @@ def run_all(
     packages are the same. A damaged one is noticed and run again.
     """
     if not isinstance(methods, Mapping):
-        methods = {name: METHODS[name] for name in ([methods] if isinstance(methods, str) else methods)}
+        methods = {name: METHODS[name] for name in known(methods)}
     seeds = [int(seed) for seed in np.atleast_1d(seeds)]
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise SettingError(f"seeds={seeds}: give different whole numbers, 0 or more, such as (0, 1, 2).")
     for make in methods.values():
         make(seeds[0])  # a missing package is noticed at once
-    key = [desc, settings, [*map(version, PACKAGES)]]
+    key = [desc, settings, [*map(version, ("sims_kit", "torch", "scikit-learn", "numpy", "scipy"))]]
     for part in data if folder else ():
         key += [part.X.data, part.X.indices, part.X.indptr, [*part.var_names], part.obs.to_dict("list")]
     kept = joblib.Memory(folder, verbose=0, compress=True).cache(_run, ignore=["parts"])  # compressed: has a checksum
@@ -111,11 +109,11 @@ def plain_cells(cells: AnnData, label: str, name: str = "cells") -> AnnData:
     check_orientation(cells, label, f"The matrix of {name}")
     labels = class_labels(obs_values(cells, label), label)
     expression = Expression(cells, name=f"The matrix of {name}")
-    known = np.flatnonzero(labels.notna())
+    places = np.flatnonzero(labels.notna())
     if n_unknown := int((labels == UNKNOWN).sum()):
         found = f'{name}: {n_unknown} cells are labelled "Unknown", as rejected cells are'
         raise LabelError(f"{found}. Leave them out, or rename the class.")
-    if n_without := len(labels) - len(known):
+    if n_without := len(labels) - len(places):
         warnings.warn(f"{name}: {n_without:,} of {len(labels):,} cells have no {label!r}; left out.", stacklevel=4)
-    obs = pd.DataFrame({"label": labels.iloc[known].to_numpy(str)}, index=known.astype(str))
-    return AnnData(as_csr(cells.X)[known], obs=obs, var=pd.DataFrame(index=expression.var.index.astype(str)))
+    obs = pd.DataFrame({"label": labels.iloc[places].to_numpy(str)}, index=places.astype(str))
+    return AnnData(as_csr(cells.X)[places], obs=obs, var=pd.DataFrame(index=expression.var.index.astype(str)))

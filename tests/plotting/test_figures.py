@@ -22,11 +22,6 @@ def names(axis):
     return said(axis.get_ticklabels())
 
 
-def image(ax):
-    """The numbers of a heatmap."""
-    return ax.collections[0].get_array()
-
-
 def points(collection):
     """Where the points of a scatter are."""
     return np.ma.getdata(collection.get_offsets())
@@ -81,34 +76,23 @@ def test_confusion_matrix_agrees_with_scikit_learn():
     expected = sk.confusion_matrix(y_true, y_pred, labels=["B", "NK", "T", "Any", "Unknown"])[:3]
     ax = plotting.confusion_matrix(y_true, y_pred)
     assert names(ax.yaxis) == ["B", "NK", "T"] and names(ax.xaxis) == ["B", "NK", "T", "Any", "Unknown"]
-    np.testing.assert_allclose(image(ax), expected / expected.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(ax.collections[0].get_array(), expected / expected.sum(axis=1, keepdims=True))
     assert said(ax.texts) == [str(count) for count in expected.ravel() if count]
     many = [f"type {number:02d}" for number in range(16)]  # sixteen numbers in a row could not be read
     assert [len(said(plotting.confusion_matrix(some, some).texts)) for some in (many[:15], many)] == [15, 0]
 
 
-def test_top_genes_are_divided_by_the_largest(tables):
-    """The largest weights, falling, the first as 1; genes of weight 0 are not drawn."""
-    ax = plotting.top_genes(tables.genes)
-    assert names(ax.yaxis) == ["B", "D", "A"] and names(plotting.top_genes(tables.genes, n=2).yaxis) == ["B", "D"]
-    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], [1, 0.8, 0.2])
-
-
 def test_explain_matrix_sorts_genes_and_gives_labels_the_same_height(tables):
-    """Columns fall by their sum; without labels cells stay in order, with them each label has 300 of 600 rows."""
+    """Columns fall by their sum; each of two labels has 300 of 600 rows, with its cells in order."""
     dense = tables.masks.toarray()[:, [0, 3, 1]]
-    ax = plotting.explain_matrix(tables.masks, list("ABCD"))
-    assert names(ax.xaxis) == ["A", "D", "B"] and names(ax.yaxis) == ["6 cells"]
-    np.testing.assert_array_equal(image(ax)[::100], dense)
-    assert image(plotting.explain_matrix(tables.masks, list("ABCD"), n_genes=1)).shape[1] == 1
     ax = plotting.explain_matrix(tables.masks, list("ABCD"), labels=["T", "B", "T", "T", "T", "T"])
-    assert names(ax.yaxis) == ["B (1)", "T (5)"]
-    np.testing.assert_array_equal(image(ax)[:300], np.tile(dense[1], (300, 1)))
-    np.testing.assert_array_equal(image(ax)[300::60], dense[[0, 2, 3, 4, 5]])
+    assert names(ax.xaxis) == ["A", "D", "B"] and names(ax.yaxis) == ["B (1)", "T (5)"]
+    np.testing.assert_array_equal(ax.collections[0].get_array()[:300], np.tile(dense[1], (300, 1)))
+    np.testing.assert_array_equal(ax.collections[0].get_array()[300::60], dense[[0, 2, 3, 4, 5]])
     cells = sparse.random(20_000, 300, density=0.02, format="csr", random_state=0)
     rare = np.where(np.arange(20_000) == 12_345, "rare", "common")
     ax = plotting.explain_matrix(cells, [f"G{gene}" for gene in range(300)], labels=rare)
-    assert image(ax).shape == (600, 50) and names(ax.yaxis) == ["common (19,999)", "rare (1)"]
+    assert ax.collections[0].get_array().shape == (600, 50) and names(ax.yaxis) == ["common (19,999)", "rare (1)"]
 
 
 def test_class_genes_divide_columns_by_their_maximum():
@@ -117,12 +101,15 @@ def test_class_genes_divide_columns_by_their_maximum():
     classes = pd.DataFrame(classes, index=["B", "T"])
     ax = plotting.class_genes(classes, n=2)
     assert names(ax.xaxis) == ["of B", "of T"] and names(ax.yaxis) == ["B", "T"]
-    np.testing.assert_allclose(image(ax), [[1, 0.25], [0, 1]])
+    np.testing.assert_allclose(ax.collections[0].get_array(), [[1, 0.25], [0, 1]])
     assert names(plotting.class_genes(classes).xaxis) == ["of B", "of T", "even but tiny"]
 
 
-def test_one_cell(tables):
-    """The largest contributions of either sign, told apart by colour, with the expression at the right."""
+def test_genes_of_a_model_and_of_one_cell(tables):
+    """The largest, falling: weights with the first as 1, contributions of either sign, with the expression beside."""
+    ax = plotting.top_genes(tables.genes)
+    assert names(ax.yaxis) == ["B", "D", "A"] and names(plotting.top_genes(tables.genes, n=2).yaxis) == ["B", "D"]
+    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], [1, 0.8, 0.2])
     ax = plotting.cell_genes(tables.genes, n=3)
     assert names(ax.yaxis) == ["D", "A", "B"] and [bar.get_width() for bar in ax.patches] == [-3.0, 2.0, 0.5]
     against, first, second = (bar.get_facecolor() for bar in ax.patches)

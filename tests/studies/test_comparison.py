@@ -7,7 +7,8 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_predi
 
 from sims_kit import metrics, studies
 from sims_kit.errors import UnknownNameError
-from sims_kit.studies.resampling import LABELLED_SCORES
+
+LABELLED_SCORES = ("accuracy", "macro_f1", "median_f1", "unlabelled_percent")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from sims_kit import studies
 from sims_kit.cells.matrix import log_normalised
-from sims_kit.errors import LabelError, UnknownNameError
+from sims_kit.errors import LabelError
 from sims_kit.studies.methods import Components
 
 SLOW = {"SIMS, default", "SIMS, thesis", "SIMS, one network"}  # tested by themselves
@@ -71,5 +71,3 @@ def test_few_cells(make_cells):
     y = ["a"] * 9 + ["b"]
     with pytest.raises(LabelError, match="two cells of every class"):
         studies.METHODS["linear SVM, calibrated"](0).fit(cells, y)
-    with pytest.raises(UnknownNameError, match="linear SVM"):
-        _ = studies.METHODS["linear SWM"]

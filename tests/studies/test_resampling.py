@@ -1,15 +1,14 @@
-"""Scores by counting equal those of `metrics`; intervals cover the truth; draws are paired."""
+"""Scores by counting equal scikit-learn's; intervals cover the truth; draws are paired."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn import metrics as sk
 
-from sims_kit import metrics
 from sims_kit.studies.resampling import differences, intervals, mean_over_seeds, resample, score_counts, score_labelled
 
 RUN = ["method", "seed"]
 CHANCES = np.array([[0.7, 0.1, 0.1, 0.05, 0.05], [0.1, 0.7, 0.1, 0.0, 0.1], [0.1, 0.1, 0.7, 0.1, 0.0]])
-SCORES = {"balanced_accuracy": "balanced_accuracy", "weighted_accuracy": "accuracy_weighted", "median_f1": "median_f1"}
 
 
 def predictions_of(random, n_cells, seeds=(0,)):
@@ -24,19 +23,24 @@ def predictions_of(random, n_cells, seeds=(0,)):
     return pd.concat(tables, ignore_index=True)
 
 
-def test_scores_are_those_of_metrics():
-    """Labels beyond the true classes and Unknown included, where it counts as not found."""
+def test_scores_are_those_of_scikit_learn():
+    """Labels beyond the true classes and Unknown included, which counts as not found, or is left out."""
     table = predictions_of(np.random.default_rng(0), 300)
-    labelled = table[table["predicted"] != "Unknown"]
-    of_labelled = {"accuracy": "accuracy_micro", "macro_f1": "f1_macro", "median_f1": "median_f1"}
-    for score, cells, names in ((score_counts, table, SCORES), (score_labelled, labelled, of_labelled)):
-        found, expected = (
-            resample(table, ["method"], 0, score=score)["a",],
-            metrics.score(cells["class"], cells["predicted"]),
-        )
-        for ours, theirs in names.items():
-            assert found[ours][0] == pytest.approx(expected[theirs], abs=1e-6)
-        assert found.iloc[0, -1] == pytest.approx(100 * (table["predicted"] == "Unknown").mean())
+    is_unknown, classes = table["predicted"] == "Unknown", sorted(table["class"].unique())
+    for score, own in ((score_counts, table), (score_labelled, table[~is_unknown])):
+        found = resample(table, ["method"], 0, score=score)["a",].iloc[0]
+        y_true, y_pred, labels = own["class"], own["predicted"], [*classes, "class 3"]
+        recall, f1 = (part(y_true, y_pred, labels=classes, average=None) for part in (sk.recall_score, sk.f1_score))
+        specificity = [sk.recall_score(y_true != name, y_pred != name) for name in classes]
+        expected = {"weighted_accuracy": sk.accuracy_score(y_true, y_pred), "median_f1": np.median(f1)}
+        expected |= {
+            "accuracy": expected["weighted_accuracy"],
+            "balanced_accuracy": np.mean((recall + specificity) / 2),
+        }
+        for name, average in (("macro_f1", "macro"), ("aggregated_f1", "micro")):
+            expected[name] = sk.f1_score(y_true, y_pred, labels=labels, average=average)
+        expected |= dict.fromkeys(("unknown_percent", "unlabelled_percent"), 100 * is_unknown.mean())
+        assert found.to_dict() == pytest.approx({name: expected[name] for name in found.index})
 
 
 def test_empty_and_rejected_cells():
