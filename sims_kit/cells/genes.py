@@ -88,12 +88,10 @@ class GeneAlignment:
         self._places = np.full(n_model, -1)
         self._places[target[source][::-1]] = source[::-1]
         missing = [self.vocabulary[i] for i in np.flatnonzero(self._places < 0)]
-        n_matched = n_model - len(missing)
-        found = {"n_matched": n_matched, "fraction": n_matched / n_model, "missing": missing}
-        found |= {"extra": n_query - len(source), "duplicates": len(source) - n_matched}
-        found |= {"kind_model": id_kind(self.vocabulary), "kind_query": id_kind(self.names)}
-        found |= {"column": column, "matched_by": {column: n_matched}}
-        self.coverage = GeneCoverage(n_model, n_query, **(found | report))
+        n_matched, n_found = n_model - len(missing), len(source)
+        found = n_model, n_query, n_matched, n_matched / n_model, missing, n_query - n_found, n_found - n_matched
+        report = {"kind_query": id_kind(self.names), "matched_by": {column: n_matched}} | report
+        self.coverage = GeneCoverage(*found, kind_model=id_kind(self.vocabulary), column=column, **report)
 
     def places(self) -> np.ndarray:
         """(vocabulary,) int64: position of the first query gene that matches each, -1 where none does."""
@@ -213,7 +211,7 @@ def shared_genes(gene_lists: Sequence, *, union: bool = False, names: Sequence[s
         if i and not union:
             shared = {plain: gene for plain, gene in shared.items() if plain in here}
         else:
-            shared |= {plain: gene for plain, gene in here.items() if plain not in shared}
+            shared = shared | here | shared  # places and names of the first file that has a gene
     smallest = min(map(len, gene_lists))
     if not union and len(shared) < USABLE * smallest:
         advice = 'Check that they use one kind of gene id and one species; genes="union" takes absent genes as zero.'

@@ -4,11 +4,9 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import chain, islice
-from numbers import Integral
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,14 +15,9 @@ from anndata import AnnData
 
 from sims_kit.cells.genes import GeneCoverage
 from sims_kit.cells.matrix import Expression, Scale
-from sims_kit.errors import SettingError
-
-if TYPE_CHECKING:
-    from pytorch_lightning import Trainer
+from sims_kit.cells.splits import check_whole
 
 UNLABELLED = -1  # class of a cell whose label is not known
-BLOCK_SIZE = 64  # neighbouring cells read together from a file
-BUFFER_SIZE = 4096  # cells of a file held at once, to be mixed: 130 MB at 2,000 values per cell
 
 
 class CellBatch(NamedTuple):
@@ -44,15 +37,13 @@ class CellDataset:
         self.sources = list(sources)
         self._starts = np.cumsum([0, *map(len, self.sources)])
         self.labels = np.full(len(self), UNLABELLED) if labels is None else np.asarray(labels, dtype=np.int64)
-        _quiet_sparse_tensors()
+        self.in_file = any(source.in_file for source in self.sources)
+        with warnings.catch_warnings():  # torch says once in a process that sparse tensors are in beta: here, unseen
+            warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
+            torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
-
-    @property
-    def in_file(self) -> bool:
-        """Whether any of the cells are read from a file."""
-        return any(source.in_file for source in self.sources)
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source of each position, and the position within that source."""
@@ -75,14 +66,6 @@ class CellDataset:
         return CellBatch(cells, torch.from_numpy(self.labels[np.asarray(positions, dtype=np.int64)]))
 
 
-@cache
-def _quiet_sparse_tensors() -> None:
-    """Torch warns once in a process that sparse tensors are in beta; let it do so here, unseen."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
-        torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))
-
-
 class CellLoader:
     """Batches of cells; it stands where a torch DataLoader does.
 
@@ -98,6 +81,8 @@ class CellLoader:
     ...     logits = model(cells)
     """
 
+    block_size, buffer_size = 64, 4096  # the latter are 130 MB at 2,000 values per cell
+
     def __init__(
         self,
         dataset: CellDataset,
@@ -108,13 +93,12 @@ class CellLoader:
         seed: int = 0,
         num_workers: int = 0,
         shard: tuple[int, int] = (0, 1),
-        block_size: int = BLOCK_SIZE,
-        buffer_size: int = BUFFER_SIZE,
     ):
         self.dataset, self.positions = dataset, np.asarray(positions, dtype=np.int64)
-        self.batch_size, self.shuffle, self.seed, self.epoch = batch_size, shuffle, seed, 0
-        self.num_workers, self.shard, self.block_size = max(num_workers, int(dataset.in_file)), shard, block_size
-        self.batches_at_once = max(1, buffer_size // batch_size) if dataset.in_file else 1
+        self.batch_size, self.shuffle, self.seed, self.epoch, self.shard = batch_size, shuffle, seed, 0, shard
+        self.num_workers = max(num_workers, int(dataset.in_file))
+        self.batches_at_once = max(1, self.buffer_size // batch_size) if dataset.in_file else 1
+        self._window = self.batches_at_once * batch_size  # cells that are held at once
         self.batch_sampler = SimpleNamespace(sampler=self)  # Lightning calls set_epoch of this sampler
 
     def set_epoch(self, epoch: int) -> None:
@@ -126,11 +110,6 @@ class CellLoader:
         n_cells = turns * self._window + rest // self.shard[1]  # of the smallest part: all take as many steps
         full, rest = divmod(n_cells, self.batch_size)
         return full + (rest > 0 and not (rest == 1 and full > 0))
-
-    @property
-    def _window(self) -> int:
-        """Cells that are held at once."""
-        return self.batches_at_once * self.batch_size
 
     def batches(self) -> Iterator[np.ndarray]:
         """Positions of the cells of each batch of this process, in this epoch."""
@@ -196,17 +175,6 @@ class CellLoader:
         return np.concatenate([random.permutation(window) for window in windows])
 
 
-def shard_of(trainer: "Trainer | None", part: str, n_cells: int) -> tuple[int, int]:
-    """Rank of this process and number of processes, for a part (``"train"``, ...) of `n_cells` cells."""
-    if trainer is None or trainer.world_size == 1:
-        return 0, 1
-    if n_cells < 2 * trainer.world_size:
-        more = "more cells" if part == "train" else "a larger share"
-        found = f"The {part} part has {n_cells} cells for {trainer.world_size} processes; each needs two."
-        raise SettingError(f"{found} Use fewer devices, or {more}.")
-    return trainer.global_rank, trainer.world_size
-
-
 def query_batches(
     adata: AnnData,
     vocabulary: Sequence[str],
@@ -223,8 +191,7 @@ def query_batches(
     files, from its provenance. `cells` are rising positions of the cells to read, all by default; the scale is
     recognised from all cells either way.
     """
-    if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise SettingError(f"batch_size={batch_size!r}: give a whole number of cells, 1 or more.")
+    check_whole("batch_size", batch_size, 1)
     query = Expression(adata, layer, name="The query's matrix")
     query.match_scale(trained_on)
     coverage = query.align(vocabulary, adata.obs_names, species)

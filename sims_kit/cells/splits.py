@@ -39,8 +39,7 @@ def stratified_split(
     Split(train=array([0, 1]), validation=array([], dtype=int64), test=array([2, 3]))
     """
     check_shares(validation, test)
-    if not isinstance(seed, Integral) or seed < 0:
-        raise SettingError(f"seed={seed!r}: give a whole number, 0 or more.")
+    check_whole("seed", seed, 0)
     if isinstance(labels, str) or np.ndim(labels) != 1:
         raise LabelError(f"labels has shape {np.shape(labels)}; give a list or column with one label per cell.")
     codes, classes = pd.factorize(pd.Series(labels), sort=True)
@@ -61,9 +60,16 @@ def stratified_split(
 
 def check_shares(validation: float, test: float) -> None:
     """Raise SettingError unless both shares are in [0, 1) and leave something to train on."""
-    if not all(isinstance(share, Real) and 0 <= share < 1 for share in (validation, test)) or validation + test >= 1:
+    is_share = [isinstance(share, Real) and share is not False and 0 <= share < 1 for share in (validation, test)]
+    if not all(is_share) or validation + test >= 1:
         found = f"validation={validation!r} and test={test!r} are shares of the cells"
         raise SettingError(f"{found}: each must be 0 or more, together under 1, for example 0.1 and 0.1.")
+
+
+def check_whole(name: str, value: int, least: int) -> None:
+    """Raise SettingError unless the value is a whole number that is large enough; True and False are none."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise SettingError(f"{name}={value!r}: give a whole number, {least} or more.")
 
 
 def _part_sizes(n_cells: int, validation: float, test: float) -> tuple[int, int]:

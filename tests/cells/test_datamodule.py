@@ -1,6 +1,8 @@
 """DataModule: any number of files in, right batches out, nothing learned from test cells, inputs left alone."""
 
 import hashlib
+import re
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -16,6 +18,7 @@ from sklearn.utils.class_weight import compute_class_weight
 import sims_kit as sk
 from sims_kit.cells import matrix
 from sims_kit.cells.datamodule import DataModule
+from sims_kit.cells.loaders import CellLoader
 from sims_kit.datasets.read import open_backed
 from sims_kit.errors import DataError, GeneError, LabelError, SettingError, UnknownNameError
 
@@ -25,8 +28,8 @@ QUIET = dict(logger=False, verbose=False)
 @pytest.fixture(autouse=True)
 def small_stretches(monkeypatch):
     """A few hundred cells in a file are read in several stretches."""
-    monkeypatch.setattr(DataModule, "block_size", 8)
-    monkeypatch.setattr(DataModule, "buffer_size", 64)
+    monkeypatch.setattr(CellLoader, "block_size", 8)
+    monkeypatch.setattr(CellLoader, "buffer_size", 64)
 
 
 def module_of(data, **settings):
@@ -145,6 +148,15 @@ def test_lightning_sees_a_new_order_every_epoch_and_resumes(paths, tmp_path, bac
     (whole, end), (half, _), (rest, same_end) = train(4), train(2), train(4, tmp_path / "last.ckpt")
     assert half | rest == whole and list(rest) == [2, 3] and torch.equal(end, same_end)
     assert len({str(order) for order in [*whole.values(), train(1, seed=1)[0][0]]}) == 5
+
+
+def test_each_process_has_two_cells(make_cells):
+    """A part that is too small for all processes is refused."""
+    module = module_of(make_cells(), test=0.05)
+    module.trainer = SimpleNamespace(world_size=6, global_rank=2)
+    assert module.val_dataloader().shard == (2, 6)
+    with pytest.raises(SettingError, match="test part has 6 cells for 6 processes"):
+        module.test_dataloader()
 
 
 @pytest.mark.parametrize("backed", [False, True])
@@ -301,14 +313,18 @@ def test_two_real_plates(real_data):
 
 
 ENSEMBL = pd.DataFrame(index=[f"ENSG{i:011}" for i in range(60)])
-SETTINGS = dict(num_workers=-1, seed=-1, backed="yes", genes="all")
+MASK = np.arange(60) < 30
+NAMES = "choose 'intersection' or 'union', or give names of genes .* or a query"
+SETTINGS = dict(num_workers=[-1, True, "2"], seed=[-1, False], batch_size=[1, 2.5, True, "64"], backed=["yes"])
+SETTINGS |= dict(genes=["all", [], 5, True], validation=["0.1", False], test=["0.1", True])
 BAD = [  # settings, or what becomes of good cells
-    *(({k: v}, SettingError, f"{k}={v!r}") for k, v in SETTINGS.items()),
-    *((dict(batch_size=size), SettingError, f"batch_size={size}: give a whole number, 2 or more") for size in (1, 2.5)),
-    (dict(class_label=["cell_type"]), SettingError, "one column"),
+    *(({k: v}, SettingError, f"{k}={re.escape(repr(v))}") for k, values in SETTINGS.items() for v in values),
+    (dict(batch_size=1), SettingError, "batch_size=1: give a whole number, 2 or more"),
+    *((dict(genes=genes), SettingError, NAMES) for genes in (MASK, list(MASK), pd.Series(MASK), [], 5, "all")),
+    (dict(class_label=["cell_type"]), LabelError, "no text"),
     (dict(genes=["NONE", "OTHER"]), GeneError, "at least 2 genes"),
     (dict(orientation="turned"), SettingError, "genes_by_cells"),
-    (dict(orientation=["cells_by_genes"] * 2), SettingError, "one for all or for each file"),
+    (dict(orientation=["cells_by_genes"] * 2), SettingError, "for all or for each file"),
     (dict(labelfiles=[None, None]), LabelError, "2 labelfiles for 1 datafiles"),
     (dict(labelfiles="nowhere.csv"), FileNotFoundError, r"1 of 1 files do not exist: nowhere\.csv"),
     (dict(class_label=None), LabelError, r"one of \['cell_type'\]"),

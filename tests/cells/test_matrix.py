@@ -218,9 +218,9 @@ def test_a_matrix_in_a_file_is_read_by_rows(tmp_path, layout):
     """In any order, with repeats, and after it was sent to another process."""
     matrix = COUNTS.astype(np.float32)
     ad.AnnData(matrix if layout == "csr" else matrix.toarray()).write_h5ad(path := tmp_path / "cells.h5ad")
-    expression = pickle.loads(pickle.dumps(Expression(open_backed(path)).select(np.arange(10, 60))))
-    positions = np.array([49, 0, 0, 20])
-    np.testing.assert_array_equal(expression.raw_rows(positions).toarray(), matrix.toarray()[positions + 10])
+    expression = pickle.loads(pickle.dumps(Expression(open_backed(path))))
+    positions = np.array([59, 10, 10, 30])
+    np.testing.assert_array_equal(expression.raw_rows(positions).toarray(), matrix.toarray()[positions])
 
 
 def test_a_file_that_is_not_what_its_sample_promised_is_refused(tmp_path):
