@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from numbers import Integral
 from pathlib import Path
 from reprlib import repr as short_repr
@@ -48,10 +47,9 @@ class DataModule(LightningDataModule):
         (AnnData) to whose genes the model is restricted.
     validation, test, seed
         As in `stratified_split`; `seed` also decides the order of training batches.
-    batch_size
-        Cells per batch, at least 2 (batch normalisation needs two); None: as the model's recipe says, else 64.
-    num_workers
-        Threads that prepare batches ahead; the batches stay the same.
+    batch_size, num_workers
+        Cells per batch, at least 2 (batch normalisation needs two), None: as the model's recipe says, else 64; threads
+        that prepare batches ahead, which stay the same.
     backed
         Leave the matrices in their files and read cells as they are needed: True, False, or ``"auto"``, when the files
         are larger than a tenth of the memory. Text is converted once, into the cache.
@@ -111,7 +109,12 @@ class DataModule(LightningDataModule):
     @property
     def cell_names(self) -> list[str]:
         """Name of every cell; with ``-0``, ``-1``, ... for its file when files share names."""
-        names = [file.cell_names() for file in self._files]
+        names = []
+        for file, orientation in zip(self._files, self.orientations, strict=True):
+            of_file = file.names
+            if isinstance(of_file, Path):
+                of_file = open_cells(of_file, backed=True, orientation=orientation)[0].obs_names
+            names.append(of_file[file.expression.cells].astype(str).tolist())
         joined = [name for of_file in names for name in of_file]
         if len(names) == 1 or not pd.Index(joined).has_duplicates:
             return joined
@@ -190,24 +193,22 @@ class DataModule(LightningDataModule):
         if not has_label.any():
             found = f"{name}: none of {len(labels):,} cells has a {self.class_label!r}"
             raise LabelError(f"{found}. Check class_label, and whether the label file names these cells.")
-        rows = expression.cells = np.flatnonzero(has_label)
+        expression.cells = np.flatnonzero(has_label)
         origin = adata.uns.get("sims_kit")  # of a dataset of the registry, unless it is another's entry
         origin = origin if isinstance(origin, Mapping) else {}
         hashes = [file_hash(path) for path in (item, labelfile) if isinstance(path, Path) and path.is_file()]
-        # names of many cells take more memory than all else: those of a file are read when they are asked for
         is_stored = isinstance(item, Path) and self.backed
-        stored_names = partial(_stored_names, item.absolute(), orientation, rows) if is_stored else None
         return SimpleNamespace(
             expression=expression,
             labels=labels[has_label],  # as they are in the file
             groups=None if self.groups is None else obs[self.groups][has_label],
-            cell_names=stored_names or adata.obs_names[rows].tolist,
+            names=item.absolute() if is_stored else adata.obs_names,  # read later: many take more memory than all else
             colours=_colours(adata, self.class_label) if labelfile is None else {},
             description={  # for the summary, and for a model's provenance
                 "file": name,
                 "dataset": str(origin.get("dataset", "")),
                 "state": str(expression.scale),
-                "cells": len(rows),
+                "cells": len(expression),
                 "genes": len(expression.genes),
                 "sha256": hashes or [str(found) for found in origin.get("sha256", ())],
             },
@@ -288,10 +289,9 @@ def _listed(value) -> list:
 
 def _are_genes(genes) -> bool:
     """Whether this is a query, or names or Entrez ids of genes: no mask, no single number, not empty."""
-    if isinstance(genes, AnnData | pd.DataFrame):
-        return True
-    genes = genes if isinstance(genes, Iterable) else ()
-    return any(isinstance(gene, str | Integral) and not isinstance(gene, bool) for gene in genes)
+    names = genes if isinstance(genes, Iterable) else ()
+    has_names = any(isinstance(name, str | Integral) and not isinstance(name, bool) for name in names)
+    return isinstance(genes, AnnData | pd.DataFrame) or has_names
 
 
 def _colours(adata: AnnData, label: str | None) -> dict[str, str]:
@@ -308,8 +308,3 @@ def _with_label_file(adata: AnnData, labelfile: Path, class_label: str) -> pd.Da
         cells = AnnData(obs=adata.obs.copy(), var=adata.var[[]])
         attach_labels(cells, labelfile, class_label)
     return cells.obs
-
-
-def _stored_names(path: Path, orientation: str, rows: np.ndarray) -> list[str]:
-    """Names of some cells of a file, read when they are asked for."""
-    return open_cells(path, backed=True, orientation=orientation)[0].obs_names[rows].astype(str).tolist()

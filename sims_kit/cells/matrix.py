@@ -49,10 +49,9 @@ class Scale(NamedTuple):
         return "counts" if self.is_counts else "normalised" if self.transform == "linear" else "log-normalised"
 
     def __str__(self) -> str:
-        if self.is_counts or self == AS_IS:
-            return "counts" if self.is_counts else "values of unknown scale"
         total = f", {self.total:,.{0 if self.total > 100 else 3}f} per cell" if self.total else ""
-        return f"{'normalised values' if self.transform == 'linear' else self.transform}{total}"
+        words = {"linear": "counts" if self.is_counts else "normalised values", "unknown": "values of unknown scale"}
+        return words.get(self.transform, self.transform) + total
 
 
 AS_IS = Scale("unknown")
@@ -159,10 +158,9 @@ def _scale_of_fractions(cells: sp.csr_matrix, name: str, log1p) -> Scale:
 
 
 def _evidence(row: np.ndarray, transform: str) -> tuple[float, float, int]:
-    """What speaks for a transform in the values of a cell, when it is undone: their sum, and how whole they are.
+    """What a cell's values are when a transform is undone: their sum, infinite if too large, and how whole they are.
 
-    The sum is infinite where values are too large. Then comes how far they are from multiples of one value: the sum of
-    the log10 of the distances to the nearest whole number, and their number.
+    The latter is the sum of the log10 of distances to the nearest multiple of a single count, and their number.
     """
     if row.max() > LARGEST.get(transform, np.inf):
         return np.inf, 0.0, 0
@@ -261,8 +259,8 @@ class Expression:
 
     def match_scale(self, trained_on: Sequence[str]) -> None:
         """Compare the scale with those of a model's reference files, as its provenance has them."""
-        if "log-normalised" in trained_on and self.scale.transform == "log1p(x)":
-            self.scale = AS_IS  # as sims_kit 0.1 read its references
+        if "log-normalised" in trained_on and self.scale.transform == "log1p(x)":  # by sims_kit 0.1
+            self.scale = AS_IS
         elif str(AS_IS) in trained_on and self.scale != AS_IS:
             found = f"{self.name} holds {self.scale}, but the model was trained on values of unknown scale"
             way_out = "Train the model on counts, or prepare the query as the reference was."
@@ -298,11 +296,7 @@ def log_normalised(adata: AnnData, genes: Sequence[str], *, layer: str | None = 
 
 
 class FileMatrix:
-    """A CSR or dense matrix in a file; rows are read when they are indexed, in any process.
-
-    `element` is anndata's handle on a sparse matrix (``adata.X`` of a backed AnnData), or a dense h5py or zarr array;
-    `is_wanted` has its columns.
-    """
+    """The wanted columns of a sparse or dense matrix in a file; rows are read when they are indexed, in any process."""
 
     def __init__(self, element: CSRDataset | h5py.Dataset | zarr.Array, is_wanted: np.ndarray):
         self.shape, self.is_wanted = tuple(map(int, element.shape)), is_wanted
@@ -375,9 +369,8 @@ def stay_in_files(paths: Sequence[Path], backed: bool | str) -> bool:
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
         memory = min(memory, int(text))
-    stores = filter(is_backable, paths)
-    files = [file for path in stores for file in ([path] if path.is_file() else path.rglob("*"))]
-    return sum(file.stat().st_size for file in files) > MEMORY_SHARE * memory
+    stored = [[path] if path.is_file() else path.rglob("*") for path in paths if is_backable(path)]
+    return sum(file.stat().st_size for files in stored for file in files) > MEMORY_SHARE * memory
 
 
 def _matrix_and_var(adata: AnnData, layer: str | None, layers: Sequence[str]) -> tuple[object, pd.DataFrame]:
