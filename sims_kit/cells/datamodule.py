@@ -89,8 +89,7 @@ class DataModule(LightningDataModule):
         self.batch_size, self.validation, self.test = batch_size, validation, test
         self.seed, self.num_workers, self.labelled = seed, num_workers, labelled
         self._check_settings()
-        paths = [item for item in self.datafiles if isinstance(item, Path)]
-        self.backed = stay_in_files(paths, backed)
+        self.backed = stay_in_files([item for item in self.datafiles if isinstance(item, Path)], backed)
         self._files = [self._read(i) for i in range(len(self.datafiles))]
         self.classes, self.labels = self._encoded_labels()
         self.split = self._split()

@@ -28,10 +28,7 @@ class CellBatch(NamedTuple):
 
 
 class CellDataset:
-    """Cells of several `Expression`, one after the other, aligned to the same genes.
-
-    `labels`, (cells,) int64, is the class of each cell, -1 where it is not known.
-    """
+    """Cells of several `Expression`, one after the other, aligned to the same genes; `labels` as in `CellBatch`."""
 
     def __init__(self, sources: Sequence[Expression], labels: np.ndarray | None = None):
         self.sources = list(sources)
@@ -71,11 +68,10 @@ class CellLoader:
 
     Cells in memory are gathered batch by batch. Cells in a file are read many batches at a time, in the order of the
     file, while the model works on the ones before: `block_size` neighbours together, `buffer_size` held and mixed.
-    `num_workers` threads read ahead, of a file at least one. The order follows from `seed` and epoch alone.
+    `num_workers` threads read ahead, of a file at least one. The order follows from `seed` and epoch alone. The last
+    batch may hold fewer cells than `batch_size`, or one more: batch normalisation needs two. `positions` are rising.
 
-    `positions` are rising. The last batch may hold fewer cells than `batch_size`, or one more: batch normalisation
-    needs two. `shard` is the rank of this process and the number of processes; their parts are disjoint, complete, and
-    of one length, or one cell more.
+    `shard` is the rank of this process and the number of processes; parts are disjoint, complete, and equal to a cell.
 
     >>> for cells, labels in CellLoader(dataset, range(len(dataset)), batch_size=256):
     ...     logits = model(cells)
@@ -154,10 +150,9 @@ class CellLoader:
         return self.positions[torch.randperm(len(self.positions), generator=generator).numpy()]
 
     def _order_of_blocks(self, random: np.random.Generator) -> np.ndarray:
-        """An order that suits reading from files and mixes cells even where a file is sorted by class.
+        """An order in which each window has about the mixture of the whole, even where a file is sorted by class.
 
-        Blocks of neighbours of each file and class are spread evenly over the epoch, in random order; then each window
-        of positions that are held at once is shuffled. Each window has about the mixture of the whole.
+        Blocks of neighbours of each file and class are spread evenly over the epoch; then each window is shuffled.
         """
         source, within = self.dataset.locate(self.positions)
         starts_anew = (np.diff(source) > 0) | (np.diff(within // self.block_size) != 0)
@@ -187,9 +182,8 @@ def query_batches(
 ) -> tuple[CellLoader, GeneCoverage, Scale]:
     """The cells of a query in order, as a model with this vocabulary takes them, gene coverage, and scale.
 
-    `layer` is as in `Expression`, `species` as in `align_genes`; `trained_on` has the scales of the model's reference
-    files, from its provenance. `cells` are rising positions of the cells to read, all by default; the scale is
-    recognised from all cells either way.
+    `layer` is as in `Expression`, `species` as in `align_genes`, `trained_on` as in `Expression.match_scale`. `cells`
+    are rising positions, all by default; the scale is recognised from all cells either way.
     """
     check_whole("batch_size", batch_size, 1)
     query = Expression(adata, layer, name="The query's matrix")

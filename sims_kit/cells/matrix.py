@@ -1,7 +1,4 @@
-"""From an AnnData or a file to model input: find the matrix, recognise its scale, align genes, take log1p of 10,000.
-
-Everything that reads cells does so through `Expression`, whether the matrix is in memory or in a file.
-"""
+"""From an AnnData or a file to model input: find the matrix, recognise its scale, align genes, take log1p of 10,000."""
 
 import os
 import warnings
@@ -114,7 +111,7 @@ def _of_other_scale(matrix: sp.csr_matrix, scale: Scale) -> np.ndarray:
 
 
 def _scale_of_fractions(cells: sp.csr_matrix, name: str, log1p) -> Scale:
-    """The scale of cells each of which has fractional values."""
+    """The scale of cells, each of which has fractional values."""
     rows, transforms = np.split(cells.data.astype(np.float64), cells.indptr[1:-1]), list(UNDO)
     rows = [row[row > 0] for row in rows]
     evidence = np.array([[_evidence(row, transform) for transform in UNDO] for row in rows])
@@ -202,8 +199,7 @@ def _look_linear(rows: Sequence[np.ndarray]) -> bool:
 def normalise(cells: sp.csr_matrix, scale: Scale) -> sp.csr_matrix:
     """Model input, CSR (cells, genes) float32: the scale undone, each cell brought to a sum of 10,000, then ``log1p``.
 
-    The columns are the model's genes, so that further genes of a query never change its labels. Cells without counts
-    stay zero. `cells` is not changed; the result shares its indices.
+    Of the model's genes only, so that others never change a label. Cells without counts stay zero. Indices are shared.
     """
     values = cells.data.astype(np.float32, copy=False)
     if scale != AS_IS:
@@ -218,8 +214,8 @@ def normalise(cells: sp.csr_matrix, scale: Scale) -> sp.csr_matrix:
 class Expression:
     """The expression of some cells on its way to model input; `name` is what messages call the matrix.
 
-    `layer` is None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no layer has that name. `adata`
-    is never changed, and a matrix in a file (backed, or opened by `open_backed`) stays there.
+    All cells are read through it. `layer` is None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no
+    layer has that name. `adata` is never changed, and a matrix in a file stays there.
 
     >>> expression = Expression(adata)
     >>> expression.align(["CD3D", "MS4A1"]).fraction
@@ -230,8 +226,20 @@ class Expression:
 
     def __init__(self, adata: AnnData, layer: str | None = None, *, name: str = "The matrix"):
         layers = list(filter(None, adata.layers))  # anndata 0.13 lists X as None
+        is_raw = layer == "raw" and "raw" not in layers
+        if layer == "raw" and not is_raw and adata.raw is not None:
+            warnings.warn('layer="raw": both a layer "raw" and adata.raw exist; the layer is used.', stacklevel=3)
         layers += ["raw"] * (adata.raw is not None and "raw" not in layers)
-        matrix, self.genes = _matrix_and_var(adata, layer, layers)
+        if layer is not None and layer not in layers:
+            raise UnknownNameError("layer", layer, layers)
+        source = adata.raw if is_raw else adata
+        matrix = source.X if is_raw or layer is None else adata.layers[layer]
+        if matrix is None:
+            found = (
+                f"Pass layer={' or '.join(map(repr, layers))}" if layers else "Nor has it layers or raw: load counts"
+            )
+            raise DataError(f"This AnnData has no X. {found}.")
+        self.genes = source.var
         is_gene = gene_rows(self.genes)
         self.in_file = isinstance(matrix, CSRDataset | h5py.Dataset | zarr.Array)
         self.matrix = FileMatrix(matrix, is_gene) if self.in_file else _of_columns(as_csr(matrix), is_gene)
@@ -275,11 +283,10 @@ class Expression:
         if self.in_file:
             low, high = rows.data.min(initial=0), rows.data.max(initial=0)  # NaN if there is any
             if not 0 <= low <= high < np.inf or _of_other_scale(rows, self.scale).any():
-                found = f"from {low:.3g} to {high:.3g}{', some not whole' * self.scale.is_counts}"
                 raise DataError(
-                    f"{self.name} was taken for {self.scale} by a sample of its cells, but other cells hold values "
-                    f"{found}. Expected one kind of values throughout, none negative or missing: write the file anew, "
-                    "or pass another layer."
+                    f"{self.name} was taken for {self.scale} by a sample of its cells, but others hold values from "
+                    f"{low:.3g} to {high:.3g}{', some not whole' * self.scale.is_counts}. Expected one kind of values "
+                    "throughout, none negative or missing: write the file anew, or pass another layer."
                 )
         return self.alignment.apply(rows) if self.alignment else rows
 
@@ -371,20 +378,6 @@ def stay_in_files(paths: Sequence[Path], backed: bool | str) -> bool:
         memory = min(memory, int(text))
     stored = [[path] if path.is_file() else path.rglob("*") for path in paths if is_backable(path)]
     return sum(file.stat().st_size for files in stored for file in files) > MEMORY_SHARE * memory
-
-
-def _matrix_and_var(adata: AnnData, layer: str | None, layers: Sequence[str]) -> tuple[object, pd.DataFrame]:
-    if layer is not None and layer not in layers:
-        raise UnknownNameError("layer", layer, layers)
-    is_raw = layer == "raw" and "raw" not in adata.layers
-    if layer == "raw" and not is_raw and adata.raw is not None:
-        warnings.warn('layer="raw": both a layer "raw" and adata.raw exist; the layer is used.', stacklevel=4)
-    source = adata.raw if is_raw else adata
-    matrix = source.X if is_raw or layer is None else adata.layers[layer]
-    if matrix is None:
-        found = f"Pass layer={' or '.join(map(repr, layers))}" if layers else "Nor has it layers or raw: load counts"
-        raise DataError(f"This AnnData has no X. {found}.")
-    return matrix, source.var
 
 
 def _of_columns(matrix: sp.csr_matrix, is_wanted: np.ndarray) -> sp.csr_matrix:
