@@ -183,7 +183,13 @@ class DataModule(LightningDataModule):
         name = item.name if isinstance(item, Path) else f"AnnData {i + 1}"
         expression = Expression(adata, layer, name=f"The matrix of {name}")
         check_orientation(adata, self.class_label if labelfile is None else None, f"The matrix of {name}")
-        obs = adata.obs if labelfile is None else _with_label_file(adata, labelfile, self.class_label)
+        obs = adata.obs
+        if labelfile is not None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
+                cells = AnnData(obs=obs.copy(), var=adata.var[[]])
+                attach_labels(cells, labelfile, self.class_label)
+            obs = cells.obs
         for column in filter(None, [self.class_label if self.labelled else None, self.groups]):
             if column not in obs:
                 raise UnknownNameError(f"obs column of {name} called", column, obs.columns)
@@ -298,12 +304,3 @@ def _colours(adata: AnnData, label: str | None) -> dict[str, str]:
     colours, is_there = adata.uns.get(f"{label}_colors", ()), label in adata.obs
     labels = label_text(adata.obs[label].astype("category").cat.categories) if len(colours) and is_there else ()
     return dict(zip(labels, map(str, colours), strict=True)) if len(colours) == len(labels) else {}
-
-
-def _with_label_file(adata: AnnData, labelfile: Path, class_label: str) -> pd.DataFrame:
-    """A copy of `obs` with the columns of the label file."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
-        cells = AnnData(obs=adata.obs.copy(), var=adata.var[[]])
-        attach_labels(cells, labelfile, class_label)
-    return cells.obs

@@ -121,8 +121,7 @@ def _scale_of_fractions(cells: sp.csr_matrix, name: str, log1p) -> Scale:
     votes = [transforms[a.argmax()] if a.any() else b for a, b in zip(by_sum, by_multiples, strict=True)]
     votes = pd.Series(votes).value_counts()
     if len(votes) > 1 and votes.iloc[1] > max(1, 0.05 * len(rows)):
-        (first, n_first), (second, n_second) = list(votes.items())[:2]
-        found = f"{n_first:,} hold {first} values and {n_second:,} {second} values"
+        found = " and ".join(f"{n_cells:,} hold {transform} values" for transform, n_cells in votes[:2].items())
         raise DataError(f"{name} mixes scales: of {len(rows):,} cells looked at, {found}. {OF_ONE_SCALE}")
     is_possible, medians = np.isfinite(sums).mean(axis=0) >= 0.9, np.median(sums, axis=0)
     with np.errstate(invalid="ignore"):

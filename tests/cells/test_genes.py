@@ -92,14 +92,14 @@ def test_names_are_matched_or_refused(query, model, species, expected):
     assert all(f"{n} by {how}" in str(coverage) for how, n in expected.items())
     aligned = alignment.apply(sp.csr_matrix(np.eye(20, dtype=np.float32)))  # every gene keeps its place
     assert aligned.dtype == np.float32 and aligned.has_canonical_format
-    matched = np.flatnonzero(alignment.places() >= 0)
-    assert (aligned.toarray()[alignment.places()[matched], matched] == 1).all() and aligned.sum() == n_matched
+    matched = np.flatnonzero(alignment.places >= 0)
+    assert (aligned.toarray()[alignment.places[matched], matched] == 1).all() and aligned.sum() == n_matched
 
 
 def test_a_symbol_of_several_ids_stands_for_the_one_the_model_has():
     """Of two ids the model's is taken; where it has both, neither; both ids of the query are summed in the symbol."""
     twins, query = ["ENSG1000000", "ENSG2000000"], var([*SYMBOLS, "TWIN"])
-    assert align_genes(query, [*IDS, twins[1]]).places()[-1] == 20
+    assert align_genes(query, [*IDS, twins[1]]).places[-1] == 20
     assert align_genes(query, [*IDS, *twins]).coverage.missing == twins
     assert align_genes(var([*IDS, *twins]), query.index).coverage.duplicates == 1
 
