@@ -17,7 +17,7 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_only
 
 from sims_kit.cells.genes import GeneAlignment, common_names, id_kind, restrict_genes, shared_genes
-from sims_kit.cells.loaders import UNLABELLED, CellDataset, CellLoader
+from sims_kit.cells.loaders import CellDataset, CellLoader
 from sims_kit.cells.matrix import AS_IS, Expression, open_cells, stay_in_files
 from sims_kit.cells.splits import Split, check_shares, check_whole, stratified_split
 from sims_kit.datasets.labels import attach_labels, check_orientation
@@ -105,6 +105,9 @@ class DataModule(LightningDataModule):
         if verbose:
             rank_zero_only(print)(self)
 
+    def setup(self, stage: str | None = None) -> None:
+        """Do nothing: everything was read when the module was made."""
+
     @property
     def cell_names(self) -> list[str]:
         """Name of every cell; with ``-0``, ``-1``, ... for its file when files share names."""
@@ -114,10 +117,8 @@ class DataModule(LightningDataModule):
             if isinstance(of_file, Path):
                 of_file = open_cells(of_file, backed=True, orientation=orientation)[0].obs_names
             names.append(of_file[file.expression.cells].astype(str).tolist())
-        joined = [name for of_file in names for name in of_file]
-        if len(names) == 1 or not pd.Index(joined).has_duplicates:
-            return joined
-        return [f"{name}-{i}" for i, of_file in enumerate(names) for name in of_file]
+        are_shared = len(names) > 1 and pd.Index([name for of_file in names for name in of_file]).has_duplicates
+        return [f"{name}-{i}" if are_shared else name for i, of_file in enumerate(names) for name in of_file]
 
     @property
     def class_weights(self) -> torch.Tensor:
@@ -223,7 +224,7 @@ class DataModule(LightningDataModule):
         """The classes, and the class of every cell as a number."""
         labels = class_labels(pd.concat([file.labels for file in self._files]), self.class_label).to_numpy()
         if not self.labelled:
-            return [], np.full(len(labels), UNLABELLED)
+            return [], np.full(len(labels), -1)
         if n_missing := sum(file.expression.matrix.shape[0] for file in self._files) - len(labels):
             left_out = f"{n_missing:,} of {n_missing + len(labels):,} cells have no {self.class_label!r}"
             warnings.warn(f"{left_out} and are left out.", stacklevel=3)

@@ -17,8 +17,6 @@ from sims_kit.cells.genes import GeneCoverage
 from sims_kit.cells.matrix import Expression, Scale
 from sims_kit.cells.splits import check_whole
 
-UNLABELLED = -1  # class of a cell whose label is not known
-
 
 class CellBatch(NamedTuple):
     """Model input: `cells`, sparse CSR (B, genes) float32; `labels`, (B,) int64, -1 where unknown."""
@@ -33,7 +31,7 @@ class CellDataset:
     def __init__(self, sources: Sequence[Expression], labels: np.ndarray | None = None):
         self.sources = list(sources)
         self._starts = np.cumsum([0, *map(len, self.sources)])
-        self.labels = np.full(len(self), UNLABELLED) if labels is None else np.asarray(labels, dtype=np.int64)
+        self.labels = np.full(len(self), -1) if labels is None else np.asarray(labels, dtype=np.int64)
         self.in_file = any(source.in_file for source in self.sources)
         with warnings.catch_warnings():  # torch says once in a process that sparse tensors are in beta: here, unseen
             warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")

@@ -219,8 +219,7 @@ class Expression:
     >>> expression = Expression(adata)
     >>> expression.align(["CD3D", "MS4A1"]).fraction
     1.0
-    >>> expression.rows([0, 1]).shape  # CSR float32, log1p of 10,000 per cell
-    (2, 2)
+    >>> expression.rows([0, 1])  # (2, 2) CSR float32, log1p of 10,000 per cell
     """
 
     def __init__(self, adata: AnnData, layer: str | None = None, *, name: str = "The matrix"):

@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse as sp
 
 from sims_kit.cells import genes
-from sims_kit.cells.genes import GeneAlignment, align_genes, id_kind, shared_genes
+from sims_kit.cells.genes import GeneAlignment, align_genes, shared_genes
 from sims_kit.errors import DataError, FetchError, GeneError, SettingError
 
 IDS = [f"ENSG{i:011d}" for i in range(20)]
@@ -147,13 +147,6 @@ def test_genes_of_a_panel():
             genes.restrict_genes(SYMBOLS, chosen)
 
 
-def test_rows_that_are_genes():
-    """Antibodies, peaks and guides are no genes; without the column, or without any gene in it, all rows are."""
-    types = pd.Categorical(["Gene Expression", "Antibody Capture", "Peaks", None])
-    assert genes.gene_rows(var("abcd", feature_types=types)).tolist() == [True, False, False, True]
-    assert genes.gene_rows(var("ab", feature_types=["protein_coding"] * 2)).all() and genes.gene_rows(var("ab")).all()
-
-
 def test_identical_genes_cost_nothing_and_what_does_not_fit_is_refused():
     """With the model's own genes the matrix itself comes back; other widths, repeats and turned queries are named."""
     cells = sp.random(4, 20, density=0.5, format="csr", dtype=np.float32, random_state=0)
@@ -164,12 +157,6 @@ def test_identical_genes_cost_nothing_and_what_does_not_fit_is_refused():
         GeneAlignment(["a"], ["a", "b", "a"])
     with pytest.raises(DataError, match=r"turned.*'GENE0'.*query.T"):
         align_genes(var(NUMBERS), SYMBOLS, SYMBOLS)
-
-
-def test_id_kind():
-    """The kind of most names decides; a few foreign ones (spike-ins) do not."""
-    assert id_kind(["ENSG00000141510.18", "FBgn0000008", "ERCC-00002"]) == "ensembl"
-    assert (id_kind(["7157", "1"]), id_kind(["7SK", "ENSA"]), id_kind([])) == ("entrez", "symbol", "symbol")
 
 
 def test_one_vocabulary_for_several_files():

@@ -50,17 +50,6 @@ def datasets(make_cells, tmp_path):
     return {"memory": CellDataset(in_memory, labels), "file": CellDataset(in_files, labels)}
 
 
-@pytest.mark.parametrize("n_cells", [1, 2, 7, 8, 9, 16, 17])
-@pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_a_last_batch_of_one_cell_joins(n_cells, batch_size):
-    """Every position once, in order, in batches of two or more unless batches of one are asked for."""
-    loader = CellLoader(SimpleNamespace(in_file=False), range(n_cells), batch_size)
-    batches = list(loader.batches())
-    assert list(chain(*batches)) == list(range(n_cells)) and len(batches) == len(loader)
-    assert all(len(batch) > 1 for batch in batches) or 1 in (n_cells, batch_size)
-    assert max(map(len, batches)) <= batch_size + (batch_size > 1)
-
-
 def test_stretches_of_a_sorted_file_are_like_the_whole():
     """Every stretch has each class and source in proportion, within a block or two, and lies in few blocks."""
     labels = np.repeat(np.arange(5), [4000, 2000, 1000, 600, 400])  # sorted by class
@@ -77,11 +66,11 @@ def test_stretches_of_a_sorted_file_are_like_the_whole():
         assert (dataset.labels[stretch.reshape(10, 200)] == 0).sum(axis=1).min() > 60
 
 
-@pytest.mark.parametrize("n_ranks", [2, 3, 5])
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize("n_cells", [10, 11, 12, 13, *range(95, 102), 131])
 @pytest.mark.parametrize("window", [8, 16])
 def test_shards_are_disjoint_complete_and_equal(n_ranks, n_cells, window):
-    """Each cell is in one shard, and all shards take as many steps, of no less than two cells."""
+    """Each cell is in one shard, and all shards take as many steps, of no less than two cells: a last one joins."""
     dataset = SimpleNamespace(in_file=window > 8, locate=lambda positions: (0 * positions, positions))
     dataset.labels = np.arange(n_cells) // 30
     options = dict(shuffle=True, block_size=4, buffer_size=window)
