@@ -92,7 +92,7 @@ class Explanation:
         with warnings.catch_warnings():  # given already when the cells were explained
             warnings.simplefilter("ignore")
             rows = np.flatnonzero(gene_rows(adata.var))
-            places = align_genes(adata.var.iloc[rows], self.gene_names, species=self.species).places()
+            places = align_genes(adata.var.iloc[rows], self.gene_names, species=self.species).places
         found = np.flatnonzero(places >= 0)
         parts = np.ones(len(found), np.float32), (found, rows[places[found]])
         known = sparse.csr_matrix(parts, shape=(len(places), adata.n_vars))  # genes of the model x genes of adata

@@ -264,6 +264,6 @@ def _start(model: SIMSClassifier, pretrained: MaskedPretraining) -> None:
         )
     if coverage.fraction < ENOUGH:
         warnings.warn(f"The pretrained encoder knows {found}; the others start as usual.", stacklevel=4)
-    start_encoder(model, pretrained, torch.from_numpy(alignment.places()))
+    start_encoder(model, pretrained, torch.from_numpy(alignment.places))
     weights = digest("", pretrained.network.state_dict())
     model.provenance["pretrained"] = {**pretrained.provenance, "weights": weights}

@@ -1,25 +1,25 @@
 """Any number of files or AnnData objects as training, validation and test batches."""
 
-import hashlib
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import NamedTuple
+from reprlib import repr as short_repr
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from pooch import file_hash
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_only
 
 from sims_kit.cells.genes import GeneAlignment, common_names, id_kind, restrict_genes, shared_genes
-from sims_kit.cells.loaders import BLOCK_SIZE, BUFFER_SIZE, UNLABELLED, CellDataset, CellLoader, shard_of
+from sims_kit.cells.loaders import CellDataset, CellLoader
 from sims_kit.cells.matrix import AS_IS, Expression, open_cells, stay_in_files
-from sims_kit.cells.splits import Split, check_shares, stratified_split
+from sims_kit.cells.splits import Split, check_shares, check_whole, stratified_split
 from sims_kit.datasets.labels import attach_labels, check_orientation
 from sims_kit.datasets.read import ORIENTATIONS
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
@@ -38,38 +38,29 @@ class DataModule(LightningDataModule):
         Path, AnnData, or a list of them. Any format of `sims_kit.read`.
     labelfiles
         None when labels are in ``obs``; else a delimited file, or a list with one entry (or None) per datafile.
-    class_label
-        Column with the labels, in ``obs`` or the label file. Labels are compared as text.
-    orientation
-        Of text files, as in `sims_kit.read`; one for all or one per datafile.
-    layer
-        None for ``X``, the name of a layer, or ``"raw"``.
+    class_label, groups
+        Columns with the labels, in ``obs`` or the label file, and with the donor or sample. Both are compared as text.
+    orientation, layer
+        Of text files, as in `sims_kit.read`, one for all or one per datafile; None for ``X``, a layer, or ``"raw"``.
     genes
         ``"intersection"`` of the files' genes, ``"union"`` with absent ones as zero, a list of names, or a query
         (AnnData) to whose genes the model is restricted.
-    groups, validation, test
-        As in `stratified_split`; `groups` is a column of ``obs`` with the donor or sample.
-    batch_size
-        Cells per batch, at least 2 (batch normalisation needs two); None: as the model's recipe says, else 64.
-    seed
-        Of the split and of the order of training batches.
-    num_workers
-        Threads that prepare batches ahead; the batches stay the same.
+    validation, test, seed
+        As in `stratified_split`; `seed` also decides the order of training batches.
+    batch_size, num_workers
+        Cells per batch, at least 2 (batch normalisation needs two), None: as the model's recipe says, else 64; threads
+        that prepare batches ahead, which stay the same.
     backed
         Leave the matrices in their files and read cells as they are needed: True, False, or ``"auto"``, when the files
         are larger than a tenth of the memory. Text is converted once, into the cache.
-    labelled
-        False takes all cells, with or without a label, as pretraining does.
-    verbose
-        Print what was found.
+    labelled, verbose
+        False takes all cells, with or without a label, as pretraining does; print what was found.
 
     Examples
     --------
     >>> module = DataModule(["a.h5ad", "b.csv.gz"], [None, "b_labels.csv"], "cell_type", groups="donor")
     >>> module.genes, module.classes, module.split.test
     """
-
-    block_size, buffer_size = BLOCK_SIZE, BUFFER_SIZE  # of cells in files, see `CellLoader`
 
     def __init__(
         self,
@@ -98,16 +89,16 @@ class DataModule(LightningDataModule):
         self.batch_size, self.validation, self.test = batch_size, validation, test
         self.seed, self.num_workers, self.labelled = seed, num_workers, labelled
         self._check_settings()
-        paths = [item for item in self.datafiles if isinstance(item, Path)]
-        self.backed = stay_in_files(paths, backed)
+        self.backed = stay_in_files([item for item in self.datafiles if isinstance(item, Path)], backed)
         self._files = [self._read(i) for i in range(len(self.datafiles))]
         self.classes, self.labels = self._encoded_labels()
         self.split = self._split()
         self.genes = self._common_genes()
         self.input_dim, self.output_dim = len(self.genes), len(self.classes)
         sources = [file.expression for file in self._files]
-        if len({(source.scale.state, source.scale == AS_IS) for source in sources}) > 1:
-            found = f"The files differ in scale: {', '.join(str(source.scale) for source in sources)}"
+        scales = [source.scale for source in sources]
+        if len({(scale.state, scale == AS_IS) for scale in scales}) > 1:
+            found = f"The files differ in scale: {', '.join(map(str, scales))}"
             taken = "All but those of unknown scale are brought to log1p of 10,000 per cell"
             warnings.warn(f"{found}. {taken}; counts in every file would be safer.", stacklevel=2)
         self._dataset = CellDataset(sources, self.labels)
@@ -120,11 +111,14 @@ class DataModule(LightningDataModule):
     @property
     def cell_names(self) -> list[str]:
         """Name of every cell; with ``-0``, ``-1``, ... for its file when files share names."""
-        names = [file.cell_names() for file in self._files]
-        joined = [name for of_file in names for name in of_file]
-        if len(names) == 1 or not pd.Index(joined).has_duplicates:
-            return joined
-        return [f"{name}-{i}" for i, of_file in enumerate(names) for name in of_file]
+        names = []
+        for file, orientation in zip(self._files, self.orientations, strict=True):
+            of_file = file.names
+            if isinstance(of_file, Path):
+                of_file = open_cells(of_file, backed=True, orientation=orientation)[0].obs_names
+            names.append(of_file[file.expression.cells].astype(str).tolist())
+        are_shared = len(names) > 1 and pd.Index([name for of_file in names for name in of_file]).has_duplicates
+        return [f"{name}-{i}" if are_shared else name for i, of_file in enumerate(names) for name in of_file]
 
     @property
     def class_weights(self) -> torch.Tensor:
@@ -171,22 +165,32 @@ class DataModule(LightningDataModule):
     __repr__ = __str__
 
     def _loader(self, part: str, shuffle: bool = False) -> CellLoader | list:
-        positions = getattr(self.split, part)
+        positions, trainer = getattr(self.split, part), self.trainer
         if not len(positions):
             return []
-        options = {"seed": self.seed, "num_workers": self.num_workers, "shuffle": shuffle}
-        options |= {"block_size": self.block_size, "buffer_size": self.buffer_size}
-        options |= {"shard": shard_of(self.trainer, part, len(positions))}
+        shard = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        if shard[1] > 1 and len(positions) < 2 * shard[1]:
+            more = "more cells" if part == "train" else "a larger share"
+            found = f"The {part} part has {len(positions)} cells for {shard[1]} processes; each needs two."
+            raise SettingError(f"{found} Use fewer devices, or {more}.")
+        options = {"seed": self.seed, "num_workers": self.num_workers, "shuffle": shuffle, "shard": shard}
         return CellLoader(self._dataset, positions, self.batch_size or 64, **options)
 
-    def _read(self, i: int) -> "_File":
+    def _read(self, i: int) -> SimpleNamespace:
+        """The labelled cells of one file, and what is known of them."""
         item, labelfile, orientation = self.datafiles[i], self.labelfiles[i], self.orientations[i]
         columns = None if labelfile else [*filter(None, [self.class_label, self.groups])]
         adata, layer = open_cells(item, self.layer, self.backed, orientation=orientation, columns=columns)
         name = item.name if isinstance(item, Path) else f"AnnData {i + 1}"
         expression = Expression(adata, layer, name=f"The matrix of {name}")
         check_orientation(adata, self.class_label if labelfile is None else None, f"The matrix of {name}")
-        obs = adata.obs if labelfile is None else _with_label_file(adata, labelfile, self.class_label)
+        obs = adata.obs
+        if labelfile is not None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
+                cells = AnnData(obs=obs.copy(), var=adata.var[[]])
+                attach_labels(cells, labelfile, self.class_label)
+            obs = cells.obs
         for column in filter(None, [self.class_label if self.labelled else None, self.groups]):
             if column not in obs:
                 raise UnknownNameError(f"obs column of {name} called", column, obs.columns)
@@ -195,35 +199,33 @@ class DataModule(LightningDataModule):
         if not has_label.any():
             found = f"{name}: none of {len(labels):,} cells has a {self.class_label!r}"
             raise LabelError(f"{found}. Check class_label, and whether the label file names these cells.")
-        rows = np.flatnonzero(has_label)
+        expression.cells = np.flatnonzero(has_label)
         origin = adata.uns.get("sims_kit")  # of a dataset of the registry, unless it is another's entry
         origin = origin if isinstance(origin, Mapping) else {}
-        hashes = [_hash(path) for path in (item, labelfile) if isinstance(path, Path) and path.is_file()]
-        # names of many cells take more memory than all else: those of a file are read when they are asked for
+        hashes = [file_hash(path) for path in (item, labelfile) if isinstance(path, Path) and path.is_file()]
         is_stored = isinstance(item, Path) and self.backed
-        return _File(
-            expression.select(rows),
-            labels[has_label],
-            None if self.groups is None else obs[self.groups][has_label],
-            partial(_stored_names, item.absolute(), orientation, rows) if is_stored else adata.obs_names[rows].tolist,
-            {
+        return SimpleNamespace(
+            expression=expression,
+            labels=labels[has_label],  # as they are in the file
+            groups=None if self.groups is None else obs[self.groups][has_label],
+            names=item.absolute() if is_stored else adata.obs_names,  # read later: many take more memory than all else
+            colours=_colours(adata, self.class_label) if labelfile is None else {},
+            description={  # for the summary, and for a model's provenance
                 "file": name,
                 "dataset": str(origin.get("dataset", "")),
                 "state": str(expression.scale),
-                "cells": len(rows),
+                "cells": len(expression),
                 "genes": len(expression.genes),
                 "sha256": hashes or [str(found) for found in origin.get("sha256", ())],
             },
-            n_unlabelled=len(labels) - len(rows),
-            colours=_colours(adata, self.class_label) if labelfile is None else {},
         )
 
     def _encoded_labels(self) -> tuple[list[str], np.ndarray]:
         """The classes, and the class of every cell as a number."""
         labels = class_labels(pd.concat([file.labels for file in self._files]), self.class_label).to_numpy()
         if not self.labelled:
-            return [], np.full(len(labels), UNLABELLED)
-        if n_missing := sum(file.n_unlabelled for file in self._files):
+            return [], np.full(len(labels), -1)
+        if n_missing := sum(file.expression.matrix.shape[0] for file in self._files) - len(labels):
             left_out = f"{n_missing:,} of {n_missing + len(labels):,} cells have no {self.class_label!r}"
             warnings.warn(f"{left_out} and are left out.", stacklevel=3)
         codes, classes = pd.factorize(labels, sort=True)
@@ -255,24 +257,22 @@ class DataModule(LightningDataModule):
 
     def _check_settings(self) -> None:
         """Refuse impossible arguments before any file is read."""
-        n_files, how = len(self.datafiles), self.genes_wanted
+        n_files, genes = len(self.datafiles), self.genes_wanted
         check_shares(self.validation, self.test)
-        batch_size = 2 if self.batch_size is None else self.batch_size
-        numbers = (("batch_size", batch_size, 2), ("seed", self.seed, 0), ("num_workers", self.num_workers, 0))
-        for name, value, least in numbers:
-            if not isinstance(value, Integral) or value < least:
-                raise SettingError(f"{name}={value!r}: give a whole number, {least} or more.")
+        check_whole("batch_size", 2 if self.batch_size is None else self.batch_size, 2)
+        check_whole("seed", self.seed, 0)
+        check_whole("num_workers", self.num_workers, 0)
         types = [type(item).__name__ for item in self.datafiles if not isinstance(item, Path | AnnData)]
-        if not n_files or types:
-            found = f"datafiles holds {types}" if types else "datafiles is empty"
-            raise SettingError(f"{found}: give paths or AnnData objects, at least one.")
+        if types or not n_files:
+            found = f"holds {types}" if types else "is empty"
+            raise SettingError(f"datafiles {found}: give paths or AnnData objects, at least one.")
         if len(self.orientations) != n_files or not set(self.orientations) <= set(ORIENTATIONS):
-            way_out = f"choose of {ORIENTATIONS}, one for all or for each file."
-            raise SettingError(f"orientation={self.orientations}: {way_out}")
-        if isinstance(how, str) and how not in ("intersection", "union"):
-            raise SettingError(f"genes={how!r}: choose 'intersection' or 'union', or give a list of genes or a query.")
-        if not isinstance(self.class_label, str | None):
-            raise SettingError(f"class_label={self.class_label!r}: name one column, as text.")
+            raise SettingError(f"orientation={self.orientations}: choose of {ORIENTATIONS}, for all or for each file.")
+        if not (genes in ("intersection", "union") if isinstance(genes, str) else _are_genes(genes)):
+            way_out = (
+                "choose 'intersection' or 'union', or give names of genes (of a mask: var_names[mask]) or a query."
+            )
+            raise SettingError(f"genes={short_repr(genes)}: {way_out}")
         if len(self.labelfiles) != n_files:
             found = f"There are {len(self.labelfiles)} labelfiles for {n_files} datafiles."
             raise LabelError(f"{found} Give one for each, None where the labels are in obs.")
@@ -280,22 +280,11 @@ class DataModule(LightningDataModule):
         if missing := [str(path) for path in paths if not path.exists()]:
             found = f"{len(missing)} of {len(paths)} files do not exist: {', '.join(missing)}. Check the paths"
             raise FileNotFoundError(f"{found}; a dataset of the registry is given as sims_kit.load(name).")
-        if self.labelled and self.class_label is None:
+        if self.labelled and not isinstance(self.class_label, str):
             first = self.datafiles[0]
             columns = f", one of {list(first.obs)}" if isinstance(first, AnnData) else ""
-            raise LabelError(f"class_label is missing: name the column with the labels{columns}.")
-
-
-class _File(NamedTuple):
-    """The labelled cells of one file."""
-
-    expression: Expression
-    labels: pd.Series  # as they are in the file
-    groups: pd.Series | None
-    cell_names: Callable[[], list[str]]
-    description: dict  # what a summary and a model's provenance say of it
-    n_unlabelled: int
-    colours: dict[str, str]  # of the labels, where scanpy has drawn them
+            found = f"class_label is missing or no text ({self.class_label!r})"
+            raise LabelError(f"{found}: name the column with the labels{columns}.")
 
 
 def _listed(value) -> list:
@@ -304,29 +293,15 @@ def _listed(value) -> list:
     return [Path(os.fspath(item)).expanduser() if isinstance(item, str | os.PathLike) else item for item in items]
 
 
+def _are_genes(genes) -> bool:
+    """Whether this is a query, or names or Entrez ids of genes: no mask, no single number, not empty."""
+    names = genes if isinstance(genes, Iterable) else ()
+    has_names = any(isinstance(name, str | Integral) and not isinstance(name, bool) for name in names)
+    return isinstance(genes, AnnData | pd.DataFrame) or has_names
+
+
 def _colours(adata: AnnData, label: str | None) -> dict[str, str]:
     """The colours that scanpy keeps of a column of `obs`, by label."""
-    colours = adata.uns.get(f"{label}_colors", ())
-    if not len(colours) or label not in adata.obs:
-        return {}
-    labels = label_text(adata.obs[label].astype("category").cat.categories)
+    colours, is_there = adata.uns.get(f"{label}_colors", ()), label in adata.obs
+    labels = label_text(adata.obs[label].astype("category").cat.categories) if len(colours) and is_there else ()
     return dict(zip(labels, map(str, colours), strict=True)) if len(colours) == len(labels) else {}
-
-
-def _with_label_file(adata: AnnData, labelfile: Path, class_label: str) -> pd.DataFrame:
-    """A copy of `obs` with the columns of the label file."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
-        cells = AnnData(obs=adata.obs.copy(), var=adata.var[[]])
-        attach_labels(cells, labelfile, class_label)
-    return cells.obs
-
-
-def _stored_names(path: Path, orientation: str, rows: np.ndarray) -> list[str]:
-    """Names of some cells of a file, read when they are asked for."""
-    return open_cells(path, backed=True, orientation=orientation)[0].obs_names[rows].astype(str).tolist()
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

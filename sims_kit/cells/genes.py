@@ -15,7 +15,6 @@ from sims_kit.text import examples
 ENOUGH = 0.8  # share of the model's genes below which columns and tables are tried, then a warning is given
 USABLE = 0.2  # share of the model's genes below which a prediction would mean nothing
 _ENSEMBL = re.compile(r"(ENS[A-Z]*\d{6,}|WBGene\d+|FBgn\d+)(\.\d+)?")
-_VERSION = re.compile(r"^(ENS[A-Z]*\d{6,})\.\d+$")
 
 
 def id_kind(genes: Iterable[str]) -> str:
@@ -66,7 +65,8 @@ class GeneCoverage:
 class GeneAlignment:
     """A mapping of a query's genes, one per column of its matrix, onto a vocabulary that names each gene once.
 
-    Versions of Ensembl ids and blanks around names are ignored; `column` is for the report in ``.coverage``.
+    Versions of Ensembl ids and blanks around names are ignored; `column` is for the report in ``.coverage``. `places`,
+    (vocabulary,) int64, has the position of the first query gene that matches each, -1 where none does.
 
     >>> GeneAlignment(["TP53", "ACTB"], ["ACTB", "CD3E"]).apply(sp.csr_matrix([[1.0, 2.0]])).toarray()
     array([[2., 0.]])
@@ -85,19 +85,13 @@ class GeneAlignment:
         source = np.flatnonzero(target >= 0)
         entries = np.ones(len(source), np.float32), (source, target[source])  # one per matched query gene
         self._selector = sp.csr_matrix(entries, shape=(n_query, n_model))
-        self._places = np.full(n_model, -1)
-        self._places[target[source][::-1]] = source[::-1]
-        missing = [self.vocabulary[i] for i in np.flatnonzero(self._places < 0)]
-        n_matched = n_model - len(missing)
-        found = {"n_matched": n_matched, "fraction": n_matched / n_model, "missing": missing}
-        found |= {"extra": n_query - len(source), "duplicates": len(source) - n_matched}
-        found |= {"kind_model": id_kind(self.vocabulary), "kind_query": id_kind(self.names)}
-        found |= {"column": column, "matched_by": {column: n_matched}}
-        self.coverage = GeneCoverage(n_model, n_query, **(found | report))
-
-    def places(self) -> np.ndarray:
-        """(vocabulary,) int64: position of the first query gene that matches each, -1 where none does."""
-        return self._places
+        self.places = np.full(n_model, -1)
+        self.places[target[source][::-1]] = source[::-1]
+        missing = [self.vocabulary[i] for i in np.flatnonzero(self.places < 0)]
+        n_matched, n_found = n_model - len(missing), len(source)
+        found = n_model, n_query, n_matched, n_matched / n_model, missing, n_query - n_found, n_found - n_matched
+        report = {"kind_query": id_kind(self.names), "matched_by": {column: n_matched}} | report
+        self.coverage = GeneCoverage(*found, kind_model=id_kind(self.vocabulary), column=column, **report)
 
     def apply(self, cells: sp.csr_matrix) -> sp.csr_matrix:
         """Cells (n, query genes) as (n, vocabulary), in O(nonzeros); identical gene lists return `cells` itself."""
@@ -150,7 +144,7 @@ def restrict_genes(vocabulary: Sequence[str], genes: Sequence[str] | pd.DataFram
     var = genes if isinstance(genes, pd.DataFrame) else pd.DataFrame(index=list(genes))
     enough = ENOUGH * min(len(vocabulary), len(var))
     best = _best_alignment(var, vocabulary, None, enough)
-    chosen = [str(gene) for gene, place in zip(vocabulary, best.places(), strict=True) if place >= 0]
+    chosen = [str(gene) for gene, place in zip(vocabulary, best.places, strict=True) if place >= 0]
     found = f"Only {len(chosen):,} of {_described(vocabulary)} are in genes=, {_described(var.index)}."
     if len(chosen) < max(2, USABLE * min(len(vocabulary), len(var))):
         named_genes(var, "genes=")
@@ -213,7 +207,7 @@ def shared_genes(gene_lists: Sequence, *, union: bool = False, names: Sequence[s
         if i and not union:
             shared = {plain: gene for plain, gene in shared.items() if plain in here}
         else:
-            shared |= {plain: gene for plain, gene in here.items() if plain not in shared}
+            shared = shared | here | shared  # places and names of the first file that has a gene
     smallest = min(map(len, gene_lists))
     if not union and len(shared) < USABLE * smallest:
         advice = 'Check that they use one kind of gene id and one species; genes="union" takes absent genes as zero.'
@@ -292,7 +286,7 @@ def _texts(values) -> list[str]:
 
 
 def _unversioned(gene: str) -> str:
-    return _VERSION.sub(r"\1", gene) if "." in gene else gene
+    return re.sub(r"^(ENS[A-Z]*\d{6,})\.\d+$", r"\1", gene) if "." in gene else gene
 
 
 def _described(genes: Sequence[str]) -> str:

@@ -4,11 +4,9 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import chain, islice
-from numbers import Integral
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,14 +15,7 @@ from anndata import AnnData
 
 from sims_kit.cells.genes import GeneCoverage
 from sims_kit.cells.matrix import Expression, Scale
-from sims_kit.errors import SettingError
-
-if TYPE_CHECKING:
-    from pytorch_lightning import Trainer
-
-UNLABELLED = -1  # class of a cell whose label is not known
-BLOCK_SIZE = 64  # neighbouring cells read together from a file
-BUFFER_SIZE = 4096  # cells of a file held at once, to be mixed: 130 MB at 2,000 values per cell
+from sims_kit.cells.splits import check_whole
 
 
 class CellBatch(NamedTuple):
@@ -35,24 +26,19 @@ class CellBatch(NamedTuple):
 
 
 class CellDataset:
-    """Cells of several `Expression`, one after the other, aligned to the same genes.
-
-    `labels`, (cells,) int64, is the class of each cell, -1 where it is not known.
-    """
+    """Cells of several `Expression`, one after the other, aligned to the same genes; `labels` as in `CellBatch`."""
 
     def __init__(self, sources: Sequence[Expression], labels: np.ndarray | None = None):
         self.sources = list(sources)
         self._starts = np.cumsum([0, *map(len, self.sources)])
-        self.labels = np.full(len(self), UNLABELLED) if labels is None else np.asarray(labels, dtype=np.int64)
-        _quiet_sparse_tensors()
+        self.labels = np.full(len(self), -1) if labels is None else np.asarray(labels, dtype=np.int64)
+        self.in_file = any(source.in_file for source in self.sources)
+        with warnings.catch_warnings():  # torch says once in a process that sparse tensors are in beta: here, unseen
+            warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
+            torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
-
-    @property
-    def in_file(self) -> bool:
-        """Whether any of the cells are read from a file."""
-        return any(source.in_file for source in self.sources)
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source of each position, and the position within that source."""
@@ -75,28 +61,21 @@ class CellDataset:
         return CellBatch(cells, torch.from_numpy(self.labels[np.asarray(positions, dtype=np.int64)]))
 
 
-@cache
-def _quiet_sparse_tensors() -> None:
-    """Torch warns once in a process that sparse tensors are in beta; let it do so here, unseen."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
-        torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))
-
-
 class CellLoader:
     """Batches of cells; it stands where a torch DataLoader does.
 
     Cells in memory are gathered batch by batch. Cells in a file are read many batches at a time, in the order of the
     file, while the model works on the ones before: `block_size` neighbours together, `buffer_size` held and mixed.
-    `num_workers` threads read ahead, of a file at least one. The order follows from `seed` and epoch alone.
+    `num_workers` threads read ahead, of a file at least one. The order follows from `seed` and epoch alone. The last
+    batch may hold fewer cells than `batch_size`, or one more: batch normalisation needs two. `positions` are rising.
 
-    `positions` are rising. The last batch may hold fewer cells than `batch_size`, or one more: batch normalisation
-    needs two. `shard` is the rank of this process and the number of processes; their parts are disjoint, complete, and
-    of one length, or one cell more.
+    `shard` is the rank of this process and the number of processes; parts are disjoint, complete, and equal to a cell.
 
     >>> for cells, labels in CellLoader(dataset, range(len(dataset)), batch_size=256):
     ...     logits = model(cells)
     """
+
+    block_size, buffer_size = 64, 4096  # the latter are 130 MB at 2,000 values per cell
 
     def __init__(
         self,
@@ -108,13 +87,12 @@ class CellLoader:
         seed: int = 0,
         num_workers: int = 0,
         shard: tuple[int, int] = (0, 1),
-        block_size: int = BLOCK_SIZE,
-        buffer_size: int = BUFFER_SIZE,
     ):
         self.dataset, self.positions = dataset, np.asarray(positions, dtype=np.int64)
-        self.batch_size, self.shuffle, self.seed, self.epoch = batch_size, shuffle, seed, 0
-        self.num_workers, self.shard, self.block_size = max(num_workers, int(dataset.in_file)), shard, block_size
-        self.batches_at_once = max(1, buffer_size // batch_size) if dataset.in_file else 1
+        self.batch_size, self.shuffle, self.seed, self.epoch, self.shard = batch_size, shuffle, seed, 0, shard
+        self.num_workers = max(num_workers, int(dataset.in_file))
+        self.batches_at_once = max(1, self.buffer_size // batch_size) if dataset.in_file else 1
+        self._window = self.batches_at_once * batch_size  # cells that are held at once
         self.batch_sampler = SimpleNamespace(sampler=self)  # Lightning calls set_epoch of this sampler
 
     def set_epoch(self, epoch: int) -> None:
@@ -126,11 +104,6 @@ class CellLoader:
         n_cells = turns * self._window + rest // self.shard[1]  # of the smallest part: all take as many steps
         full, rest = divmod(n_cells, self.batch_size)
         return full + (rest > 0 and not (rest == 1 and full > 0))
-
-    @property
-    def _window(self) -> int:
-        """Cells that are held at once."""
-        return self.batches_at_once * self.batch_size
 
     def batches(self) -> Iterator[np.ndarray]:
         """Positions of the cells of each batch of this process, in this epoch."""
@@ -175,10 +148,9 @@ class CellLoader:
         return self.positions[torch.randperm(len(self.positions), generator=generator).numpy()]
 
     def _order_of_blocks(self, random: np.random.Generator) -> np.ndarray:
-        """An order that suits reading from files and mixes cells even where a file is sorted by class.
+        """An order in which each window has about the mixture of the whole, even where a file is sorted by class.
 
-        Blocks of neighbours of each file and class are spread evenly over the epoch, in random order; then each window
-        of positions that are held at once is shuffled. Each window has about the mixture of the whole.
+        Blocks of neighbours of each file and class are spread evenly over the epoch; then each window is shuffled.
         """
         source, within = self.dataset.locate(self.positions)
         starts_anew = (np.diff(source) > 0) | (np.diff(within // self.block_size) != 0)
@@ -196,17 +168,6 @@ class CellLoader:
         return np.concatenate([random.permutation(window) for window in windows])
 
 
-def shard_of(trainer: "Trainer | None", part: str, n_cells: int) -> tuple[int, int]:
-    """Rank of this process and number of processes, for a part (``"train"``, ...) of `n_cells` cells."""
-    if trainer is None or trainer.world_size == 1:
-        return 0, 1
-    if n_cells < 2 * trainer.world_size:
-        more = "more cells" if part == "train" else "a larger share"
-        found = f"The {part} part has {n_cells} cells for {trainer.world_size} processes; each needs two."
-        raise SettingError(f"{found} Use fewer devices, or {more}.")
-    return trainer.global_rank, trainer.world_size
-
-
 def query_batches(
     adata: AnnData,
     vocabulary: Sequence[str],
@@ -219,12 +180,10 @@ def query_batches(
 ) -> tuple[CellLoader, GeneCoverage, Scale]:
     """The cells of a query in order, as a model with this vocabulary takes them, gene coverage, and scale.
 
-    `layer` is as in `Expression`, `species` as in `align_genes`; `trained_on` has the scales of the model's reference
-    files, from its provenance. `cells` are rising positions of the cells to read, all by default; the scale is
-    recognised from all cells either way.
+    `layer` is as in `Expression`, `species` as in `align_genes`, `trained_on` as in `Expression.match_scale`. `cells`
+    are rising positions, all by default; the scale is recognised from all cells either way.
     """
-    if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise SettingError(f"batch_size={batch_size!r}: give a whole number of cells, 1 or more.")
+    check_whole("batch_size", batch_size, 1)
     query = Expression(adata, layer, name="The query's matrix")
     query.match_scale(trained_on)
     coverage = query.align(vocabulary, adata.obs_names, species)

@@ -1,9 +1,5 @@
-"""From an AnnData or a file to model input: find the matrix, recognise its scale, align genes, take log1p of 10,000.
+"""From an AnnData or a file to model input: find the matrix, recognise its scale, align genes, take log1p of 10,000."""
 
-Everything that reads cells does so through `Expression`, whether the matrix is in memory or in a file.
-"""
-
-import copy
 import os
 import warnings
 from collections.abc import Sequence
@@ -23,10 +19,7 @@ from sims_kit.datasets.load import load
 from sims_kit.datasets.read import convert, is_backable, open_backed, read
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
-TARGET_SUM = 1e4  # every cell's sum before the logarithm
-BLOCK = 4096  # cells of a dense matrix converted at once
 SAMPLE_BLOCKS, SAMPLE_CELLS = 16, 24  # cells that a scale is recognised from, spread over the matrix
-LARGEST_GAP = 64  # cells between two wanted ones that are read along rather than skipped
 MEMORY_SHARE = 0.1  # of the memory: larger files stay on disk; compressed ones are several times as large when read
 UNDO = {
     "linear": lambda values: values,
@@ -36,14 +29,8 @@ UNDO = {
     "sqrt(x)": np.square,
 }
 LARGEST = {"log1p(x)": 21.0, "log2(x + 1)": 30.0, "log10(x + 1)": 9.2}  # logarithms of 1e9: no expression is above it
-UNKNOWN = "unknown"
-EARLIER_LOG = "log-normalised"  # provenance of models by sims_kit 0.1, which took logarithms as they were
-# Constants of the recognition of multiples, see `_evidence` and `_best_transform`.
-DISTINCT, MULTIPLES = 64, 50  # values of a cell that are looked at, and the largest count among them
-ROUNDING = 1e-5  # of float32
+OF_ONE_SCALE = "Bring all cells to one scale before they are joined, or pass a layer that has counts throughout."
 EXACT, MARGIN = -1.5, 0.3  # log10 of the largest mean distance to whole numbers, and of its ratio to the second best
-RANDOM = -0.74  # the same of random values
-SMALL_SPREAD = 20  # largest value of a cell over its smallest one; of linear values it is larger
 
 
 class Scale(NamedTuple):
@@ -59,13 +46,12 @@ class Scale(NamedTuple):
         return "counts" if self.is_counts else "normalised" if self.transform == "linear" else "log-normalised"
 
     def __str__(self) -> str:
-        if self.is_counts or self.transform == UNKNOWN:
-            return "counts" if self.is_counts else "values of unknown scale"
         total = f", {self.total:,.{0 if self.total > 100 else 3}f} per cell" if self.total else ""
-        return f"{'normalised values' if self.transform == 'linear' else self.transform}{total}"
+        words = {"linear": "counts" if self.is_counts else "normalised values", "unknown": "values of unknown scale"}
+        return words.get(self.transform, self.transform) + total
 
 
-AS_IS = Scale(UNKNOWN)
+AS_IS = Scale("unknown")
 
 
 def detect_scale(matrix: sp.csr_matrix, *, name: str = "The matrix", layers: Sequence[str] = (), log1p=None) -> Scale:
@@ -86,7 +72,7 @@ def detect_scale(matrix: sp.csr_matrix, *, name: str = "The matrix", layers: Seq
     scale = _scale_of_fractions(matrix[others[sample]], name, log1p)
     if n_other := int(_of_other_scale(matrix, scale).sum()):
         found = f"{n_other:,} cells hold whole numbers, as counts do, or values too large for a logarithm"
-        raise _mixed_scales(name, f"{found}, and the others {scale}")
+        raise DataError(f"{name} mixes scales: {found}, and the others {scale}. {OF_ONE_SCALE}")
     return scale
 
 
@@ -107,11 +93,6 @@ def _check_values(matrix: sp.csr_matrix, name: str, layers: Sequence[str]) -> No
         )
 
 
-def _mixed_scales(name: str, found: str) -> DataError:
-    way_out = "Bring all cells to one scale before they are joined, or pass a layer that has counts throughout."
-    return DataError(f"{name} mixes scales: {found}. {way_out}")
-
-
 def _whole_rows(matrix: sp.csr_matrix) -> np.ndarray:
     """Whether each cell holds whole numbers only, (cells,) bool."""
     n_fractional = np.concatenate([[0], np.cumsum(matrix.data != np.rint(matrix.data))])
@@ -130,105 +111,86 @@ def _of_other_scale(matrix: sp.csr_matrix, scale: Scale) -> np.ndarray:
 
 
 def _scale_of_fractions(cells: sp.csr_matrix, name: str, log1p) -> Scale:
-    """The scale of cells whose values are not whole."""
-    rows = [row[row > 0].astype(np.float64) for row in np.split(cells.data, cells.indptr[1:-1])]
-    evidence = np.array([[_evidence(row, transform) for transform in UNDO] for row in rows])  # (cells, transforms, 3)
-    votes = pd.Series([_vote(of_cell) for of_cell in evidence]).value_counts()
+    """The scale of cells, each of which has fractional values."""
+    rows, transforms = np.split(cells.data.astype(np.float64), cells.indptr[1:-1]), list(UNDO)
+    rows = [row[row > 0] for row in rows]
+    evidence = np.array([[_evidence(row, transform) for transform in UNDO] for row in rows])
+    sums, distances, numbers = np.moveaxis(evidence, 2, 0)  # each (cells, transforms)
+    by_sum = _are_powers_of_ten(sums[:, :-1])  # but not of squares
+    by_multiples = (_best_transform(*of_cell, least=3) for of_cell in zip(distances, numbers, strict=True))
+    votes = [transforms[a.argmax()] if a.any() else b for a, b in zip(by_sum, by_multiples, strict=True)]
+    votes = pd.Series(votes).value_counts()
     if len(votes) > 1 and votes.iloc[1] > max(1, 0.05 * len(rows)):
-        (first, n_first), (second, n_second) = list(votes.items())[:2]
-        found = f"{n_first:,} hold {first} values and {n_second:,} {second} values"
-        raise _mixed_scales(name, f"of {len(rows):,} cells looked at, {found}")
-    sums, distances = evidence[..., 0], evidence[..., 1:]
-    is_possible = np.isfinite(sums).mean(axis=0) >= 0.9
-    totals = {transform: _common_total(of_all) for transform, of_all in zip(UNDO, sums.T, strict=True)}
-    transform, is_flat = _best_transform(distances.sum(axis=0) * is_possible[:, None]), False
+        found = " and ".join(f"{n_cells:,} hold {transform} values" for transform, n_cells in votes[:2].items())
+        raise DataError(f"{name} mixes scales: of {len(rows):,} cells looked at, {found}. {OF_ONE_SCALE}")
+    is_possible, medians = np.isfinite(sums).mean(axis=0) >= 0.9, np.median(sums, axis=0)
+    with np.errstate(invalid="ignore"):
+        has_total = is_possible & ((np.abs(sums / medians - 1) < 3e-3).mean(axis=0) >= 0.9)
+    has_total &= (len(rows) > 2) | _are_powers_of_ten(medians)
+    totals = {t: float(median) for t, median, has in zip(UNDO, medians, has_total, strict=True) if has}
+    transform, is_flat = _best_transform(distances.sum(axis=0) * is_possible, numbers.sum(axis=0) * is_possible), False
     if transform is None:
-        with_total = [t for t, possible in zip(UNDO, is_possible, strict=True) if possible and totals[t]]
-        transform = next((t for t in with_total if t != "sqrt(x)"), None)
-        spread = np.median([row.max() / row.min() for row in rows if len(row)])
-        is_flat = transform == "linear" and spread < SMALL_SPREAD  # as logarithms that were brought to one sum
+        transform = next((t for t in totals if t != "sqrt(x)"), None)
         large = cells.data[cells.data > 4.5]  # logarithms and roots of small counts are whole now and then
         is_estimated = len(large) and (large == np.rint(large)).mean() > 0.2
-        if is_flat:
-            transform = None
-        elif transform is None and (is_possible.sum() == 2 or not distances.any() or is_estimated):
+        if transform is None and (is_possible.sum() == 2 or not distances.any() or is_estimated):
             transform = "linear"
-    if transform is not None:
-        return Scale(transform, total=totals[transform])
+        elif transform == "linear":  # linear values of a cell differ more than logarithms that were brought to one sum
+            is_flat = np.median([row.max() / row.min() for row in rows]) < 20
+    if transform is not None and not is_flat:
+        return Scale(transform, total=totals.get(transform))
     base = log1p.get("base") if hasattr(log1p, "get") else None
-    found = Scale({2: "log2(x + 1)", 10: "log10(x + 1)"}.get(base and round(float(base)), UNKNOWN))
-    if found == AS_IS and (is_flat or _look_linear(rows)):
-        found = Scale("linear")
-    taken = {"linear": "estimated counts", UNKNOWN: "values to use as they are"}.get(found.transform, found.transform)
+    guess = "linear" if is_flat or _look_linear(rows) else AS_IS.transform
+    found = Scale({2: "log2(x + 1)", 10: "log10(x + 1)"}.get(base and round(float(base)), guess))
+    taken = {"linear": "estimated counts", AS_IS.transform: "values to use as they are"}
     warnings.warn(
         f"The scale of {name[0].lower()}{name[1:]} cannot be recognised for certain: its values are no counts, and no "
-        f"logarithm of counts or of values with equal sums. They are taken for {taken}, which is right only if "
-        "reference and query were prepared in the same way. Counts are safer: pass the layer that has them.",
+        "logarithm of counts or of values with equal sums. They are taken for "
+        f"{taken.get(found.transform, found.transform)}, which is right only if reference and query were prepared in "
+        "the same way. Counts are safer: pass the layer that has them.",
         stacklevel=4,
     )
     return found
 
 
 def _evidence(row: np.ndarray, transform: str) -> tuple[float, float, int]:
-    """What speaks for a transform in the values of a cell, when it is undone: their sum, and how whole they are.
+    """What a cell's values are when a transform is undone: their sum, infinite if too large, and how whole they are.
 
-    The sum is infinite where values are too large. Then comes how far they are from multiples of one value: the sum of
-    the log10 of the distances to the nearest whole number, and their number.
+    The latter is the sum of the log10 of distances to the nearest multiple of a single count, and their number.
     """
-    if row.max(initial=0) > LARGEST.get(transform, np.inf):
+    if row.max() > LARGEST.get(transform, np.inf):
         return np.inf, 0.0, 0
-    values = UNDO[transform](np.unique(row)[:DISTINCT])
-    ratios = values[values > 1.2 * values[:1]] / values[:1]
+    values = UNDO[transform](np.unique(row)[:64])
+    ratios = values[values > 1.2 * values[0]] / values[0]
     best = np.empty(0)
     for divisor in (1, 2, 3):  # the smallest value of a cell may stand for two or three counts
-        multiples = ratios[ratios * divisor <= MULTIPLES] * divisor
-        distances = np.log10(divisor * np.abs(multiples - np.rint(multiples)) + ROUNDING)
+        multiples = ratios[ratios * divisor <= 50] * divisor
+        distances = np.log10(divisor * np.abs(multiples - np.rint(multiples)) + 1e-5)  # the rounding of float32
         if len(distances) and (divisor == 1 or distances.mean() < best.mean() - 0.5):
             best = distances
     return UNDO[transform](row).sum(), best.sum(), len(best)
 
 
-def _vote(evidence: np.ndarray) -> str | None:
-    """The transform that a single cell speaks for: by a sum that is a power of ten, or by multiples."""
-    by_sum = (t for t, total in zip(UNDO, evidence[:, 0], strict=True) if _is_power_of_ten(total) and t != "sqrt(x)")
-    return next(by_sum, None) or _best_transform(evidence[:, 1:], least=3)
+def _are_powers_of_ten(sums: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):  # 0 and infinity are none
+        return np.abs(10.0 ** np.rint(np.log10(sums)) / sums - 1) < 1e-3
 
 
-def _is_power_of_ten(total: float) -> bool:
-    return 0 < total < np.inf and abs(10.0 ** round(np.log10(total)) / total - 1) < 1e-3
-
-
-def _common_total(sums: np.ndarray) -> float | None:
-    """The number that nearly all sums are equal to; of one or two cells, only a power of ten is evidence."""
-    sums = sums[sums > 0]
-    middle = np.median(sums) if len(sums) else np.inf
-    if not np.isfinite(middle) or (np.abs(sums / middle - 1) < 3e-3).mean() < 0.9:
-        return None
-    return float(middle) if len(sums) > 2 or _is_power_of_ten(middle) else None
-
-
-def _best_transform(distances: np.ndarray, least: int = 1) -> str | None:
+def _best_transform(distances: np.ndarray, numbers: np.ndarray, least: int = 1) -> str | None:
     """The transform whose undoing gives multiples; None when none does, or several do."""
-    sums, numbers = distances.T
-    means = np.where(numbers >= least, sums / np.maximum(numbers, 1), 0.0)
-    transforms = list(UNDO)
-    linear, root = transforms.index("linear"), transforms.index("sqrt(x)")
-    if means[linear] <= EXACT and means[linear] - means[root] < MARGIN:
-        means[root] = 0  # squares of whole numbers are whole
+    means = np.where(numbers >= least, distances / np.maximum(numbers, 1), 0.0)
+    if means[0] <= EXACT and means[0] - means[-1] < MARGIN:
+        means[-1] = 0  # squares of whole numbers are whole
     first, second = np.argsort(means)[:2]
-    evidence = numbers[first] * (RANDOM - means[first])
-    if means[first] > EXACT or means[second] - means[first] < MARGIN or evidence < 2.5:
-        return None
-    return transforms[first]
+    evidence = numbers[first] * (-0.74 - means[first])  # random values have a mean of -0.74
+    is_clear = means[first] <= EXACT and means[second] - means[first] >= MARGIN and evidence >= 2.5
+    return list(UNDO)[first] if is_clear else None
 
 
 def _look_linear(rows: Sequence[np.ndarray]) -> bool:
-    """Whether values are rather estimated counts than logarithms of normalised values.
-
-    In normalised cells the mean of the linear values falls with the number of detected genes, since their sum is fixed.
-    """
-    detected, mean = np.array([(len(row), np.expm1(row).mean()) for row in rows if len(row)]).T
-    if len(detected) < 10 or np.ptp(detected) == 0 or np.ptp(mean) == 0:
+    """Whether means rise with the number of detected genes, as in estimated counts; of equal sums they would fall."""
+    detected, mean = np.array([(len(row), np.expm1(row).mean()) for row in rows]).T
+    if len(rows) < 10 or np.ptp(detected) == 0 or np.ptp(mean) == 0:
         return False
     return bool(np.corrcoef(np.log(detected), np.log(mean))[0, 1] > 0.3)
 
@@ -236,15 +198,14 @@ def _look_linear(rows: Sequence[np.ndarray]) -> bool:
 def normalise(cells: sp.csr_matrix, scale: Scale) -> sp.csr_matrix:
     """Model input, CSR (cells, genes) float32: the scale undone, each cell brought to a sum of 10,000, then ``log1p``.
 
-    The columns are the model's genes, so that further genes of a query never change its labels. Cells without counts
-    stay zero. `cells` is not changed; the result shares its indices.
+    Of the model's genes only, so that others never change a label. Cells without counts stay zero. Indices are shared.
     """
     values = cells.data.astype(np.float32, copy=False)
-    if scale.transform != UNKNOWN:
+    if scale != AS_IS:
         values = UNDO[scale.transform](values)
         linear = sp.csr_matrix((values, cells.indices, cells.indptr), shape=cells.shape)
         sums = linear.sum(axis=1, dtype=np.float64).A1
-        factor = np.divide(TARGET_SUM, sums, out=np.zeros_like(sums), where=sums > 0).astype(np.float32)
+        factor = np.divide(1e4, sums, out=np.zeros_like(sums), where=sums > 0).astype(np.float32)
         values = np.log1p(values * np.repeat(factor, np.diff(cells.indptr)))
     return sp.csr_matrix((values, cells.indices, cells.indptr), shape=cells.shape)
 
@@ -252,95 +213,84 @@ def normalise(cells: sp.csr_matrix, scale: Scale) -> sp.csr_matrix:
 class Expression:
     """The expression of some cells on its way to model input; `name` is what messages call the matrix.
 
-    `layer` is None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no layer has that name. `adata`
-    is never changed, and a matrix in a file (backed, or opened by `open_backed`) stays there.
+    All cells are read through it. `layer` is None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no
+    layer has that name. `adata` is never changed, and a matrix in a file stays there.
 
     >>> expression = Expression(adata)
     >>> expression.align(["CD3D", "MS4A1"]).fraction
     1.0
-    >>> expression.rows([0, 1]).shape  # CSR float32, log1p of 10,000 per cell
-    (2, 2)
+    >>> expression.rows([0, 1])  # (2, 2) CSR float32, log1p of 10,000 per cell
     """
 
     def __init__(self, adata: AnnData, layer: str | None = None, *, name: str = "The matrix"):
         layers = list(filter(None, adata.layers))  # anndata 0.13 lists X as None
+        is_raw = layer == "raw" and "raw" not in layers
+        if layer == "raw" and not is_raw and adata.raw is not None:
+            warnings.warn('layer="raw": both a layer "raw" and adata.raw exist; the layer is used.', stacklevel=3)
         layers += ["raw"] * (adata.raw is not None and "raw" not in layers)
-        matrix, self.var = _matrix_and_var(adata, layer, layers)
+        if layer is not None and layer not in layers:
+            raise UnknownNameError("layer", layer, layers or ["X, by layer=None"])
+        source = adata.raw if is_raw else adata
+        matrix = source.X if is_raw or layer is None else adata.layers[layer]
+        if matrix is None:
+            found = (
+                f"Pass layer={' or '.join(map(repr, layers))}" if layers else "Nor has it layers or raw: load counts"
+            )
+            raise DataError(f"This AnnData has no X. {found}.")
+        self.genes = source.var
+        is_gene = gene_rows(self.genes)
         self.in_file = isinstance(matrix, CSRDataset | h5py.Dataset | zarr.Array)
-        self.matrix = FileMatrix(matrix) if self.in_file else as_csr(matrix)
-        self.name, self.alignment, self.cells = name, None, None
-        self._is_gene = is_gene = gene_rows(self.var)
+        self.matrix = FileMatrix(matrix, is_gene) if self.in_file else _of_columns(as_csr(matrix), is_gene)
+        self.name, self.alignment = name, None
+        self.cells = np.arange(self.matrix.shape[0])  # rows of the matrix that count; `DataModule` drops some
         if not is_gene.all():
-            kinds = ", ".join(self.var["feature_types"][~is_gene].astype(str).unique()[:3])
+            kinds = ", ".join(self.genes["feature_types"][~is_gene].astype(str).unique()[:3])
             left_out = f"{(~is_gene).sum():,} columns that are no gene expression ({kinds}); they are left out."
             warnings.warn(f"{name} has {left_out}", stacklevel=3)
-        sample = self._of_genes(self.matrix.sample() if self.in_file else self.matrix)
+            self.genes = self.genes[is_gene]
+        sample = self.matrix.sample() if self.in_file else self.matrix
         self.scale = detect_scale(sample, name=name, layers=layers, log1p=adata.uns.get("log1p"))
 
-    @property
-    def genes(self) -> pd.DataFrame:
-        """The rows of `var` that are genes."""
-        return self.var if self._is_gene.all() else self.var[self._is_gene]
-
     def align(self, vocabulary: Sequence[str], cell_names: Sequence = (), species: str | None = None) -> GeneCoverage:
-        """Bring the genes onto a model's vocabulary, see `align_genes`."""
+        """Bring the genes onto a model's vocabulary when rows are read, see `align_genes`."""
         self.alignment = align_genes(self.genes, vocabulary, cell_names, species=species)
         return self.alignment.coverage
 
     def use(self, alignment: GeneAlignment) -> None:
         """Apply an alignment of `genes`: to a matrix in memory at once, to one in a file when rows are read."""
-        self.alignment = alignment
-        if not self.in_file:
-            self.matrix, self.alignment = alignment.apply(self._of_genes(self.matrix)), None
-            self._is_gene = np.ones(self.matrix.shape[1], bool)
+        if self.in_file:
+            self.alignment = alignment
+        else:
+            self.matrix = alignment.apply(self.matrix)
 
     def match_scale(self, trained_on: Sequence[str]) -> None:
         """Compare the scale with those of a model's reference files, as its provenance has them."""
-        if EARLIER_LOG in trained_on and self.scale.transform == "log1p(x)":
-            self.scale = AS_IS  # as the reference was read at that time
+        if "log-normalised" in trained_on and self.scale.transform == "log1p(x)":  # by sims_kit 0.1
+            self.scale = AS_IS
         elif str(AS_IS) in trained_on and self.scale != AS_IS:
             found = f"{self.name} holds {self.scale}, but the model was trained on values of unknown scale"
             way_out = "Train the model on counts, or prepare the query as the reference was."
             warnings.warn(f"{found}: its labels may be wrong. {way_out}", stacklevel=3)
 
-    def select(self, cells: np.ndarray) -> "Expression":
-        """The same expression for some of the cells, by rising position."""
-        selected = copy.copy(self)
-        if len(cells) < len(self) and self.in_file:
-            selected.cells = np.asarray(cells) if self.cells is None else self.cells[cells]
-        elif len(cells) < len(self):
-            selected.matrix = self.matrix[cells]
-        return selected
-
     def __len__(self) -> int:
-        return self.matrix.shape[0] if self.cells is None else len(self.cells)
+        return len(self.cells)
 
     def raw_rows(self, positions: np.ndarray) -> sp.csr_matrix:
         """The stored values of these cells, in this order, on the aligned genes, CSR float32."""
-        positions = np.asarray(positions) if self.cells is None else self.cells[positions]
-        rows = self._of_genes(self.matrix[positions])
+        rows = self.matrix[self.cells[positions]]
         if self.in_file:
-            self._check_rows(rows)
+            low, high = rows.data.min(initial=0), rows.data.max(initial=0)  # NaN if there is any
+            if not 0 <= low <= high < np.inf or _of_other_scale(rows, self.scale).any():
+                raise DataError(
+                    f"{self.name} was taken for {self.scale} by a sample of its cells, but others hold values from "
+                    f"{low:.3g} to {high:.3g}{', some not whole' * self.scale.is_counts}. Expected one kind of values "
+                    "throughout, none negative or missing: write the file anew, or pass another layer."
+                )
         return self.alignment.apply(rows) if self.alignment else rows
 
     def rows(self, positions: np.ndarray) -> sp.csr_matrix:
         """Model input of these cells, in this order: (cells, genes) CSR float32."""
         return normalise(self.raw_rows(positions), self.scale)
-
-    def _of_genes(self, rows: sp.csr_matrix) -> sp.csr_matrix:
-        return rows if self._is_gene.all() else rows[:, self._is_gene]
-
-    def _check_rows(self, rows: sp.csr_matrix) -> None:
-        """Refuse rows of a file that are not of the scale that the sample had."""
-        low, high = rows.data.min(initial=0), rows.data.max(initial=0)  # NaN if there is any
-        if low == 0 and high < np.inf and not _of_other_scale(rows, self.scale).any():
-            return
-        is_fractional = self.scale.is_counts and low == 0
-        found = "values that are not whole" if is_fractional else f"values from {low:.3g} to {high:.3g}"
-        raise DataError(
-            f"{self.name} was taken for {self.scale} by a sample of its cells, but other cells hold {found}. Expected "
-            "one kind of values throughout, none negative or missing: write the file anew, or pass another layer."
-        )
 
 
 def log_normalised(adata: AnnData, genes: Sequence[str], *, layer: str | None = None) -> sp.csr_matrix:
@@ -351,13 +301,10 @@ def log_normalised(adata: AnnData, genes: Sequence[str], *, layer: str | None = 
 
 
 class FileMatrix:
-    """A CSR or dense matrix in a file; rows are read when they are indexed, in any process.
+    """The wanted columns of a sparse or dense matrix in a file; rows are read when they are indexed, in any process."""
 
-    `element` is anndata's handle on a sparse matrix (``adata.X`` of a backed AnnData), or a dense h5py or zarr array.
-    """
-
-    def __init__(self, element: CSRDataset | h5py.Dataset | zarr.Array):
-        self.shape = tuple(map(int, element.shape))
+    def __init__(self, element: CSRDataset | h5py.Dataset | zarr.Array, is_wanted: np.ndarray):
+        self.shape, self.is_wanted = tuple(map(int, element.shape)), is_wanted
         stored = getattr(element, "group", element)
         is_hdf5 = isinstance(stored, h5py.Group | h5py.Dataset)
         self._place = (os.path.abspath(stored.file.filename), stored.name) if is_hdf5 else stored
@@ -370,10 +317,10 @@ class FileMatrix:
         """These rows in this order, CSR float32; neighbours are read together."""
         order = np.argsort(positions, kind="stable")
         rising = positions[order]
-        runs = np.split(rising, np.flatnonzero(np.diff(rising) > LARGEST_GAP) + 1)
+        runs = np.split(rising, np.flatnonzero(np.diff(rising) > 64) + 1)  # smaller gaps are read along
         blocks = [self._block(int(run[0]), int(run[-1]) + 1)[run - run[0]] for run in runs if len(run)]
         cells = sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix((0, self.shape[1]), dtype=np.float32)
-        return cells if (np.diff(order) > 0).all() else cells[np.argsort(order)]
+        return _of_columns(cells if (np.diff(order) > 0).all() else cells[np.argsort(order)], self.is_wanted)
 
     def sample(self) -> sp.csr_matrix:
         """A few hundred cells from start to end."""
@@ -385,9 +332,8 @@ class FileMatrix:
     def _block(self, start: int, stop: int) -> sp.csr_matrix:
         """Neighbouring rows, by slices of the stored arrays: anndata's own slicing takes five times as long."""
         if self._process != os.getpid():  # handles of HDF5 do not survive a fork
-            file, name = self._place if isinstance(self._place, tuple) else (None, None)
-            self._stored = h5py.File(file, "r")[name] if file else self._place
-            self._process = os.getpid()
+            is_hdf5, self._process = isinstance(self._place, tuple), os.getpid()
+            self._stored = h5py.File(self._place[0], "r")[self._place[1]] if is_hdf5 else self._place
         if not isinstance(self._stored, h5py.Group | zarr.Group):
             return as_csr(self._stored[start:stop])
         if self._indptr is None:
@@ -428,25 +374,12 @@ def stay_in_files(paths: Sequence[Path], backed: bool | str) -> bool:
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
         memory = min(memory, int(text))
-    stores = filter(is_backable, paths)
-    files = [file for path in stores for file in ([path] if path.is_file() else path.rglob("*"))]
-    return sum(file.stat().st_size for file in files) > MEMORY_SHARE * memory
+    stored = [[path] if path.is_file() else path.rglob("*") for path in paths if is_backable(path)]
+    return sum(file.stat().st_size for files in stored for file in files) > MEMORY_SHARE * memory
 
 
-def _matrix_and_var(adata: AnnData, layer: str | None, layers: Sequence[str]) -> tuple[object, pd.DataFrame]:
-    if layer is not None and layer not in layers:
-        raise UnknownNameError("layer", layer, layers or ["X, by layer=None"])
-    is_raw = layer == "raw" and "raw" not in adata.layers
-    if layer == "raw" and not is_raw and adata.raw is not None:
-        warnings.warn('layer="raw": both a layer "raw" and adata.raw exist; the layer is used.', stacklevel=4)
-    source = adata.raw if is_raw else adata
-    matrix = source.X if is_raw or layer is None else adata.layers[layer]
-    if matrix is None:
-        way_out = (
-            f"Pass layer={' or '.join(map(repr, layers))}." if layers else "Nor has it layers or raw: load counts."
-        )
-        raise DataError(f"This AnnData has no X. {way_out}")
-    return matrix, source.var
+def _of_columns(matrix: sp.csr_matrix, is_wanted: np.ndarray) -> sp.csr_matrix:
+    return matrix if is_wanted.all() else matrix[:, is_wanted]
 
 
 def as_csr(matrix) -> sp.csr_matrix:
@@ -457,7 +390,7 @@ def as_csr(matrix) -> sp.csr_matrix:
         if np.issubdtype(getattr(matrix, "dtype", np.float32), np.complexfloating):
             raise TypeError("complex numbers")
         if not sp.issparse(matrix):
-            blocks = (np.asarray(matrix[i : i + BLOCK], np.float32) for i in range(0, matrix.shape[0], BLOCK))
+            blocks = (np.asarray(matrix[i : i + 4096], np.float32) for i in range(0, matrix.shape[0], 4096))
             matrix = sp.vstack([sp.csr_matrix((0, matrix.shape[1])), *map(sp.csr_matrix, blocks)], format="csr")
         csr = sp.csr_matrix(matrix).astype(np.float32, copy=False)
     except (TypeError, ValueError) as error:

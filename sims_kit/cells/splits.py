@@ -11,8 +11,6 @@ import pandas as pd
 from sims_kit.errors import LabelError, SettingError
 from sims_kit.text import examples, label_text
 
-DRAWS, COMPARED = 200, 5  # of whole groups; more compared would balance better, and all seeds alike
-
 
 class Split(NamedTuple):
     """Positions of the cells of each part, sorted, int64."""
@@ -39,8 +37,7 @@ def stratified_split(
     Split(train=array([0, 1]), validation=array([], dtype=int64), test=array([2, 3]))
     """
     check_shares(validation, test)
-    if not isinstance(seed, Integral) or seed < 0:
-        raise SettingError(f"seed={seed!r}: give a whole number, 0 or more.")
+    check_whole("seed", seed, 0)
     if isinstance(labels, str) or np.ndim(labels) != 1:
         raise LabelError(f"labels has shape {np.shape(labels)}; give a list or column with one label per cell.")
     codes, classes = pd.factorize(pd.Series(labels), sort=True)
@@ -61,9 +58,16 @@ def stratified_split(
 
 def check_shares(validation: float, test: float) -> None:
     """Raise SettingError unless both shares are in [0, 1) and leave something to train on."""
-    if not all(isinstance(share, Real) and 0 <= share < 1 for share in (validation, test)) or validation + test >= 1:
+    is_share = [isinstance(share, Real) and share is not False and 0 <= share < 1 for share in (validation, test)]
+    if not all(is_share) or validation + test >= 1:
         found = f"validation={validation!r} and test={test!r} are shares of the cells"
         raise SettingError(f"{found}: each must be 0 or more, together under 1, for example 0.1 and 0.1.")
+
+
+def check_whole(name: str, value: int, least: int) -> None:
+    """Raise SettingError unless the value is a whole number that is large enough; True and False are none."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise SettingError(f"{name}={value!r}: give a whole number, {least} or more.")
 
 
 def _part_sizes(n_cells: int, validation: float, test: float) -> tuple[int, int]:
@@ -87,7 +91,8 @@ def _split_by_group(codes: np.ndarray, groups: Sequence, validation: float, test
     whole = list(asked)
     while (part_of_group := _draw_groups(sizes, [asked[part] for part in whole], seed)) is None:
         whole.pop()
-    rest = np.flatnonzero((part_of_cell := part_of_group[groups]) == 0)
+    part_of_cell = part_of_group[groups]
+    rest = np.flatnonzero(part_of_cell == 0)
     scale = len(cells) / len(rest)  # shares are of all cells
     if by_cell := {part: min(share * scale, max(share, 0.5)) for part, share in asked.items() if part not in whole}:
         few = f"Too few groups ({len(sizes)}) for {' and '.join(asked)} cells from groups of their own"
@@ -96,14 +101,14 @@ def _split_by_group(codes: np.ndarray, groups: Sequence, validation: float, test
     inner = stratified_split(codes[rest], by_cell.get("validation", 0), by_cell.get("test", 0), seed)
     parts = {part: rest[chosen] for part, chosen in inner._asdict().items()}
     parts |= {part: np.flatnonzero(part_of_cell == number) for number, part in enumerate(whole, 1)}
-    return Split(*(cells[parts[part]] for part in Split._fields))
+    return Split(**{part: cells[chosen] for part, chosen in parts.items()})
 
 
 def _draw_groups(sizes: np.ndarray, shares: list[float], seed: int) -> np.ndarray | None:
     """The part of each group, 0 to train: of several random ones that train all classes, the nearest to the shares."""
     random, best, costs = np.random.default_rng(seed), None, []
     free = np.flatnonzero(~(sizes[:, (sizes > 0).sum(axis=0) == 1] > 0).any(axis=1))  # not the only group of a class
-    for _ in range(DRAWS * (len(free) >= len(shares))):
+    for _ in range(200 if len(free) >= len(shares) else 0):
         order, part, end = random.permutation(free), np.zeros(len(sizes), int), 0
         for number, share in enumerate(shares, 1):  # leaves a group to each part that comes after
             filled = sizes[order[end : len(order) - len(shares) + number]].sum(axis=1).cumsum() / sizes.sum()
@@ -113,6 +118,6 @@ def _draw_groups(sizes: np.ndarray, shares: list[float], seed: int) -> np.ndarra
         if (counts[0] > 0).all():
             costs.append(np.abs(counts[1:] / counts.sum(axis=0) - np.array(shares)[:, None]).sum())
             best = part if costs[-1] == min(costs) else best
-        if len(costs) == COMPARED:
+        if len(costs) == 5:  # more would balance better, and make all seeds alike
             break
     return best

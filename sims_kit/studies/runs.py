@@ -14,7 +14,7 @@ from anndata import AnnData
 from sklearn.base import BaseEstimator
 
 from sims_kit.calibration import UNKNOWN
-from sims_kit.cells.matrix import Expression, as_csr
+from sims_kit.cells.matrix import Expression
 from sims_kit.datasets.labels import check_orientation
 from sims_kit.errors import LabelError, SettingError
 from sims_kit.estimator import obs_values
@@ -116,4 +116,4 @@ def plain_cells(cells: AnnData, label: str, name: str = "cells") -> AnnData:
     if n_without := len(labels) - len(places):
         warnings.warn(f"{name}: {n_without:,} of {len(labels):,} cells have no {label!r}; left out.", stacklevel=4)
     obs = pd.DataFrame({"label": labels.iloc[places].to_numpy(str)}, index=places.astype(str))
-    return AnnData(as_csr(cells.X)[places], obs=obs, var=pd.DataFrame(index=expression.var.index.astype(str)))
+    return AnnData(expression.raw_rows(places), obs=obs, var=pd.DataFrame(index=expression.genes.index.astype(str)))

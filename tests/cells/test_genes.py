@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse as sp
 
 from sims_kit.cells import genes
-from sims_kit.cells.genes import GeneAlignment, align_genes, id_kind, shared_genes
+from sims_kit.cells.genes import GeneAlignment, align_genes, shared_genes
 from sims_kit.errors import DataError, FetchError, GeneError, SettingError
 
 IDS = [f"ENSG{i:011d}" for i in range(20)]
@@ -92,14 +92,14 @@ def test_names_are_matched_or_refused(query, model, species, expected):
     assert all(f"{n} by {how}" in str(coverage) for how, n in expected.items())
     aligned = alignment.apply(sp.csr_matrix(np.eye(20, dtype=np.float32)))  # every gene keeps its place
     assert aligned.dtype == np.float32 and aligned.has_canonical_format
-    matched = np.flatnonzero(alignment.places() >= 0)
-    assert (aligned.toarray()[alignment.places()[matched], matched] == 1).all() and aligned.sum() == n_matched
+    matched = np.flatnonzero(alignment.places >= 0)
+    assert (aligned.toarray()[alignment.places[matched], matched] == 1).all() and aligned.sum() == n_matched
 
 
 def test_a_symbol_of_several_ids_stands_for_the_one_the_model_has():
     """Of two ids the model's is taken; where it has both, neither; both ids of the query are summed in the symbol."""
     twins, query = ["ENSG1000000", "ENSG2000000"], var([*SYMBOLS, "TWIN"])
-    assert align_genes(query, [*IDS, twins[1]]).places()[-1] == 20
+    assert align_genes(query, [*IDS, twins[1]]).places[-1] == 20
     assert align_genes(query, [*IDS, *twins]).coverage.missing == twins
     assert align_genes(var([*IDS, *twins]), query.index).coverage.duplicates == 1
 
@@ -147,13 +147,6 @@ def test_genes_of_a_panel():
             genes.restrict_genes(SYMBOLS, chosen)
 
 
-def test_rows_that_are_genes():
-    """Antibodies, peaks and guides are no genes; without the column, or without any gene in it, all rows are."""
-    types = pd.Categorical(["Gene Expression", "Antibody Capture", "Peaks", None])
-    assert genes.gene_rows(var("abcd", feature_types=types)).tolist() == [True, False, False, True]
-    assert genes.gene_rows(var("ab", feature_types=["protein_coding"] * 2)).all() and genes.gene_rows(var("ab")).all()
-
-
 def test_identical_genes_cost_nothing_and_what_does_not_fit_is_refused():
     """With the model's own genes the matrix itself comes back; other widths, repeats and turned queries are named."""
     cells = sp.random(4, 20, density=0.5, format="csr", dtype=np.float32, random_state=0)
@@ -164,12 +157,6 @@ def test_identical_genes_cost_nothing_and_what_does_not_fit_is_refused():
         GeneAlignment(["a"], ["a", "b", "a"])
     with pytest.raises(DataError, match=r"turned.*'GENE0'.*query.T"):
         align_genes(var(NUMBERS), SYMBOLS, SYMBOLS)
-
-
-def test_id_kind():
-    """The kind of most names decides; a few foreign ones (spike-ins) do not."""
-    assert id_kind(["ENSG00000141510.18", "FBgn0000008", "ERCC-00002"]) == "ensembl"
-    assert (id_kind(["7157", "1"]), id_kind(["7SK", "ENSA"]), id_kind([])) == ("entrez", "symbol", "symbol")
 
 
 def test_one_vocabulary_for_several_files():
