@@ -42,58 +42,6 @@ HINTS = model_hints | {
 }
 
 
-@plain_torch()
-def generate_trainer(
-    datafiles,
-    labelfiles=None,
-    class_label: str | None = None,
-    *,
-    orientation: str | Sequence[str] = "cells_by_genes",
-    layer: str | None = None,
-    groups: str | None = None,
-    genes: str | Sequence[str] | AnnData = "intersection",
-    recipe: str | Recipe | Mapping[str, Any] = "default",
-    metrics: Sequence | None = None,
-    loss: Callable | None = None,
-    class_weights: Sequence[float] | None = None,
-    pretrained: MaskedPretraining | str | os.PathLike | None = None,
-    validation: float = 0.1,
-    test: float = 0.1,
-    batch_size: int | None = None,
-    max_epochs: int | None = None,
-    seed: int = 0,
-    devices: int | list[int] | str = "auto",
-    num_workers: int = 0,
-    backed: bool | str = "auto",
-    checkpoints: str | os.PathLike | None = None,
-    callbacks: Callback | list[Callback] | None = None,
-    logger: str | Logger | bool | None = None,
-    verbose: bool = True,
-    trainer: Mapping[str, Any] | None = None,
-    **unknown,
-) -> tuple[Trainer, SIMSClassifier, DataModule]:
-    """A trainer, a model and a data module that fit together, as in the thesis; arguments as in `fit`.
-
-    Examples
-    --------
-    >>> trainer, model, module = sk.generate_trainer(["a.h5ad", "b.h5ad"], class_label="cell_type")
-    >>> trainer.fit(model, datamodule=module)
-    """
-    settings = dict(locals())  # all arguments by name
-    refuse_unknown("generate_trainer", settings.pop("unknown"), settings, HINTS)
-    recipe = get_recipe(recipe)
-
-    def make_model(module: DataModule) -> SIMSClassifier:
-        names = dict(genes=module.genes, classes=module.classes)
-        options = dict(recipe=recipe, class_weights=class_weights, metrics=metrics, loss=loss)
-        return SIMSClassifier(module.input_dim, module.output_dim, **names, **options)
-
-    trainer, model, module = _assemble(recipe, make_model, settings, datafiles, labelfiles, class_label)
-    if pretrained is not None:
-        _start(model, fitted_model(pretrained, kind=MaskedPretraining))
-    return trainer, model, module
-
-
 def fit(
     data,
     label: str | None = None,
@@ -143,7 +91,8 @@ def fit(
     batch_size, max_epochs
         Cells per batch, on each device, and length of the training; None: as the recipe says.
     seed
-        Of the split, the initial weights and the order of the cells. The global random state is left alone.
+        Of the split, the initial weights and the order of the cells. The global random state is left alone. Trainings
+        in threads of one process share torch's random numbers and are not repeatable; use processes.
     devices
         Number of GPUs or processes, or a list of GPUs; ``"auto"``: one, or as many as torchrun or SLURM started.
     checkpoints
@@ -177,49 +126,60 @@ def fit(
 
 
 @plain_torch()
+def generate_trainer(
+    datafiles, labelfiles=None, class_label: str | None = None, **settings
+) -> tuple[Trainer, SIMSClassifier, DataModule]:
+    """A trainer, a model and a data module that fit together, as in the thesis; `settings` are all others of `fit`.
+
+    Examples
+    --------
+    >>> trainer, model, module = sk.generate_trainer(["a.h5ad", "b.h5ad"], class_label="cell_type", seed=1)
+    >>> trainer.fit(model, datamodule=module)
+    """
+    settings = _settings(generate_trainer, settings)
+    recipe = get_recipe(settings["recipe"])
+
+    def make_model(module: DataModule) -> SIMSClassifier:
+        options = {name: settings[name] for name in ("class_weights", "metrics", "loss")}
+        names = dict(genes=module.genes, classes=module.classes)
+        return SIMSClassifier(module.input_dim, module.output_dim, recipe=recipe, **names, **options)
+
+    trainer, model, module = _assemble(recipe, make_model, settings, datafiles, labelfiles, class_label)
+    if settings["pretrained"] is not None:
+        _start(model, fitted_model(settings["pretrained"], kind=MaskedPretraining))
+    return trainer, model, module
+
+
+@plain_torch()
 def pretrain(
     data,
     *,
     recipe: str | Recipe | Mapping[str, Any] = "default",
     mask_share: float = 0.2,
     unexpressed: float = 3.0,
-    orientation: str | Sequence[str] = "cells_by_genes",
-    layer: str | None = None,
-    groups: str | None = None,
-    genes: str | Sequence[str] | AnnData = "intersection",
-    validation: float = 0.1,
-    batch_size: int | None = None,
-    max_epochs: int | None = None,
-    seed: int = 0,
-    devices: int | list[int] | str = "auto",
-    num_workers: int = 0,
-    backed: bool | str = "auto",
-    checkpoints: str | os.PathLike | None = None,
-    callbacks: Callback | list[Callback] | None = None,
-    logger: str | Logger | bool | None = None,
-    verbose: bool = True,
-    trainer: Mapping[str, Any] | None = None,
-    **unknown,
+    **settings,
 ) -> MaskedPretraining:
     """Train an encoder on cells without labels, by hiding genes from it; ``fit(..., pretrained=...)`` starts from it.
 
     Parameters
     ----------
     data
-        As in `fit`, and so are the arguments that are not named here. All cells are used, and labels are not looked at;
-        a share of `validation` is held back to measure how well hidden genes are predicted.
+        As in `fit`. All cells are used, and labels are not looked at.
     recipe
         As in `fit`, and the same as the classifier's; weight decay is left out.
     mask_share, unexpressed
         As in `MaskedPretraining`.
+    **settings
+        orientation, layer, groups, genes, batch_size, max_epochs, seed, devices, num_workers, backed, checkpoints,
+        callbacks, logger, verbose and trainer as in `fit`; `validation` is the share of cells held back to measure how
+        well hidden genes are predicted.
 
     Examples
     --------
     >>> encoder = sk.pretrain([atlas, "more.h5ad"])
     >>> model = sk.fit(cells, "cell_type", pretrained=encoder)
     """
-    settings = dict(locals())  # all arguments by name
-    refuse_unknown("pretrain", settings.pop("unknown"), settings, HINTS)
+    settings = _settings(pretrain, settings, without=("metrics", "loss", "class_weights", "pretrained", "test"))
     recipe = get_recipe(recipe).changed(
         optimizer_params={"weight_decay": 0.0},  # its pull is stronger than this loss's
         monitor="val_loss",  # there is no accuracy
@@ -233,6 +193,16 @@ def pretrain(
     trainer, model, module = _assemble(recipe, make_model, settings, data, test=0.0, labelled=False)
     trainer.fit(model, datamodule=module)
     return model.eval()
+
+
+def _settings(function: Callable, given: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:
+    """All settings of `fit` by name, those given and the defaults of others, as far as the function takes them."""
+    taken = [*inspect.signature(function).parameters][:-1]
+    options = inspect.signature(fit).parameters.values()
+    known = {option.name: option.default for option in options if option.kind is option.KEYWORD_ONLY}
+    known = {name: known[name] for name in known if name not in (*without, "labelfiles")}
+    refuse_unknown(function.__name__, [name for name in given if name not in known], [*taken, *known], HINTS)
+    return known | given
 
 
 def _assemble(

@@ -1,6 +1,5 @@
 """The classifier: TabNet as a LightningModule that knows its genes and its classes (thesis section 0.3.1)."""
 
-import html
 import inspect
 import textwrap
 import warnings
@@ -20,7 +19,7 @@ from sims_kit.metrics import metric_collection
 from sims_kit.model.network import make_network, mean_logits
 from sims_kit.model.novelty import Novelty
 from sims_kit.model.recipe import HINTS, NETWORK_FIELDS, Recipe, get_recipe
-from sims_kit.model.trainer import Module, gather_across_devices
+from sims_kit.model.trainer import Module, check_arguments, gather_across_devices, has_others
 
 PACKAGES = ("sims_kit", "torch", "pytorch-tabnet", "pytorch-lightning")
 SHOWN = {"accuracy_micro": "accuracy", "median_f1": "median F1", "f1_macro": "macro F1"}  # of the test metrics
@@ -92,7 +91,15 @@ class SIMSClassifier(Module):
             changes["scheduler"] = scheduler or None
         super().__init__(get_recipe(recipe).changed(**changes), genes and list(genes))
         self.input_dim, self.output_dim, self.classes = input_dim, output_dim, classes and list(classes)
-        self._check_sizes()
+        for name, size, names, what, least in (
+            ("input_dim", input_dim, self.genes, "genes", 1),
+            ("output_dim", output_dim, self.classes, "classes", 2),
+        ):
+            if not isinstance(size, Integral) or size < least:
+                raise SettingError(f"{name} is {size!r}; give the number of {what} of a DataModule, {least} or more.")
+            if names is not None and len(names) != size:
+                raise SettingError(f"{len(names)} {what} were named, but the model has {size}.")
+        check_arguments({"loss": loss})
         self.network = make_network(input_dim, output_dim, **self.recipe.network_settings)
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
@@ -143,8 +150,11 @@ class SIMSClassifier(Module):
         if not self.metrics:
             parts = ("train_", "val_", "test_")
             self.metrics.update({part: metric_collection(self.output_dim, part, self.tracked) for part in parts})
+            for metric in self.metrics.modules():
+                metric.distributed_available_fn = has_others
         module = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or module is None:
+            super().setup(stage)
             return
         found, wanted = (module.input_dim, module.output_dim), (self.input_dim, self.output_dim)
         if found != wanted:
@@ -211,7 +221,10 @@ class SIMSClassifier(Module):
             self.network.refresh_statistics(self.trainer.train_dataloader)
         if self.recipe.logit_adjustment and module is not None and not self._weights_given:
             n_cells = np.bincount(module.labels[module.split.train], minlength=self.output_dim)
-            self.logit_adjustment.copy_(torch.from_numpy(self.recipe.logit_adjustments(n_cells)))
+            # Networks overfit classes with few cells and then under-predict them. The size follows the margins of Cao
+            # et al. (NeurIPS 2019); adding it after training follows Menon et al. (ICLR 2021).
+            raised = self.recipe.logit_adjustment * n_cells.clip(1) ** -0.25
+            self.logit_adjustment.copy_(torch.from_numpy(raised))
         self.novelty.measure(self.trainer.train_dataloader)
         self.calibrate(*self._outputs(self.trainer.val_dataloaders))
         if len(getattr(getattr(module, "split", None), "test", ())):
@@ -293,50 +306,40 @@ class SIMSClassifier(Module):
             raise SettingError(f"class_weights has {found}: {wanted}")
         self.class_weights.copy_(weights)
 
-    def _check_sizes(self) -> None:
-        for name, size, names, what, least in (
-            ("input_dim", self.input_dim, self.genes, "genes", 1),
-            ("output_dim", self.output_dim, self.classes, "classes", 2),
-        ):
-            if not isinstance(size, Integral) or size < least:
-                raise SettingError(f"{name} is {size!r}; give the number of {what} of a DataModule, {least} or more.")
-            if names is not None and len(names) != size:
-                raise SettingError(f"{len(names)} {what} were named, but the model has {size}.")
-
     def _summary(self) -> dict[str, str]:
         """What the model is, as texts by heading."""
-        known, files, cells = self.metadata, self.provenance.get("files"), self.provenance.get("cells")
-        files = files if isinstance(files, list) else []
-        files = [file.get("dataset") or file.get("file") if isinstance(file, Mapping) else file for file in files]
+        files = [
+            file if isinstance(file, str) else file["dataset"] or file["file"] for file in self._known("files", ())
+        ]
         network = {name: value for name, value in self.recipe.network_settings.items() if value != vars(Recipe)[name]}
         test = {} if self.test_metrics is None else self.test_metrics
         texts = {
             "classes": ", ".join(self.classes or ()),
             "network": ", ".join(f"{name}={value}" for name, value in network.items()),
-            "trained on": ", ".join(map(str, files)),
-            "cells": ", ".join(f"{n:,} {part}" for part, n in cells.items()) if isinstance(cells, Mapping) else "",
+            "trained on": ", ".join(files),
+            "cells": ", ".join(f"{n:,} {part}" for part, n in self._known("cells", {}).items()),
             "calibrated": f"temperature {self.temperature.item():.3g}" if self.is_fitted else "",
             "test cells": ", ".join(f"{SHOWN[name]} {test[name]:.3f}" for name in SHOWN if name in test),
-            "saved": known.get("saved"),
-            "licence": known.get("licence"),
-            "notes": known.get("notes"),
+            **{name: self._known(name) for name in ("saved", "licence", "notes")},
         }
         return {heading: text for heading, text in texts.items() if text}
 
+    def _known(self, name: str, default: Any = None) -> Any:
+        return (self.metadata | self.provenance).get(name, default)
+
     @property
     def _title(self) -> str:
-        kind = self.provenance.get("gene_kind", self.metadata.get("gene_kind"))
-        size = f"{self.input_dim:,} genes{f' ({kind})' if kind else ''} to {self.output_dim:,} classes"
-        return f"SIMSClassifier, {'fitted' if self.is_fitted else 'not fitted'}: {size}"
+        kind = f" ({self._known('gene_kind')})" if self._known("gene_kind") else ""
+        state = "fitted" if self.is_fitted else "not fitted"
+        return f"SIMSClassifier, {state}: {self.input_dim:,} genes{kind} to {self.output_dim:,} classes"
 
     def __repr__(self) -> str:
         lines = [f"  {heading:10} {textwrap.shorten(text, 100)}" for heading, text in self._summary().items()]
         return "\n".join([self._title, *lines])
 
     def _repr_html_(self) -> str:
-        texts = {name: html.escape(textwrap.shorten(text, 100)) for name, text in self._summary().items()}
-        rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in texts.items())
-        return f"<p>{html.escape(self._title)}</p><table>{rows}</table>"
+        with pd.option_context("display.max_colwidth", 100):
+            return pd.Series(self._summary(), dtype=object).to_frame(self._title).to_html()
 
     def card(self) -> str:
         """A short Markdown page about the model, to go with its file.

@@ -60,7 +60,9 @@ class Recipe:
     scheduler: type | None = None  # one with `total_steps`, `T_max` or `max_lr` takes them from the training and the lr
     scheduler_params: Mapping[str, Any] = field(default_factory=dict)
     weight_classes: float = 0.0  # class weights are inverse frequencies of the training cells to this power
-    logit_adjustment: float = 0.0  # raises the logits of classes with few cells, see `logit_adjustments`
+    logit_adjustment: float = (
+        0.0  # over the fourth root of a class's training cells, is added to its logits after training
+    )
     label_smoothing: float = 0.0  # share of the target spread evenly over the classes
     lambda_sparse: float = 0.0  # weight of the mask entropy in the loss
     batch_size: int | None = None  # cells; None: a hundredth of the training cells, within 32 to 256
@@ -109,14 +111,6 @@ class Recipe:
     def plain(self) -> dict[str, Any]:
         """All settings as JSON has them: classes by their names."""
         return json.loads(json.dumps(vars(self), default=_plain))
-
-    def logit_adjustments(self, n_cells: np.ndarray) -> np.ndarray:
-        """What is added after training to the logits of classes with so many training cells, (classes,).
-
-        Networks overfit classes with few cells and then under-predict them. The size follows the margins of Cao et al.
-        (NeurIPS 2019); adding it after training follows Menon et al. (ICLR 2021).
-        """
-        return self.logit_adjustment * np.clip(n_cells, 1, None) ** -0.25
 
     def schedule(
         self, n_training_cells: int, batch_size: int | None = None, max_epochs: int | None = None, n_devices: int = 1
