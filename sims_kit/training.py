@@ -6,7 +6,8 @@
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,11 @@ from sims_kit.model.file import digest, fitted_model
 from sims_kit.model.pretraining import MaskedPretraining, start_encoder
 from sims_kit.model.recipe import HINTS as model_hints
 from sims_kit.model.recipe import Recipe, get_recipe
-from sims_kit.model.trainer import Module, Trainer, make_trainer, plain_torch
+from sims_kit.model.trainer import Trainer, make_trainer, plain_torch
 
 OF_DATA = ("orientation", "layer", "groups", "genes", "validation", "test", "batch_size", "num_workers", "backed")
 OF_DATA += ("seed", "verbose")
+NOT_OF_ENCODERS = ("labelfiles", "metrics", "loss", "class_weights", "pretrained", "test")
 HINTS = model_hints | {
     **{name: f"It is Lightning's: pass trainer=dict({name}=...)." for name in inspect.signature(pl.Trainer).parameters},
     **dict.fromkeys(("batch_key", "sample_key", "donor_key"), "Name the column of donors or samples: groups=..."),
@@ -136,15 +138,13 @@ def generate_trainer(
     >>> trainer, model, module = sk.generate_trainer(["a.h5ad", "b.h5ad"], class_label="cell_type", seed=1)
     >>> trainer.fit(model, datamodule=module)
     """
-    settings = _settings(generate_trainer, settings)
+    settings = _settings(generate_trainer, settings, without=("labelfiles",))
     recipe = get_recipe(settings["recipe"])
-
-    def make_model(module: DataModule) -> SIMSClassifier:
-        options = {name: settings[name] for name in ("class_weights", "metrics", "loss")}
-        names = dict(genes=module.genes, classes=module.classes)
-        return SIMSClassifier(module.input_dim, module.output_dim, recipe=recipe, **names, **options)
-
-    trainer, model, module = _assemble(recipe, make_model, settings, datafiles, labelfiles, class_label)
+    trainer, module = _assemble(recipe, settings, datafiles, labelfiles, class_label)
+    names = dict(genes=module.genes, classes=module.classes)
+    options = {name: settings[name] for name in ("class_weights", "metrics", "loss")}
+    with _seeded(settings["seed"]):
+        model = SIMSClassifier(module.input_dim, module.output_dim, recipe=recipe, **names, **options)
     if settings["pretrained"] is not None:
         _start(model, fitted_model(settings["pretrained"], kind=MaskedPretraining))
     return trainer, model, module
@@ -163,62 +163,57 @@ def pretrain(
 
     Parameters
     ----------
-    data
-        As in `fit`. All cells are used, and labels are not looked at.
-    recipe
-        As in `fit`, and the same as the classifier's; weight decay is left out.
+    data, recipe
+        As in `fit`. All cells are used, labels are not looked at, and weight decay is left out.
     mask_share, unexpressed
         As in `MaskedPretraining`.
     **settings
-        orientation, layer, groups, genes, batch_size, max_epochs, seed, devices, num_workers, backed, checkpoints,
-        callbacks, logger, verbose and trainer as in `fit`; `validation` is the share of cells held back to measure how
-        well hidden genes are predicted.
+        As in `fit`, but for `test` and what concerns labels. A share of `validation` is held back to measure how well
+        hidden genes are predicted.
 
     Examples
     --------
     >>> encoder = sk.pretrain([atlas, "more.h5ad"])
     >>> model = sk.fit(cells, "cell_type", pretrained=encoder)
     """
-    settings = _settings(pretrain, settings, without=("metrics", "loss", "class_weights", "pretrained", "test"))
+    settings = _settings(pretrain, settings, without=NOT_OF_ENCODERS)
     recipe = get_recipe(recipe).changed(
         optimizer_params={"weight_decay": 0.0},  # its pull is stronger than this loss's
         monitor="val_loss",  # there is no accuracy
         monitor_mode="min",
     )
-
-    def make_model(module: DataModule) -> MaskedPretraining:
-        hidden = dict(mask_share=mask_share, unexpressed=unexpressed)
-        return MaskedPretraining(module.input_dim, genes=module.genes, recipe=recipe, **hidden)
-
-    trainer, model, module = _assemble(recipe, make_model, settings, data, test=0.0, labelled=False)
+    trainer, module = _assemble(recipe, settings | {"test": 0.0}, data, labelled=False)
+    hidden = dict(mask_share=mask_share, unexpressed=unexpressed)
+    with _seeded(settings["seed"]):
+        model = MaskedPretraining(module.input_dim, genes=module.genes, recipe=recipe, **hidden)
     trainer.fit(model, datamodule=module)
     return model.eval()
 
 
-def _settings(function: Callable, given: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:
-    """All settings of `fit` by name, those given and the defaults of others, as far as the function takes them."""
-    taken = [*inspect.signature(function).parameters][:-1]
-    options = inspect.signature(fit).parameters.values()
-    known = {option.name: option.default for option in options if option.kind is option.KEYWORD_ONLY}
-    known = {name: known[name] for name in known if name not in (*without, "labelfiles")}
-    refuse_unknown(function.__name__, [name for name in given if name not in known], [*taken, *known], HINTS)
+def _settings(function: Callable, given: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
+    """The given settings of `fit` and the defaults of the others; refuses those that the function does not take."""
+    known = {name: default for name, default in fit.__kwdefaults__.items() if name not in without}
+    own = [*inspect.signature(function).parameters][:-1]
+    refuse_unknown(function.__name__, [name for name in given if name not in known], [*own, *known], HINTS)
     return known | given
 
 
-def _assemble(
-    recipe: Recipe, make_model: Callable[[DataModule], Module], settings: Mapping[str, Any], *data, **options
-) -> tuple[Trainer, Module, DataModule]:
-    """Trainer, model and data module of a recipe and of the arguments of `fit` or `pretrain`, given by name."""
+def _assemble(recipe: Recipe, settings: Mapping[str, Any], *data, labelled: bool = True) -> tuple[Trainer, DataModule]:
+    """Trainer and data module that follow a recipe and the settings of `fit`."""
     settings = {name: int(value) if isinstance(value, np.integer) else value for name, value in settings.items()}
     trainer = make_trainer(recipe, settings)
-    module = DataModule(*data, **{name: settings[name] for name in OF_DATA if name in settings}, **options)
+    module = DataModule(*data, labelled=labelled, **{name: settings[name] for name in OF_DATA})
     module.batch_size, trainer.fit_loop.max_epochs = recipe.schedule(
         len(module.split.train), settings["batch_size"], settings["max_epochs"], trainer.world_size
     )
+    return trainer, module
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings["seed"])
-        model = make_model(module)
-    return trainer, model, module
+        torch.manual_seed(seed)
+        yield
 
 
 def _start(model: SIMSClassifier, pretrained: MaskedPretraining) -> None:

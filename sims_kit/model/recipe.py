@@ -77,9 +77,9 @@ class Recipe:
     def __post_init__(self):
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if isinstance(value, np.generic):
-                object.__setattr__(self, setting.name, value.item())  # files and loggers hold Python's numbers
-            _check(setting.name, setting.type, getattr(self, setting.name))
+            value = value.item() if isinstance(value, np.generic) else value  # files and loggers hold Python's numbers
+            object.__setattr__(self, setting.name, value)
+            _check(setting.name, setting.type, value)
         if self.monitor_mode not in ("min", "max"):
             raise SettingError(f"monitor_mode is {self.monitor_mode!r}; give 'min' or 'max'.")
         for kind in ("optimizer", "scheduler"):
@@ -117,8 +117,7 @@ class Recipe:
     ) -> tuple[int, int]:
         """Cells per batch and device, and number of epochs: many for small data; large data is seen ten times.
 
-        A `batch_size` given here is that of each device; the recipe's is divided among them, so that training stays the
-        same.
+        A `batch_size` given here is that of each device; the recipe's is divided among them.
 
         >>> sk.Recipe(training_steps=1000).schedule(3_200)
         (32, 10)
@@ -155,9 +154,9 @@ def _check_arguments(kind: str, make: Any, params: Any) -> None:
     if not callable(make):
         raise SettingError(f"{kind}={make!r}: give a class of torch.optim, such as torch.optim.AdamW.")
     options = inspect.signature(make).parameters
-    takes_any = any(option.kind is inspect.Parameter.VAR_KEYWORD for option in options.values())
-    for name in () if takes_any else params.keys() - options.keys():
-        raise UnknownNameError(f"argument of {make.__name__}", name, list(options)[1:])
+    unknown = params.keys() - options.keys()
+    if unknown and not any(option.kind is option.VAR_KEYWORD for option in options.values()):
+        raise UnknownNameError(f"argument of {make.__name__}", min(unknown), list(options)[1:])
 
 
 def _plain(value: Any) -> Any:
@@ -205,7 +204,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             fixed_scale=True,  # no noise from small batches, and rare genes stay small
             additive=True,  # what makes linear methods strong on small data
             gene_dropout=0.2,  # a class has to be recognised by many genes, also where some are missing
-            optimizer=torch.optim.Adam,
             optimizer_params=dict(lr=0.01, weight_decay=3e-3),  # three times the thesis's: better on all tissues tried
             scheduler=torch.optim.lr_scheduler.OneCycleLR,  # warm-up, then down to zero
             weight_classes=1,  # gains most where many types are rare, and costs little where few types overlap

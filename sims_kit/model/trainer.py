@@ -36,7 +36,6 @@ from sims_kit.files import atomic_write, make_folder
 from sims_kit.model.recipe import Recipe
 from sims_kit.progress import in_notebook, progress_bar
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 NOTES = (  # of Lightning, on what is meant to be so; the last is about a training without validation cells
     ".*does not have many workers|.*isinstance.treespec, LeafSpec|.*Checkpoint directory"
     "|Total length of `list` across ranks is zero"
@@ -213,8 +212,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise SettingError(f"{name}={arguments[name]!r}: give {wanted}.")
 
 
-def _is_whole(value: Any, least: int, most: float = inf) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
 def _is_devices(value: Any) -> bool:
@@ -233,7 +232,7 @@ def _listed(value: Any) -> list:
 
 CHECKS = {  # of arguments: whether a value is allowed, and what to give instead
     "max_epochs": (lambda value: value is None or _is_whole(value, 1), "a whole number of epochs, 1 or more"),
-    "seed": (lambda value: _is_whole(value, 0, 2**62), "a whole number, 0 or more, at most 2**62"),  # epochs add to it
+    "seed": (lambda value: _is_whole(value, 0) and value <= 2**62, "a whole number, 0 or more, at most 2**62"),
     "devices": (_is_devices, "'auto', a number of GPUs or processes, or a list of GPUs that this machine has"),
     "loss": (lambda value: value is None or callable(value), "a function of logits and labels"),
     "callbacks": (lambda value: _are(Callback, value), "a callback of Lightning, or a list of them"),
@@ -251,8 +250,8 @@ def _trainer_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     known = inspect.signature(pl.Trainer).parameters.keys() - hints.keys()
     refuse_unknown("Trainer", settings.keys() - known, sorted(known), hints)
     precision, accelerator = settings.get("precision"), settings.get("accelerator", "auto")
-    if precision not in (None, 32, "32", *PRECISIONS):
-        raise SettingError(f"precision={precision!r}: choose one of {', '.join(map(repr, PRECISIONS))}.")
+    if precision not in (None, 32, "32", "32-true", "bf16-mixed", "16-mixed"):
+        raise SettingError(f"precision={precision!r}: choose one of '32-true', 'bf16-mixed', '16-mixed'.")
     if accelerator == "mps" or (accelerator in ("auto", "gpu") and torch.backends.mps.is_available()):
         warnings.warn("Training runs on the CPU: Apple's GPUs (MPS) do not support sparse tensors.", stacklevel=5)
         return {**settings, "accelerator": "cpu"}
@@ -404,6 +403,13 @@ class ResumePoint(Callback):
                 f"The training in {str(folder)!r} differs from this one in: {', '.join(differing)}. Call it with the "
                 "same cells and settings to go on, or name another folder."
             )
+        for callback in trainer.callbacks:
+            state = states.get(callback.state_key) if isinstance(callback, ModelCheckpoint) else None
+            state = state or {}
+            named = [*state.get("best_k_models", ()), *(state[key] for key in state if key.endswith("_model_path"))]
+            at = Path(callback.dirpath).resolve() if named and callback.dirpath else folder
+            if any(Path(name).resolve().parent != at for name in named if name):
+                raise SettingError(f"{str(self.path)!r} names files outside {str(at)!r}, which Lightning would delete.")
         return self.path
 
 
