@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -41,11 +40,14 @@ def test_logs_if_asked(make_cells, tmp_path):
         assert sum(column.startswith(part) for column in model.history) >= 13
 
 
-def test_the_two_lines_are_quiet(make_cells, capfd, recwarn):
+def test_the_two_lines_are_quiet(make_cells, tmp_path, capfd, recwarn):
     """Lightning's notes on loaders stay away where the user calls `trainer.fit`; afterwards all is as it was."""
     trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", max_epochs=1, **QUIET)
     filters, level = list(warnings.filters), logging.getLogger("pytorch_lightning").level
     trainer.fit(model, datamodule=module)
+    trainer.validate(model, datamodule=module, verbose=False)
+    trainer.predict(model, module.test_dataloader())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
     assert capfd.readouterr().err == "" and not [w for w in recwarn if "pytorch_lightning" in w.filename]
     assert warnings.filters == filters and logging.getLogger("pytorch_lightning").level == level
 
@@ -108,15 +110,14 @@ def test_best_epoch_comes_back(make_cells):
     assert any(isinstance(callback, BestWeights) for callback in trainer.callbacks)
 
 
-def test_runs_side_by_side_share_nothing(make_cells, tmp_path):
-    """Each run has checkpoints of its own, and no file is left behind."""
-    options = dict(class_label="cell_type", recipe="thesis", max_epochs=2, **QUIET)
-    (first, model, module), (second, *_) = (sk.generate_trainer(make_cells(), **options) for _ in range(2))
-    assert first.checkpoint_callback.dirpath != second.checkpoint_callback.dirpath
-    first.fit(model, datamodule=module)
-    assert Path(first.checkpoint_callback.best_model_path).is_file() and not list(tmp_path.iterdir())
-    sk.fit(make_cells(), "cell_type", validation=0, max_epochs=1, **QUIET)
-    assert not list(tmp_path.iterdir())
+def test_nothing_is_left_behind(make_cells, tmp_path, monkeypatch):
+    """Neither in the working folder nor in that of temporary files; the best weights are kept in memory."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    for options in (dict(recipe="thesis"), dict(validation=0)):
+        trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", max_epochs=2, **options, **QUIET)
+        trainer.fit(model, datamodule=module)
+        assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]
 
 
 def test_early_stopping(make_cells):
@@ -257,6 +258,16 @@ def test_settings_of_the_recipe(make_cells):
         (dict(accelerator="cpu"), "trainer=dict(accelerator=...)"),
         (dict(max_epoch=3), "'max_epochs'"),
         (dict(max_epochs=-1), "max_epochs=-1: give a whole number of epochs, 1 or more"),
+        (dict(max_epochs=True), "max_epochs=True: give a whole number"),
+        (dict(devices="cuda"), "devices='cuda': give 'auto', a number of GPUs"),
+        (dict(devices=[0]), "devices=[0]: give 'auto', a number of GPUs"),
+        (dict(devices=0), "devices=0: give 'auto', a number of GPUs"),
+        (dict(loss="focal"), "loss='focal': give a function of logits and labels"),
+        (dict(callbacks=5), "callbacks=5: give a callback of Lightning"),
+        (dict(logger=["csv"]), "logger=['csv']: give a name, or a logger"),
+        (dict(checkpoints=""), "checkpoints='': give a folder's path"),
+        (dict(verbose="no"), "verbose='no': give True or False"),
+        (dict(normalize=True), "argument of fit 'normalize'. Choose from: 'data', "),
         (dict(logger="tensorbord"), "'tensorboard'"),
         (dict(trainer=3), "trainer=3: give names and values"),
         (dict(trainer=dict(max_epochs=3)), "Pass max_epochs to the function itself"),
@@ -264,8 +275,9 @@ def test_settings_of_the_recipe(make_cells):
         (dict(trainer=dict(precision="64-true")), "'32-true', 'bf16-mixed', '16-mixed'"),
     ],
 )
-def test_words_of_neighbours_and_wrong_places(settings, way_out):
+def test_words_of_neighbours_and_wrong_places(monkeypatch, settings, way_out):
     """What is not understood is answered with what to write instead, before any file is read."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises((SettingError, UnknownNameError), match=re.escape(way_out)):
         sk.fit("no such file", "cell_type", **settings)
 

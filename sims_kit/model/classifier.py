@@ -2,7 +2,6 @@
 
 import inspect
 import textwrap
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from numbers import Integral
@@ -18,7 +17,7 @@ from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 from sims_kit.metrics import metric_collection
 from sims_kit.model.network import make_network, mean_logits
 from sims_kit.model.novelty import Novelty
-from sims_kit.model.recipe import HINTS, NETWORK_FIELDS, Recipe, get_recipe
+from sims_kit.model.recipe import HINTS, Recipe, get_recipe
 from sims_kit.model.trainer import Module, check_arguments, gather_across_devices, has_others
 
 PACKAGES = ("sims_kit", "torch", "pytorch-tabnet", "pytorch-lightning")
@@ -112,21 +111,6 @@ class SIMSClassifier(Module):
         self.metrics = torch.nn.ModuleDict()  # made when they are needed: they grow with the square of the classes
         self.test_metrics: pd.Series | None = None
         self.calibration_cells: CalibrationCells | None = None
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Mapping[str, Any]) -> "SIMSClassifier":
-        """The model of a checkpoint that Lightning wrote and ``torch.load(path, weights_only=True)`` read."""
-        facts, settings = checkpoint["sims_kit"], checkpoint["hyper_parameters"]
-        recipe = Recipe(**{name: settings[name] for name in NETWORK_FIELDS})
-        sizes = len(facts["genes"]), len(facts["classes"])
-        model = cls(*sizes, genes=facts["genes"], classes=facts["classes"], recipe=recipe)
-        state = checkpoint["state_dict"]
-        model.load_state_dict({name: state[name] for name in state if not name.startswith("loss.")})
-        model.set_facts(facts)
-        model.metadata = {"recipe": dict(settings)}
-        if not model.novelty.is_measured:
-            warnings.warn("This checkpoint is of a training that had not ended: it is not calibrated.", stacklevel=4)
-        return model.eval()
 
     @property
     def is_fitted(self) -> bool:
@@ -308,24 +292,24 @@ class SIMSClassifier(Module):
 
     def _summary(self) -> dict[str, str]:
         """What the model is, as texts by heading."""
-        files = [
-            file if isinstance(file, str) else file["dataset"] or file["file"] for file in self._known("files", ())
-        ]
+        files, cells = self._known("files"), self._known("cells")
+        files = files if isinstance(files, list) else []
+        files = [file.get("dataset") or file.get("file") if isinstance(file, Mapping) else file for file in files]
         network = {name: value for name, value in self.recipe.network_settings.items() if value != vars(Recipe)[name]}
         test = {} if self.test_metrics is None else self.test_metrics
         texts = {
             "classes": ", ".join(self.classes or ()),
             "network": ", ".join(f"{name}={value}" for name, value in network.items()),
-            "trained on": ", ".join(files),
-            "cells": ", ".join(f"{n:,} {part}" for part, n in self._known("cells", {}).items()),
+            "trained on": ", ".join(map(str, files)),
+            "cells": ", ".join(f"{n:,} {part}" for part, n in cells.items()) if isinstance(cells, Mapping) else "",
             "calibrated": f"temperature {self.temperature.item():.3g}" if self.is_fitted else "",
             "test cells": ", ".join(f"{SHOWN[name]} {test[name]:.3f}" for name in SHOWN if name in test),
             **{name: self._known(name) for name in ("saved", "licence", "notes")},
         }
         return {heading: text for heading, text in texts.items() if text}
 
-    def _known(self, name: str, default: Any = None) -> Any:
-        return (self.metadata | self.provenance).get(name, default)
+    def _known(self, name: str) -> Any:
+        return (self.metadata | self.provenance).get(name)
 
     @property
     def _title(self) -> str:

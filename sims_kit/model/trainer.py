@@ -137,8 +137,37 @@ class Module(pl.LightningModule):
             torch.save(self.facts(), path)
 
 
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """32-bit floats and gradients, whatever the caller has set: inference mode, no_grad or another default dtype."""
+    dtype = torch.get_default_dtype()
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Lightning without its notes on hardware and its advice on loader workers; warnings of substance stay."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=NOTES)
+        logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
 class Trainer(pl.Trainer):
     """Lightning's trainer; `fit` resumes from `checkpoints`, keeps torch's global state, and can be interrupted."""
+
+    validate, test = quiet_lightning()(pl.Trainer.validate), quiet_lightning()(pl.Trainer.test)
+    predict, save_checkpoint = quiet_lightning()(pl.Trainer.predict), quiet_lightning()(pl.Trainer.save_checkpoint)
 
     def fit(self, model: Module, *arguments, ckpt_path=None, **settings) -> None:
         """Train; with a `ResumePoint` among the callbacks, go on where a stopped training of the same kind ended.
@@ -276,32 +305,6 @@ def _seed_epoch(seed: int, trainer: pl.Trainer, module: Module) -> None:
     torch.manual_seed(seed + 1_000_003 * trainer.current_epoch)  # a prime: nearby seeds do not overlap
 
 
-@contextmanager
-def plain_torch() -> Iterator[None]:
-    """32-bit floats and gradients, whatever the caller has set: inference mode, no_grad or another default dtype."""
-    dtype = torch.get_default_dtype()
-    with torch.inference_mode(False), torch.enable_grad():
-        torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Lightning without its notes on hardware and its advice on loader workers; warnings of substance stay."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=NOTES)
-        logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
 class BestWeights(Callback):
     """Keeps the weights of the best epoch, and puts them back when training ends."""
 
@@ -423,7 +426,7 @@ def _run(trainer: pl.Trainer, model: Module, module: pl.LightningDataModule) -> 
         "cells and split": joblib.hash([module.labels, *module.split]),
         "values": joblib.hash([values.indices, values.data]),
         "class_weights": repr(getattr(model, "class_weights", torch.empty(0)).tolist()),
-        "loss": _identity(getattr(model, "loss", None)),
+        "loss": loss_identity(getattr(model, "loss", None)),
         "trainer": f"precision {trainer.precision}, gradient_clip_val {trainer.gradient_clip_val}",
         "settings": repr(sorted(model.hparams.items())),
         "seed": module.seed,
@@ -433,7 +436,7 @@ def _run(trainer: pl.Trainer, model: Module, module: pl.LightningDataModule) -> 
     }
 
 
-def _identity(function: Any) -> str:
+def loss_identity(function: Any) -> str:
     """What tells a loss from others of its name, in every process: its code, and the values that it uses and holds."""
     parts = [type(function), getattr(function, "__module__", ""), getattr(function, "__qualname__", "")]
     if inspect.isfunction(function):
@@ -441,7 +444,7 @@ def _identity(function: Any) -> str:
         parts += [code.co_code, code.co_consts, code.co_names, function.__defaults__, function.__kwdefaults__]
         parts += [used.nonlocals, used.globals]
     elif isinstance(function, partial):
-        parts += [_identity(function.func), function.args, function.keywords]
+        parts += [loss_identity(function.func), function.args, function.keywords]
     elif isinstance(function, torch.nn.Module):
         parts += [vars(module) for module in function.modules()]
     return joblib.hash(re.sub(" at 0x[0-9a-f]+", "", repr(parts)))

@@ -162,6 +162,13 @@ def test_failed_save_keeps_the_old_file(model, tmp_path, monkeypatch, step):
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
+def test_swapped_arguments(model, tmp_path):
+    """Path and model in the wrong order are told, whether there is such a file or not."""
+    for path in (GOOD, tmp_path / "new.safetensors"):
+        with pytest.raises(SettingError, match=r"Mind the order: save_model\(model, path\)"):
+            save_model(path, model)
+
+
 def test_unfitted_model_is_not_saved(tmp_path):
     """Without names of genes and classes, or without training, a model cannot label anything."""
     untrained = SIMSClassifier(4, 2, genes=list("abcd"), classes=["B cell", "T cell"])
