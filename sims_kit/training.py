@@ -6,8 +6,7 @@
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,7 +142,8 @@ def generate_trainer(
     trainer, module = _assemble(recipe, settings, datafiles, labelfiles, class_label)
     names = dict(genes=module.genes, classes=module.classes)
     options = {name: settings[name] for name in ("class_weights", "metrics", "loss")}
-    with _seeded(settings["seed"]):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
         model = SIMSClassifier(module.input_dim, module.output_dim, recipe=recipe, **names, **options)
     if settings["pretrained"] is not None:
         _start(model, fitted_model(settings["pretrained"], kind=MaskedPretraining))
@@ -184,7 +184,8 @@ def pretrain(
     )
     trainer, module = _assemble(recipe, settings | {"test": 0.0}, data, labelled=False)
     hidden = dict(mask_share=mask_share, unexpressed=unexpressed)
-    with _seeded(settings["seed"]):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
         model = MaskedPretraining(module.input_dim, genes=module.genes, recipe=recipe, **hidden)
     trainer.fit(model, datamodule=module)
     return model.eval()
@@ -209,13 +210,6 @@ def _assemble(recipe: Recipe, settings: Mapping[str, Any], *data, labelled: bool
     return trainer, module
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
 def _start(model: SIMSClassifier, pretrained: MaskedPretraining) -> None:
     """Let the encoder start from the pretrained one, each gene by its name."""
     alignment = GeneAlignment(pretrained.genes, model.genes)
@@ -223,12 +217,10 @@ def _start(model: SIMSClassifier, pretrained: MaskedPretraining) -> None:
     found = f"{coverage.n_matched:,} of the {coverage.n_model:,} genes of these cells ({coverage.fraction:.0%})"
     if coverage.fraction < USABLE:
         raise GeneError(
-            f"The pretrained encoder knows {found}; at least {USABLE:.0%} are needed. It has {coverage.kind_query} ids "
-            f"such as {pretrained.genes[0]!r}, these cells {coverage.kind_model} ids such as {model.genes[0]!r}. "
-            "Pretrain on cells with ids of this kind and species."
+            f"The pretrained encoder knows {found}; at least {USABLE:.0%} are needed. It has ids such as "
+            f"{pretrained.genes[0]!r}, these cells {model.genes[0]!r}. Pretrain on cells with ids of this kind."
         )
     if coverage.fraction < ENOUGH:
         warnings.warn(f"The pretrained encoder knows {found}; the others start as usual.", stacklevel=4)
     start_encoder(model, pretrained, torch.from_numpy(alignment.places()))
-    weights = digest("", pretrained.network.state_dict())
-    model.provenance["pretrained"] = {**pretrained.provenance, "weights": weights}
+    model.provenance["pretrained"] = pretrained.provenance | {"weights": digest("", pretrained.network.state_dict())}

@@ -221,13 +221,3 @@ def test_interrupted_pretraining_goes_on(make_cells, tmp_path, keep_every_point)
     again = sk.pretrain(make_cells(), **options)
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
     pd.testing.assert_frame_equal(again.history, whole.history, check_exact=True, check_like=True)
-
-
-def test_divergence_stops_training(make_cells):
-    """A loss that is no number stops training with the batch and the way out."""
-    options = dict(class_label="cell_type", recipe=SMALL, max_epochs=1, verbose=False)
-    trainer, model, module = sk.generate_trainer(make_cells(), **options)
-    with torch.no_grad():
-        next(model.parameters()).fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match=r"diverged in batch 0 of epoch 0.*Lower the learning rate"):
-        trainer.fit(model, datamodule=module)

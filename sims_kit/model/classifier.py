@@ -138,8 +138,7 @@ class SIMSClassifier(Module):
                 metric.distributed_available_fn = has_others
         module = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or module is None:
-            super().setup(stage)
-            return
+            return super().setup(stage)
         found, wanted = (module.input_dim, module.output_dim), (self.input_dim, self.output_dim)
         if found != wanted:
             raise SettingError(
@@ -178,13 +177,14 @@ class SIMSClassifier(Module):
         self._track("train_", mean_logits([output.logits for output in outputs]), batch.labels, loss / len(losses))
         return loss
 
-    def validation_step(self, batch, batch_index: int) -> None:
+    def validation_step(self, batch, batch_index: int, stage: str = "val_") -> None:
         """Track the metrics of one batch of validation cells."""
-        self._evaluate("val_", batch)
+        logits = self.calibrated(self(batch.cells))
+        self._track(stage, logits, batch.labels, self._loss(logits, batch.labels))
 
     def test_step(self, batch, batch_index: int) -> None:
         """Track the metrics of one batch of test cells."""
-        self._evaluate("test_", batch)
+        self.validation_step(batch, batch_index, "test_")
 
     def predict_step(self, batch, batch_index: int) -> Tensor:
         """As `probabilities`."""
@@ -267,10 +267,6 @@ class SIMSClassifier(Module):
             return self.loss(logits, labels)
         smoothing = self.recipe.label_smoothing
         return torch.nn.functional.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=smoothing)
-
-    def _evaluate(self, stage: str, batch) -> None:
-        logits = self.calibrated(self(batch.cells))
-        self._track(stage, logits, batch.labels, self._loss(logits, batch.labels))
 
     def _track(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         self.metrics[stage].update(logits.detach().softmax(dim=1), labels)

@@ -36,6 +36,7 @@ from sims_kit.model.trainer import Module, plain_torch
 
 FORMAT, VERSION = "sims_kit", 5
 KINDS = {"classifier": SIMSClassifier, "pretrained encoder": MaskedPretraining}
+METADATA = ("saved", "versions", "recipe", "gene_kind", "licence", "notes")  # of the header, kept in `model.metadata`
 CELLS = tuple(f"calibration_cells.{name}" for name in CalibrationCells._fields)
 UNREADABLE = (SafetensorError, pickle.UnpicklingError, OSError, EOFError)  # what a file that is no model may raise
 UNREADABLE += (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
@@ -75,13 +76,7 @@ class Header:
                 raise SettingError(f"The {what} are {short(names)}; expected {least} or more names, each once.")
 
 
-def save_model(
-    model: SIMSClassifier | MaskedPretraining,
-    path: str | os.PathLike,
-    *,
-    licence: str | None = None,
-    notes: str | None = None,
-) -> Path:
+def save_model(model: Module, path: str | os.PathLike, *, licence: str | None = None, notes: str | None = None) -> Path:
     """Write a model into one file, with all that is known of it.
 
     The file appears whole or not at all: a full disk or an interruption leaves an older file of that name as it was.
@@ -103,13 +98,12 @@ def save_model(
     if isinstance(path, Module):
         raise SettingError("In the path's place is a model. Mind the order: save_model(model, path).")
     model = fitted_model(model, kind=MaskedPretraining if isinstance(model, MaskedPretraining) else SIMSClassifier)
-    path, facts, given = Path(path).expanduser(), model.facts(), {"licence": licence, "notes": notes}
+    path, facts = Path(path).expanduser(), model.facts()
     if path.is_dir():
         raise SettingError(f"{str(path)!r} is a folder. Name a file, such as {str(path / 'model.safetensors')!r}.")
     if path.suffix == ".ckpt":
         raise SettingError(f"{str(path)!r} would be taken for a checkpoint of Lightning. End its name in .safetensors.")
-    known = model.metadata | {name: text for name, text in given.items() if text is not None}
-    cells = facts.pop("calibration_cells", None)
+    known, cells = model.metadata, facts.pop("calibration_cells", None)
     header = Header(
         **facts | {"history": {}},
         kind=next(kind for kind, of_kind in KINDS.items() if isinstance(model, of_kind)),
@@ -119,8 +113,8 @@ def save_model(
         saved=date.today().isoformat(),
         versions=present_versions(),
         gene_kind=model.provenance.get("gene_kind", known.get("gene_kind")),
-        licence=known.get("licence"),
-        notes=known.get("notes", ""),
+        licence=known.get("licence") if licence is None else licence,
+        notes=known.get("notes", "") if notes is None else notes,
     )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _named_tensors(model).items()}
     tensors |= zip(CELLS, cells or (), strict=False)
@@ -269,9 +263,7 @@ def _built(header: Header, tensors: dict[str, torch.Tensor]) -> SIMSClassifier |
             raise ModelFileError(f"Its tensor {name!r} holds NaN or infinite values.")
     name_of = {id(tensor): name for name, tensor in needed.items()}
     model.load_state_dict({name: tensors[name_of[id(tensor)]] for name, tensor in state.items()}, assign=True)
-    model.metadata = {
-        name: getattr(header, name) for name in ("saved", "versions", "recipe", "gene_kind", "licence", "notes")
-    }
+    model.metadata = {name: getattr(header, name) for name in METADATA}
     if header.kind == "classifier":
         model.class_weights = torch.ones(len(header.classes))  # not part of the file
         _check_cells([tensor.numpy() for tensor in cells], len(header.classes))

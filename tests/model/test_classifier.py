@@ -135,10 +135,11 @@ def test_schedule_of_the_caller_and_of_the_thesis():
     assert RECIPES["thesis"].schedule(10**6) == (32, 500)
 
 
-def test_diverged_loss_stops_training():
-    """A loss that is not a number stops training with the batch and the way out."""
+@pytest.mark.parametrize(("part", "value"), [("final_mapping", np.inf), ("encoder.att_transformers.0.fc", np.nan)])
+def test_diverged_training_stops(part, value):
+    """A loss or a mask that is not a number stops training with the batch and the way out."""
     model = SIMSClassifier(20, 3)
-    torch.nn.init.constant_(model.network.members[0].final_mapping.weight, float("inf"))
+    torch.nn.init.constant_(model.network.members[0].get_submodule(part).weight, value)
     batch = type("Batch", (), {"cells": torch.rand(8, 20), "labels": torch.arange(8) % 3})
     with pytest.raises(FloatingPointError, match=r"batch 4 of epoch 0.*Lower the learning rate"):
         model.training_step(batch, 4)
