@@ -195,11 +195,7 @@ class Trainer(pl.Trainer):
 
 
 def make_trainer(recipe: Recipe, arguments: Mapping[str, Any]) -> Trainer:
-    """A trainer that follows a recipe and the arguments of `sims_kit.fit`, given by name.
-
-    Everything is checked here, before any cells are read. Where `max_epochs` is None, it is to be set from
-    `Recipe.schedule` once the number of cells is known.
-    """
+    """A trainer that follows a recipe and the arguments of `fit`; where `max_epochs` is None, the caller sets it."""
     check_arguments(arguments)
     devices, has_validation = arguments["devices"], arguments["validation"] != 0
     if recipe.needs_validation and not has_validation:
@@ -235,7 +231,7 @@ def make_trainer(recipe: Recipe, arguments: Mapping[str, Any]) -> Trainer:
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments of `fit` that are not of their kind."""
+    """Refuse arguments of `fit` that are not of their kind, before any cells are read."""
     for name, (is_allowed, wanted) in CHECKS.items():
         if name in arguments and not is_allowed(arguments[name]):
             raise SettingError(f"{name}={arguments[name]!r}: give {wanted}.")

@@ -108,6 +108,7 @@ def test_predictions_are_full_softmax():
         (dict(recipe="thesys"), UnknownNameError, "thesis"),
         (dict(n_steps=3), SettingError, r"recipe=dict\(n_steps=...\)"),
         (dict(network=3), SettingError, "network=3"),
+        (dict(loss="focal"), SettingError, "loss='focal': give a function"),
         (dict(optimizer_params={"learning_rate": 1}), UnknownNameError, "argument of Adam 'learning_rate'"),
         (dict(class_weights=torch.ones(4)), SettingError, "one per class"),
         (dict(class_weights=torch.tensor([1.0, -1.0, 1.0])), SettingError, "positive"),
