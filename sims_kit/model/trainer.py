@@ -170,10 +170,9 @@ class Trainer(pl.Trainer):
     predict, save_checkpoint = quiet_lightning()(pl.Trainer.predict), quiet_lightning()(pl.Trainer.save_checkpoint)
 
     def fit(self, model: Module, *arguments, ckpt_path=None, **settings) -> None:
-        """Train; with a `ResumePoint` among the callbacks, go on where a stopped training of the same kind ended.
+        """Train, from a `ResumePoint` where there is one; Ctrl-C ends in `KeyboardInterrupt`.
 
-        Ctrl-C ends in `KeyboardInterrupt`: Lightning would raise `SystemExit` and ignore further interrupts, so that a
-        notebook could not be stopped any more.
+        Lightning would raise `SystemExit` and ignore further interrupts: a notebook could not be stopped any more.
         """
         handler = signal.getsignal(signal.SIGINT)
         point = next((callback for callback in self.callbacks if isinstance(callback, ResumePoint)), None)
