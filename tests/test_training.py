@@ -99,7 +99,7 @@ def test_nothing_is_left_behind(make_cells, tmp_path, monkeypatch):
 
 
 def test_trainer_arguments_pass_through(make_cells):
-    """Any Trainer argument, own callbacks and no test part."""
+    """Any Trainer argument, own callbacks, no test part; without validation cells training runs to its end."""
 
     class Counter(pl.Callback):
         epochs = 0
@@ -107,18 +107,11 @@ def test_trainer_arguments_pass_through(make_cells):
         def on_train_epoch_end(self, trainer, pl_module):
             self.epochs += 1
 
-    counter = Counter()
-    model = sk.fit(
-        make_cells(), "cell_type", test=0, max_epochs=2, callbacks=counter, trainer=dict(accelerator="cpu"), **QUIET
-    )
-    assert counter.epochs == 2 and model.test_metrics is None
-
-
-def test_without_validation_cells(make_cells):
-    """Training runs to its end when no cells are kept aside."""
-    model = sk.fit(make_cells(), "cell_type", validation=0, test=0, max_epochs=2, **QUIET)
-    assert "val_loss" not in model.history and len(model.history) == 2
-    assert model.temperature == 1 and model.calibration_cells is None
+    counter, none = Counter(), dict(test=0, validation=0)
+    cpu = dict(accelerator="cpu")
+    model = sk.fit(make_cells(), "cell_type", max_epochs=2, callbacks=counter, trainer=cpu, **none, **QUIET)
+    assert counter.epochs == len(model.history) == 2 and model.test_metrics is None
+    assert "val_loss" not in model.history and model.temperature == 1 and model.calibration_cells is None
     with pytest.raises(SettingError, match=r"watches validation cells.*validation=0"):
         sk.fit("no such file", "cell_type", recipe="thesis", validation=0, **QUIET)
 

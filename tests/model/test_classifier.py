@@ -80,15 +80,6 @@ def test_a_card_and_a_summary():
     assert "<table" in model._repr_html_() and "B, T" in model._repr_html_()
 
 
-def test_predictions_are_full_softmax():
-    """Probabilities of a batch run over all classes and sum to one."""
-    model = SIMSClassifier(20, 5).eval()
-    batch = type("Batch", (), {"cells": torch.rand(7, 20)})
-    probabilities = model.predict_step(batch, 0)
-    assert probabilities.shape == (7, 5)
-    torch.testing.assert_close(probabilities, torch.softmax(model(batch.cells), dim=1))
-
-
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
