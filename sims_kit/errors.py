@@ -78,7 +78,7 @@ def nearest(name: object, options: Iterable[object]) -> str:
     if not options:
         return "None exist."
     by_lower_case = {option.lower(): option for option in options}
-    close = [by_lower_case[match] for match in get_close_matches(str(name).lower(), by_lower_case, cutoff=0.5)]
+    close = [by_lower_case[match] for match in get_close_matches(str(name).lower(), by_lower_case)]
     if close:
         return f"Did you mean {' or '.join(map(repr, close))}?"
     shown = ", ".join(map(repr, options[:12]))

@@ -24,10 +24,11 @@ from sims_kit.model.file import digest, fitted_model
 from sims_kit.model.pretraining import MaskedPretraining, start_encoder
 from sims_kit.model.recipe import HINTS as model_hints
 from sims_kit.model.recipe import Recipe, get_recipe
-from sims_kit.model.trainer import Module, Trainer, make_trainer, plain_torch
+from sims_kit.model.trainer import Trainer, make_trainer, plain_torch
 
 OF_DATA = ("orientation", "layer", "groups", "genes", "validation", "test", "batch_size", "num_workers", "backed")
 OF_DATA += ("seed", "verbose")
+NOT_OF_ENCODERS = ("labelfiles", "metrics", "loss", "class_weights", "pretrained", "test")
 HINTS = model_hints | {
     **{name: f"It is Lightning's: pass trainer=dict({name}=...)." for name in inspect.signature(pl.Trainer).parameters},
     **dict.fromkeys(("batch_key", "sample_key", "donor_key"), "Name the column of donors or samples: groups=..."),
@@ -40,58 +41,6 @@ HINTS = model_hints | {
     "random_state": "Pass seed=...",
     "use_raw": "Pass layer='raw'.",
 }
-
-
-@plain_torch()
-def generate_trainer(
-    datafiles,
-    labelfiles=None,
-    class_label: str | None = None,
-    *,
-    orientation: str | Sequence[str] = "cells_by_genes",
-    layer: str | None = None,
-    groups: str | None = None,
-    genes: str | Sequence[str] | AnnData = "intersection",
-    recipe: str | Recipe | Mapping[str, Any] = "default",
-    metrics: Sequence | None = None,
-    loss: Callable | None = None,
-    class_weights: Sequence[float] | None = None,
-    pretrained: MaskedPretraining | str | os.PathLike | None = None,
-    validation: float = 0.1,
-    test: float = 0.1,
-    batch_size: int | None = None,
-    max_epochs: int | None = None,
-    seed: int = 0,
-    devices: int | list[int] | str = "auto",
-    num_workers: int = 0,
-    backed: bool | str = "auto",
-    checkpoints: str | os.PathLike | None = None,
-    callbacks: Callback | list[Callback] | None = None,
-    logger: str | Logger | bool | None = None,
-    verbose: bool = True,
-    trainer: Mapping[str, Any] | None = None,
-    **unknown,
-) -> tuple[Trainer, SIMSClassifier, DataModule]:
-    """A trainer, a model and a data module that fit together, as in the thesis; arguments as in `fit`.
-
-    Examples
-    --------
-    >>> trainer, model, module = sk.generate_trainer(["a.h5ad", "b.h5ad"], class_label="cell_type")
-    >>> trainer.fit(model, datamodule=module)
-    """
-    settings = dict(locals())  # all arguments by name
-    refuse_unknown("generate_trainer", settings.pop("unknown"), settings, HINTS)
-    recipe = get_recipe(recipe)
-
-    def make_model(module: DataModule) -> SIMSClassifier:
-        names = dict(genes=module.genes, classes=module.classes)
-        options = dict(recipe=recipe, class_weights=class_weights, metrics=metrics, loss=loss)
-        return SIMSClassifier(module.input_dim, module.output_dim, **names, **options)
-
-    trainer, model, module = _assemble(recipe, make_model, settings, datafiles, labelfiles, class_label)
-    if pretrained is not None:
-        _start(model, fitted_model(pretrained, kind=MaskedPretraining))
-    return trainer, model, module
 
 
 def fit(
@@ -143,7 +92,8 @@ def fit(
     batch_size, max_epochs
         Cells per batch, on each device, and length of the training; None: as the recipe says.
     seed
-        Of the split, the initial weights and the order of the cells. The global random state is left alone.
+        Of the split, the initial weights and the order of the cells. The global random state is left alone. Trainings
+        in threads of one process share torch's random numbers and are not repeatable; use processes.
     devices
         Number of GPUs or processes, or a list of GPUs; ``"auto"``: one, or as many as torchrun or SLURM started.
     checkpoints
@@ -177,78 +127,87 @@ def fit(
 
 
 @plain_torch()
+def generate_trainer(
+    datafiles, labelfiles=None, class_label: str | None = None, **settings
+) -> tuple[Trainer, SIMSClassifier, DataModule]:
+    """A trainer, a model and a data module that fit together, as in the thesis; `settings` are all others of `fit`.
+
+    Examples
+    --------
+    >>> trainer, model, module = sk.generate_trainer(["a.h5ad", "b.h5ad"], class_label="cell_type", seed=1)
+    >>> trainer.fit(model, datamodule=module)
+    """
+    settings = _settings(generate_trainer, settings, without=("labelfiles",))
+    recipe = get_recipe(settings["recipe"])
+    trainer, module = _assemble(recipe, settings, datafiles, labelfiles, class_label)
+    names = dict(genes=module.genes, classes=module.classes)
+    options = {name: settings[name] for name in ("class_weights", "metrics", "loss")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        model = SIMSClassifier(module.input_dim, module.output_dim, recipe=recipe, **names, **options)
+    if settings["pretrained"] is not None:
+        _start(model, fitted_model(settings["pretrained"], kind=MaskedPretraining))
+    return trainer, model, module
+
+
+@plain_torch()
 def pretrain(
     data,
     *,
     recipe: str | Recipe | Mapping[str, Any] = "default",
     mask_share: float = 0.2,
     unexpressed: float = 3.0,
-    orientation: str | Sequence[str] = "cells_by_genes",
-    layer: str | None = None,
-    groups: str | None = None,
-    genes: str | Sequence[str] | AnnData = "intersection",
-    validation: float = 0.1,
-    batch_size: int | None = None,
-    max_epochs: int | None = None,
-    seed: int = 0,
-    devices: int | list[int] | str = "auto",
-    num_workers: int = 0,
-    backed: bool | str = "auto",
-    checkpoints: str | os.PathLike | None = None,
-    callbacks: Callback | list[Callback] | None = None,
-    logger: str | Logger | bool | None = None,
-    verbose: bool = True,
-    trainer: Mapping[str, Any] | None = None,
-    **unknown,
+    **settings,
 ) -> MaskedPretraining:
     """Train an encoder on cells without labels, by hiding genes from it; ``fit(..., pretrained=...)`` starts from it.
 
     Parameters
     ----------
-    data
-        As in `fit`, and so are the arguments that are not named here. All cells are used, and labels are not looked at;
-        a share of `validation` is held back to measure how well hidden genes are predicted.
-    recipe
-        As in `fit`, and the same as the classifier's; weight decay is left out.
+    data, recipe
+        As in `fit`. All cells are used, labels are not looked at, and weight decay is left out.
     mask_share, unexpressed
         As in `MaskedPretraining`.
+    **settings
+        As in `fit`, but for `test` and what concerns labels. A share of `validation` is held back to measure how well
+        hidden genes are predicted.
 
     Examples
     --------
     >>> encoder = sk.pretrain([atlas, "more.h5ad"])
     >>> model = sk.fit(cells, "cell_type", pretrained=encoder)
     """
-    settings = dict(locals())  # all arguments by name
-    refuse_unknown("pretrain", settings.pop("unknown"), settings, HINTS)
+    settings = _settings(pretrain, settings, without=NOT_OF_ENCODERS)
     recipe = get_recipe(recipe).changed(
         optimizer_params={"weight_decay": 0.0},  # its pull is stronger than this loss's
         monitor="val_loss",  # there is no accuracy
         monitor_mode="min",
     )
-
-    def make_model(module: DataModule) -> MaskedPretraining:
-        hidden = dict(mask_share=mask_share, unexpressed=unexpressed)
-        return MaskedPretraining(module.input_dim, genes=module.genes, recipe=recipe, **hidden)
-
-    trainer, model, module = _assemble(recipe, make_model, settings, data, test=0.0, labelled=False)
+    trainer, module = _assemble(recipe, settings | {"test": 0.0}, data, labelled=False)
+    hidden = dict(mask_share=mask_share, unexpressed=unexpressed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        model = MaskedPretraining(module.input_dim, genes=module.genes, recipe=recipe, **hidden)
     trainer.fit(model, datamodule=module)
     return model.eval()
 
 
-def _assemble(
-    recipe: Recipe, make_model: Callable[[DataModule], Module], settings: Mapping[str, Any], *data, **options
-) -> tuple[Trainer, Module, DataModule]:
-    """Trainer, model and data module of a recipe and of the arguments of `fit` or `pretrain`, given by name."""
+def _settings(function: Callable, given: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
+    """The given settings of `fit` and the defaults of the others; refuses those that the function does not take."""
+    known = {name: default for name, default in fit.__kwdefaults__.items() if name not in without}
+    own = [*inspect.signature(function).parameters][:-1]
+    refuse_unknown(function.__name__, [name for name in given if name not in known], [*own, *known], HINTS)
+    return known | given
+
+
+def _assemble(recipe: Recipe, settings: Mapping[str, Any], *data, labelled: bool = True) -> tuple[Trainer, DataModule]:
+    """Trainer and data module that follow a recipe and the settings of `fit`."""
     settings = {name: int(value) if isinstance(value, np.integer) else value for name, value in settings.items()}
     trainer = make_trainer(recipe, settings)
-    module = DataModule(*data, **{name: settings[name] for name in OF_DATA if name in settings}, **options)
+    module = DataModule(*data, labelled=labelled, **{name: settings[name] for name in OF_DATA})
     module.batch_size, trainer.fit_loop.max_epochs = recipe.schedule(
         len(module.split.train), settings["batch_size"], settings["max_epochs"], trainer.world_size
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings["seed"])
-        model = make_model(module)
-    return trainer, model, module
+    return trainer, module
 
 
 def _start(model: SIMSClassifier, pretrained: MaskedPretraining) -> None:
@@ -258,12 +217,10 @@ def _start(model: SIMSClassifier, pretrained: MaskedPretraining) -> None:
     found = f"{coverage.n_matched:,} of the {coverage.n_model:,} genes of these cells ({coverage.fraction:.0%})"
     if coverage.fraction < USABLE:
         raise GeneError(
-            f"The pretrained encoder knows {found}; at least {USABLE:.0%} are needed. It has {coverage.kind_query} ids "
-            f"such as {pretrained.genes[0]!r}, these cells {coverage.kind_model} ids such as {model.genes[0]!r}. "
-            "Pretrain on cells with ids of this kind and species."
+            f"The pretrained encoder knows {found}; at least {USABLE:.0%} are needed. It has ids such as "
+            f"{pretrained.genes[0]!r}, these cells {model.genes[0]!r}. Pretrain on cells with ids of this kind."
         )
     if coverage.fraction < ENOUGH:
         warnings.warn(f"The pretrained encoder knows {found}; the others start as usual.", stacklevel=4)
     start_encoder(model, pretrained, torch.from_numpy(alignment.places))
-    weights = digest("", pretrained.network.state_dict())
-    model.provenance["pretrained"] = {**pretrained.provenance, "weights": weights}
+    model.provenance["pretrained"] = pretrained.provenance | {"weights": digest("", pretrained.network.state_dict())}

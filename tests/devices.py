@@ -19,6 +19,7 @@ TWO = dict(
     devices=2, trainer=dict(accelerator="cpu", strategy="ddp_fork")
 )  # forked: no time is lost on starting Python anew
 QUIET = dict(verbose=False)
+ALONE = dict(recipe=dict(n_models=1, n_d=4, n_a=4, best_epoch=True), max_epochs=2, **QUIET)
 
 
 class Watch(pl.Callback):
@@ -117,6 +118,23 @@ def test_a_killed_process_ends_the_run_which_can_go_on(make_cells, tmp_path, mon
     torch.testing.assert_close(whole["state"], rest["state"], rtol=1e-5, atol=1e-6)
     assert "train 0" not in rest["seen"] and rest["seen"]["train 2"] == whole["seen"]["train 2"]
     np.testing.assert_allclose(whole["history"]["val_loss"], rest["history"]["val_loss"], rtol=1e-5)
+
+
+def _alone_among_others(rank, cells, folder, expected):
+    """In one of two processes that know each other: train with one device, and compare with a training alone."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=2)
+    model = sk.fit(cells[rank], "cell_type", **ALONE)
+    assert model.history.equals(expected[rank].history)
+    assert model.test_metrics.equals(expected[rank].test_metrics)
+    assert len(model.calibration_cells.labels) == len(expected[rank].calibration_cells.labels)
+
+
+def test_a_process_group_of_others_does_not_count(make_cells, tmp_path):
+    """A training with one device sees its own cells once, also where an earlier training left torch's process group."""
+    cells = [make_cells(n_cells=150, seed=seed) for seed in (0, 1)]
+    expected = [sk.fit(own, "cell_type", **ALONE) for own in cells]
+    arguments = (cells, tmp_path, expected)
+    torch.multiprocessing.start_processes(_alone_among_others, arguments, nprocs=2, start_method="fork")
 
 
 def test_too_few_cells_for_the_processes(make_cells, tmp_path, monkeypatch):

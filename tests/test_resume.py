@@ -6,15 +6,17 @@ import pickle
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 import sims_kit as sk
 from sims_kit.errors import ModelFileError, SettingError
-from sims_kit.model.trainer import ResumePoint
+from sims_kit.model.trainer import ResumePoint, loss_identity
 
 SMALL = dict(n_models=2, n_d=2, n_a=2)
 PLATEAU = dict(n_models=1, n_d=2, n_a=2, scheduler_params={"patience": 0, "factor": 0.5}, patience=2)
@@ -95,22 +97,60 @@ def test_other_trainings_are_not_gone_on_from(make_cells, tmp_path):
     cells = make_cells()
     train(cells, tmp_path / "run", max_epochs=2, settings=SMALL | {"best_epoch": True})
     before = (tmp_path / "run/resume.ckpt").read_bytes()
-    for change, named in (({"seed": 1}, "seed"), ({"max_epochs": 3}, "max_epochs"), ({"batch_size": 48}, "batch_size")):
-        with pytest.raises(SettingError, match=rf"differs from this one in: .*{named}"):
-            train(cells, tmp_path / "run", **{"max_epochs": 2, "settings": SMALL | {"best_epoch": True}} | change)
-    with pytest.raises(SettingError, match="genes"):
-        train(cells[:, :50].copy(), tmp_path / "run", max_epochs=2)
-    other, same = cells.copy(), {"max_epochs": 2, "settings": SMALL | {"best_epoch": True}}
+    other = cells.copy()
     other.X = cells.X[:, ::-1].copy()
-    with pytest.raises(SettingError, match="differs from this one in: values"):
-        train(other, tmp_path / "run", **same)
-    for change in ({"class_weights": [1, 1, 2]}, {"loss": torch.nn.functional.cross_entropy}):
-        with pytest.raises(SettingError, match=f"differs from this one in: {next(iter(change))}"):
-            train(cells, tmp_path / "run", **same, **change)
+    same = {"max_epochs": 2, "settings": SMALL | {"best_epoch": True}}
+    loss = torch.nn.functional.cross_entropy
+    for change in ({"seed": 1}, {"max_epochs": 3}, {"batch_size": 48}, {"class_weights": [1, 1, 2]}, {"loss": loss}):
+        with pytest.raises(SettingError, match=f"differs from this one in: .*{next(iter(change))}"):
+            train(cells, tmp_path / "run", **same | change)
+    for different, named in ((cells[:, :50].copy(), "genes"), (other, "values")):
+        with pytest.raises(SettingError, match=f"differs from this one in: {named}"):
+            train(different, tmp_path / "run", **same)
     assert (tmp_path / "run/resume.ckpt").read_bytes() == before
     (tmp_path / "run").rename(tmp_path / "moved")
-    with pytest.raises(SettingError, match=r"names the file .*run.* in another folder. Move the folder back"):
-        train(cells, tmp_path / "moved", max_epochs=2, settings=SMALL | {"best_epoch": True})
+    train(cells, tmp_path / "moved", **same)
+
+
+@pytest.mark.parametrize("place", ["..", "../other/a.ckpt", "/etc/a.ckpt"])
+def test_checkpoints_that_name_files_elsewhere(make_cells, tmp_path, place):
+    """Lightning would delete them, where the caller has a `ModelCheckpoint`; they are refused."""
+    mine = dict(callbacks=ModelCheckpoint(tmp_path / "mine", monitor="val_loss"), max_epochs=2)
+    train(make_cells(), tmp_path / "run", **mine)
+    checkpoint = torch.load(tmp_path / "run/resume.ckpt", weights_only=True)
+    state = next(state for name, state in checkpoint["callbacks"].items() if name.startswith("ModelCheckpoint"))
+    state["kth_best_model_path"] = str(tmp_path / "mine" / place)
+    torch.save(checkpoint, tmp_path / "run/resume.ckpt")
+    with pytest.raises(SettingError, match="names files outside"):
+        train(make_cells(), tmp_path / "run", **mine)
+
+
+class Focal(torch.nn.Module):
+    """A loss with a setting and a part of its own."""
+
+    def __init__(self, gamma, weight=1.0):
+        super().__init__()
+        self.gamma, self.part = gamma, torch.nn.NLLLoss(torch.tensor([weight, 1.0]))
+
+
+def test_losses_that_differ_are_told_apart():
+    """By code, constants, defaults, captured values and settings; the same one made again is the same."""
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def make(smoothing):
+        return lambda logits, labels: cross_entropy(logits, labels, label_smoothing=smoothing)
+
+    def losses():
+        yield from (None, cross_entropy, torch.nn.functional.nll_loss, make(0.1), make(0.2))
+        yield lambda logits, labels: logits.mean()
+        yield lambda logits, labels: logits.sum()
+        yield lambda logits, labels: logits.sum() * 2
+        yield from (partial(cross_entropy, label_smoothing=share) for share in (0.1, 0.2))
+        yield from (torch.nn.CrossEntropyLoss(label_smoothing=share) for share in (0.1, 0.2))
+        yield from (Focal(1.0), Focal(2.0), Focal(2.0, weight=2.0))
+
+    found = [loss_identity(loss) for loss in losses()]
+    assert len(set(found)) == len(found) and found == [loss_identity(loss) for loss in losses()]
 
 
 def test_another_encoder_is_another_training(make_cells, tmp_path):
@@ -179,13 +219,3 @@ def test_interrupted_pretraining_goes_on(make_cells, tmp_path, keep_every_point)
     again = sk.pretrain(make_cells(), **options)
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
     pd.testing.assert_frame_equal(again.history, whole.history, check_exact=True, check_like=True)
-
-
-def test_divergence_stops_training(make_cells):
-    """A loss that is no number stops training with the batch and the way out."""
-    options = dict(class_label="cell_type", recipe=SMALL, max_epochs=1, verbose=False)
-    trainer, model, module = sk.generate_trainer(make_cells(), **options)
-    with torch.no_grad():
-        next(model.parameters()).fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match=r"diverged in batch 0 of epoch 0.*Lower the learning rate"):
-        trainer.fit(model, datamodule=module)

@@ -5,9 +5,10 @@ from importlib.util import find_spec
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
+import torch
 import yaml
 
-from sims_kit import RECIPES, DataModule, SIMSClassifier, generate_trainer
+from sims_kit import RECIPES, DataModule, SIMSClassifier, generate_trainer, load_model
 
 
 @pytest.fixture
@@ -60,5 +61,8 @@ def test_second_listing(files, kind):
     else:
         found = yaml.safe_load((files / logger.log_dir / "hparams.yaml").read_text())
     assert {"n_steps": 1, "n_models": 4, "label_smoothing": 0.0, "training_steps": 1000}.items() <= found.items()
+    torch.testing.assert_close(model.class_weights, module.class_weights)
+    again = load_model(trainer.checkpoint_callback.best_model_path)
+    assert (again.genes, again.classes) == (model.genes, model.classes) and again.is_fitted and len(again.history) > 0
     if kind == "CSVLogger":
         assert "val_median_f1" in pd.read_csv(files / logger.log_dir / "metrics.csv")

@@ -6,19 +6,16 @@ import re
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import CSVLogger
 
 import sims_kit as sk
 from sims_kit.calibration import fit_temperature
 from sims_kit.errors import SettingError, UnknownNameError
-from sims_kit.model.trainer import BestWeights
 
 QUIET = dict(verbose=False)
 ONE = dict(n_models=1)
@@ -30,46 +27,29 @@ def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_logs_if_asked(make_cells, tmp_path):
-    """The CSV logger has the metrics of each epoch, over a dozen of either part, and the recipe, flat."""
-    model = sk.fit(make_cells(), "cell_type", max_epochs=3, logger="csv", **QUIET)
+def test_fit_learns_measures_and_logs(make_cells, tmp_path):
+    """Easy classes are separated; the logger has the metrics of each epoch, a dozen of either part, and the recipe."""
+    model = sk.fit(make_cells(n_cells=300), "cell_type", max_epochs=20, logger="csv", **QUIET)
+    assert model.test_metrics["accuracy_micro"] > 0.9 and not model.training
+    assert model.provenance["cells"] == {"train": 240, "validation": 30, "test": 30}
     logged = pd.read_csv(next(tmp_path.glob("lightning_logs/*/metrics.csv")))
     assert {"train_loss", "val_loss", "val_median_f1"} <= set(logged.columns)
     assert "n_steps: 1" in next(tmp_path.glob("lightning_logs/*/hparams.yaml")).read_text()
-    assert len(model.history) == 3 and "median_f1" in model.test_metrics
+    assert len(model.history) == 20 and "median_f1" in model.test_metrics
     for part in ("train_", "val_"):  # thesis section 0.3.1
         assert sum(column.startswith(part) for column in model.history) >= 13
 
 
-def test_the_two_lines_are_quiet(make_cells, capfd, recwarn):
+def test_the_two_lines_are_quiet(make_cells, tmp_path, capfd, recwarn):
     """Lightning's notes on loaders stay away where the user calls `trainer.fit`; afterwards all is as it was."""
     trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", max_epochs=1, **QUIET)
     filters, level = list(warnings.filters), logging.getLogger("pytorch_lightning").level
     trainer.fit(model, datamodule=module)
+    trainer.validate(model, datamodule=module, verbose=False)
+    trainer.predict(model, module.test_dataloader())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
     assert capfd.readouterr().err == "" and not [w for w in recwarn if "pytorch_lightning" in w.filename]
     assert warnings.filters == filters and logging.getLogger("pytorch_lightning").level == level
-
-
-def test_fit_learns_and_measures(make_cells):
-    """One call separates easy classes, and measures them on test cells it kept aside."""
-    model = sk.fit(make_cells(n_cells=300), "cell_type", max_epochs=20, **QUIET)
-    assert model.test_metrics["accuracy_micro"] > 0.9
-    assert not model.training
-    assert model.provenance["cells"] == {"train": 240, "validation": 30, "test": 30}
-
-
-def test_own_parts_as_in_lightning(make_cells, tmp_path):
-    """Parts built by hand follow the recipe with Lightning's own trainer, whose checkpoint opens as a model."""
-    module = sk.DataModule(make_cells(n_cells=200), class_label="cell_type", verbose=False)
-    model = sk.SIMSClassifier(input_dim=module.input_dim, output_dim=module.output_dim, recipe="thesis")
-    quiet = dict(enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1)
-    trainer = pl.Trainer(max_epochs=2, logger=CSVLogger(tmp_path), gradient_clip_val=0.5, **quiet)
-    trainer.fit(model, datamodule=module)
-    torch.testing.assert_close(model.class_weights, module.class_weights)
-    assert module.batch_size == 32 and len(module.train_dataloader()) == 5
-    again = sk.load_model(trainer.checkpoint_callback.best_model_path)
-    assert (again.genes, again.classes) == (module.genes, module.classes) == (model.genes, model.classes)
-    assert again.is_fitted and len(again.history) == 2
 
 
 def test_metrics_and_loss_of_ones_own(make_cells):
@@ -97,38 +77,29 @@ def test_same_seed_same_weights(make_cells):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_best_epoch_comes_back(make_cells):
-    """After training the model has the weights of the epoch with the best monitored metric."""
-    trainer, model, module = sk.generate_trainer(
-        make_cells(n_cells=200), class_label="cell_type", recipe="thesis", max_epochs=6, **QUIET
-    )
+def test_early_stopping_and_the_best_epoch(make_cells):
+    """The thesis's recipe stops four epochs after the best validation accuracy, and ends with the weights of then."""
+    options = dict(class_label="cell_type", recipe="thesis", max_epochs=60, **QUIET)
+    trainer, model, module = sk.generate_trainer(make_cells(n_cells=200), **options)
     trainer.fit(model, datamodule=module)
-    (metrics,) = trainer.validate(model, datamodule=module, verbose=False)
-    assert metrics["val_accuracy_micro"] == pytest.approx(model.history["val_accuracy_micro"].max())
-    assert any(isinstance(callback, BestWeights) for callback in trainer.callbacks)
-
-
-def test_runs_side_by_side_share_nothing(make_cells, tmp_path):
-    """Each run has checkpoints of its own, and no file is left behind."""
-    options = dict(class_label="cell_type", recipe="thesis", max_epochs=2, **QUIET)
-    (first, model, module), (second, *_) = (sk.generate_trainer(make_cells(), **options) for _ in range(2))
-    assert first.checkpoint_callback.dirpath != second.checkpoint_callback.dirpath
-    first.fit(model, datamodule=module)
-    assert Path(first.checkpoint_callback.best_model_path).is_file() and not list(tmp_path.iterdir())
-    sk.fit(make_cells(), "cell_type", validation=0, max_epochs=1, **QUIET)
-    assert not list(tmp_path.iterdir())
-
-
-def test_early_stopping(make_cells):
-    """The thesis's recipe stops four epochs after the last better validation accuracy."""
-    model = sk.fit(make_cells(n_cells=200), "cell_type", recipe="thesis", max_epochs=60, **QUIET)
     accuracy = model.history["val_accuracy_micro"].to_numpy()
-    assert len(accuracy) < 60
-    assert len(accuracy) - 1 - np.argmax(accuracy) == 4
+    assert len(accuracy) < 60 and len(accuracy) - 1 - np.argmax(accuracy) == 4
+    (metrics,) = trainer.validate(model, datamodule=module, verbose=False)
+    assert metrics["val_accuracy_micro"] == pytest.approx(accuracy.max())
+
+
+def test_nothing_is_left_behind(make_cells, tmp_path, monkeypatch):
+    """Neither in the working folder nor in that of temporary files; the best weights are kept in memory."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    for options in (dict(recipe="thesis"), dict(validation=0)):
+        trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", max_epochs=2, **options, **QUIET)
+        trainer.fit(model, datamodule=module)
+        assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]
 
 
 def test_trainer_arguments_pass_through(make_cells):
-    """Any Trainer argument, own callbacks and no test part."""
+    """Any Trainer argument, own callbacks, no test part; without validation cells training runs to its end."""
 
     class Counter(pl.Callback):
         epochs = 0
@@ -136,18 +107,11 @@ def test_trainer_arguments_pass_through(make_cells):
         def on_train_epoch_end(self, trainer, pl_module):
             self.epochs += 1
 
-    counter = Counter()
-    model = sk.fit(
-        make_cells(), "cell_type", test=0, max_epochs=2, callbacks=counter, trainer=dict(accelerator="cpu"), **QUIET
-    )
-    assert counter.epochs == 2 and model.test_metrics is None
-
-
-def test_without_validation_cells(make_cells):
-    """Training runs to its end when no cells are kept aside."""
-    model = sk.fit(make_cells(), "cell_type", validation=0, test=0, max_epochs=2, **QUIET)
-    assert "val_loss" not in model.history and len(model.history) == 2
-    assert model.temperature == 1 and model.calibration_cells is None
+    counter, none = Counter(), dict(test=0, validation=0)
+    cpu = dict(accelerator="cpu")
+    model = sk.fit(make_cells(), "cell_type", max_epochs=2, callbacks=counter, trainer=cpu, **none, **QUIET)
+    assert counter.epochs == len(model.history) == 2 and model.test_metrics is None
+    assert "val_loss" not in model.history and model.temperature == 1 and model.calibration_cells is None
     with pytest.raises(SettingError, match=r"watches validation cells.*validation=0"):
         sk.fit("no such file", "cell_type", recipe="thesis", validation=0, **QUIET)
 
@@ -257,6 +221,16 @@ def test_settings_of_the_recipe(make_cells):
         (dict(accelerator="cpu"), "trainer=dict(accelerator=...)"),
         (dict(max_epoch=3), "'max_epochs'"),
         (dict(max_epochs=-1), "max_epochs=-1: give a whole number of epochs, 1 or more"),
+        (dict(max_epochs=True), "max_epochs=True: give a whole number"),
+        (dict(devices="cuda"), "devices='cuda': give 'auto', a number of GPUs"),
+        (dict(devices=[0]), "devices=[0]: give 'auto', a number of GPUs"),
+        (dict(devices=0), "devices=0: give 'auto', a number of GPUs"),
+        (dict(loss="focal"), "loss='focal': give a function of logits and labels"),
+        (dict(callbacks=5), "callbacks=5: give a callback of Lightning"),
+        (dict(logger=["csv"]), "logger=['csv']: give a name, or a logger"),
+        (dict(checkpoints=""), "checkpoints='': give a folder's path"),
+        (dict(verbose="no"), "verbose='no': give True or False"),
+        (dict(normalize=True), "argument of fit 'normalize'. Choose from: 'data', "),
         (dict(logger="tensorbord"), "'tensorboard'"),
         (dict(trainer=3), "trainer=3: give names and values"),
         (dict(trainer=dict(max_epochs=3)), "Pass max_epochs to the function itself"),
@@ -264,8 +238,9 @@ def test_settings_of_the_recipe(make_cells):
         (dict(trainer=dict(precision="64-true")), "'32-true', 'bf16-mixed', '16-mixed'"),
     ],
 )
-def test_words_of_neighbours_and_wrong_places(settings, way_out):
+def test_words_of_neighbours_and_wrong_places(monkeypatch, settings, way_out):
     """What is not understood is answered with what to write instead, before any file is read."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises((SettingError, UnknownNameError), match=re.escape(way_out)):
         sk.fit("no such file", "cell_type", **settings)
 

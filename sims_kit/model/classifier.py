@@ -1,9 +1,7 @@
 """The classifier: TabNet as a LightningModule that knows its genes and its classes (thesis section 0.3.1)."""
 
-import html
 import inspect
 import textwrap
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from numbers import Integral
@@ -19,8 +17,8 @@ from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 from sims_kit.metrics import metric_collection
 from sims_kit.model.network import make_network, mean_logits
 from sims_kit.model.novelty import Novelty
-from sims_kit.model.recipe import HINTS, NETWORK_FIELDS, Recipe, get_recipe
-from sims_kit.model.trainer import Module, gather_across_devices
+from sims_kit.model.recipe import HINTS, Recipe, get_recipe
+from sims_kit.model.trainer import Module, check_arguments, gather_across_devices, has_others
 
 PACKAGES = ("sims_kit", "torch", "pytorch-tabnet", "pytorch-lightning")
 SHOWN = {"accuracy_micro": "accuracy", "median_f1": "median F1", "f1_macro": "macro F1"}  # of the test metrics
@@ -92,7 +90,15 @@ class SIMSClassifier(Module):
             changes["scheduler"] = scheduler or None
         super().__init__(get_recipe(recipe).changed(**changes), genes and list(genes))
         self.input_dim, self.output_dim, self.classes = input_dim, output_dim, classes and list(classes)
-        self._check_sizes()
+        for name, size, names, what, least in (
+            ("input_dim", input_dim, self.genes, "genes", 1),
+            ("output_dim", output_dim, self.classes, "classes", 2),
+        ):
+            if not isinstance(size, Integral) or size < least:
+                raise SettingError(f"{name} is {size!r}; give the number of {what} of a DataModule, {least} or more.")
+            if names is not None and len(names) != size:
+                raise SettingError(f"{len(names)} {what} were named, but the model has {size}.")
+        check_arguments({"loss": loss})
         self.network = make_network(input_dim, output_dim, **self.recipe.network_settings)
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
@@ -105,21 +111,6 @@ class SIMSClassifier(Module):
         self.metrics = torch.nn.ModuleDict()  # made when they are needed: they grow with the square of the classes
         self.test_metrics: pd.Series | None = None
         self.calibration_cells: CalibrationCells | None = None
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Mapping[str, Any]) -> "SIMSClassifier":
-        """The model of a checkpoint that Lightning wrote and ``torch.load(path, weights_only=True)`` read."""
-        facts, settings = checkpoint["sims_kit"], checkpoint["hyper_parameters"]
-        recipe = Recipe(**{name: settings[name] for name in NETWORK_FIELDS})
-        sizes = len(facts["genes"]), len(facts["classes"])
-        model = cls(*sizes, genes=facts["genes"], classes=facts["classes"], recipe=recipe)
-        state = checkpoint["state_dict"]
-        model.load_state_dict({name: state[name] for name in state if not name.startswith("loss.")})
-        model.set_facts(facts)
-        model.metadata = {"recipe": dict(settings)}
-        if not model.novelty.is_measured:
-            warnings.warn("This checkpoint is of a training that had not ended: it is not calibrated.", stacklevel=4)
-        return model.eval()
 
     @property
     def is_fitted(self) -> bool:
@@ -143,9 +134,11 @@ class SIMSClassifier(Module):
         if not self.metrics:
             parts = ("train_", "val_", "test_")
             self.metrics.update({part: metric_collection(self.output_dim, part, self.tracked) for part in parts})
+            for metric in self.metrics.modules():
+                metric.distributed_available_fn = has_others
         module = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or module is None:
-            return
+            return super().setup(stage)
         found, wanted = (module.input_dim, module.output_dim), (self.input_dim, self.output_dim)
         if found != wanted:
             raise SettingError(
@@ -184,13 +177,14 @@ class SIMSClassifier(Module):
         self._track("train_", mean_logits([output.logits for output in outputs]), batch.labels, loss / len(losses))
         return loss
 
-    def validation_step(self, batch, batch_index: int) -> None:
+    def validation_step(self, batch, batch_index: int, stage: str = "val_") -> None:
         """Track the metrics of one batch of validation cells."""
-        self._evaluate("val_", batch)
+        logits = self.calibrated(self(batch.cells))
+        self._track(stage, logits, batch.labels, self._loss(logits, batch.labels))
 
     def test_step(self, batch, batch_index: int) -> None:
         """Track the metrics of one batch of test cells."""
-        self._evaluate("test_", batch)
+        self.validation_step(batch, batch_index, "test_")
 
     def predict_step(self, batch, batch_index: int) -> Tensor:
         """As `probabilities`."""
@@ -211,7 +205,10 @@ class SIMSClassifier(Module):
             self.network.refresh_statistics(self.trainer.train_dataloader)
         if self.recipe.logit_adjustment and module is not None and not self._weights_given:
             n_cells = np.bincount(module.labels[module.split.train], minlength=self.output_dim)
-            self.logit_adjustment.copy_(torch.from_numpy(self.recipe.logit_adjustments(n_cells)))
+            # Networks overfit classes with few cells and then under-predict them. The size follows the margins of Cao
+            # et al. (NeurIPS 2019); adding it after training follows Menon et al. (ICLR 2021).
+            raised = self.recipe.logit_adjustment * n_cells.clip(1) ** -0.25
+            self.logit_adjustment.copy_(torch.from_numpy(raised))
         self.novelty.measure(self.trainer.train_dataloader)
         self.calibrate(*self._outputs(self.trainer.val_dataloaders))
         if len(getattr(getattr(module, "split", None), "test", ())):
@@ -271,10 +268,6 @@ class SIMSClassifier(Module):
         smoothing = self.recipe.label_smoothing
         return torch.nn.functional.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=smoothing)
 
-    def _evaluate(self, stage: str, batch) -> None:
-        logits = self.calibrated(self(batch.cells))
-        self._track(stage, logits, batch.labels, self._loss(logits, batch.labels))
-
     def _track(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         self.metrics[stage].update(logits.detach().softmax(dim=1), labels)
         options = dict(on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
@@ -293,19 +286,9 @@ class SIMSClassifier(Module):
             raise SettingError(f"class_weights has {found}: {wanted}")
         self.class_weights.copy_(weights)
 
-    def _check_sizes(self) -> None:
-        for name, size, names, what, least in (
-            ("input_dim", self.input_dim, self.genes, "genes", 1),
-            ("output_dim", self.output_dim, self.classes, "classes", 2),
-        ):
-            if not isinstance(size, Integral) or size < least:
-                raise SettingError(f"{name} is {size!r}; give the number of {what} of a DataModule, {least} or more.")
-            if names is not None and len(names) != size:
-                raise SettingError(f"{len(names)} {what} were named, but the model has {size}.")
-
     def _summary(self) -> dict[str, str]:
         """What the model is, as texts by heading."""
-        known, files, cells = self.metadata, self.provenance.get("files"), self.provenance.get("cells")
+        files, cells = self._known("files"), self._known("cells")
         files = files if isinstance(files, list) else []
         files = [file.get("dataset") or file.get("file") if isinstance(file, Mapping) else file for file in files]
         network = {name: value for name, value in self.recipe.network_settings.items() if value != vars(Recipe)[name]}
@@ -317,26 +300,26 @@ class SIMSClassifier(Module):
             "cells": ", ".join(f"{n:,} {part}" for part, n in cells.items()) if isinstance(cells, Mapping) else "",
             "calibrated": f"temperature {self.temperature.item():.3g}" if self.is_fitted else "",
             "test cells": ", ".join(f"{SHOWN[name]} {test[name]:.3f}" for name in SHOWN if name in test),
-            "saved": known.get("saved"),
-            "licence": known.get("licence"),
-            "notes": known.get("notes"),
+            **{name: self._known(name) for name in ("saved", "licence", "notes")},
         }
         return {heading: text for heading, text in texts.items() if text}
 
+    def _known(self, name: str) -> Any:
+        return (self.metadata | self.provenance).get(name)
+
     @property
     def _title(self) -> str:
-        kind = self.provenance.get("gene_kind", self.metadata.get("gene_kind"))
-        size = f"{self.input_dim:,} genes{f' ({kind})' if kind else ''} to {self.output_dim:,} classes"
-        return f"SIMSClassifier, {'fitted' if self.is_fitted else 'not fitted'}: {size}"
+        kind = f" ({self._known('gene_kind')})" if self._known("gene_kind") else ""
+        state = "fitted" if self.is_fitted else "not fitted"
+        return f"SIMSClassifier, {state}: {self.input_dim:,} genes{kind} to {self.output_dim:,} classes"
 
     def __repr__(self) -> str:
         lines = [f"  {heading:10} {textwrap.shorten(text, 100)}" for heading, text in self._summary().items()]
         return "\n".join([self._title, *lines])
 
     def _repr_html_(self) -> str:
-        texts = {name: html.escape(textwrap.shorten(text, 100)) for name, text in self._summary().items()}
-        rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in texts.items())
-        return f"<p>{html.escape(self._title)}</p><table>{rows}</table>"
+        with pd.option_context("display.max_colwidth", 100):
+            return pd.Series(self._summary(), dtype=object).to_frame(self._title).to_html()
 
     def card(self) -> str:
         """A short Markdown page about the model, to go with its file.

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import date
@@ -31,7 +32,7 @@ from sims_kit.model.classifier import SIMSClassifier, present_versions
 from sims_kit.model.novelty import Novelty
 from sims_kit.model.pretraining import MaskedPretraining
 from sims_kit.model.recipe import FIELDS, NETWORK_FIELDS, Recipe
-from sims_kit.model.trainer import plain_torch
+from sims_kit.model.trainer import Module, plain_torch
 
 FORMAT, VERSION = "sims_kit", 5
 KINDS = {"classifier": SIMSClassifier, "pretrained encoder": MaskedPretraining}
@@ -59,6 +60,7 @@ class Header:
     licence: str | None = None
     notes: str = ""
     format_version: int = VERSION
+    history: dict = field(default_factory=dict)  # of checkpoints; files lack it
 
     def __post_init__(self):
         for entry in fields(self):
@@ -74,13 +76,7 @@ class Header:
                 raise SettingError(f"The {what} are {short(names)}; expected {least} or more names, each once.")
 
 
-def save_model(
-    model: SIMSClassifier | MaskedPretraining,
-    path: str | os.PathLike,
-    *,
-    licence: str | None = None,
-    notes: str | None = None,
-) -> Path:
+def save_model(model: Module, path: str | os.PathLike, *, licence: str | None = None, notes: str | None = None) -> Path:
     """Write a model into one file, with all that is known of it.
 
     The file appears whole or not at all: a full disk or an interruption leaves an older file of that name as it was.
@@ -99,15 +95,17 @@ def save_model(
     >>> sk.save_model(model, "cortex.safetensors", licence="CC-BY-4.0", notes="Adult cortex only.")
     PosixPath('cortex.safetensors')
     """
+    if isinstance(path, Module):
+        raise SettingError("In the path's place is a model. Mind the order: save_model(model, path).")
     model = fitted_model(model, kind=MaskedPretraining if isinstance(model, MaskedPretraining) else SIMSClassifier)
-    path, facts, given = Path(path).expanduser(), model.facts(), {"licence": licence, "notes": notes}
+    path, facts = Path(path).expanduser(), model.facts()
     if path.is_dir():
         raise SettingError(f"{str(path)!r} is a folder. Name a file, such as {str(path / 'model.safetensors')!r}.")
     if path.suffix == ".ckpt":
         raise SettingError(f"{str(path)!r} would be taken for a checkpoint of Lightning. End its name in .safetensors.")
-    known = model.metadata | {name: text for name, text in given.items() if text is not None}
-    cells, _ = facts.pop("calibration_cells", None), facts.pop("history")
+    known, cells = model.metadata, facts.pop("calibration_cells", None)
     header = Header(
+        **facts | {"history": {}},
         kind=next(kind for kind, of_kind in KINDS.items() if isinstance(model, of_kind)),
         recipe=known.get("recipe") or model.recipe.plain(),
         mask_share=getattr(model, "mask_share", None),
@@ -115,9 +113,8 @@ def save_model(
         saved=date.today().isoformat(),
         versions=present_versions(),
         gene_kind=model.provenance.get("gene_kind", known.get("gene_kind")),
-        licence=known.get("licence"),
-        notes=known.get("notes", ""),
-        **facts,
+        licence=known.get("licence") if licence is None else licence,
+        notes=known.get("notes", "") if notes is None else notes,
     )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _named_tensors(model).items()}
     tensors |= zip(CELLS, cells or (), strict=False)
@@ -149,10 +146,9 @@ def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> S
     >>> model = sk.load_model("https://example.org/cortex.safetensors", known_hash="sha256:5d41...")
     """
     path = _find(source, known_hash)
+    is_checkpoint = path.suffix == ".ckpt"
     try:
-        if path.suffix == ".ckpt":
-            return SIMSClassifier.from_checkpoint(torch.load(path, map_location="cpu", weights_only=True))
-        return _built(*_read(path))
+        model = _built(*(_read_checkpoint(path) if is_checkpoint else _read(path)))
     except UNREADABLE as error:
         is_ours = isinstance(error, ModelFileError | SettingError)
         reason = str(error) if is_ours else f"{type(error).__name__}: {error}."
@@ -160,6 +156,9 @@ def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> S
             f"{str(path)!r} cannot be read as a model. {reason[:300]} Only what `save_model` wrote can be read, and "
             "checkpoints of a SIMSClassifier (*.ckpt). Copy or download a damaged file again."
         ) from error
+    if is_checkpoint and not model.novelty.is_measured:
+        warnings.warn("This checkpoint is of a training that had not ended: it is not calibrated.", stacklevel=3)
+    return model
 
 
 def fitted_model(model: Any, kind: type = SIMSClassifier) -> Any:
@@ -221,6 +220,15 @@ def _read(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
     return Header(**{name: value for name, value in entries.items() if name in known}), tensors
 
 
+def _read_checkpoint(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
+    """Header and tensors of a checkpoint that Lightning wrote while a classifier was trained."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    facts, state = checkpoint["sims_kit"], checkpoint["state_dict"]
+    tensors = {name: state[name] for name in state if not name.startswith("loss.")}
+    tensors |= zip(CELLS, facts.pop("calibration_cells") or (), strict=False)
+    return Header(kind="classifier", recipe=dict(checkpoint["hyper_parameters"]), **facts), tensors
+
+
 def digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
     """The SHA-256 of a text and of tensors, whatever their order."""
     hashed = hashlib.sha256(text.encode())
@@ -245,8 +253,8 @@ def _built(header: Header, tensors: dict[str, torch.Tensor]) -> SIMSClassifier |
             model = SIMSClassifier(n_genes, len(header.classes), classes=header.classes, **names)
         else:
             model = MaskedPretraining(n_genes, mask_share=header.mask_share, unexpressed=header.unexpressed, **names)
-    needed = _named_tensors(model)
-    if differing := sorted(needed.keys() ^ tensors.keys()):
+    needed, state = _named_tensors(model), model.state_dict(keep_vars=True)
+    if differing := sorted((needed.keys() - tensors.keys()) | (tensors.keys() - state.keys())):
         raise ModelFileError(f"It does not hold the tensors of its network; differing: {short(differing)}.")
     for name, tensor in needed.items():
         found, wanted = ((part.dtype, tuple(part.shape)) for part in (tensors[name], tensor))
@@ -255,13 +263,12 @@ def _built(header: Header, tensors: dict[str, torch.Tensor]) -> SIMSClassifier |
         if not torch.isfinite(tensors[name]).all():
             raise ModelFileError(f"Its tensor {name!r} holds NaN or infinite values.")
     name_of = {id(tensor): name for name, tensor in needed.items()}
-    state = {name: tensors[name_of[id(tensor)]] for name, tensor in model.state_dict(keep_vars=True).items()}
-    model.load_state_dict(state, strict=True, assign=True)
+    model.load_state_dict({name: tensors[name_of[id(tensor)]] for name, tensor in state.items()}, assign=True)
     model.metadata = {name: getattr(header, name) for name in METADATA}
     if header.kind == "classifier":
         model.class_weights = torch.ones(len(header.classes))  # not part of the file
         _check_cells([tensor.numpy() for tensor in cells], len(header.classes))
-    model.set_facts(vars(header) | {"history": {}, "calibration_cells": cells or None})
+    model.set_facts(vars(header) | {"calibration_cells": cells or None})
     return model.to("cpu").eval()  # Lightning still takes it to be on "meta"
 
 

@@ -60,7 +60,9 @@ class Recipe:
     scheduler: type | None = None  # one with `total_steps`, `T_max` or `max_lr` takes them from the training and the lr
     scheduler_params: Mapping[str, Any] = field(default_factory=dict)
     weight_classes: float = 0.0  # class weights are inverse frequencies of the training cells to this power
-    logit_adjustment: float = 0.0  # raises the logits of classes with few cells, see `logit_adjustments`
+    logit_adjustment: float = (
+        0.0  # over the fourth root of a class's training cells, is added to its logits after training
+    )
     label_smoothing: float = 0.0  # share of the target spread evenly over the classes
     lambda_sparse: float = 0.0  # weight of the mask entropy in the loss
     batch_size: int | None = None  # cells; None: a hundredth of the training cells, within 32 to 256
@@ -75,9 +77,9 @@ class Recipe:
     def __post_init__(self):
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if isinstance(value, np.generic):
-                object.__setattr__(self, setting.name, value.item())  # files and loggers hold Python's numbers
-            _check(setting.name, setting.type, getattr(self, setting.name))
+            value = value.item() if isinstance(value, np.generic) else value  # files and loggers hold Python's numbers
+            object.__setattr__(self, setting.name, value)
+            _check(setting.name, setting.type, value)
         if self.monitor_mode not in ("min", "max"):
             raise SettingError(f"monitor_mode is {self.monitor_mode!r}; give 'min' or 'max'.")
         for kind in ("optimizer", "scheduler"):
@@ -110,21 +112,12 @@ class Recipe:
         """All settings as JSON has them: classes by their names."""
         return json.loads(json.dumps(vars(self), default=_plain))
 
-    def logit_adjustments(self, n_cells: np.ndarray) -> np.ndarray:
-        """What is added after training to the logits of classes with so many training cells, (classes,).
-
-        Networks overfit classes with few cells and then under-predict them. The size follows the margins of Cao et al.
-        (NeurIPS 2019); adding it after training follows Menon et al. (ICLR 2021).
-        """
-        return self.logit_adjustment * np.clip(n_cells, 1, None) ** -0.25
-
     def schedule(
         self, n_training_cells: int, batch_size: int | None = None, max_epochs: int | None = None, n_devices: int = 1
     ) -> tuple[int, int]:
         """Cells per batch and device, and number of epochs: many for small data; large data is seen ten times.
 
-        A `batch_size` given here is that of each device; the recipe's is divided among them, so that training stays the
-        same.
+        A `batch_size` given here is that of each device; the recipe's is divided among them.
 
         >>> sk.Recipe(training_steps=1000).schedule(3_200)
         (32, 10)
@@ -161,9 +154,9 @@ def _check_arguments(kind: str, make: Any, params: Any) -> None:
     if not callable(make):
         raise SettingError(f"{kind}={make!r}: give a class of torch.optim, such as torch.optim.AdamW.")
     options = inspect.signature(make).parameters
-    takes_any = any(option.kind is inspect.Parameter.VAR_KEYWORD for option in options.values())
-    for name in () if takes_any else params.keys() - options.keys():
-        raise UnknownNameError(f"argument of {make.__name__}", name, list(options)[1:])
+    unknown = params.keys() - options.keys()
+    if unknown and not any(option.kind is option.VAR_KEYWORD for option in options.values()):
+        raise UnknownNameError(f"argument of {make.__name__}", min(unknown), list(options)[1:])
 
 
 def _plain(value: Any) -> Any:
@@ -211,7 +204,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             fixed_scale=True,  # no noise from small batches, and rare genes stay small
             additive=True,  # what makes linear methods strong on small data
             gene_dropout=0.2,  # a class has to be recognised by many genes, also where some are missing
-            optimizer=torch.optim.Adam,
             optimizer_params=dict(lr=0.01, weight_decay=3e-3),  # three times the thesis's: better on all tissues tried
             scheduler=torch.optim.lr_scheduler.OneCycleLR,  # warm-up, then down to zero
             weight_classes=1,  # gains most where many types are rare, and costs little where few types overlap

@@ -1,25 +1,30 @@
 """Lightning's trainer as SIMS uses it: seeded epochs, best weights, history, progress, resuming, several devices."""
 
-import hashlib
 import inspect
 import logging
 import os
 import pickle
+import re
 import signal
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from datetime import timedelta
+from functools import partial
+from math import inf
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
@@ -31,16 +36,14 @@ from sims_kit.files import atomic_write, make_folder
 from sims_kit.model.recipe import Recipe
 from sims_kit.progress import in_notebook, progress_bar
 
-RESUME = "resume.ckpt"  # Lightning calls its own last.ckpt
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 NOTES = (  # of Lightning, on what is meant to be so; the last is about a training without validation cells
     ".*does not have many workers|.*isinstance.treespec, LeafSpec|.*Checkpoint directory"
     "|Total length of `list` across ranks is zero"
 )
 SHOWN = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": "median F1"}  # next to the bar
 SAMPLE = 64  # training cells whose values tell one matrix from another
-LARGEST_SEED = 2**62  # torch takes 64 bits, and epochs are seeded by sums
 LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
+WORLD_SIZE = ContextVar("processes of the trainer at work", default=1)  # torch's own process group outlives a training
 
 
 class Module(pl.LightningModule):
@@ -61,6 +64,7 @@ class Module(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take genes and provenance from the data module, and give it the recipe's batch size, where they are unset."""
+        WORLD_SIZE.set(self.trainer.world_size)
         if stage != "fit":
             return
         for logger in self.trainer.loggers:
@@ -133,110 +137,6 @@ class Module(pl.LightningModule):
             torch.save(self.facts(), path)
 
 
-class Trainer(pl.Trainer):
-    """Lightning's trainer; `fit` resumes from `checkpoints`, keeps torch's global state, and can be interrupted."""
-
-    def fit(self, model: Module, *arguments, ckpt_path=None, **settings) -> None:
-        """Train; with a `ResumePoint` among the callbacks, go on where a stopped training of the same kind ended.
-
-        Ctrl-C ends in `KeyboardInterrupt`: Lightning would raise `SystemExit` and ignore further interrupts, so that a
-        notebook could not be stopped any more.
-        """
-        handler = signal.getsignal(signal.SIGINT)
-        point = next((callback for callback in self.callbacks if isinstance(callback, ResumePoint)), None)
-        if point is not None and ckpt_path is None:
-            ckpt_path = point.find(self, model, settings.get("datamodule"))
-            if ckpt_path and "weights_only" in inspect.signature(pl.Trainer.fit).parameters:  # Lightning 2.6
-                settings["weights_only"] = True
-        try:
-            with plain_torch(), quiet_lightning(), isolate_rng(), tempfile.TemporaryDirectory() as folder:
-                self.main_process = os.getpid(), Path(folder, "facts.pt")
-                super().fit(model, *arguments, ckpt_path=ckpt_path, **settings)
-                if self.main_process[1].exists():
-                    model.set_facts(torch.load(self.main_process[1], weights_only=True))
-        except SystemExit as error:
-            if not isinstance(error.__context__, KeyboardInterrupt):
-                raise
-            signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt("Training was interrupted.") from None
-
-
-def make_trainer(recipe: Recipe, arguments: Mapping[str, Any]) -> Trainer:
-    """A trainer that follows a recipe and the arguments of `sims_kit.fit`, given by name.
-
-    Everything is checked here, before any cells are read. Where `max_epochs` is None, it is to be set from
-    `Recipe.schedule` once the number of cells is known.
-    """
-    max_epochs, seed, devices, callbacks = (arguments[name] for name in ("max_epochs", "seed", "devices", "callbacks"))
-    has_validation = arguments["validation"] != 0
-    if max_epochs is not None and (not isinstance(max_epochs, int) or max_epochs < 1):
-        raise SettingError(f"max_epochs={max_epochs!r}: give a whole number of epochs, 1 or more.")
-    if isinstance(seed, int) and seed > LARGEST_SEED:
-        raise SettingError(f"seed={seed}: give a whole number from 0 to {LARGEST_SEED:,}.")
-    if recipe.needs_validation and not has_validation:
-        raise SettingError(
-            f"The recipe watches validation cells ({recipe.monitor!r}), and validation=0 leaves none. Set "
-            "validation=0.1, or use a recipe with patience=None and another scheduler."
-        )
-    settings = _trainer_settings(arguments["trainer"])
-    callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
-    settings["enable_progress_bar"] = any(isinstance(callback, ProgressBar) for callback in callbacks)
-    if arguments["verbose"]:
-        callbacks.append(Progress())
-    callbacks.append(Seed(seed))
-    folder = arguments["checkpoints"] and Path(arguments["checkpoints"]).expanduser().resolve()
-    if has_validation and recipe.best_epoch:
-        callbacks.append(BestWeights(recipe.monitor, recipe.monitor_mode, folder))
-    if has_validation and recipe.patience is not None:
-        callbacks.append(EarlyStopping(recipe.monitor, mode=recipe.monitor_mode, patience=recipe.patience))
-    if folder:
-        callbacks.insert(0, ResumePoint(folder))
-    settings = {
-        "gradient_clip_val": recipe.gradient_clip_val,
-        "use_distributed_sampler": False,  # the data module deals the cells out, each once
-        "enable_model_summary": False,
-        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        "log_every_n_steps": 1,  # only epochs are logged; larger values make Lightning warn
-        **settings,
-    }
-    if devices in ("auto", None):  # one, unless torchrun or SLURM started several processes
-        devices = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
-    logger = _make_logger(arguments["logger"], Path(settings.get("default_root_dir") or "."))
-    with quiet_lightning():
-        return Trainer(devices=devices, max_epochs=max_epochs or 1, callbacks=callbacks, logger=logger, **settings)
-
-
-def _trainer_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Other arguments of Lightning's trainer, checked; MPS, which has no sparse tensors, becomes the CPU."""
-    if not isinstance(settings or {}, Mapping):
-        raise SettingError(f"trainer={settings!r}: give names and values, such as {{'precision': 'bf16-mixed'}}.")
-    settings = dict(settings or {})
-    hints = {name: f"Pass {name} to the function itself." for name in ("max_epochs", "devices", "callbacks", "logger")}
-    hints["enable_progress_bar"] = "Pass verbose=False to the function itself."
-    known = inspect.signature(pl.Trainer).parameters.keys() - hints.keys()
-    refuse_unknown("Trainer", settings.keys() - known, sorted(known), hints)
-    precision, accelerator = settings.get("precision"), settings.get("accelerator", "auto")
-    if precision not in (None, 32, "32", *PRECISIONS):
-        raise SettingError(f"precision={precision!r}: choose one of {', '.join(map(repr, PRECISIONS))}.")
-    if accelerator == "mps" or (accelerator in ("auto", "gpu") and torch.backends.mps.is_available()):
-        warnings.warn("Training runs on the CPU: Apple's GPUs (MPS) do not support sparse tensors.", stacklevel=5)
-        settings["accelerator"] = "cpu"
-    return settings
-
-
-def _make_logger(logger: str | Logger | bool | None, folder: Path) -> Logger | bool:
-    """The logger of that name, which writes into the folder; a logger that exists already, or False."""
-    if not isinstance(logger, str):
-        return logger or False
-    if logger not in LOGGERS:
-        raise UnknownNameError("logger", logger, LOGGERS)
-    project = {"project": "sims_kit"} if logger == "wandb" else {"name": "lightning_logs"}
-    try:
-        return getattr(pl.loggers, LOGGERS[logger])(save_dir=folder, **project)
-    except ModuleNotFoundError as error:
-        raise SettingError(f"{error}. Install what {logger!r} needs with: pip install 'sims_kit[tracking]'") from error
-
-
 @contextmanager
 def plain_torch() -> Iterator[None]:
     """32-bit floats and gradients, whatever the caller has set: inference mode, no_grad or another default dtype."""
@@ -263,31 +163,171 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class Seed(Callback):
-    """Seeds every epoch by its number, so that a resumed run draws the same random numbers."""
+class Trainer(pl.Trainer):
+    """Lightning's trainer; `fit` resumes from `checkpoints`, keeps torch's global state, and can be interrupted."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    validate, test = quiet_lightning()(pl.Trainer.validate), quiet_lightning()(pl.Trainer.test)
+    predict, save_checkpoint = quiet_lightning()(pl.Trainer.predict), quiet_lightning()(pl.Trainer.save_checkpoint)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Module) -> None:
-        """Seed torch."""
-        torch.manual_seed(self.seed + 1_000_003 * trainer.current_epoch)  # a prime: nearby seeds do not overlap
+    def fit(self, model: Module, *arguments, ckpt_path=None, **settings) -> None:
+        """Train, from a `ResumePoint` where there is one; Ctrl-C ends in `KeyboardInterrupt`.
+
+        Lightning would raise `SystemExit` and ignore further interrupts: a notebook could not be stopped any more.
+        """
+        handler = signal.getsignal(signal.SIGINT)
+        point = next((callback for callback in self.callbacks if isinstance(callback, ResumePoint)), None)
+        if point is not None and ckpt_path is None:
+            ckpt_path = point.find(self, model, settings.get("datamodule"))
+            if ckpt_path and "weights_only" in inspect.signature(pl.Trainer.fit).parameters:  # Lightning 2.6
+                settings["weights_only"] = True
+        try:
+            with plain_torch(), quiet_lightning(), isolate_rng(), tempfile.TemporaryDirectory() as folder:
+                self.main_process = os.getpid(), Path(folder, "facts.pt")
+                super().fit(model, *arguments, ckpt_path=ckpt_path, **settings)
+                if self.main_process[1].exists():
+                    model.set_facts(torch.load(self.main_process[1], weights_only=True))
+        except SystemExit as error:
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt("Training was interrupted.") from None
 
 
-class BestWeights(ModelCheckpoint):
-    """Keeps the best epoch's checkpoint in the folder or a temporary one, and puts its weights back in the end."""
+def make_trainer(recipe: Recipe, arguments: Mapping[str, Any]) -> Trainer:
+    """A trainer that follows a recipe and the arguments of `fit`; where `max_epochs` is None, the caller sets it."""
+    check_arguments(arguments)
+    devices, has_validation = arguments["devices"], arguments["validation"] != 0
+    if recipe.needs_validation and not has_validation:
+        raise SettingError(
+            f"The recipe watches validation cells ({recipe.monitor!r}), and validation=0 leaves none. Set "
+            "validation=0.1, or use a recipe with patience=None and another scheduler."
+        )
+    callbacks = _listed(arguments["callbacks"])
+    settings = {
+        "gradient_clip_val": recipe.gradient_clip_val,
+        "use_distributed_sampler": False,  # the data module deals the cells out, each once
+        "enable_model_summary": False,
+        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+        "log_every_n_steps": 1,  # only epochs are logged; larger values make Lightning warn
+        "max_epochs": arguments["max_epochs"] or 1,
+        **_trainer_settings(arguments["trainer"] or {}),
+    }
+    callbacks.append(LambdaCallback(on_train_epoch_start=partial(_seed_epoch, arguments["seed"])))
+    if arguments["verbose"]:
+        callbacks.append(Progress())
+    if arguments["checkpoints"]:
+        callbacks.insert(0, ResumePoint(Path(arguments["checkpoints"]).expanduser().resolve()))
+    if has_validation and recipe.best_epoch:
+        callbacks.append(BestWeights(recipe.monitor, recipe.monitor_mode))
+    if has_validation and recipe.patience is not None:
+        callbacks.append(EarlyStopping(recipe.monitor, mode=recipe.monitor_mode, patience=recipe.patience))
+    if devices in ("auto", None):  # one, unless torchrun or SLURM started several processes
+        devices = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
+    logger = _make_logger(arguments["logger"], settings.get("default_root_dir") or ".")
+    with quiet_lightning():
+        return Trainer(devices=devices, callbacks=callbacks, logger=logger, **settings)
 
-    def __init__(self, monitor: str, mode: str, folder: Path | None = None):
-        self._folder = None if folder else tempfile.TemporaryDirectory(prefix="sims_kit_")  # goes with the callback
-        # without a version counter, an epoch that is run again after a kill replaces its own file
-        super().__init__(folder or self._folder.name, monitor=monitor, mode=mode, enable_version_counter=False)
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of `fit` that are not of their kind, before any cells are read."""
+    for name, (is_allowed, wanted) in CHECKS.items():
+        if name in arguments and not is_allowed(arguments[name]):
+            raise SettingError(f"{name}={arguments[name]!r}: give {wanted}.")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def _is_devices(value: Any) -> bool:
+    if isinstance(value, list) or value == -1:  # GPUs by number, or all of them
+        return torch.cuda.is_available()
+    return value in ("auto", None) or _is_whole(value, 1)
+
+
+def _are(kind: Any, value: Any) -> bool:
+    return all(isinstance(one, kind) for one in _listed(value))
+
+
+def _listed(value: Any) -> list:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+CHECKS = {  # of arguments: whether a value is allowed, and what to give instead
+    "max_epochs": (lambda value: value is None or _is_whole(value, 1), "a whole number of epochs, 1 or more"),
+    "seed": (lambda value: _is_whole(value, 0) and value <= 2**62, "a whole number, 0 or more, at most 2**62"),
+    "devices": (_is_devices, "'auto', a number of GPUs or processes, or a list of GPUs that this machine has"),
+    "loss": (lambda value: value is None or callable(value), "a function of logits and labels"),
+    "callbacks": (lambda value: _are(Callback, value), "a callback of Lightning, or a list of them"),
+    "logger": (lambda value: isinstance(value, str | bool) or _are(Logger, value), "a name, or a logger of Lightning"),
+    "checkpoints": (lambda value: value is None or (value and isinstance(value, str | os.PathLike)), "a folder's path"),
+    "verbose": (lambda value: isinstance(value, int | np.bool_), "True or False"),
+    "trainer": (lambda value: isinstance(value, Mapping | None), "names and values, as {'precision': 'bf16-mixed'}"),
+}
+
+
+def _trainer_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Other arguments of Lightning's trainer, checked; MPS, which has no sparse tensors, becomes the CPU."""
+    hints = {name: f"Pass {name} to the function itself." for name in ("max_epochs", "devices", "callbacks", "logger")}
+    hints["enable_progress_bar"] = "Pass verbose=False to the function itself."
+    known = inspect.signature(pl.Trainer).parameters.keys() - hints.keys()
+    refuse_unknown("Trainer", settings.keys() - known, sorted(known), hints)
+    precision, accelerator = settings.get("precision"), settings.get("accelerator", "auto")
+    if precision not in (None, 32, "32", "32-true", "bf16-mixed", "16-mixed"):
+        raise SettingError(f"precision={precision!r}: choose one of '32-true', 'bf16-mixed', '16-mixed'.")
+    if accelerator == "mps" or (accelerator in ("auto", "gpu") and torch.backends.mps.is_available()):
+        warnings.warn("Training runs on the CPU: Apple's GPUs (MPS) do not support sparse tensors.", stacklevel=5)
+        return {**settings, "accelerator": "cpu"}
+    return dict(settings)
+
+
+def _make_logger(logger: Any, folder: str | os.PathLike) -> Any:
+    """The logger of that name, which writes into the folder; loggers that exist already, or False."""
+    if not isinstance(logger, str):
+        return logger or False
+    if logger not in LOGGERS:
+        raise UnknownNameError("logger", logger, LOGGERS)
+    project = {"project": "sims_kit"} if logger == "wandb" else {"name": "lightning_logs"}
+    try:
+        return getattr(pl.loggers, LOGGERS[logger])(save_dir=folder, **project)
+    except ModuleNotFoundError as error:
+        raise SettingError(f"{error}. Install what {logger!r} needs with: pip install 'sims_kit[tracking]'") from error
+
+
+def _seed_epoch(seed: int, trainer: pl.Trainer, module: Module) -> None:
+    """Seed an epoch by its number, so that a resumed run draws the same random numbers."""
+    torch.manual_seed(seed + 1_000_003 * trainer.current_epoch)  # a prime: nearby seeds do not overlap
+
+
+class BestWeights(Callback):
+    """Keeps the weights of the best epoch, and puts them back when training ends."""
+
+    def __init__(self, monitor: str, mode: str):
+        self.monitor, self.sign = monitor, 1 if mode == "max" else -1
+        self.score, self.weights = -inf, {}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Module) -> None:
+        """Copy the weights if the metric is better than ever; NaN is worse than any number."""
+        if self.monitor not in trainer.callback_metrics:
+            return
+        score = (self.sign * trainer.callback_metrics[self.monitor]).nan_to_num(nan=-inf).item()
+        if score > self.score or not self.weights:
+            self.score = score
+            self.weights = {name: tensor.cpu().clone() for name, tensor in pl_module.state_dict().items()}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Module) -> None:
         """Load the best epoch's weights."""
-        super().on_train_end(trainer, pl_module)
-        if self.best_model_path:
-            checkpoint = torch.load(self.best_model_path, map_location=pl_module.device, weights_only=True)
-            pl_module.load_state_dict(checkpoint["state_dict"])
+        if self.weights:
+            pl_module.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Let a checkpoint keep them."""
+        return {"score": self.score, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them from a checkpoint."""
+        self.score, self.weights = state["score"], state["weights"]
 
 
 class Progress(Callback):
@@ -322,13 +362,12 @@ class ResumePoint(Callback):
     """Keeps all that training needs to go on in one file, which is replaced at the start of every epoch.
 
     The order of the cells and the random numbers of an epoch follow from seed and epoch, class weights from the
-    training cells. The checkpoint is read as plain data: one that holds anything else is refused, and none of its code
-    runs.
+    training cells. The checkpoint is read as plain data: one that holds anything else is refused.
     """
 
     def __init__(self, folder: Path):
         make_folder(folder)
-        self.path, self.run = folder / RESUME, {}
+        self.path, self.run = folder / "resume.ckpt", {}  # Lightning calls its own last.ckpt
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Module) -> None:
         """Save at the start of each epoch, when the previous one is complete, including its scheduler's step.
@@ -336,10 +375,9 @@ class ResumePoint(Callback):
         Lightning's `restarting` flag is cleared first; otherwise a resumed run would skip this epoch's batches.
         """
         trainer.fit_loop.restarting = False
-        if not trainer.current_epoch:
-            return
-        with atomic_write(self.path) if trainer.is_global_zero else nullcontext(self.path) as part:
-            trainer.save_checkpoint(part, weights_only=False)  # called by all processes, written by the first
+        if trainer.current_epoch:
+            with atomic_write(self.path) if trainer.is_global_zero else nullcontext(self.path) as part:
+                trainer.save_checkpoint(part, weights_only=False)  # called by all processes, written by the first
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what decides a training's course in the checkpoint."""
@@ -363,31 +401,27 @@ class ResumePoint(Callback):
                 f"The training in {str(folder)!r} differs from this one in: {', '.join(differing)}. Call it with the "
                 "same cells and settings to go on, or name another folder."
             )
-        for callback in trainer.callbacks:  # Lightning deletes and replaces the files that these name
+        for callback in trainer.callbacks:
             state = states.get(callback.state_key) if isinstance(callback, ModelCheckpoint) else None
             state = state or {}
-            named = [state.get(f"{kind}_model_path") for kind in ("best", "kth_best", "last")]
-            for name in filter(None, [*named, *state.get("best_k_models", {})]):
-                if Path(name).parent != Path(callback.dirpath or folder):
-                    raise SettingError(
-                        f"The checkpoint in {str(folder)!r} names the file {name!r} in another folder. Move the folder "
-                        "back to where the training began, or remove it."
-                    )
+            named = [*state.get("best_k_models", ()), *(state[key] for key in state if key.endswith("_model_path"))]
+            at = Path(callback.dirpath).resolve() if named and callback.dirpath else folder
+            if any(Path(name).resolve().parent != at for name in named if name):
+                raise SettingError(f"{str(self.path)!r} names files outside {str(at)!r}, which Lightning would delete.")
         return self.path
 
 
 def _run(trainer: pl.Trainer, model: Module, module: pl.LightningDataModule) -> dict[str, Any]:
     """What decides a training's course: cells, genes, classes, split, settings and length, as short plain values."""
-    positions = np.concatenate([module.labels, *module.split]).astype(np.int64)
-    loader, loss = module.train_dataloader(), getattr(model, "loss", None)
+    loader = module.train_dataloader()
     values = loader.dataset.rows(np.sort(loader.positions)[:SAMPLE])  # another matrix or layer shows in a few cells
     return {
-        "genes": hashlib.sha256("\n".join(model.genes).encode()).hexdigest(),
+        "genes": joblib.hash(model.genes),
         "classes": "\n".join(module.classes),
-        "cells and split": hashlib.sha256(positions.tobytes()).hexdigest(),
-        "values": hashlib.sha256(values.indices.astype(np.int64).tobytes() + values.data.tobytes()).hexdigest(),
+        "cells and split": joblib.hash([module.labels, *module.split]),
+        "values": joblib.hash([values.indices, values.data]),
         "class_weights": repr(getattr(model, "class_weights", torch.empty(0)).tolist()),
-        "loss": getattr(loss, "__qualname__", type(loss).__name__),
+        "loss": loss_identity(getattr(model, "loss", None)),
         "trainer": f"precision {trainer.precision}, gradient_clip_val {trainer.gradient_clip_val}",
         "settings": repr(sorted(model.hparams.items())),
         "seed": module.seed,
@@ -397,9 +431,28 @@ def _run(trainer: pl.Trainer, model: Module, module: pl.LightningDataModule) -> 
     }
 
 
+def loss_identity(function: Any) -> str:
+    """What tells a loss from others of its name, in every process: its code, and the values that it uses and holds."""
+    parts = [type(function), getattr(function, "__module__", ""), getattr(function, "__qualname__", "")]
+    if inspect.isfunction(function):
+        code, used = function.__code__, inspect.getclosurevars(function)
+        parts += [code.co_code, code.co_consts, code.co_names, function.__defaults__, function.__kwdefaults__]
+        parts += [used.nonlocals, used.globals]
+    elif isinstance(function, partial):
+        parts += [loss_identity(function.func), function.args, function.keywords]
+    elif isinstance(function, torch.nn.Module):
+        parts += [vars(module) for module in function.modules()]
+    return joblib.hash(re.sub(" at 0x[0-9a-f]+", "", repr(parts)))
+
+
+def has_others() -> bool:
+    """Whether the trainer at work has several processes, whatever torch's process group is left from or for."""
+    return WORLD_SIZE.get() > 1 and dist.is_available() and dist.is_initialized()
+
+
 def gather_across_devices(tensor: Tensor, device: torch.device | str) -> list[Tensor]:
     """A tensor of every process, by rank; lengths may differ. `device` is the model's: GPUs send from their memory."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not has_others():
         return [tensor]
     sent = tensor.to(device)
     if dist.get_backend() == "nccl":  # sends from GPUs only, also when Lightning has moved the model back

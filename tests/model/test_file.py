@@ -162,6 +162,13 @@ def test_failed_save_keeps_the_old_file(model, tmp_path, monkeypatch, step):
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
+def test_swapped_arguments(model, tmp_path):
+    """Path and model in the wrong order are told, whether there is such a file or not."""
+    for path in (GOOD, tmp_path / "new.safetensors"):
+        with pytest.raises(SettingError, match=r"Mind the order: save_model\(model, path\)"):
+            save_model(path, model)
+
+
 def test_unfitted_model_is_not_saved(tmp_path):
     """Without names of genes and classes, or without training, a model cannot label anything."""
     untrained = SIMSClassifier(4, 2, genes=list("abcd"), classes=["B cell", "T cell"])
@@ -256,43 +263,28 @@ MEGABYTE = 2**20
 # fmt: off
 HOSTILE = {
     "pickle": (lambda: pickle.dumps(Bomb()), DAMAGED),
-    "pickle behind the tensors": (lambda: GOOD.read_bytes() + pickle.dumps(Bomb()), DAMAGED),
     "checkpoint that runs code": (checkpoint, DAMAGED),
     "zip archive": (zipped, DAMAGED),
     "empty": (lambda: b"", DAMAGED),
-    "seven bytes": (lambda: b"1234567", DAMAGED),
     "cut short": (lambda: GOOD.read_bytes()[:-100], DAMAGED),
     "flipped bit in a tensor": (lambda: changed(200, b"\x01"), "SHA-256"),
-    "zeros in a tensor": (lambda: changed(600, bytes(500)), "SHA-256"),
-    "flipped bit in the header": (lambda: GOOD.read_bytes().replace(b"B cell", b"C cell"), "SHA-256"),
     "no hash": (lambda: GOOD.read_bytes().replace(b"sha256", b"sha257"), "SHA-256"),
     "index of 2 GB": (lambda: packed(*parts()[::2], length=2**31), DAMAGED),
-    "index of 16 exabytes": (lambda: packed(*parts()[::2], length=2**64 - 1), DAMAGED),
-    "index nested deep": (lambda: MEGABYTE.to_bytes(8, "little") + b"[" * MEGABYTE, DAMAGED),
-    "index that is a list": (lambda: packed([1, 2]), DAMAGED),
     "header nested deep": (lambda: texts(format="sims_kit", header="[" * MEGABYTE), "RecursionError"),
     "header that is a list": (lambda: texts(format="sims_kit", header='["genes", "classes"]'), "format version None"),
     "no texts": (lambda: packed({}), "not one that `save_model` wrote"),
     "another kind of file": (lambda: texts(format="pt"), "not one that `save_model` wrote"),
-    "overlapping tensors": (lambda: with_tensor(data_offsets=[0, 8]), DAMAGED),
     "tensor beyond the end": (lambda: with_tensor(data_offsets=[10**15, 10**15 + 8]), DAMAGED),
-    "negative place": (lambda: with_tensor(data_offsets=[-8, 8]), DAMAGED),
     "shape larger than its bytes": (lambda: with_tensor(shape=[10**9, 10**9]), DAMAGED),
-    "negative shape": (lambda: with_tensor(shape=[-1, -8]), DAMAGED),
-    "type that does not exist": (lambda: with_tensor(dtype="OBJECT"), DAMAGED),
     "newer version": (lambda: rewritten(format_version=99), "newer sims_kit"),
-    "version that is a list": (lambda: rewritten(format_version=[3]), "format version"),
     "another kind of model": (lambda: rewritten(kind="zoo"), "kind 'zoo'"),
     "integers for weights": (lambda: rewritten({W: torch.ones(2, 2, dtype=torch.int64)}), "needs"),
     "weights of another shape": (lambda: rewritten({W: torch.ones(2, 3)}), "needs"),
     "weights that are NaN": (lambda: rewritten({W: torch.full((2, 2), torch.nan)}), "NaN"),
-    "temperature that is infinite": (lambda: rewritten({"temperature": torch.tensor(torch.inf)}), "infinite"),
     "weights that lack": (lambda: rewritten({W: None}), "does not hold the tensors"),
     "path in a name": (lambda: rewritten({"../../etc/passwd": torch.ones(1)}), "does not hold the tensors"),
     "gene twice": (lambda: rewritten(genes=list("abcc")), "1 or more names, each once"),
-    "genes that are numbers": (lambda: rewritten(genes=[1, 2, 3, 4]), "1 or more names, each once"),
     "other genes": (lambda: rewritten(genes=list("abcde")), "needs"),
-    "no genes": (lambda: rewritten(genes=[]), "1 or more names"),
     "one class": (lambda: rewritten(classes=["B cell"]), "2 or more names"),
     "a hundred thousand classes": (lambda: rewritten(classes=list(map(str, range(100_000)))), "needs"),
     "metric that is text": (lambda: rewritten(test_metrics={"accuracy": "high"}), "could not convert string"),
@@ -300,14 +292,9 @@ HOSTILE = {
     "notes that are a number": (lambda: rewritten(notes=3), "notes is 3"),
     "other steps": (lambda: with_recipe(n_steps=2), "tensors of its network"),
     "setting that does not exist": (lambda: with_recipe(n_moons=2), "no setting 'n_moons'"),
-    "setting that is text": (lambda: with_recipe(n_d="8"), "n_d is '8'"),
-    "setting that is a list": (lambda: with_recipe(gamma=[1.3]), "gamma is"),
-    "setting that is no number": (lambda: with_recipe(gamma=float("nan")), "gamma is nan"),
     "absurd width": (lambda: with_recipe(n_d=10**12), "needs|RuntimeError"),
     "width beyond 64 bits": (lambda: with_recipe(n_d=10**30), "TypeError|RuntimeError|OverflowError"),
     "absurd depth": (lambda: with_recipe(n_steps=10**9), "layers or more"),
-    "absurd ensemble": (lambda: with_recipe(n_models=10**9), "layers or more"),
-    "no ghost batch": (lambda: with_recipe(virtual_batch_size=0), "virtual_batch_size is 0"),
     "validation cells of other lengths": (lambda: rewritten({model_file.CELLS[0]: torch.zeros(2, dtype=torch.int64)}),
                                           "calibration cells"),
     "validation cells of another type": (lambda: rewritten({model_file.CELLS[3]: torch.zeros(8)}), "out of range"),
@@ -383,17 +370,10 @@ def test_addresses_and_names(tmp_path, monkeypatch):
         load_model("cortex")
 
 
-@pytest.mark.parametrize(
-    ("source", "error", "words"),
-    [
-        ("nowhere.safetensors", FileNotFoundError, "no model file 'nowhere.safetensors'"),
-        (".", ModelFileError, "is a folder"),
-        (3, TypeError, "int"),
-    ],
-)
-def test_no_file(source, error, words):
+@pytest.mark.parametrize(("source", "error"), [("none.x", FileNotFoundError), (".", ModelFileError), (3, TypeError)])
+def test_no_file(source, error):
     """What is not a file is named."""
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=r"no model file 'none.x'|is a folder|int"):
         load_model(source)
 
 
