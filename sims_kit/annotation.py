@@ -24,7 +24,6 @@ from sims_kit.errors import LabelError, SettingError, UnknownNameError, refuse_u
 from sims_kit.files import atomic_write, make_folder
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
-from sims_kit.model.network import members
 from sims_kit.model.trainer import plain_torch
 from sims_kit.progress import progress_bar
 from sims_kit.text import label_text
@@ -235,7 +234,7 @@ def embed(
     parts = []
     with on_device(model, device):
         for batch in progress_bar(batches, desc="embedding", unit="batch"):
-            of_networks = [network.steps(batch.cells.to(model.device)) for network in members(model.network)]
+            of_networks = [network.steps(batch.cells.to(model.device)) for network in model.network.members]
             vectors = [sum(torch.cat([step.decision, step.evidence], dim=1) for step in own) for own in of_networks]
             parts.append(torch.cat(vectors, dim=1).cpu())
     query.obsm[key_added] = torch.cat(parts).numpy()

@@ -13,57 +13,49 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from sims_kit.model.network import Ensemble, Step, TabNet, after_first_layer, mean_logits, members, normalisation
+from sims_kit.model.network import Ensemble, Step, TabNet, after_first_layer, mean_logits, normalisation
 
 NODES = 32  # at which the integral is evaluated; the tests bound its remainder
 PAIRS = 2**16  # of cell and gene, treated at once
 
 
 class Explained(NamedTuple):
-    """What a network looked at in a batch of B cells, and what came of it."""
+    """What an ensemble looked at in a batch of B cells, and what came of it."""
 
     logits: Tensor
-    """(B, C); of an ensemble, logarithms of the mean probabilities."""
+    """(B, C), logarithms of the mean probabilities."""
     masks: Tensor
-    """Sparse CSR (B, G): aggregated masks as by `TabNet.explain`, each row divided by its sum; of an ensemble, the
-    mean over its networks."""
+    """Sparse CSR (B, G), the mean over networks: the masks of the steps, each weighted by its `strength` as in the TabNet
+    paper, summed, and divided by each row's sum."""
     contributions: Tensor
-    """Sparse CSR (B, G) with the same pairs of cell and gene, of either sign."""
+    """Sparse CSR (B, G), the mean over networks, with the same pairs of cell and gene, of either sign."""
 
 
 @torch.no_grad()
 def explain_batch(
-    network: TabNet | Ensemble,
-    cells: Tensor,
-    towards: Tensor | None = None,
-    adjustment: Tensor | float = 0.0,
+    network: Ensemble, cells: Tensor, towards: Tensor | None = None, adjustment: Tensor | float = 0.0
 ) -> Explained:
     """Aggregated masks of a batch, and what each gene adds to a combination of the logits.
 
     The contributions of a cell sum to the value of the combination less its value where all masked values are zero, up
-    to the remainder of the integral; with `fixed_scale`, zero is a gene's mean over the training cells. Of an ensemble,
-    both are means over its networks.
+    to the remainder of the integral; with `fixed_scale`, zero is a gene's mean over the training cells.
 
     Parameters
     ----------
-    network
-        In evaluation mode.
-    cells
-        (B, G), as for `TabNet.forward`.
+    network, cells
+        In evaluation mode; (B, G), as for `TabNet.forward`.
     towards
         (B, C), the weights of the logits: 1 for one class and -1 for another compares the two. By default the predicted
         class against the mean of all.
     adjustment
         (C,), added to the logits of each network: the classifier's `logit_adjustment`.
     """
-    steps = [member.steps(cells) for member in members(network)]
-    pairs = list(zip(members(network), steps, strict=True))
-    each = [member.logits_of(own) + adjustment for member, own in pairs]
-    logits = mean_logits(each)
+    pairs = [(member, member.steps(cells)) for member in network.members]
+    logits = mean_logits([member.logits_of(steps) + adjustment for member, steps in pairs])
     if towards is None:
         towards = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)[logits.argmax(1)]
         towards -= 1 / logits.shape[1]
-    parts = [_of_member(member, own, cells, towards) for member, own in pairs]
+    parts = [_of_member(*pair, cells, towards) for pair in pairs]
     both = sum(parts[1:], start=parts[0]).coalesce()  # (B, G, 2)
     (rows, genes), values = both.indices(), both.values() / len(parts)
     starts = torch.searchsorted(rows, torch.arange(len(cells) + 1, device=rows.device))
@@ -109,7 +101,7 @@ def _of_member(network: TabNet, steps: Sequence[Step], cells: Tensor, towards: T
         mask = step.mask.to_sparse().coalesce()
         (rows, genes), weights = mask.indices(), mask.values()  # (P,)
         values = weights * (dense[rows, genes] * scale[genes] + shift[genes])  # (P,)
-        if network.rescale_masked:
+        if network.recipe.rescale_masked:
             squares = weights.new_zeros(len(cells)).index_add(0, rows, weights.square())
             values = values / squares.clamp(min=torch.finfo(values.dtype).tiny)[rows]
         read = torch.sparse_coo_tensor(mask.indices(), values, mask.shape) @ table  # (B, W)
@@ -133,10 +125,10 @@ def _mean_slopes(network: TabNet, transform, read: Tensor, towards: Tensor) -> T
     nodes, weights = np.polynomial.legendre.leggauss(NODES)  # on -1 to 1
     total = torch.zeros_like(read)
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():  # in a callback, Lightning has turned gradients off
             point = (read * node).requires_grad_()
             decision = torch.relu(after_first_layer(transform, point)[:, : network.encoder.n_d])
-            (slope,) = torch.autograd.grad((network.final_mapping(decision) * towards).sum(), point)
+            (slope,) = torch.autograd.grad(network.final_mapping(decision), point, towards)
         total += slope * weight
     return total
 

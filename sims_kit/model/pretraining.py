@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sims_kit.errors import SettingError
-from sims_kit.model.network import FixedScale, TabNet, make_network, members
+from sims_kit.model.network import Ensemble, FixedScale, TabNet
 from sims_kit.model.recipe import Recipe, get_recipe
 from sims_kit.model.trainer import Module, sum_across_devices
 
@@ -26,8 +26,8 @@ class MaskedCells(NamedTuple):
     """Cells with hidden genes, and P pairs of cell and gene to be predicted."""
 
     cells: Tensor  # (B, genes) CSR, zero where hidden
-    rows: Tensor  # (P,), the position of each pair's cell
-    genes: Tensor  # (P,), the position of each pair's gene
+    rows: Tensor  # (P,), the position of each pair's cell, as next of its gene
+    genes: Tensor
     values: Tensor  # (P,), the cell's value of the gene
     weights: Tensor  # (P,), how many hidden genes of the cell the pair stands for
 
@@ -69,10 +69,13 @@ class MaskedPretraining(Module):
         self.input_dim, self.mask_share, self.unexpressed = input_dim, mask_share, unexpressed
         # classes are unknown, and genes are hidden by this module
         settings = self.recipe.network_settings | {"additive": False, "gene_dropout": 0.0}
-        self.network = make_network(input_dim, 1, **settings)
-        for member in members(self.network):
+        self.network = Ensemble(input_dim, 1, **settings)
+        sizes = dict(n_d=self.recipe.n_d, n_steps=self.recipe.n_steps)
+        sizes |= dict(virtual_batch_size=self.recipe.virtual_batch_size)
+        self.decoders = nn.ModuleList(TabNetDecoder(input_dim, **sizes) for _ in self.network.members)
+        for member, decoder in self._pairs():
             member.final_mapping.requires_grad_(False)  # unused; several devices would wait for its gradients
-        self.decoders = nn.ModuleList(_decoder(member) for member in members(self.network))
+            nn.init.zeros_(decoder.reconstruction_layer.weight)  # starts from the genes' means, not from noise
         self.scale = FixedScale(input_dim)
 
     def on_train_start(self) -> None:
@@ -119,7 +122,7 @@ class MaskedPretraining(Module):
         self.log("val_explained", (1 - errors / variance).float())
 
     def _pairs(self) -> Iterator[tuple[TabNet, TabNetDecoder]]:
-        return zip(members(self.network), self.decoders, strict=True)
+        return zip(self.network.members, self.decoders, strict=True)
 
     def _target(self, masked: MaskedCells) -> Tensor:
         return masked.values * self.scale.scale[masked.genes] + self.scale.shift[masked.genes]
@@ -163,15 +166,6 @@ def reconstruct(network: TabNet, decoder: TabNetDecoder, masked: MaskedCells) ->
     steps = network.steps(masked.cells)
     cells = sum(part(step.decision) for part, step in zip(decoder.feat_transformers, steps, strict=True))  # (B, n_d)
     return (cells[masked.rows] * F.embedding(masked.genes, decoder.reconstruction_layer.weight)).sum(1)
-
-
-def _decoder(network: TabNet) -> TabNetDecoder:
-    """pytorch-tabnet's, with one gated layer that all steps share and one of each step's own."""
-    encoder = network.encoder
-    sizes = dict(n_d=encoder.n_d, n_steps=len(encoder.att_transformers), virtual_batch_size=network.virtual_batch_size)
-    decoder = TabNetDecoder(network.n_genes, **sizes)
-    nn.init.zeros_(decoder.reconstruction_layer.weight)  # starts from the genes' means, not from noise of their size
-    return decoder
 
 
 @torch.no_grad()

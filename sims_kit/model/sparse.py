@@ -4,10 +4,10 @@ Sparsemax keeps a few genes of each cell. A search without gradients finds them 
 cells at a time; only the pairs of cell and gene that it finds are computed with gradients. The numbers are those of
 pytorch-tabnet, which computes and records all of it on dense (cells, genes) matrices.
 
-Shapes in comments: B cells, G genes, P pairs of cell and gene, A attention width, W outputs of the first layer,
-V ghost batches.
+Shapes: B cells, G genes, P pairs of cell and gene, A attention width, W outputs of the first layer, V ghost batches.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -57,10 +57,10 @@ class Mask(NamedTuple):
         return torch.sparse_coo_tensor(pairs, self.weights[kept], self.shape, check_invariants=False)
 
     def sum_of(self, values: Tensor) -> Tensor:
-        """Sums over each cell of `values`, which has the shape of the weights; (B, 1)."""
+        """Sums over each cell, (B,), of values that have the shape of the weights."""
         if self.genes is None:
-            return values.sum(1, keepdim=True)
-        return values.new_zeros(self.shape[0]).index_add(0, self.cells, values)[:, None]
+            return values.sum(1)
+        return values.new_zeros(self.shape[0]).index_add(0, self.cells, values)
 
     def at(self, cells: Tensor, genes: Tensor) -> Tensor:
         """Weights of other pairs of cell and gene, zero where this mask has none."""
@@ -84,66 +84,54 @@ class Mask(NamedTuple):
 # --- Masks of a step ---
 
 
-def narrow_mask(
-    attention: Tensor, attend: AttentiveTransformer, past: Sequence[Mask], gamma: float, widest: float
-) -> Mask | None:
-    """The mask of a step over all genes, on pairs of cell and gene; None when a few cells' masks exceed `widest` genes.
-
-    `attention` is (B, A), `attend` the step's attention transformer (a linear layer and a batch normalisation in ghost
-    batches). A gene's logit is multiplied by ``gamma - weight`` of each mask in `past`. In training, the running
-    statistics are updated, unless None is returned.
-
-    Source: TabNet's attentive transformer, Arik and Pfister 2021, arXiv:1908.07442; thesis section 0.2.5.
-    """
-    if widest < 1:
-        return None
-    ghosts, found = _ghosts(attention, attend), []
-    with torch.no_grad():
-        for start, logits in _all_logits(ghosts, attend, past, gamma):
-            probe = logits[:: -(-len(logits) // PROBE)]
-            if not found and len(_support(probe)[0]) > widest * len(probe):
-                return None
-            cells, genes = _support(logits)
-            found.append((cells + start, genes))
-    cells, genes = (torch.cat(part) for part in zip(*found, strict=True))
-    return _mask_on(cells, genes, attend, past, gamma, ghosts)
-
-
-def expressed_mask(
+def step_mask(
     attention: Tensor,
     attend: AttentiveTransformer,
     past: Sequence[Mask],
     gamma: float,
-    pairs: tuple[Tensor, Tensor],
-    temperature: float,
+    widest: float,
+    pairs: tuple[Tensor, Tensor] | None = None,
+    temperature: float = 1.0,
 ) -> Mask:
-    """The mask of a step among the genes that each cell expresses; arguments as in `narrow_mask`.
+    """The mask of a step: over all genes, or with `pairs` from `expressed` among those that each cell expresses.
 
-    `pairs` is from `expressed`; logits are divided by the temperature before sparsemax. Running statistics are updated
-    from all genes of all cells. The mask of a cell without genes is empty.
+    `attention` is (B, A), `attend` the step's linear layer and batch normalisation in ghost batches. A gene's logit is
+    multiplied by ``gamma - weight`` of each mask in `past` and divided by the temperature; then comes sparsemax. In
+    training, running statistics are updated from all genes of all cells. The mask of a cell without genes is empty.
+
+    Without `pairs`, the mask is on all genes when the masks of a few cells are wider than `widest` genes in the mean.
+
+    Source: TabNet's attentive transformer, Arik and Pfister 2021, arXiv:1908.07442; thesis section 0.2.5.
     """
-    ghosts, (cells, genes), values = _ghosts(attention, attend), pairs, []
-    with torch.no_grad():
-        for start, logits in _all_logits(ghosts, attend, past, gamma):
-            first, last = torch.searchsorted(cells, cells.new_tensor([start, start + len(logits)])).tolist()
-            values.append(logits[cells[first:last] - start, genes[first:last]])
-        values = torch.cat(values) / temperature  # (P,)
-        top = values.new_full(attention.shape[:1], -torch.inf).scatter_reduce(0, cells, values, "amax")  # (B,)
-        top_of_pairs = top.index_select(0, cells)
-        if not torch.isfinite(top_of_pairs).all():
-            raise FloatingPointError(DIVERGED)
-        tau = torch.full_like(top, -1)
-        cells, genes, _ = _above_threshold(cells, genes, values - top_of_pairs, tau, until_stable=True)
-    return _mask_on(cells, genes, attend, past, gamma, ghosts, temperature)
+    ghosts = _ghosts(attention, attend)
+    support = _support_of_step(_all_logits(ghosts, attend, past, gamma), widest, pairs, temperature)
+    if support is None:
+        prior = math.prod((gamma - mask.to_dense() for mask in past), start=attention.new_ones(()))
+        weights = sparsemax(attend.bn(attend.fc(attention)) * prior)
+        return Mask(weights, None, None, weights.shape)
+    cells, genes = support
+    index, n_cells = genes.unique(return_inverse=True), len(attention)
+    logits = _logits(cells, *index, attend, ghosts) / temperature  # (P,)
+    for mask in past:
+        logits = logits * (gamma - mask.at(cells, genes))
+    first = torch.searchsorted(cells, torch.arange(n_cells, device=cells.device))  # (B,), each cell's first pair
+    of_first = F.pad(logits.detach(), (0, 1))[first]  # the last cells may have no pair
+    logits = logits - of_first[cells]  # differences of small numbers round less
+    mask = Mask(logits, cells, genes, (n_cells, attend.fc.out_features), index)
+    tau = (mask.sum_of(logits) - 1) / torch.bincount(cells, minlength=n_cells).clamp_(min=1)  # (B,)
+    if attend.training:
+        sizes = [len(part) for part in ghosts.centred.split(ghosts.size)]
+        update_statistics(attend.bn.bn, ghosts.mean @ attend.fc.weight.T, ghosts.variance, sizes)
+    return mask._replace(weights=(logits - tau[cells]).clamp(min=0))  # rounding may reach below zero
 
 
 def expressed(cells: Tensor) -> tuple[Tensor, Tensor]:
     """Positions of cells, ascending, and of genes with values above zero, both (P,); cells (B, G), dense or CSR."""
     if cells.layout == torch.strided:
         return (cells > 0).nonzero(as_tuple=True)
-    rows = torch.arange(len(cells), device=cells.device).repeat_interleave(cells.crow_indices().diff())
-    above = cells.values() > 0  # gene dropout leaves zeros among the values
-    return rows[above], cells.col_indices()[above]
+    cells = cells.to_sparse_coo()
+    rows, genes = cells.indices()[:, cells.values() > 0]  # gene dropout leaves zeros among the values
+    return rows, genes
 
 
 class _Ghosts(NamedTuple):
@@ -210,6 +198,26 @@ def _all_logits(
         yield start, logits
 
 
+@torch.no_grad()
+def _support_of_step(
+    blocks: Iterator[tuple[int, Tensor]], widest: float, pairs: tuple[Tensor, Tensor] | None, temperature: float
+) -> tuple[Tensor, Tensor] | None:
+    """Cells, ascending, and genes that `step_mask` keeps of `_all_logits`; None when the mask is too wide."""
+    found = []
+    for start, logits in blocks:
+        if pairs is None:
+            probe = logits[:: -(-len(logits) // PROBE)]
+            if not found and len(_support(probe)[0]) > widest * len(probe):
+                return None
+            cells, genes = _support(logits)
+        else:
+            first, last = torch.searchsorted(pairs[0], pairs[0].new_tensor([start, start + len(logits)])).tolist()
+            cells, genes = _support_among(pairs[0][first:last] - start, pairs[1][first:last], logits, temperature)
+        found.append((cells + start, genes))
+    cells, genes = (torch.cat(part) for part in zip(*found, strict=True))
+    return cells, genes
+
+
 def _support(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns of the logits that sparsemax keeps, by ascending row.
 
@@ -236,6 +244,17 @@ def _support(logits: Tensor) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
+def _support_among(rows: Tensor, columns: Tensor, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The same among these rows and columns alone, of the logits divided by the temperature."""
+    values = logits[rows, columns] / temperature
+    top = values.new_full(logits.shape[:1], -torch.inf).scatter_reduce(0, rows, values, "amax")
+    top_of_pairs = top.index_select(0, rows)
+    if not torch.isfinite(top_of_pairs).all():
+        raise FloatingPointError(DIVERGED)
+    tau = torch.full_like(top, -1)
+    return _above_threshold(rows, columns, values - top_of_pairs, tau, until_stable=True)[:2]
+
+
 def _above_threshold(
     rows: Tensor, columns: Tensor, values: Tensor, tau: Tensor, until_stable: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,33 +271,6 @@ def _above_threshold(
         kept = values > tau.index_select(0, rows)
         if not until_stable or kept.all():
             return rows, columns, tau
-
-
-def _mask_on(
-    cells: Tensor,
-    genes: Tensor,
-    attend: AttentiveTransformer,
-    past: Sequence[Mask],
-    gamma: float,
-    ghosts: _Ghosts,
-    temperature: float = 1.0,
-) -> Mask:
-    """The mask whose support is these pairs of cell and gene, with gradients; running statistics are updated."""
-    n_cells = len(ghosts.centred)
-    index = genes.unique(return_inverse=True)
-    logits = _logits(cells, *index, attend, ghosts) / temperature  # (P,)
-    for mask in past:
-        logits = logits * (gamma - mask.at(cells, genes))
-    first = torch.searchsorted(cells, torch.arange(n_cells, device=cells.device))  # (B,), each cell's first pair
-    of_first = F.pad(logits.detach(), (0, 1))[first]  # the last cells may have no pair
-    logits = logits - of_first[cells]  # differences of small numbers round less
-    support = Mask(logits, cells, genes, (n_cells, attend.fc.out_features), index)
-    size = torch.bincount(cells, minlength=n_cells).clamp_(min=1)[:, None]  # (B, 1)
-    tau = (support.sum_of(logits) - 1) / size  # (B, 1)
-    if attend.training:
-        sizes = [len(part) for part in ghosts.centred.split(ghosts.size)]
-        update_statistics(attend.bn.bn, ghosts.mean @ attend.fc.weight.T, ghosts.variance, sizes)
-    return support._replace(weights=(logits - tau.squeeze(1)[cells]).clamp(min=0))  # rounding may reach below zero
 
 
 def _logits(cells: Tensor, genes: Tensor, places: Tensor, attend: AttentiveTransformer, ghosts: _Ghosts) -> Tensor:

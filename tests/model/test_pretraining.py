@@ -128,7 +128,7 @@ def test_files_whose_genes_differ(make_cells):
     first.obs["cell_type"] = None
     model = sk.pretrain([first, second], recipe=SMALL, max_epochs=1, **QUIET)
     assert model.genes == list(first.var_names[10:]) and sum(model.provenance["cells"].values()) == 140
-    assert model.network.encoder.initial_bn.shift.any()  # measured on the cells
+    assert model.network.members[0].encoder.initial_bn.shift.any()  # measured on the cells
 
 
 def test_same_seed_same_encoder(make_cells):
