@@ -22,33 +22,28 @@ PAIRS = 2**16  # of cell and gene, treated at once
 class Explained(NamedTuple):
     """What an ensemble looked at in a batch of B cells, and what came of it."""
 
-    logits: Tensor
-    """(B, C), logarithms of the mean probabilities."""
-    masks: Tensor
-    """Sparse CSR (B, G), the mean over networks: the masks of the steps, each weighted by its `strength` as in the TabNet
-    paper, summed, and divided by each row's sum."""
-    contributions: Tensor
-    """Sparse CSR (B, G), the mean over networks, with the same pairs of cell and gene, of either sign."""
+    logits: Tensor  # (B, C), logarithms of the mean probabilities
+    masks: Tensor  # sparse CSR (B, G), means over networks; rows sum to one, or are zero where no gene was used
+    contributions: Tensor  # sparse CSR (B, G), means over networks, of either sign; the same pairs of cell and gene
 
 
 @torch.no_grad()
 def explain_batch(
     network: Ensemble, cells: Tensor, towards: Tensor | None = None, adjustment: Tensor | float = 0.0
 ) -> Explained:
-    """Aggregated masks of a batch, and what each gene adds to a combination of the logits.
+    """Aggregated masks of a batch of cells, (B, G), and what each gene adds to a combination of the logits.
+
+    The masks of the steps are added up, each weighted by what its step adds to the decision, as in the TabNet paper.
 
     The contributions of a cell sum to the value of the combination less its value where all masked values are zero, up
-    to the remainder of the integral; with `fixed_scale`, zero is a gene's mean over the training cells.
+    to the remainder of the integral; with `fixed_scale`, zero is a gene's mean over the training cells. `towards`,
+    (B, C), are the weights of the logits: 1 for one class and -1 for another compares the two. By default it is the
+    predicted class against the mean of all. `adjustment`, (C,), is added to the logits of each network: the
+    classifier's `logit_adjustment`. The network is in evaluation mode.
 
-    Parameters
-    ----------
-    network, cells
-        In evaluation mode; (B, G), as for `TabNet.forward`.
-    towards
-        (B, C), the weights of the logits: 1 for one class and -1 for another compares the two. By default the predicted
-        class against the mean of all.
-    adjustment
-        (C,), added to the logits of each network: the classifier's `logit_adjustment`.
+    Examples
+    --------
+    >>> explain_batch(model.network, batch.cells).masks.to_dense().sum(1)
     """
     pairs = [(member, member.steps(cells)) for member in network.members]
     logits = mean_logits([member.logits_of(steps) + adjustment for member, steps in pairs])
@@ -97,8 +92,8 @@ def _of_member(network: TabNet, steps: Sequence[Step], cells: Tensor, towards: T
     encoder, dense, parts = network.encoder, cells.to_dense(), []
     scale, shift = normalisation(encoder.initial_bn, cells, dense)
     table = encoder.initial_splitter.shared.glu_layers[0].fc.weight.T  # (G, W)
-    for step, transform in zip(steps, encoder.feat_transformers, strict=True):
-        mask = step.mask.to_sparse().coalesce()
+    for (step_mask, decision, evidence), transform in zip(steps, encoder.feat_transformers, strict=True):
+        mask = step_mask.to_sparse()
         (rows, genes), weights = mask.indices(), mask.values()  # (P,)
         values = weights * (dense[rows, genes] * scale[genes] + shift[genes])  # (P,)
         if network.recipe.rescale_masked:
@@ -111,7 +106,8 @@ def _of_member(network: TabNet, steps: Sequence[Step], cells: Tensor, towards: T
             + (0 if (w := network.additive_weight) is None else (w[some_genes] * towards[some_rows]).sum(1))
             for some_rows, some_genes in zip(rows.split(PAIRS), genes.split(PAIRS), strict=True)
         ]
-        both = torch.stack([weights * step.strength()[rows], values * torch.cat(effects)], dim=1)
+        strength = decision.sum(1) + evidence.abs().sum(1)  # (B,), what the step adds to the decision
+        both = torch.stack([weights * strength[rows], values * torch.cat(effects)], dim=1)
         parts.append(torch.sparse_coo_tensor(mask.indices(), both, (*mask.shape, 2)))
     total = sum(parts[1:], start=parts[0]).coalesce()
     rows, values = total.indices()[0], total.values()

@@ -35,25 +35,16 @@ HALF = torch.tensor(0.5, dtype=torch.float32).sqrt().item()  # rounded as in pyt
 class TabNetOutput(NamedTuple):
     """The result of one pass through a network."""
 
-    logits: Tensor
-    """(B, C), before softmax."""
-    mask_entropy: Tensor
-    """Scalar: entropy of the masks in nats, mean over cells and steps. Lower is sparser."""
+    logits: Tensor  # (B, C), before softmax
+    mask_entropy: Tensor  # scalar, in nats, mean over cells and steps; lower is sparser
 
 
 class Step(NamedTuple):
     """One decision step."""
 
-    mask: Mask
-    """Which genes it looks at; `mask.to_dense()` is (B, G), non-negative, rows sum to one."""
-    decision: Tensor
-    """(B, n_d), the step's contribution to the decision, after its ReLU."""
-    evidence: Tensor
-    """(B, C), what the masked genes add to the logits directly; (B, 0) where the network is not additive."""
-
-    def strength(self) -> Tensor:
-        """(B,), how much the step contributes to the decision; evidence counts by its size."""
-        return self.decision.sum(1) + self.evidence.abs().sum(1)
+    mask: Mask  # which genes it looks at; `mask.to_dense()` is (B, G), non-negative, rows sum to one
+    decision: Tensor  # (B, n_d), the step's contribution to the decision, after its ReLU
+    evidence: Tensor  # (B, C), what the masked genes add to the logits; (B, 0) where the network is not additive
 
 
 class TabNet(nn.Module):
@@ -77,7 +68,8 @@ class TabNet(nn.Module):
 
     def __init__(self, n_genes: int, n_classes: int, **settings):
         super().__init__()
-        refuse_unknown("TabNet", settings.keys() - set(NETWORK_FIELDS[1:]), NETWORK_FIELDS[1:], kind="setting")
+        known = NETWORK_FIELDS[1:]  # all but n_models
+        refuse_unknown("TabNet", settings.keys() - set(known), known, kind="setting")
         self.recipe = recipe = Recipe(**settings)
         self.gene_dropout = recipe.gene_dropout
         self.encoder = _Encoder(n_genes, recipe)
@@ -98,12 +90,15 @@ class TabNet(nn.Module):
 
     def steps(self, cells: Tensor) -> list[Step]:
         """The decision steps of a batch."""
-        if not len(cells):
+        n_cells, size = len(cells), self.recipe.virtual_batch_size
+        if not n_cells:
             raise SettingError("A batch of no cells was passed to the network; it needs at least one.")
-        if cells.dtype in (torch.float16, torch.bfloat16):
-            cells = cells.float()
         if self.training:
-            _check_ghost_batches(len(cells), self.recipe.virtual_batch_size)
+            if n_cells < 2 or n_cells % math.ceil(n_cells / math.ceil(n_cells / size)) == 1:
+                raise SettingError(
+                    f"A training batch of {n_cells} cells leaves a ghost batch of one cell (virtual_batch_size={size})"
+                    ", which has no variance to normalise by. Choose another batch_size or virtual_batch_size."
+                )
             cells = _hide(cells, self.gene_dropout)
         with torch.autocast(cells.device.type, enabled=False):  # 16 bits are too few to tell logits apart
             return self._steps(cells)
@@ -120,7 +115,7 @@ class TabNet(nn.Module):
         for attend, transform in zip(encoder.att_transformers, encoder.feat_transformers, strict=True):
             mask = step_mask(attention, attend, past, encoder.gamma, widest, pairs, temperature or 1.0)
             past.append(mask)
-            out = masked_first_layer(mask, dense, scale, shift, table, self.additive_weight, sparse=cells.is_sparse_csr)
+            out = masked_first_layer(mask, dense, scale, shift, table, self.additive_weight, cells.is_sparse_csr)
             if self.recipe.rescale_masked:
                 squares = mask.sum_of(mask.weights.square())  # (B,); 0 in a cell without genes
                 out = out / squares.clamp(min=torch.finfo(out.dtype).tiny)[:, None]
@@ -159,7 +154,7 @@ class Ensemble(nn.Module):
         return [member(cells) for member in self.members]
 
     def measure_input(self, batches: Iterable) -> None:
-        """With `fixed_scale`, measure the genes on training cells, for all members; once, before training."""
+        """With `fixed_scale`, measure the genes on training cells, once for all members, before training."""
         first, *others = (member.encoder.initial_bn for member in self.members)
         if isinstance(first, FixedScale):
             first.measure(batches)
@@ -167,10 +162,9 @@ class Ensemble(nn.Module):
                 other.load_state_dict(first.state_dict())
 
     def refresh_statistics(self, batches: Iterable) -> None:
-        """Measure the statistics of every batch normalisation again, on cells without hidden genes.
+        """Measure every batch normalisation again, on batches without hidden genes, as predictions see them.
 
-        Training with `gene_dropout` measures them on cells with hidden genes, whereas predictions see whole cells.
-        One pass, without gradients; batches are tensors as for `forward`, or tuples that start with one.
+        Training with `gene_dropout` measures them on cells with hidden genes.
         """
         try:
             for member in self.members:
@@ -209,16 +203,6 @@ def after_first_layer(transform: FeatTransformer, out: Tensor) -> Tensor:
     for layer in others:
         out = (out + layer(out)) * HALF
     return transform.specifics(out)
-
-
-def _check_ghost_batches(n_cells: int, virtual_batch_size: int) -> None:
-    chunk = math.ceil(n_cells / math.ceil(n_cells / virtual_batch_size))
-    if n_cells < 2 or n_cells % chunk == 1:
-        raise SettingError(
-            f"A training batch of {n_cells} cells leaves a ghost batch of one cell (virtual_batch_size="
-            f"{virtual_batch_size}), which has no variance to normalise by. Choose another batch_size or "
-            "virtual_batch_size."
-        )
 
 
 def _hide(cells: Tensor, share: float) -> Tensor:
@@ -280,13 +264,12 @@ class _Encoder(nn.Module):
         def feature_transformer():
             return FeatTransformer(n_genes, width, shared, n_glu_independent=recipe.n_independent, **ghost)
 
-        def attentive_transformer():
-            attend = AttentiveTransformer(recipe.n_a, n_genes, group_matrix=None, **ghost)
-            nn.init.constant_(attend.bn.bn.weight, recipe.mask_start)
-            return attend
-
         batch_norm = nn.BatchNorm1d(n_genes, momentum=recipe.input_momentum)
         self.initial_bn = FixedScale(n_genes) if recipe.fixed_scale else batch_norm
         self.initial_splitter = feature_transformer()
         self.feat_transformers = nn.ModuleList(feature_transformer() for _ in range(recipe.n_steps))
-        self.att_transformers = nn.ModuleList(attentive_transformer() for _ in range(recipe.n_steps))
+        self.att_transformers = nn.ModuleList(
+            AttentiveTransformer(recipe.n_a, n_genes, group_matrix=None, **ghost) for _ in range(recipe.n_steps)
+        )
+        for attend in self.att_transformers:
+            nn.init.constant_(attend.bn.bn.weight, recipe.mask_start)

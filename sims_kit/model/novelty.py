@@ -24,10 +24,9 @@ class Novelty(nn.Module):
     """A score for cells that may be of a type that the model was not trained on.
 
     A network looks at genes that separate its classes, so that a new type which shares these genes with a class is
-    assigned to it with high confidence. The score has three parts: the log odds against the most probable class; the
-    angle between the cell and the nearest class mean; and the largest margin of linear classifiers of each class
-    against all others, on all genes. Each is counted in robust standard deviations above the median validation cell.
-    The score is their soft maximum.
+    assigned to it with high confidence. The score is the soft maximum of three parts, each counted in robust standard
+    deviations above the median validation cell: the log odds against the most probable class; the angle between the
+    cell and the nearest class mean; the largest margin of linear classifiers of each class against all others.
     """
 
     def __init__(self, n_genes: int, n_classes: int):
@@ -85,9 +84,8 @@ class Novelty(nn.Module):
         (rows, genes), values = entries.indices(), entries.values()
         means = self.means * self.weights  # (C, G)
         squares = values.new_zeros(len(cells)).index_add(0, rows, (values * self.weights[genes]).square())  # (B,)
-        inner, margins = torch.sparse.mm(cells.to_sparse_csr(), torch.cat([means * self.weights, self.planes]).T).chunk(
-            2, 1
-        )
+        table = torch.cat([means * self.weights, self.planes]).T  # (G, 2 C)
+        inner, margins = torch.sparse.mm(cells.to_sparse_csr(), table).chunk(2, dim=1)
         cosines = inner / (squares.sqrt()[:, None] * means.norm(dim=1)).clamp(min=1e-12)  # (B, C)
         return -torch.stack([cosines.max(1).values, (margins + self.offsets).max(1).values], 1)
 

@@ -1,8 +1,7 @@
 """Masked pretraining: an encoder that learns without labels, by predicting genes that are hidden from it.
 
 TabNet's self-supervised task (Arik and Pfister 2021, arXiv:1908.07442; thesis section 0.2.4) at transcriptome width:
-the loss is taken over pairs of cell and gene, a few times as many as a cell expresses genes, so that nothing here is as
-large as cells x genes.
+over pairs of cell and gene, so that nothing here is as large as cells x genes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,10 +35,9 @@ class MaskedPretraining(Module):
     """An encoder and a decoder that predict hidden genes of a cell; a classifier starts from the encoder.
 
     The same share of expressed and of unexpressed genes is hidden in each cell. Most genes are unexpressed, and hiding
-    one changes nothing in the input, so only as many are drawn as expressed ones are hidden, and weighted to stand for
-    the others. The loss is the weighted mean squared error over these pairs. Values are log-normalised expression minus
-    the gene's mean, divided by one number for all genes, the root of their mean variance: a loss of 1 is that of
-    predicting each gene's mean, and rare genes count less than markers.
+    one changes nothing in the input, so only a few of these are drawn, and weighted to stand for the others. The loss
+    is the weighted mean squared error over these pairs of cell and gene, on the scale of `FixedScale`: a loss of 1 is
+    that of predicting each gene's mean, and rare genes count less than markers.
 
     Parameters
     ----------
@@ -70,8 +68,7 @@ class MaskedPretraining(Module):
         # classes are unknown, and genes are hidden by this module
         settings = self.recipe.network_settings | {"additive": False, "gene_dropout": 0.0}
         self.network = Ensemble(input_dim, 1, **settings)
-        sizes = dict(n_d=self.recipe.n_d, n_steps=self.recipe.n_steps)
-        sizes |= dict(virtual_batch_size=self.recipe.virtual_batch_size)
+        sizes = {name: settings[name] for name in ("n_d", "n_steps", "virtual_batch_size")}
         self.decoders = nn.ModuleList(TabNetDecoder(input_dim, **sizes) for _ in self.network.members)
         for member, decoder in self._pairs():
             member.final_mapping.requires_grad_(False)  # unused; several devices would wait for its gradients
@@ -182,8 +179,7 @@ def start_encoder(model: Module, pretrained: MaskedPretraining, places: Tensor) 
             f"The pretrained encoder does not fit the network: {', '.join(differing)}. Pretrain with the classifier's "
             "recipe, or fit with the pretrained one's."
         )
-    sources = dict(pretrained.network.named_parameters()) | dict(pretrained.network.named_buffers())
-    here = (places >= 0).nonzero().squeeze(1)
+    sources, here = pretrained.network.state_dict(), (places >= 0).nonzero().squeeze(1)
     for name, target in [*model.network.named_parameters(), *model.network.named_buffers()]:
         if "encoder." not in name or name.endswith("num_batches_tracked"):  # else it would count as fitted
             continue

@@ -31,16 +31,11 @@ DIVERGED = (
 class Mask(NamedTuple):
     """The masks of one step for B cells: on pairs of cell and gene, or on all genes."""
 
-    weights: Tensor
-    """(P,) or (B, G), non-negative; the weights of a cell sum to one."""
-    cells: Tensor | None
-    """(P,), position of each pair's cell, ascending; None on all genes."""
-    genes: Tensor | None
-    """(P,), position of each pair's gene; None on all genes."""
-    shape: tuple[int, int]
-    """B and G."""
-    index: tuple[Tensor, Tensor] | None = None
-    """On pairs, the genes that occur, ascending, and (P,) the place of each pair's gene among them, if known."""
+    weights: Tensor  # (P,) or (B, G), non-negative; the weights of a cell sum to one
+    cells: Tensor | None  # (P,), position of each pair's cell, ascending; None on all genes, as the next
+    genes: Tensor | None  # (P,), position of each pair's gene
+    shape: tuple[int, int]  # B and G
+    index: tuple[Tensor, Tensor] | None = None  # genes that occur, and (P,) the place of each pair's gene among them
 
     def to_dense(self) -> Tensor:
         """All weights, (B, G)."""
@@ -49,12 +44,12 @@ class Mask(NamedTuple):
         return self.weights.new_zeros(self.shape).index_put((self.cells, self.genes), self.weights)
 
     def to_sparse(self) -> Tensor:
-        """The weights that are not zero, sparse COO (B, G)."""
+        """The weights that are not zero, sparse COO (B, G), coalesced."""
         if self.genes is None:
             return self.weights.to_sparse()
         kept = self.weights != 0
         pairs = torch.stack([self.cells[kept], self.genes[kept]])
-        return torch.sparse_coo_tensor(pairs, self.weights[kept], self.shape, check_invariants=False)
+        return torch.sparse_coo_tensor(pairs, self.weights[kept], self.shape, check_invariants=False).coalesce()
 
     def sum_of(self, values: Tensor) -> Tensor:
         """Sums over each cell, (B,), of values that have the shape of the weights."""
@@ -81,9 +76,6 @@ class Mask(NamedTuple):
         logits[pairs] *= 1 - self.weights[first:last] / gamma
 
 
-# --- Masks of a step ---
-
-
 def step_mask(
     attention: Tensor,
     attend: AttentiveTransformer,
@@ -96,10 +88,9 @@ def step_mask(
     """The mask of a step: over all genes, or with `pairs` from `expressed` among those that each cell expresses.
 
     `attention` is (B, A), `attend` the step's linear layer and batch normalisation in ghost batches. A gene's logit is
-    multiplied by ``gamma - weight`` of each mask in `past` and divided by the temperature; then comes sparsemax. In
+    divided by the temperature and multiplied by ``gamma - weight`` of each mask in `past`; then comes sparsemax. In
     training, running statistics are updated from all genes of all cells. The mask of a cell without genes is empty.
-
-    Without `pairs`, the mask is on all genes when the masks of a few cells are wider than `widest` genes in the mean.
+    A mask over all genes is computed on pairs of cell and gene unless a few cells' masks exceed `widest` genes.
 
     Source: TabNet's attentive transformer, Arik and Pfister 2021, arXiv:1908.07442; thesis section 0.2.5.
     """
@@ -130,8 +121,7 @@ def expressed(cells: Tensor) -> tuple[Tensor, Tensor]:
     if cells.layout == torch.strided:
         return (cells > 0).nonzero(as_tuple=True)
     cells = cells.to_sparse_coo()
-    rows, genes = cells.indices()[:, cells.values() > 0]  # gene dropout leaves zeros among the values
-    return rows, genes
+    return cells.indices()[:, cells.values() > 0].unbind()  # gene dropout leaves zeros among the values
 
 
 class _Ghosts(NamedTuple):
@@ -159,9 +149,7 @@ def _ghosts(attention: Tensor, attend: AttentiveTransformer) -> _Ghosts:
     mean = torch.stack([part.mean(0) for part in parts])
     centred = [part - of_part for part, of_part in zip(parts, mean, strict=True)]
     covariance = torch.stack([part.T @ part / len(part) for part in centred])
-    variance = weight.new_empty(len(parts), len(weight))
-    for of_attention, of_logits in zip(covariance.detach(), variance, strict=True):
-        torch.sum(torch.mm(weight, of_attention).mul_(weight), 1, out=of_logits)
+    variance = torch.stack([torch.mm(weight, part).mul_(weight).sum(1) for part in covariance.detach()])
     scale = norm.weight.detach() * torch.rsqrt(variance + norm.eps)
     return _Ghosts(size, torch.cat(centred), scale, norm.bias.detach(), mean.detach(), covariance, variance)
 
@@ -289,10 +277,7 @@ def _logits(cells: Tensor, genes: Tensor, places: Tensor, attend: AttentiveTrans
 
 @torch.no_grad()
 def update_statistics(norm: nn.BatchNorm1d, means: Tensor, variances: Tensor, sizes: Sequence[int]) -> None:
-    """Move running statistics as batch normalisation does after batches of these sizes, one after the other.
-
-    Means and biased variances have shape (batches, G).
-    """
+    """Move running statistics as after batches of these sizes; means and biased variances are (batches, G)."""
     for mean, variance, size in zip(means, variances, sizes, strict=True):
         norm.num_batches_tracked += 1
         share = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
@@ -300,15 +285,12 @@ def update_statistics(norm: nn.BatchNorm1d, means: Tensor, variances: Tensor, si
         norm.running_var.mul_(1 - share).add_(variance, alpha=share * size / (size - 1))
 
 
-# --- The first layer ---
-
-
 def first_layer(cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """A linear layer on normalised cells, ``(cells * scale + shift) @ weight.T``, (B, W); and the weight by gene.
 
-    Cells are (B, G), `scale` and `shift` (G,), `weight` (W, G); `dense` is ``cells.to_dense()``. Differentiable in
-    scale, shift and weight, and in dense cells. The second result, (G, W), is for `masked_first_layer`: its gradients,
-    on few genes each, are added up in this layer's, so that none of them is as large as the weight.
+    Cells are (B, G), `dense` is ``cells.to_dense()``, `scale` and `shift` are (G,), `weight` (W, G). Differentiable in
+    all but sparse cells. The second result, (G, W), is for `masked_first_layer`: its gradients, on few genes each, are
+    added up in this layer's, so that none of them is as large as the weight.
     """
     if cells.layout == torch.strided:
         return F.linear(cells, weight * scale, weight @ shift), weight.T
@@ -340,14 +322,7 @@ class _FirstLayer(torch.autograd.Function):
 
 
 def masked_first_layer(
-    mask: Mask,
-    dense: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    table: Tensor,
-    additive: Tensor | None = None,
-    *,
-    sparse: bool = False,
+    mask: Mask, dense: Tensor, scale: Tensor, shift: Tensor, table: Tensor, additive: Tensor | None, sparse: bool
 ) -> Tensor:
     """The same layer, (B, W), on cells that are normalised and masked.
 
@@ -379,9 +354,6 @@ def moments(cells: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     squares = sum(torch.bincount(genes, (values - mean[genes]).square_(), n_genes) for genes, values in parts)
     variance = (squares + zeros * mean.square()) / len(cells)
     return mean.to(dense.dtype), variance.to(dense.dtype)
-
-
-# --- Sparsemax over all genes ---
 
 
 def sparsemax(logits: Tensor) -> Tensor:

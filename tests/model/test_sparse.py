@@ -11,12 +11,11 @@ from torch import nn
 from sims_kit.model.sparse import (
     Mask,
     expressed,
-    expressed_mask,
     first_layer,
     masked_first_layer,
     moments,
-    narrow_mask,
     sparsemax,
+    step_mask,
     update_statistics,
 )
 
@@ -35,11 +34,11 @@ def _attend(n_a, n_genes, *, virtual_batch_size=8, training=True):
 
 
 def _masks_of(logits, widest=ALL):
-    """`narrow_mask` of any logits: evaluation with unit statistics, where each cell attends to its own row alone."""
+    """`step_mask` of any logits: evaluation with unit statistics, where each cell attends to its own row alone."""
     attend = AttentiveTransformer(len(logits), logits.shape[1], group_matrix=None).eval()
     attend.bn.bn.eps = 0.0
     attend.fc.weight.data = logits.T.contiguous()
-    return narrow_mask(torch.eye(len(logits), dtype=logits.dtype), attend.to(logits.dtype), [], 1.3, widest)
+    return step_mask(torch.eye(len(logits), dtype=logits.dtype), attend.to(logits.dtype), [], 1.3, widest)
 
 
 LOGITS = {
@@ -81,7 +80,7 @@ def test_cells_wider_than_those_measured(wide):
     logits[[7, 23, 59]] = 0.0
     logits[[7, 23, 59], :wide] = 5.0
     mask = _masks_of(logits, widest=100)
-    assert mask is not None and (mask.cells.diff() >= 0).all()
+    assert (mask.cells.diff() >= 0).all()
     torch.testing.assert_close(mask.to_dense(), Sparsemax(dim=-1)(logits.clone()), rtol=0, atol=1e-12)
 
 
@@ -115,17 +114,14 @@ def test_large_logits_in_single_precision(size):
     assert (mask.argmax(1) == expected.argmax(1)).all()
 
 
-@pytest.mark.parametrize("widest, expected", [(9.0, False), (11.0, True)])
-def test_refused_when_wide(widest, expected):
-    """Masks of ten genes are made on pairs up to the width asked for, else None is returned and nothing changed."""
+@pytest.mark.parametrize("widest", [9.0, 11.0])
+def test_on_all_genes_when_wide(widest):
+    """Masks of ten genes are computed on pairs up to the width asked for, else on all genes, to the same numbers."""
     logits = torch.zeros(20, 200)
     logits[:, :10] = 9.0
-    assert (_masks_of(logits, widest) is not None) == expected
-    attend = _attend(3, 200)
-    attend.bn.bn.weight.data.zero_(), attend.bn.bn.bias.data.zero_()
-    before = copy.deepcopy(attend.state_dict())
-    assert narrow_mask(torch.randn(20, 3), attend, [], 1.3, 100) is None
-    assert all(torch.equal(tensor, before[name]) for name, tensor in attend.state_dict().items())
+    mask = _masks_of(logits, widest)
+    assert (mask.genes is None) == (widest < 10)
+    torch.testing.assert_close(mask.to_dense(), (logits > 0) / 10.0)
 
 
 @pytest.mark.parametrize("past", [[], ["pairs"], ["all"], ["pairs", "all"], ["all", "pairs", "pairs"]], ids="-".join)
@@ -145,7 +141,7 @@ def test_equals_attention_transformer(past, n_cells, training):
                 _pairs(mask) if kind == "pairs" else Mask(mask, None, None, mask.shape)
                 for kind, mask in zip(past, masks, strict=True)
             ]
-            mask = narrow_mask(at, layer, before, gamma, ALL).to_dense()
+            mask = step_mask(at, layer, before, gamma, ALL).to_dense()
         else:
             mask = layer(torch.prod(gamma - masks, dim=0), at)
         (mask * upstream).sum().backward()
@@ -171,7 +167,7 @@ def test_not_finite_is_an_error(bad, cell, training):
     attention = torch.randn(20, 4)
     attention[cell, 2] = bad
     with pytest.raises(FloatingPointError, match="diverged"):
-        narrow_mask(attention, _attend(4, 300, training=training), [], 1.3, ALL)
+        step_mask(attention, _attend(4, 300, training=training), [], 1.3, ALL)
 
 
 @pytest.mark.parametrize("momentum", [0.02, 1.0, None])
@@ -187,29 +183,18 @@ def test_update_statistics(momentum):
 
 
 def test_mask_on_pairs_and_on_all_genes():
-    """Both forms of a mask answer alike."""
+    """Both forms of a mask answer alike, and store no gene of weight zero when they are sparse."""
     pairs = _pairs(Sparsemax(dim=-1)(torch.randn(7, 30)))
+    pairs.weights[3] = 0.0
     on_all = Mask(pairs.to_dense(), None, None, pairs.shape)
     cells, genes = torch.randint(7, (50,)), torch.randint(30, (50,))
     cells[:2], genes[:2] = torch.tensor([0, 6]), torch.tensor([0, 29])  # the corners
-    torch.testing.assert_close(pairs.at(cells, genes), on_all.weights[cells, genes], rtol=0, atol=0)
-    torch.testing.assert_close(on_all.at(cells, genes), on_all.weights[cells, genes], rtol=0, atol=0)
     for mask in (pairs, on_all):
+        torch.testing.assert_close(mask.at(cells, genes), on_all.weights[cells, genes], rtol=0, atol=0)
         torch.testing.assert_close(mask.to_dense(), on_all.weights, rtol=0, atol=0)
         torch.testing.assert_close(mask.to_sparse().to_dense(), on_all.weights, rtol=0, atol=0)
-        squares = mask.sum_of(mask.weights.square())
-        torch.testing.assert_close(squares, on_all.weights.square().sum(1, keepdim=True))
-
-
-@pytest.mark.parametrize("genes", [None, torch.tensor([3, 1, 2])], ids=["all-genes", "pairs"])
-def test_sparse_holds_no_zeros(genes):
-    """Genes of weight zero are not stored: what counts the genes that are looked at must not see them."""
-    if genes is None:
-        mask = Mask(torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]), None, None, (2, 4))
-    else:
-        mask = Mask(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0, 0, 1]), genes, (2, 4))
-    sparse = mask.to_sparse().coalesce()
-    assert sparse.indices().tolist() == [[0, 1], [3, 2]] and sparse.values().tolist() == [1.0, 1.0]
+        assert (mask.to_sparse().values() > 0).all()  # what counts the genes that are looked at must not see others
+        torch.testing.assert_close(mask.sum_of(mask.weights.square()), on_all.weights.square().sum(1))
 
 
 @pytest.mark.parametrize("past", [0, 2])
@@ -227,7 +212,7 @@ def test_masks_among_expressed_genes(past, temperature, n_cells, training):
         masks = Sparsemax(dim=-1)(earlier.clone().requires_grad_() * 1.0)
         if ours:
             before = [_pairs(mask) for mask in masks]
-            mask = expressed_mask(at, layer, before, gamma, cells.nonzero(as_tuple=True), temperature)
+            mask = step_mask(at, layer, before, gamma, 0, cells.nonzero(as_tuple=True), temperature)
             assert (mask.cells.diff() >= 0).all() and (mask.weights > 0).all()
             mask = mask.to_dense()
         else:
@@ -248,7 +233,7 @@ def test_masks_among_expressed_genes(past, temperature, n_cells, training):
 def test_no_cell_expresses_a_gene():
     """A batch of empty cells has empty masks and no gradient, not an error."""
     none, attention = torch.empty(0, dtype=torch.int64), torch.randn(4, 3, requires_grad=True)
-    mask = expressed_mask(attention, _attend(3, 50), [], 1.3, (none, none), 1.0)
+    mask = step_mask(attention, _attend(3, 50), [], 1.3, 0, (none, none))
     assert not mask.to_dense().any()
     mask.to_dense().sum().backward()
     assert not attention.grad.any()
@@ -321,7 +306,7 @@ def test_masked_first_layer():
     for mask in (pairs, on_all):
 
         def ours(weights, *parts, mask=mask):
-            return masked_first_layer(mask._replace(weights=weights), cells, *parts[:2], parts[2].T)
+            return masked_first_layer(mask._replace(weights=weights), cells, *parts[:2], parts[2].T, None, False)
 
         where = ... if mask.cells is None else (mask.cells, mask.genes)
         found = _gradients(ours, upstream, mask.weights, *parts)
@@ -344,7 +329,7 @@ def test_gradients_meet_in_the_first_layer(forms, used):
         dense = csr.to_dense()
         out, table = first_layer(csr, dense, scale, shift, weight)
         masked = [
-            masked_first_layer(mask[form], dense, scale, shift, table, sparse=True)
+            masked_first_layer(mask[form], dense, scale, shift, table, None, sparse=True)
             for form, mask in zip(forms, masks, strict=True)
         ]
         return {"both": out + sum(masked), "table": sum(masked), "layer": out}[used]
@@ -356,7 +341,7 @@ def test_gradients_meet_in_the_first_layer(forms, used):
 def test_cells_without_a_gene():
     """A cell whose mask has no pair gives zeros and disturbs no other."""
     mask = Mask(torch.ones(2), torch.tensor([1, 3]), torch.tensor([0, 2]), (5, 3))
-    out = masked_first_layer(mask, torch.ones(5, 3), torch.ones(3), torch.zeros(3), torch.eye(3))
+    out = masked_first_layer(mask, torch.ones(5, 3), torch.ones(3), torch.zeros(3), torch.eye(3), None, sparse=False)
     expected = torch.zeros(5, 3)
     expected[1, 0] = expected[3, 2] = 1
     assert torch.equal(out, expected)
@@ -382,15 +367,6 @@ def test_sparsemax(shape, scale):
     mask.backward(upstream), expected.backward(upstream)
     torch.testing.assert_close(mask, expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_sparsemax_of_what_is_not_finite(bad):
-    """NaN or infinite logits raise at once instead of spreading."""
-    logits = torch.zeros(2, 100)
-    logits[1, 3] = bad
-    with pytest.raises(FloatingPointError, match="diverged"):
-        sparsemax(logits)
 
 
 @pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
