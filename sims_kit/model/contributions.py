@@ -34,12 +34,12 @@ def explain_batch(
     """Aggregated masks of a batch of cells, (B, G), and what each gene adds to a combination of the logits.
 
     The masks of the steps are added up, each weighted by what its step adds to the decision, as in the TabNet paper.
-
     The contributions of a cell sum to the value of the combination less its value where all masked values are zero, up
-    to the remainder of the integral; with `fixed_scale`, zero is a gene's mean over the training cells. `towards`,
-    (B, C), are the weights of the logits: 1 for one class and -1 for another compares the two. By default it is the
-    predicted class against the mean of all. `adjustment`, (C,), is added to the logits of each network: the
-    classifier's `logit_adjustment`. The network is in evaluation mode.
+    to the remainder of the integral; with `fixed_scale`, zero is a gene's mean over the training cells.
+
+    `towards`, (B, C), are the weights of the logits: 1 for one class and -1 for another compares the two; by default
+    the predicted class against the mean of all. `adjustment`, (C,), is the classifier's `logit_adjustment`, added to
+    the logits of each network. The network is in evaluation mode, cells are (B, G), dense or CSR.
 
     Examples
     --------

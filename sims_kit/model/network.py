@@ -230,10 +230,7 @@ class FixedScale(nn.Module):
 
     @torch.no_grad()
     def measure(self, batches: Iterable) -> None:
-        """Take means and variances from batches: tensors (B, G), dense or CSR, or tuples that start with one.
-
-        Cells without any variation leave scale and shift as they are. Processes that train together measure all cells.
-        """
+        """Measure the cells of all processes: batches (B, G), dense or CSR, or tuples that start with one."""
         n_cells, sums = torch.zeros((), dtype=torch.float64), torch.zeros(len(self.scale), dtype=torch.float64)
         squares = sums.clone()
         for batch in batches:
@@ -245,7 +242,7 @@ class FixedScale(nn.Module):
         n_cells, sums, squares = (sum_across_devices(part, self.scale.device) for part in (n_cells, sums, squares))
         mean = sums / n_cells
         variance = (squares / n_cells - mean.square()).clamp_(min=0)
-        if (variance > 0).any():
+        if (variance > 0).any():  # else scale and shift stay as they are
             scale = variance[variance > 0].mean().rsqrt()
             self.scale.fill_(scale)
             self.shift.copy_(-mean * scale)

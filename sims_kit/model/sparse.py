@@ -202,8 +202,7 @@ def _support_of_step(
             first, last = torch.searchsorted(pairs[0], pairs[0].new_tensor([start, start + len(logits)])).tolist()
             cells, genes = _support_among(pairs[0][first:last] - start, pairs[1][first:last], logits, temperature)
         found.append((cells + start, genes))
-    cells, genes = (torch.cat(part) for part in zip(*found, strict=True))
-    return cells, genes
+    return tuple(torch.cat(part) for part in zip(*found, strict=True))
 
 
 def _support(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -278,14 +278,6 @@ def test_ghost_batch_of_one_cell(n_cells, virtual_batch_size):
         network(torch.rand(0, 6))
 
 
-def test_broad_start():
-    """`mask_start` near zero makes the first masks broad."""
-    cells = torch.rand(64, 1000)
-    narrow, broad = TabNet(1000, 3), TabNet(1000, 3, mask_start=0.01)
-    width = [(net.steps(cells)[0].mask.to_dense() > 0).sum(1).double().mean() for net in (narrow, broad)]
-    assert width[0] < 20 and width[1] > 100
-
-
 def _one_step(network, cells, narrow=1):
     """Logits, entropy, gradients and statistics of a training batch, from the same seed."""
     network = copy.deepcopy(network)
@@ -310,15 +302,6 @@ def test_additions_are_the_same_on_both_paths(settings, training):
     expected = _one_step(network, cells, -1)
     for name, found in _one_step(network, cells, 1).items():
         assert_same(found, expected[name], name)
-
-
-def test_rescaled_input_keeps_its_size():
-    """With `rescale_masked` uniform masks over n genes multiply the masked input by n."""
-    plain, rescaled = (TabNet(50, 3, n_steps=1, mask_start=0.0, rescale_masked=on).eval() for on in (False, True))
-    rescaled.load_state_dict(plain.state_dict())
-    cells = torch.rand(5, 50)
-    expected = plain(cells * 50).logits  # no bias and unit statistics: the first layer is linear in the cells
-    assert_same(rescaled(cells).logits, expected, "logits")
 
 
 @pytest.mark.parametrize("narrow", [1, -1, 1 / 16], ids=["pairs", "all-genes", "its-own-choice"])
@@ -383,9 +366,10 @@ def test_dense_and_sparse_cells_agree(cells, training):
         torch.testing.assert_close(sparse[name], dense)
 
 
-def test_higher_temperature_passes_more_genes(cells):
-    """Masks widen with the temperature."""
-    networks = [_ensemble(cells, mask_temperature=t).members[0] for t in (0.1, 1.0, 10.0)]
+@pytest.mark.parametrize("name, values", [("mask_temperature", (0.1, 1.0, 10.0)), ("mask_start", (3.0, 0.1))])
+def test_wider_masks(cells, name, values):
+    """Masks widen with the temperature, and begin broad when the attention's normalisation starts near zero."""
+    networks = [_ensemble(cells, **{"mask_temperature": 1.0, name: value}).members[0] for value in values]
     widths = [len(network.steps(cells)[0].mask.weights) for network in networks]
     assert widths == sorted(widths) and widths[0] < widths[-1]
 

@@ -8,7 +8,6 @@ import torch
 
 import sims_kit as sk
 from sims_kit.errors import GeneError, SettingError, UnknownNameError
-from sims_kit.model import RECIPES
 from sims_kit.model.pretraining import MaskedPretraining, mask_genes, reconstruct
 
 QUIET = dict(verbose=False)
@@ -71,7 +70,7 @@ def test_unexpressed_genes_are_drawn_evenly(batch):
 def test_decoder_is_that_of_pytorch_tabnet(batch, recipe):
     """At the pairs asked for, the answer is that of pytorch-tabnet's decoder for all genes."""
     torch.manual_seed(0)
-    model = MaskedPretraining(30, recipe=RECIPES[recipe].changed(n_models=1, n_steps=2)).eval()
+    model = MaskedPretraining(30, recipe=sk.RECIPES[recipe].changed(n_models=1, n_steps=2)).eval()
     (member,), (decoder,) = model.network.members, model.decoders
     torch.nn.init.normal_(decoder.reconstruction_layer.weight)
     masked = mask_genes(batch, 0.3)

@@ -84,16 +84,6 @@ def test_cells_wider_than_those_measured(wide):
     torch.testing.assert_close(mask.to_dense(), Sparsemax(dim=-1)(logits.clone()), rtol=0, atol=1e-12)
 
 
-def test_ties_at_the_threshold():
-    """A gene whose logit is the threshold itself gets no weight, and takes none from the others."""
-    logits = torch.full((4, 400), -1.0)
-    logits[:, :4] = torch.tensor([1.0, 0.5, 0.25, 0.25])  # 1.0 and 0.5 alone share what there is: tau = 0.25
-    mask = _masks_of(logits).to_dense()
-    expected = torch.zeros(4, 400)
-    expected[:, :2] = torch.tensor([0.75, 0.25])
-    torch.testing.assert_close(mask, expected, rtol=0, atol=1e-15)
-
-
 @pytest.mark.parametrize("n_genes", [512, 1024, 4096])
 def test_blocks_that_hide_nothing(n_genes):
     """Every gene lies above the threshold of the blocks' maxima, though many lie below that of all genes."""
@@ -247,14 +237,6 @@ def _cells(n_cells=9, n_genes=40):
     return cells
 
 
-def _mask(n_cells=9, n_genes=40):
-    """The same mask on pairs, two to five genes per cell, and on all genes."""
-    weights = torch.rand(n_cells, n_genes)
-    weights[weights < weights.topk(5, dim=1).values[:, -1:]] = 0
-    cells, genes = weights.nonzero(as_tuple=True)
-    return Mask(weights[cells, genes], cells, genes, weights.shape), Mask(weights, None, None, weights.shape)
-
-
 @pytest.mark.parametrize("value_type, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
 def test_moments(make, value_type, tolerance):
@@ -279,7 +261,7 @@ def _gradients(layer, upstream, *given):
     """Value and gradients of a layer."""
     given = [part.clone().requires_grad_() for part in given]
     out = layer(*given)
-    return out, *torch.autograd.grad(out, given, upstream)
+    return out, *torch.autograd.grad(out, given, upstream, materialize_grads=True)
 
 
 def test_first_layer():
@@ -295,56 +277,34 @@ def test_first_layer():
     torch.testing.assert_close(found, (out, of_cells, *expected))
 
 
-def test_masked_first_layer():
-    """Values and all gradients, on pairs and on all genes, are those of normalising, masking and multiplying."""
-    cells, upstream, (pairs, on_all), parts = _cells(), torch.randn(9, 6), _mask(), _normalisation()
-
-    def plain(weights, scale, shift, weight):
-        return (weights * (cells * scale + shift)) @ weight.T
-
-    out, of_weights, *expected = _gradients(plain, upstream, on_all.weights, *parts)
-    for mask in (pairs, on_all):
-
-        def ours(weights, *parts, mask=mask):
-            return masked_first_layer(mask._replace(weights=weights), cells, *parts[:2], parts[2].T, None, False)
-
-        where = ... if mask.cells is None else (mask.cells, mask.genes)
-        found = _gradients(ours, upstream, mask.weights, *parts)
-        torch.testing.assert_close(found, (out, of_weights[where], *expected))
-
-
 @pytest.mark.parametrize("used", ["both", "table", "layer"])
-@pytest.mark.parametrize("forms", [(0,), (0, 0), (1,), (0, 1), (1, 0, 0)], ids=str)
+@pytest.mark.parametrize("forms", ["pairs", "all", "pairs pairs", "pairs all", "all pairs pairs"])
 def test_gradients_meet_in_the_first_layer(forms, used):
-    """Masks on pairs and on all genes, one or several, give the weight the gradient that plain products give."""
-    cells, upstream, parts = _cells(), torch.randn(9, 6), _normalisation()
-    masks, csr = [_mask() for _ in forms], cells.to_sparse_csr()
+    """Masks on pairs and on all genes, one or several, and cells without a gene: values and gradients of all inputs."""
+    csr, upstream, forms = _cells().to_sparse_csr(), torch.randn(9, 6), forms.split()
+    inputs = [*_normalisation(), *torch.rand(len(forms), 9, 40)]
+    inside = torch.rand(9, 40) < 0.1
+    inside[4] = False
 
-    def plain(scale, shift, weight):
-        normal = cells * scale + shift
-        masked = sum((on_all.weights * normal) @ weight.T for _, on_all in masks)
-        return masked * (used != "layer") + normal @ weight.T * (used != "table")
+    def plain(scale, shift, weight, *masks):
+        normal = csr.to_dense() * scale + shift
+        masked = sum((mask * inside * normal) @ weight.T for mask in masks)
+        return {"both": masked + normal @ weight.T, "table": masked, "layer": normal @ weight.T}[used]
 
-    def ours(scale, shift, weight):
+    def ours(scale, shift, weight, *masks):
         dense = csr.to_dense()
         out, table = first_layer(csr, dense, scale, shift, weight)
-        masked = [
-            masked_first_layer(mask[form], dense, scale, shift, table, None, sparse=True)
+        masks = [
+            Mask(mask[inside], *inside.nonzero(as_tuple=True), inside.shape)
+            if form == "pairs"
+            else Mask(mask * inside, None, None, inside.shape)
             for form, mask in zip(forms, masks, strict=True)
         ]
-        return {"both": out + sum(masked), "table": sum(masked), "layer": out}[used]
+        masked = sum(masked_first_layer(mask, dense, scale, shift, table, None, sparse=True) for mask in masks)
+        return {"both": masked + out, "table": masked, "layer": out}[used]
 
-    for one, other in zip(_gradients(ours, upstream, *parts), _gradients(plain, upstream, *parts), strict=True):
+    for one, other in zip(_gradients(ours, upstream, *inputs), _gradients(plain, upstream, *inputs), strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_cells_without_a_gene():
-    """A cell whose mask has no pair gives zeros and disturbs no other."""
-    mask = Mask(torch.ones(2), torch.tensor([1, 3]), torch.tensor([0, 2]), (5, 3))
-    out = masked_first_layer(mask, torch.ones(5, 3), torch.ones(3), torch.zeros(3), torch.eye(3), None, sparse=False)
-    expected = torch.zeros(5, 3)
-    expected[1, 0] = expected[3, 2] = 1
-    assert torch.equal(out, expected)
 
 
 def test_second_derivatives_are_refused():
