@@ -190,14 +190,11 @@ def test_transcriptome_width():
     assert_equal_masks(ours.eval(), oracle.eval(), cells, cells.to_sparse_csr())
 
 
-@pytest.mark.parametrize(
-    "name, narrow", [("broad-narrow", [False, True, True]), ("narrow-broad-narrow", [True, False, True])]
-)
-def test_each_step_chooses_its_path(name, narrow):
+def test_each_step_chooses_its_path():
     """A narrow mask is made of pairs and a broad one is dense, whatever the steps before it were."""
-    oracle, cells = _case(name)
-    steps = _twin(oracle, cells.shape[1], **CASES[name][3]).steps(cells)
-    assert [step.mask.genes is not None for step in steps] == narrow
+    oracle, cells = _case("narrow-broad-narrow")
+    steps = _twin(oracle, cells.shape[1], **CASES["narrow-broad-narrow"][3]).steps(cells)
+    assert [step.mask.genes is not None for step in steps] == [True, False, True]
 
 
 @pytest.mark.parametrize("name", ["defaults", "narrow", "broad-narrow"])
@@ -265,14 +262,10 @@ def test_not_finite_is_an_error(narrow, bad, place, training, make):
 
 @pytest.mark.parametrize("n_cells, virtual_batch_size", [(1, 128), (5, 2), (7, 3)])
 def test_ghost_batch_of_one_cell(n_cells, virtual_batch_size):
-    """In training a ghost batch of one cell is refused by name, where the oracle fails inside torch."""
+    """In training a ghost batch of one cell is refused by name, and a batch of none always."""
     network = TabNet(6, 2, virtual_batch_size=virtual_batch_size)
     with pytest.raises(SettingError, match="one cell"):
         network(torch.rand(n_cells, 6))
-    oracle = TabNetNoEmbeddings(6, 2, virtual_batch_size=virtual_batch_size)
-    oracle.encoder.initial_bn.eval()  # the input's batch norm sees the whole batch
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        oracle(torch.rand(n_cells, 6))
     assert network.eval()(torch.rand(n_cells, 6)).logits.shape == (n_cells, 2)
     with pytest.raises(SettingError, match="no cells"):
         network(torch.rand(0, 6))
@@ -304,7 +297,7 @@ def test_additions_are_the_same_on_both_paths(settings, training):
         assert_same(found, expected[name], name)
 
 
-@pytest.mark.parametrize("narrow", [1, -1, 1 / 16], ids=["pairs", "all-genes", "its-own-choice"])
+@narrows
 def test_refreshed_statistics(narrow):
     """`refresh_statistics` gives each normalisation the mean of its batches' statistics, as the oracle's layers do."""
     oracle, cells = (copy.deepcopy(part) for part in _case("many-ghost-batches"))
@@ -374,16 +367,6 @@ def test_wider_masks(cells, name, values):
     assert widths == sorted(widths) and widths[0] < widths[-1]
 
 
-def test_additive_path_is_a_sum_over_genes(cells):
-    """What the masked genes add is mask x normalised value x weight, by gene, over the sum of squares of the mask."""
-    network = _ensemble(cells, n_steps=1).members[0].eval()
-    (step,) = network.steps(cells)
-    mask, scale = step.mask.to_dense()[:-1], network.encoder.initial_bn
-    shares = mask * (cells[:-1] * scale.scale + scale.shift) / mask.square().sum(1, keepdim=True)
-    torch.testing.assert_close(step.evidence[:-1], shares @ network.additive_weight)
-    assert not step.evidence[-1].any()
-
-
 def test_fixed_scale(cells):
     """It centres, brings the mean square to one, does not blow up rare genes, and is the same over any batches."""
     cells[:, 0] = 0
@@ -396,10 +379,6 @@ def test_fixed_scale(cells):
     torch.testing.assert_close(out.mean(0), torch.zeros(50), rtol=0, atol=1e-5)
     torch.testing.assert_close(out.square().mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
     assert out[:, 0].abs().max() < 0.01
-    ensemble = _ensemble(cells)  # statistics are refreshed, the scale stays
-    before = copy.deepcopy(ensemble.members[0].encoder.initial_bn.state_dict())
-    ensemble.refresh_statistics([cells])
-    torch.testing.assert_close(ensemble.members[0].encoder.initial_bn.state_dict(), before)
 
 
 def test_ensemble(cells):
