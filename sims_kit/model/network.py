@@ -69,7 +69,7 @@ class TabNet(nn.Module):
     def __init__(self, n_genes: int, n_classes: int, **settings):
         super().__init__()
         known = NETWORK_FIELDS[1:]  # all but n_models
-        refuse_unknown("TabNet", settings.keys() - set(known), known, kind="setting")
+        refuse_unknown("The network", settings.keys() - set(known), known, kind="setting")
         self.recipe = recipe = Recipe(**settings)
         self.gene_dropout = recipe.gene_dropout
         self.encoder = _Encoder(n_genes, recipe)
