@@ -29,7 +29,6 @@ from sklearn.svm import LinearSVC
 import sims_kit as sk
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.datasets.simulate import PRESETS, simulate
-from sims_kit.model.network import members
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "benchmarks/measured_interpretation"
@@ -186,9 +185,9 @@ def agreement(models: list, train, label: str) -> dict[str, pd.DataFrame]:
     """Rank-biased overlap between seeds: of single networks, of whole models, and of means over more networks."""
     singles = []
     for model in models:
-        for network in members(model.network):
-            single = copy.copy(model)
-            single._modules = {**model._modules, "network": network}
+        for place in range(len(model.network.members)):
+            single = copy.deepcopy(model)
+            single.network.members = single.network.members[place : place + 1]
             singles.append(sk.explain(single, train, groupby=label))
     whole = [sk.explain(model, train, groupby=label) for model in models]
     n, tables, random = len(singles) // len(models), {}, np.random.default_rng(0)

@@ -26,7 +26,6 @@ from sims_kit.errors import LabelError, SettingError, UnknownNameError, refuse_u
 from sims_kit.files import atomic_write, make_folder
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
-from sims_kit.model.network import members
 from sims_kit.model.trainer import plain_torch
 from sims_kit.progress import progress_bar
 from sims_kit.text import label_text
@@ -214,7 +213,7 @@ def embed(
     query, is_own, batches, *_ = _opened(query, model, key_added, layer, species, copy)
 
     def vectors(cells: torch.Tensor) -> list[torch.Tensor]:
-        of_networks = [network.steps(cells) for network in members(model.network)]
+        of_networks = [network.steps(cells) for network in model.network.members]
         return [sum(torch.cat([step.decision, step.evidence], dim=1) for step in steps) for steps in of_networks]
 
     parts = predict(vectors, model, progress_bar(batches, desc="embedding", unit="batch"), device)

@@ -151,7 +151,7 @@ def test_logits_are_adjusted_after_training(make_cells):
         assert torch.equal(before, after)
     (batch,) = module.val_dataloader()
     with torch.no_grad():
-        outputs = [output.logits + 4 / n_cells**0.25 for output in plain.network.outputs(batch.cells)]
+        outputs = [output.logits + 4 / n_cells**0.25 for output in plain.network(batch.cells)]
         expected = torch.stack([logits.softmax(1) for logits in outputs]).mean(0)
         torch.testing.assert_close(adjusted(batch.cells).softmax(1), expected)
     assert not plain.logit_adjustment.any() and not own.logit_adjustment.any()
@@ -197,7 +197,7 @@ def test_settings_of_the_recipe(make_cells):
     """A recipe as a dict changes the default one; the data module and the trainer follow it."""
     recipe = dict(n_steps=2, batch_size=48, label_smoothing=0.1, max_epochs=7)
     trainer, model, module = sk.generate_trainer(make_cells(), class_label="cell_type", recipe=recipe, **QUIET)
-    assert len(model.network.encoder.att_transformers) == 2 and model.recipe.label_smoothing == 0.1
+    assert len(model.network.members[0].encoder.att_transformers) == 2 and model.recipe.label_smoothing == 0.1
     assert (module.batch_size, trainer.max_epochs) == (48, 7) and trainer.num_devices == 1
 
 

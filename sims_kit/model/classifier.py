@@ -15,7 +15,7 @@ from torch import Tensor
 from sims_kit.calibration import CalibrationCells, calibration_cells, fit_temperature
 from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 from sims_kit.metrics import metric_collection
-from sims_kit.model.network import make_network, mean_logits
+from sims_kit.model.network import Ensemble, mean_logits
 from sims_kit.model.novelty import Novelty
 from sims_kit.model.recipe import HINTS, Recipe, get_recipe
 from sims_kit.model.trainer import Module, check_arguments, gather_across_devices, has_others
@@ -99,7 +99,7 @@ class SIMSClassifier(Module):
             if names is not None and len(names) != size:
                 raise SettingError(f"{len(names)} {what} were named, but the model has {size}.")
         check_arguments({"loss": loss})
-        self.network = make_network(input_dim, output_dim, **self.recipe.network_settings)
+        self.network = Ensemble(input_dim, output_dim, **self.recipe.network_settings)
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("logit_adjustment", torch.zeros(output_dim))
@@ -119,7 +119,7 @@ class SIMSClassifier(Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         """Logits, (B, classes), of a batch of log-normalised cells, (B, genes), dense or CSR."""
-        return mean_logits([output.logits + self.logit_adjustment for output in self.network.outputs(cells)])
+        return mean_logits([output.logits + self.logit_adjustment for output in self.network(cells)])
 
     def calibrated(self, logits: Tensor) -> Tensor:
         """Logits of `forward` at the model's temperature."""
@@ -166,7 +166,7 @@ class SIMSClassifier(Module):
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""
         try:
-            outputs = self.network.outputs(batch.cells)
+            outputs = self.network(batch.cells)
         except FloatingPointError as error:
             raise self.diverged(str(error), batch_index) from error
         penalty = self.recipe.lambda_sparse
@@ -201,7 +201,7 @@ class SIMSClassifier(Module):
         The model is still on the device where it was trained; afterwards Lightning moves it to the CPU.
         """
         module = getattr(self.trainer, "datamodule", None)
-        if self.network.gene_dropout:
+        if self.recipe.gene_dropout:
             self.network.refresh_statistics(self.trainer.train_dataloader)
         if self.recipe.logit_adjustment and module is not None and not self._weights_given:
             n_cells = np.bincount(module.labels[module.split.train], minlength=self.output_dim)

@@ -13,57 +13,44 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from sims_kit.model.network import Ensemble, Step, TabNet, after_first_layer, mean_logits, members, normalisation
+from sims_kit.model.network import Ensemble, Step, TabNet, after_first_layer, mean_logits, normalisation
 
 NODES = 32  # at which the integral is evaluated; the tests bound its remainder
 PAIRS = 2**16  # of cell and gene, treated at once
 
 
 class Explained(NamedTuple):
-    """What a network looked at in a batch of B cells, and what came of it."""
+    """What an ensemble looked at in a batch of B cells, and what came of it."""
 
-    logits: Tensor
-    """(B, C); of an ensemble, logarithms of the mean probabilities."""
-    masks: Tensor
-    """Sparse CSR (B, G): aggregated masks as by `TabNet.explain`, each row divided by its sum; of an ensemble, the
-    mean over its networks."""
-    contributions: Tensor
-    """Sparse CSR (B, G) with the same pairs of cell and gene, of either sign."""
+    logits: Tensor  # (B, C), logarithms of the mean probabilities
+    masks: Tensor  # sparse CSR (B, G), means over networks; rows sum to one, or are zero where no gene was used
+    contributions: Tensor  # sparse CSR (B, G), means over networks, of either sign; the same pairs of cell and gene
 
 
 @torch.no_grad()
 def explain_batch(
-    network: TabNet | Ensemble,
-    cells: Tensor,
-    towards: Tensor | None = None,
-    adjustment: Tensor | float = 0.0,
+    network: Ensemble, cells: Tensor, towards: Tensor | None = None, adjustment: Tensor | float = 0.0
 ) -> Explained:
-    """Aggregated masks of a batch, and what each gene adds to a combination of the logits.
+    """Aggregated masks of a batch of cells, (B, G), and what each gene adds to a combination of the logits.
 
+    The masks of the steps are added up, each weighted by what its step adds to the decision, as in the TabNet paper.
     The contributions of a cell sum to the value of the combination less its value where all masked values are zero, up
-    to the remainder of the integral; with `fixed_scale`, zero is a gene's mean over the training cells. Of an ensemble,
-    both are means over its networks.
+    to the remainder of the integral; with `fixed_scale`, zero is a gene's mean over the training cells.
 
-    Parameters
-    ----------
-    network
-        In evaluation mode.
-    cells
-        (B, G), as for `TabNet.forward`.
-    towards
-        (B, C), the weights of the logits: 1 for one class and -1 for another compares the two. By default the predicted
-        class against the mean of all.
-    adjustment
-        (C,), added to the logits of each network: the classifier's `logit_adjustment`.
+    `towards`, (B, C), are the weights of the logits: 1 for one class and -1 for another compares the two; by default
+    the predicted class against the mean of all. `adjustment`, (C,), is the classifier's `logit_adjustment`, added to
+    the logits of each network. The network is in evaluation mode, cells are (B, G), dense or CSR.
+
+    Examples
+    --------
+    >>> explain_batch(model.network, batch.cells).masks.to_dense().sum(1)
     """
-    steps = [member.steps(cells) for member in members(network)]
-    pairs = list(zip(members(network), steps, strict=True))
-    each = [member.logits_of(own) + adjustment for member, own in pairs]
-    logits = mean_logits(each)
+    pairs = [(member, member.steps(cells)) for member in network.members]
+    logits = mean_logits([member.logits_of(steps) + adjustment for member, steps in pairs])
     if towards is None:
         towards = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)[logits.argmax(1)]
         towards -= 1 / logits.shape[1]
-    parts = [_of_member(member, own, cells, towards) for member, own in pairs]
+    parts = [_of_member(*pair, cells, towards) for pair in pairs]
     both = sum(parts[1:], start=parts[0]).coalesce()  # (B, G, 2)
     (rows, genes), values = both.indices(), both.values() / len(parts)
     starts = torch.searchsorted(rows, torch.arange(len(cells) + 1, device=rows.device))
@@ -105,11 +92,11 @@ def _of_member(network: TabNet, steps: Sequence[Step], cells: Tensor, towards: T
     encoder, dense, parts = network.encoder, cells.to_dense(), []
     scale, shift = normalisation(encoder.initial_bn, cells, dense)
     table = encoder.initial_splitter.shared.glu_layers[0].fc.weight.T  # (G, W)
-    for step, transform in zip(steps, encoder.feat_transformers, strict=True):
-        mask = step.mask.to_sparse().coalesce()
+    for (step_mask, decision, evidence), transform in zip(steps, encoder.feat_transformers, strict=True):
+        mask = step_mask.to_sparse()
         (rows, genes), weights = mask.indices(), mask.values()  # (P,)
         values = weights * (dense[rows, genes] * scale[genes] + shift[genes])  # (P,)
-        if network.rescale_masked:
+        if network.recipe.rescale_masked:
             squares = weights.new_zeros(len(cells)).index_add(0, rows, weights.square())
             values = values / squares.clamp(min=torch.finfo(values.dtype).tiny)[rows]
         read = torch.sparse_coo_tensor(mask.indices(), values, mask.shape) @ table  # (B, W)
@@ -119,7 +106,8 @@ def _of_member(network: TabNet, steps: Sequence[Step], cells: Tensor, towards: T
             + (0 if (w := network.additive_weight) is None else (w[some_genes] * towards[some_rows]).sum(1))
             for some_rows, some_genes in zip(rows.split(PAIRS), genes.split(PAIRS), strict=True)
         ]
-        both = torch.stack([weights * step.strength()[rows], values * torch.cat(effects)], dim=1)
+        strength = decision.sum(1) + evidence.abs().sum(1)  # (B,), what the step adds to the decision
+        both = torch.stack([weights * strength[rows], values * torch.cat(effects)], dim=1)
         parts.append(torch.sparse_coo_tensor(mask.indices(), both, (*mask.shape, 2)))
     total = sum(parts[1:], start=parts[0]).coalesce()
     rows, values = total.indices()[0], total.values()
@@ -133,10 +121,10 @@ def _mean_slopes(network: TabNet, transform, read: Tensor, towards: Tensor) -> T
     nodes, weights = np.polynomial.legendre.leggauss(NODES)  # on -1 to 1
     total = torch.zeros_like(read)
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():  # in a callback, Lightning has turned gradients off
             point = (read * node).requires_grad_()
             decision = torch.relu(after_first_layer(transform, point)[:, : network.encoder.n_d])
-            (slope,) = torch.autograd.grad((network.final_mapping(decision) * towards).sum(), point)
+            (slope,) = torch.autograd.grad(network.final_mapping(decision), point, towards)
         total += slope * weight
     return total
 

@@ -24,10 +24,9 @@ class Novelty(nn.Module):
     """A score for cells that may be of a type that the model was not trained on.
 
     A network looks at genes that separate its classes, so that a new type which shares these genes with a class is
-    assigned to it with high confidence. The score has three parts: the log odds against the most probable class; the
-    angle between the cell and the nearest class mean; and the largest margin of linear classifiers of each class
-    against all others, on all genes. Each is counted in robust standard deviations above the median validation cell.
-    The score is their soft maximum.
+    assigned to it with high confidence. The score is the soft maximum of three parts, each counted in robust standard
+    deviations above the median validation cell: the log odds against the most probable class; the angle between the
+    cell and the nearest class mean; the largest margin of linear classifiers of each class against all others.
     """
 
     def __init__(self, n_genes: int, n_classes: int):
@@ -54,7 +53,8 @@ class Novelty(nn.Module):
         sample, room = [], torch.full((n_classes,), max(FEWEST, SAMPLE // n_classes))
         for cells, labels in batches:
             labels = labels.cpu()
-            rows, genes, values = _entries(cells.cpu())
+            cells = cells.cpu().to_sparse_coo()
+            (rows, genes), values = cells.indices(), cells.values()
             ranks = one_hot(labels, n_classes).cumsum(0).gather(1, labels[:, None])[:, 0]
             kept = ranks <= room[labels]  # (B,), while the sample has room for the class
             room -= labels[kept].bincount(minlength=n_classes)
@@ -80,32 +80,33 @@ class Novelty(nn.Module):
 
     def distances(self, cells: Tensor) -> Tensor:
         """Minus the cosine with the nearest class mean, and minus the largest margin, (B, 2), of cells (B, G)."""
-        cells = cells.to_sparse_csr() if cells.layout == torch.strided else cells
-        rows, genes, values = _entries(cells)
+        entries = cells.to_sparse_coo()
+        (rows, genes), values = entries.indices(), entries.values()
         means = self.means * self.weights  # (C, G)
         squares = values.new_zeros(len(cells)).index_add(0, rows, (values * self.weights[genes]).square())  # (B,)
-        inner, margins = torch.sparse.mm(cells, torch.cat([means * self.weights, self.planes]).T).chunk(2, dim=1)
+        table = torch.cat([means * self.weights, self.planes]).T  # (G, 2 C)
+        inner, margins = torch.sparse.mm(cells.to_sparse_csr(), table).chunk(2, dim=1)
         cosines = inner / (squares.sqrt()[:, None] * means.norm(dim=1)).clamp(min=1e-12)  # (B, C)
         return -torch.stack([cosines.max(1).values, (margins + self.offsets).max(1).values], 1)
 
     def set_reference(self, logits: Tensor, distances: Tensor) -> None:
         """Centre and spread of validation cells: calibrated logits (B, C), and their `distances` (B, 2)."""
-        parts = torch.cat([odds_against(logits)[:, None], distances], 1)
+        parts = score_parts(logits, distances)
         centre = parts.median(0).values
         self.centre.copy_(centre)
         self.spread.copy_(((parts - centre).abs().median(0).values * ROBUST).clamp(min=LEAST_SPREAD))
 
     def scores(self, logits: Tensor, distances: Tensor) -> Tensor:
         """The score, (B,): 0 for a typical cell, higher for a cell that is less like any class."""
-        parts = torch.cat([odds_against(logits)[:, None], distances], 1)
-        parts = (parts - self.centre) / self.spread.clamp(min=LEAST_SPREAD)
+        parts = (score_parts(logits, distances) - self.centre) / self.spread.clamp(min=LEAST_SPREAD)
         return parts.logsumexp(1) - math.log(parts.shape[1])
 
 
-def odds_against(logits: Tensor) -> Tensor:
-    """Log odds against the most probable class, (B,); its probability alone would round to one."""
+def score_parts(logits: Tensor, distances: Tensor) -> Tensor:
+    """Log odds against the most probable class, whose probability would round to one, and the distances, (B, 3)."""
     first = logits.argmax(1, keepdim=True)
-    return logits.scatter(1, first, -torch.inf).logsumexp(1) - logits.gather(1, first)[:, 0]
+    odds = logits.scatter(1, first, -torch.inf).logsumexp(1, keepdim=True) - logits.gather(1, first)
+    return torch.cat([odds, distances], 1)
 
 
 def _planes(sample: list[tuple[csr_matrix, np.ndarray]], n_classes: int, n_genes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,10 +122,3 @@ def _planes(sample: list[tuple[csr_matrix, np.ndarray]], n_classes: int, n_genes
         offsets[found] = torch.from_numpy(sign[:, 0] * machine.intercept_).float()
         fitted[found] = 1
     return planes, offsets, fitted
-
-
-def _entries(cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, column and value of the entries that are not zero."""
-    cells = cells.to_sparse_csr() if cells.layout == torch.strided else cells
-    rows = torch.repeat_interleave(torch.arange(len(cells), device=cells.device), cells.crow_indices().diff())
-    return rows, cells.col_indices(), cells.values()

@@ -1,8 +1,7 @@
 """Masked pretraining: an encoder that learns without labels, by predicting genes that are hidden from it.
 
 TabNet's self-supervised task (Arik and Pfister 2021, arXiv:1908.07442; thesis section 0.2.4) at transcriptome width:
-the loss is taken over pairs of cell and gene, a few times as many as a cell expresses genes, so that nothing here is as
-large as cells x genes.
+over pairs of cell and gene, so that nothing here is as large as cells x genes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sims_kit.errors import SettingError
-from sims_kit.model.network import FixedScale, TabNet, make_network, members
+from sims_kit.model.network import Ensemble, FixedScale, TabNet
 from sims_kit.model.recipe import Recipe, get_recipe
 from sims_kit.model.trainer import Module, sum_across_devices
 
@@ -26,8 +25,8 @@ class MaskedCells(NamedTuple):
     """Cells with hidden genes, and P pairs of cell and gene to be predicted."""
 
     cells: Tensor  # (B, genes) CSR, zero where hidden
-    rows: Tensor  # (P,), the position of each pair's cell
-    genes: Tensor  # (P,), the position of each pair's gene
+    rows: Tensor  # (P,), the position of each pair's cell, as next of its gene
+    genes: Tensor
     values: Tensor  # (P,), the cell's value of the gene
     weights: Tensor  # (P,), how many hidden genes of the cell the pair stands for
 
@@ -36,10 +35,9 @@ class MaskedPretraining(Module):
     """An encoder and a decoder that predict hidden genes of a cell; a classifier starts from the encoder.
 
     The same share of expressed and of unexpressed genes is hidden in each cell. Most genes are unexpressed, and hiding
-    one changes nothing in the input, so only as many are drawn as expressed ones are hidden, and weighted to stand for
-    the others. The loss is the weighted mean squared error over these pairs. Values are log-normalised expression minus
-    the gene's mean, divided by one number for all genes, the root of their mean variance: a loss of 1 is that of
-    predicting each gene's mean, and rare genes count less than markers.
+    one changes nothing in the input, so only a few of these are drawn, and weighted to stand for the others. The loss
+    is the weighted mean squared error over these pairs of cell and gene, on the scale of `FixedScale`: a loss of 1 is
+    that of predicting each gene's mean, and rare genes count less than markers.
 
     Parameters
     ----------
@@ -69,10 +67,12 @@ class MaskedPretraining(Module):
         self.input_dim, self.mask_share, self.unexpressed = input_dim, mask_share, unexpressed
         # classes are unknown, and genes are hidden by this module
         settings = self.recipe.network_settings | {"additive": False, "gene_dropout": 0.0}
-        self.network = make_network(input_dim, 1, **settings)
-        for member in members(self.network):
+        self.network = Ensemble(input_dim, 1, **settings)
+        sizes = {name: settings[name] for name in ("n_d", "n_steps", "virtual_batch_size")}
+        self.decoders = nn.ModuleList(TabNetDecoder(input_dim, **sizes) for _ in self.network.members)
+        for member, decoder in self._pairs():
             member.final_mapping.requires_grad_(False)  # unused; several devices would wait for its gradients
-        self.decoders = nn.ModuleList(_decoder(member) for member in members(self.network))
+            nn.init.zeros_(decoder.reconstruction_layer.weight)  # starts from the genes' means, not from noise
         self.scale = FixedScale(input_dim)
 
     def on_train_start(self) -> None:
@@ -119,7 +119,7 @@ class MaskedPretraining(Module):
         self.log("val_explained", (1 - errors / variance).float())
 
     def _pairs(self) -> Iterator[tuple[TabNet, TabNetDecoder]]:
-        return zip(members(self.network), self.decoders, strict=True)
+        return zip(self.network.members, self.decoders, strict=True)
 
     def _target(self, masked: MaskedCells) -> Tensor:
         return masked.values * self.scale.scale[masked.genes] + self.scale.shift[masked.genes]
@@ -165,15 +165,6 @@ def reconstruct(network: TabNet, decoder: TabNetDecoder, masked: MaskedCells) ->
     return (cells[masked.rows] * F.embedding(masked.genes, decoder.reconstruction_layer.weight)).sum(1)
 
 
-def _decoder(network: TabNet) -> TabNetDecoder:
-    """pytorch-tabnet's, with one gated layer that all steps share and one of each step's own."""
-    encoder = network.encoder
-    sizes = dict(n_d=encoder.n_d, n_steps=len(encoder.att_transformers), virtual_batch_size=network.virtual_batch_size)
-    decoder = TabNetDecoder(network.n_genes, **sizes)
-    nn.init.zeros_(decoder.reconstruction_layer.weight)  # starts from the genes' means, not from noise of their size
-    return decoder
-
-
 @torch.no_grad()
 def start_encoder(model: Module, pretrained: MaskedPretraining, places: Tensor) -> None:
     """Give an untrained classifier's encoder the weights of a pretrained one with the same settings of the network.
@@ -188,8 +179,7 @@ def start_encoder(model: Module, pretrained: MaskedPretraining, places: Tensor) 
             f"The pretrained encoder does not fit the network: {', '.join(differing)}. Pretrain with the classifier's "
             "recipe, or fit with the pretrained one's."
         )
-    sources = dict(pretrained.network.named_parameters()) | dict(pretrained.network.named_buffers())
-    here = (places >= 0).nonzero().squeeze(1)
+    sources, here = pretrained.network.state_dict(), (places >= 0).nonzero().squeeze(1)
     for name, target in [*model.network.named_parameters(), *model.network.named_buffers()]:
         if "encoder." not in name or name.endswith("num_batches_tracked"):  # else it would count as fitted
             continue

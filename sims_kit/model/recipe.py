@@ -87,7 +87,7 @@ class Recipe:
 
     @property
     def network_settings(self) -> dict[str, Any]:
-        """The settings of the network, as `make_network` takes them."""
+        """The settings of the network, as `Ensemble` takes them."""
         return {name: getattr(self, name) for name in NETWORK_FIELDS}
 
     @property

@@ -4,10 +4,10 @@ Sparsemax keeps a few genes of each cell. A search without gradients finds them 
 cells at a time; only the pairs of cell and gene that it finds are computed with gradients. The numbers are those of
 pytorch-tabnet, which computes and records all of it on dense (cells, genes) matrices.
 
-Shapes in comments: B cells, G genes, P pairs of cell and gene, A attention width, W outputs of the first layer,
-V ghost batches.
+Shapes: B cells, G genes, P pairs of cell and gene, A attention width, W outputs of the first layer, V ghost batches.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -31,16 +31,11 @@ DIVERGED = (
 class Mask(NamedTuple):
     """The masks of one step for B cells: on pairs of cell and gene, or on all genes."""
 
-    weights: Tensor
-    """(P,) or (B, G), non-negative; the weights of a cell sum to one."""
-    cells: Tensor | None
-    """(P,), position of each pair's cell, ascending; None on all genes."""
-    genes: Tensor | None
-    """(P,), position of each pair's gene; None on all genes."""
-    shape: tuple[int, int]
-    """B and G."""
-    index: tuple[Tensor, Tensor] | None = None
-    """On pairs, the genes that occur, ascending, and (P,) the place of each pair's gene among them, if known."""
+    weights: Tensor  # (P,) or (B, G), non-negative; the weights of a cell sum to one
+    cells: Tensor | None  # (P,), position of each pair's cell, ascending; None on all genes, as the next
+    genes: Tensor | None  # (P,), position of each pair's gene
+    shape: tuple[int, int]  # B and G
+    index: tuple[Tensor, Tensor] | None = None  # genes that occur, and (P,) the place of each pair's gene among them
 
     def to_dense(self) -> Tensor:
         """All weights, (B, G)."""
@@ -49,18 +44,18 @@ class Mask(NamedTuple):
         return self.weights.new_zeros(self.shape).index_put((self.cells, self.genes), self.weights)
 
     def to_sparse(self) -> Tensor:
-        """The weights that are not zero, sparse COO (B, G)."""
+        """The weights that are not zero, sparse COO (B, G), coalesced."""
         if self.genes is None:
             return self.weights.to_sparse()
         kept = self.weights != 0
         pairs = torch.stack([self.cells[kept], self.genes[kept]])
-        return torch.sparse_coo_tensor(pairs, self.weights[kept], self.shape, check_invariants=False)
+        return torch.sparse_coo_tensor(pairs, self.weights[kept], self.shape, check_invariants=False).coalesce()
 
     def sum_of(self, values: Tensor) -> Tensor:
-        """Sums over each cell of `values`, which has the shape of the weights; (B, 1)."""
+        """Sums over each cell, (B,), of values that have the shape of the weights."""
         if self.genes is None:
-            return values.sum(1, keepdim=True)
-        return values.new_zeros(self.shape[0]).index_add(0, self.cells, values)[:, None]
+            return values.sum(1)
+        return values.new_zeros(self.shape[0]).index_add(0, self.cells, values)
 
     def at(self, cells: Tensor, genes: Tensor) -> Tensor:
         """Weights of other pairs of cell and gene, zero where this mask has none."""
@@ -81,69 +76,52 @@ class Mask(NamedTuple):
         logits[pairs] *= 1 - self.weights[first:last] / gamma
 
 
-# --- Masks of a step ---
-
-
-def narrow_mask(
-    attention: Tensor, attend: AttentiveTransformer, past: Sequence[Mask], gamma: float, widest: float
-) -> Mask | None:
-    """The mask of a step over all genes, on pairs of cell and gene; None when a few cells' masks exceed `widest` genes.
-
-    `attention` is (B, A), `attend` the step's attention transformer (a linear layer and a batch normalisation in ghost
-    batches). A gene's logit is multiplied by ``gamma - weight`` of each mask in `past`. In training, the running
-    statistics are updated, unless None is returned.
-
-    Source: TabNet's attentive transformer, Arik and Pfister 2021, arXiv:1908.07442; thesis section 0.2.5.
-    """
-    if widest < 1:
-        return None
-    ghosts, found = _ghosts(attention, attend), []
-    with torch.no_grad():
-        for start, logits in _all_logits(ghosts, attend, past, gamma):
-            probe = logits[:: -(-len(logits) // PROBE)]
-            if not found and len(_support(probe)[0]) > widest * len(probe):
-                return None
-            cells, genes = _support(logits)
-            found.append((cells + start, genes))
-    cells, genes = (torch.cat(part) for part in zip(*found, strict=True))
-    return _mask_on(cells, genes, attend, past, gamma, ghosts)
-
-
-def expressed_mask(
+def step_mask(
     attention: Tensor,
     attend: AttentiveTransformer,
     past: Sequence[Mask],
     gamma: float,
-    pairs: tuple[Tensor, Tensor],
-    temperature: float,
+    widest: float,
+    pairs: tuple[Tensor, Tensor] | None = None,
+    temperature: float = 1.0,
 ) -> Mask:
-    """The mask of a step among the genes that each cell expresses; arguments as in `narrow_mask`.
+    """The mask of a step: over all genes, or with `pairs` from `expressed` among those that each cell expresses.
 
-    `pairs` is from `expressed`; logits are divided by the temperature before sparsemax. Running statistics are updated
-    from all genes of all cells. The mask of a cell without genes is empty.
+    `attention` is (B, A), `attend` the step's linear layer and batch normalisation in ghost batches. A gene's logit is
+    divided by the temperature and multiplied by ``gamma - weight`` of each mask in `past`; then comes sparsemax. In
+    training, running statistics are updated from all genes of all cells. The mask of a cell without genes is empty.
+    A mask over all genes is computed on pairs of cell and gene unless a few cells' masks exceed `widest` genes.
+
+    Source: TabNet's attentive transformer, Arik and Pfister 2021, arXiv:1908.07442; thesis section 0.2.5.
     """
-    ghosts, (cells, genes), values = _ghosts(attention, attend), pairs, []
-    with torch.no_grad():
-        for start, logits in _all_logits(ghosts, attend, past, gamma):
-            first, last = torch.searchsorted(cells, cells.new_tensor([start, start + len(logits)])).tolist()
-            values.append(logits[cells[first:last] - start, genes[first:last]])
-        values = torch.cat(values) / temperature  # (P,)
-        top = values.new_full(attention.shape[:1], -torch.inf).scatter_reduce(0, cells, values, "amax")  # (B,)
-        top_of_pairs = top.index_select(0, cells)
-        if not torch.isfinite(top_of_pairs).all():
-            raise FloatingPointError(DIVERGED)
-        tau = torch.full_like(top, -1)
-        cells, genes, _ = _above_threshold(cells, genes, values - top_of_pairs, tau, until_stable=True)
-    return _mask_on(cells, genes, attend, past, gamma, ghosts, temperature)
+    ghosts = _ghosts(attention, attend)
+    support = _support_of_step(_all_logits(ghosts, attend, past, gamma), widest, pairs, temperature)
+    if support is None:
+        prior = math.prod((gamma - mask.to_dense() for mask in past), start=attention.new_ones(()))
+        weights = sparsemax(attend.bn(attend.fc(attention)) * prior)
+        return Mask(weights, None, None, weights.shape)
+    cells, genes = support
+    index, n_cells = genes.unique(return_inverse=True), len(attention)
+    logits = _logits(cells, *index, attend, ghosts) / temperature  # (P,)
+    for mask in past:
+        logits = logits * (gamma - mask.at(cells, genes))
+    first = torch.searchsorted(cells, torch.arange(n_cells, device=cells.device))  # (B,), each cell's first pair
+    of_first = F.pad(logits.detach(), (0, 1))[first]  # the last cells may have no pair
+    logits = logits - of_first[cells]  # differences of small numbers round less
+    mask = Mask(logits, cells, genes, (n_cells, attend.fc.out_features), index)
+    tau = (mask.sum_of(logits) - 1) / torch.bincount(cells, minlength=n_cells).clamp_(min=1)  # (B,)
+    if attend.training:
+        sizes = [len(part) for part in ghosts.centred.split(ghosts.size)]
+        update_statistics(attend.bn.bn, ghosts.mean @ attend.fc.weight.T, ghosts.variance, sizes)
+    return mask._replace(weights=(logits - tau[cells]).clamp(min=0))  # rounding may reach below zero
 
 
 def expressed(cells: Tensor) -> tuple[Tensor, Tensor]:
     """Positions of cells, ascending, and of genes with values above zero, both (P,); cells (B, G), dense or CSR."""
     if cells.layout == torch.strided:
         return (cells > 0).nonzero(as_tuple=True)
-    rows = torch.arange(len(cells), device=cells.device).repeat_interleave(cells.crow_indices().diff())
-    above = cells.values() > 0  # gene dropout leaves zeros among the values
-    return rows[above], cells.col_indices()[above]
+    cells = cells.to_sparse_coo()
+    return cells.indices()[:, cells.values() > 0].unbind()  # gene dropout leaves zeros among the values
 
 
 class _Ghosts(NamedTuple):
@@ -171,9 +149,7 @@ def _ghosts(attention: Tensor, attend: AttentiveTransformer) -> _Ghosts:
     mean = torch.stack([part.mean(0) for part in parts])
     centred = [part - of_part for part, of_part in zip(parts, mean, strict=True)]
     covariance = torch.stack([part.T @ part / len(part) for part in centred])
-    variance = weight.new_empty(len(parts), len(weight))
-    for of_attention, of_logits in zip(covariance.detach(), variance, strict=True):
-        torch.sum(torch.mm(weight, of_attention).mul_(weight), 1, out=of_logits)
+    variance = torch.stack([torch.mm(weight, part).mul_(weight).sum(1) for part in covariance.detach()])
     scale = norm.weight.detach() * torch.rsqrt(variance + norm.eps)
     return _Ghosts(size, torch.cat(centred), scale, norm.bias.detach(), mean.detach(), covariance, variance)
 
@@ -210,6 +186,25 @@ def _all_logits(
         yield start, logits
 
 
+@torch.no_grad()
+def _support_of_step(
+    blocks: Iterator[tuple[int, Tensor]], widest: float, pairs: tuple[Tensor, Tensor] | None, temperature: float
+) -> tuple[Tensor, Tensor] | None:
+    """Cells, ascending, and genes that `step_mask` keeps of `_all_logits`; None when the mask is too wide."""
+    found = []
+    for start, logits in blocks:
+        if pairs is None:
+            probe = logits[:: -(-len(logits) // PROBE)]
+            if not found and len(_support(probe)[0]) > widest * len(probe):
+                return None
+            cells, genes = _support(logits)
+        else:
+            first, last = torch.searchsorted(pairs[0], pairs[0].new_tensor([start, start + len(logits)])).tolist()
+            cells, genes = _support_among(pairs[0][first:last] - start, pairs[1][first:last], logits, temperature)
+        found.append((cells + start, genes))
+    return tuple(torch.cat(part) for part in zip(*found, strict=True))
+
+
 def _support(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns of the logits that sparsemax keeps, by ascending row.
 
@@ -236,6 +231,17 @@ def _support(logits: Tensor) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
+def _support_among(rows: Tensor, columns: Tensor, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The same among these rows and columns alone, of the logits divided by the temperature."""
+    values = logits[rows, columns] / temperature
+    top = values.new_full(logits.shape[:1], -torch.inf).scatter_reduce(0, rows, values, "amax")
+    top_of_pairs = top.index_select(0, rows)
+    if not torch.isfinite(top_of_pairs).all():
+        raise FloatingPointError(DIVERGED)
+    tau = torch.full_like(top, -1)
+    return _above_threshold(rows, columns, values - top_of_pairs, tau, until_stable=True)[:2]
+
+
 def _above_threshold(
     rows: Tensor, columns: Tensor, values: Tensor, tau: Tensor, until_stable: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,33 +260,6 @@ def _above_threshold(
             return rows, columns, tau
 
 
-def _mask_on(
-    cells: Tensor,
-    genes: Tensor,
-    attend: AttentiveTransformer,
-    past: Sequence[Mask],
-    gamma: float,
-    ghosts: _Ghosts,
-    temperature: float = 1.0,
-) -> Mask:
-    """The mask whose support is these pairs of cell and gene, with gradients; running statistics are updated."""
-    n_cells = len(ghosts.centred)
-    index = genes.unique(return_inverse=True)
-    logits = _logits(cells, *index, attend, ghosts) / temperature  # (P,)
-    for mask in past:
-        logits = logits * (gamma - mask.at(cells, genes))
-    first = torch.searchsorted(cells, torch.arange(n_cells, device=cells.device))  # (B,), each cell's first pair
-    of_first = F.pad(logits.detach(), (0, 1))[first]  # the last cells may have no pair
-    logits = logits - of_first[cells]  # differences of small numbers round less
-    support = Mask(logits, cells, genes, (n_cells, attend.fc.out_features), index)
-    size = torch.bincount(cells, minlength=n_cells).clamp_(min=1)[:, None]  # (B, 1)
-    tau = (support.sum_of(logits) - 1) / size  # (B, 1)
-    if attend.training:
-        sizes = [len(part) for part in ghosts.centred.split(ghosts.size)]
-        update_statistics(attend.bn.bn, ghosts.mean @ attend.fc.weight.T, ghosts.variance, sizes)
-    return support._replace(weights=(logits - tau.squeeze(1)[cells]).clamp(min=0))  # rounding may reach below zero
-
-
 def _logits(cells: Tensor, genes: Tensor, places: Tensor, attend: AttentiveTransformer, ghosts: _Ghosts) -> Tensor:
     """Normalised logits of pairs, (P,), with gradients; a pair's gene is ``genes[place]``."""
     norm, weight = attend.bn.bn, F.embedding(genes, attend.fc.weight)  # (genes, A)
@@ -297,10 +276,7 @@ def _logits(cells: Tensor, genes: Tensor, places: Tensor, attend: AttentiveTrans
 
 @torch.no_grad()
 def update_statistics(norm: nn.BatchNorm1d, means: Tensor, variances: Tensor, sizes: Sequence[int]) -> None:
-    """Move running statistics as batch normalisation does after batches of these sizes, one after the other.
-
-    Means and biased variances have shape (batches, G).
-    """
+    """Move running statistics as after batches of these sizes; means and biased variances are (batches, G)."""
     for mean, variance, size in zip(means, variances, sizes, strict=True):
         norm.num_batches_tracked += 1
         share = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
@@ -308,15 +284,12 @@ def update_statistics(norm: nn.BatchNorm1d, means: Tensor, variances: Tensor, si
         norm.running_var.mul_(1 - share).add_(variance, alpha=share * size / (size - 1))
 
 
-# --- The first layer ---
-
-
 def first_layer(cells: Tensor, dense: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """A linear layer on normalised cells, ``(cells * scale + shift) @ weight.T``, (B, W); and the weight by gene.
 
-    Cells are (B, G), `scale` and `shift` (G,), `weight` (W, G); `dense` is ``cells.to_dense()``. Differentiable in
-    scale, shift and weight, and in dense cells. The second result, (G, W), is for `masked_first_layer`: its gradients,
-    on few genes each, are added up in this layer's, so that none of them is as large as the weight.
+    Cells are (B, G), `dense` is ``cells.to_dense()``, `scale` and `shift` are (G,), `weight` (W, G). Differentiable in
+    all but sparse cells. The second result, (G, W), is for `masked_first_layer`: its gradients, on few genes each, are
+    added up in this layer's, so that none of them is as large as the weight.
     """
     if cells.layout == torch.strided:
         return F.linear(cells, weight * scale, weight @ shift), weight.T
@@ -348,14 +321,7 @@ class _FirstLayer(torch.autograd.Function):
 
 
 def masked_first_layer(
-    mask: Mask,
-    dense: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    table: Tensor,
-    additive: Tensor | None = None,
-    *,
-    sparse: bool = False,
+    mask: Mask, dense: Tensor, scale: Tensor, shift: Tensor, table: Tensor, additive: Tensor | None, sparse: bool
 ) -> Tensor:
     """The same layer, (B, W), on cells that are normalised and masked.
 
@@ -387,9 +353,6 @@ def moments(cells: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     squares = sum(torch.bincount(genes, (values - mean[genes]).square_(), n_genes) for genes, values in parts)
     variance = (squares + zeros * mean.square()) / len(cells)
     return mean.to(dense.dtype), variance.to(dense.dtype)
-
-
-# --- Sparsemax over all genes ---
 
 
 def sparsemax(logits: Tensor) -> Tensor:

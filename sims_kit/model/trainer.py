@@ -60,7 +60,8 @@ class Module(pl.LightningModule):
     @property
     def is_fitted(self) -> bool:
         """Whether its genes have names and its weights have seen a training batch."""
-        return self.genes is not None and bool(self.network.encoder.att_transformers[0].bn.bn.num_batches_tracked > 0)
+        norm = self.network.members[0].encoder.att_transformers[0].bn.bn
+        return self.genes is not None and bool(norm.num_batches_tracked > 0)
 
     def setup(self, stage: str) -> None:
         """Take genes and provenance from the data module, and give it the recipe's batch size, where they are unset."""

@@ -25,7 +25,7 @@ def test_thesis_recipe_is_the_thesis():
     configured = model.configure_optimizers()
     assert configured["lr_scheduler"]["monitor"] == "val_loss"
     assert configured["lr_scheduler"]["scheduler"].factor == 0.75
-    assert model.network.encoder.att_transformers[0].bn.bn.weight.unique() == 1 and recipe.n_models == 1
+    assert model.network.members[0].encoder.att_transformers[0].bn.bn.weight.unique() == 1 and recipe.n_models == 1
 
 
 def test_optimizer_and_scheduler_of_the_caller():

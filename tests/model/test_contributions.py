@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from pytorch_tabnet.tab_network import TabNetNoEmbeddings
+from torch.nn.functional import one_hot
 
 from sims_kit.model.contributions import explain_batch
-from sims_kit.model.network import after_first_layer, make_network, members
+from sims_kit.model.network import Ensemble, after_first_layer
 
 N_GENES, N_CLASSES = 60, 4
 KINDS = {
@@ -18,22 +20,19 @@ KINDS = {
 }  # fmt: skip
 
 
-def make(kind: str, dtype=torch.float64):
+def make(kind: str):
     """A network of that kind with weights that are not its first ones, cells, and the weights of the logits."""
     torch.manual_seed(0)
-    network = make_network(N_GENES, N_CLASSES, **KINDS[kind]).to(dtype)
-    cells = torch.poisson(torch.full((30, N_GENES), 0.7, dtype=dtype)).log1p()
+    network = Ensemble(N_GENES, N_CLASSES, **{"n_models": 1} | KINDS[kind]).double()
+    cells = torch.poisson(torch.full((30, N_GENES), 0.7, dtype=torch.float64)).log1p()
     network.measure_input([cells])
-    for member in members(network):
+    for member in network.members:
         if member.additive_weight is not None:
             torch.nn.init.normal_(member.additive_weight, std=0.1)
-    network.train()
     with torch.no_grad():
         for _ in range(20):
-            network(cells)
-    towards = torch.zeros(30, N_CLASSES, dtype=dtype)
-    towards[:, 0], towards[:, 1] = 1, -1
-    return network.eval(), cells, towards
+            network.train()(cells)
+    return network.eval(), cells, torch.tensor([[1.0, -1.0, 0.0, 0.0]], dtype=torch.float64).repeat(30, 1)
 
 
 def added(network, cells, towards):
@@ -42,27 +41,44 @@ def added(network, cells, towards):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masks_are_those_of_the_network(kind):
-    """The masks and logits are `network.explain`'s, each network's brought to sum one."""
+def test_masks_are_those_of_the_steps(kind):
+    """Masks of the steps, each weighted by what it adds to the decision, brought to sum one: of networks the mean."""
     network, cells, _ = make(kind)
-    masks, logits = network.explain(cells)
-    masks = masks.to_dense() / masks.to_dense().sum(1, keepdim=True)
-    found = explain_batch(network, cells)
-    torch.testing.assert_close(found.masks.to_dense(), masks)
-    torch.testing.assert_close(found.logits, logits)
+    found, expected = explain_batch(network, cells), 0
+    for member in network.members:
+        steps = [
+            (step.mask.to_dense(), step.decision.sum(1) + step.evidence.abs().sum(1)) for step in member.steps(cells)
+        ]
+        masks = sum(mask * strength[:, None] for mask, strength in steps)
+        expected = expected + masks / masks.sum(1, keepdim=True) / len(network.members)
+    torch.testing.assert_close(found.masks.to_dense(), expected)
     assert (found.masks.col_indices() == found.contributions.col_indices()).all()
+    if kind == "thesis":
+        oracle = TabNetNoEmbeddings(N_GENES, N_CLASSES, group_attention_matrix=torch.eye(N_GENES).double())
+        oracle.double().eval()
+        oracle.load_state_dict(network.members[0].state_dict(), strict=False)
+        masks, _ = oracle.forward_masks(cells)
+        torch.testing.assert_close(found.masks.to_dense().float(), masks / masks.sum(1, keepdim=True))
+        torch.testing.assert_close(found.logits, oracle(cells)[0])
+
+
+def test_within_inference_mode():
+    """In a callback of Lightning, which turns gradients off, contributions are the same."""
+    network, cells, towards = make("default")
+    expected = added(network, cells, towards).to_dense()
+    with torch.inference_mode():
+        torch.testing.assert_close(added(network, cells.clone(), towards.clone()).to_dense(), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_sum_to_what_the_cell_adds(kind):
     """All genes together: the logits less those of masked values of zero, up to the integral's remainder."""
     network, cells, towards = make(kind)
-    found = added(network, cells, towards).to_dense().sum(1)
-    all_members = members(network)
+    found, expected = added(network, cells, towards).to_dense().sum(1), 0
     with torch.no_grad():
-        whole = sum((member(cells).logits * towards).sum(1) for member in all_members)
-        nothing = sum((_logits_of_nothing(member, len(cells)) * towards).sum(1) for member in all_members)
-    expected = (whole - nothing) / len(all_members)
+        for member in network.members:
+            more = member(cells).logits - _logits_of_nothing(member, len(cells))
+            expected = expected + (more * towards).sum(1) / len(network.members)
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(found, expected, rtol=0, atol=0.01 * expected.abs().max().item())
 
@@ -79,47 +95,29 @@ def _logits_of_nothing(network, n_cells):
 
 
 def test_a_linear_network_gives_value_times_weight():
-    """Where only the additive path counts, contributions are masked values times weights."""
-    network, cells, towards = make("default")
+    """Where only the additive path counts, contributions are masked values times weights; other genes are left out."""
+    ensemble, cells, towards = make("default")
+    (network,) = ensemble.members
     torch.nn.init.zeros_(network.final_mapping.weight)
     (step,) = network.steps(cells)
     mask, norm = step.mask.to_dense(), network.encoder.initial_bn
     values = mask * (cells * norm.scale + norm.shift) / mask.square().sum(1, keepdim=True)
     expected = values * (network.additive_weight @ towards.T).T
-    torch.testing.assert_close(added(network, cells, towards).to_dense(), expected)
+    for form in (cells, cells.to_sparse_csr()):
+        found = added(ensemble, form, towards).to_dense()
+        torch.testing.assert_close(found, expected)
+        assert not found[mask == 0].any()
 
 
-def test_sparse_cells_give_the_same():
-    """CSR or dense, the numbers agree; genes outside the masks are left out."""
-    network, cells, towards = make("default")
-    dense, sparse = (added(network, form, towards) for form in (cells, cells.to_sparse_csr()))
-    torch.testing.assert_close(sparse.to_dense(), dense.to_dense())
-    (step,) = network.steps(cells)
-    assert not dense.to_dense()[step.mask.to_dense() == 0].any()
-
-
-def test_by_default_the_predicted_class_against_the_mean():
-    """Without `towards`, what speaks for the answer."""
-    network, cells, _ = make("default")
-    predicted = network(cells).logits.argmax(1)
-    towards = torch.nn.functional.one_hot(predicted, N_CLASSES).double() - 1 / N_CLASSES
-    torch.testing.assert_close(
-        explain_batch(network, cells).contributions.to_dense(), added(network, cells, towards).to_dense()
-    )
-
-
-def test_swapped_classes_change_the_sign():
-    """What speaks for one class against another speaks as much against it the other way round."""
-    network, cells, towards = make("default")
-    torch.testing.assert_close(added(network, cells, -towards).to_dense(), -added(network, cells, towards).to_dense())
-
-
-def test_adjustment_moves_the_predicted_class():
-    """An adjustment is added to each network's logits; contributions are then towards the class predicted with it."""
+@pytest.mark.parametrize("adjustment", [None, 2], ids=["as it is", "adjusted"])
+def test_by_default_the_predicted_class_against_the_mean(adjustment):
+    """Without `towards`, what speaks for the class that is predicted with the adjustment of each network's logits."""
     network, cells, _ = make("ensemble")
-    adjustment = torch.tensor([0.0, 0.0, 50.0, 0.0], dtype=torch.float64)
+    adjustment = torch.zeros(4) if adjustment is None else 50.0 * one_hot(torch.tensor(adjustment), 4)
     found = explain_batch(network, cells, adjustment=adjustment)
-    expected = sum((member(cells).logits + adjustment).softmax(1) for member in network.members) / 3
+    expected = sum((output.logits + adjustment).softmax(1) for output in network(cells)) / 3
     torch.testing.assert_close(found.logits.softmax(1), expected)
-    towards = torch.nn.functional.one_hot(torch.full((30,), 2), N_CLASSES).double() - 1 / N_CLASSES
+    assert adjustment.any() == (expected.argmax(1) == 2).all()
+    towards = one_hot(expected.argmax(1), N_CLASSES).double() - 1 / N_CLASSES
     torch.testing.assert_close(found.contributions.to_dense(), added(network, cells, towards).to_dense())
+    torch.testing.assert_close(added(network, cells, -towards).to_dense(), -found.contributions.to_dense())

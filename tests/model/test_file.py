@@ -332,7 +332,7 @@ def test_hostile_files(tmp_path, monkeypatch, make, message):
 def test_memory_stays_within_four_files(tmp_path):
     """Loading takes no more than four times the file: for 20,000 genes, measured in a process of its own."""
     model = SIMSClassifier(20_000, 10, genes=[f"gene {i}" for i in range(20_000)], classes=list("abcdefghij"))
-    model.network.encoder.att_transformers[0].bn.bn.num_batches_tracked += 1  # as if it had been trained
+    model.network.members[0].encoder.att_transformers[0].bn.bn.num_batches_tracked += 1  # as if it had been trained
     path = save_model(model, tmp_path / "model.safetensors")
     code = (
         "import sys; from sims_kit.model import load_model\n"

@@ -8,8 +8,9 @@ import torch
 from pytorch_tabnet.tab_network import TabNetNoEmbeddings
 from torch.nn.functional import cross_entropy
 
-from sims_kit.errors import SettingError
-from sims_kit.model.network import Ensemble, FixedScale, TabNet, make_network
+from sims_kit.errors import SettingError, UnknownNameError
+from sims_kit.model.contributions import explain_batch
+from sims_kit.model.network import Ensemble, FixedScale, TabNet, mean_logits
 
 CASES = {  # cells, genes, how the attention came about, settings
     "defaults": (64, 200, "trained", {}),
@@ -138,13 +139,9 @@ def assert_equal_step(ours, oracle, cells, given):
 
 
 def assert_equal_masks(ours, oracle, cells, given):
-    """Masks of each step and their aggregation agree."""
-    expected, expected_steps = oracle.forward_masks(cells)
-    aggregated, logits = ours.explain(given)
-    assert aggregated.layout == torch.sparse_csr
-    assert_same(aggregated.to_dense(), expected, "aggregated masks")
-    assert_same(logits, oracle(cells)[0], "logits")
-    for step, mask in zip(ours.steps(given), expected_steps.values(), strict=True):
+    """Logits and the masks of each step agree."""
+    assert_same(ours(given).logits, oracle(cells)[0], "logits")
+    for step, mask in zip(ours.steps(given), oracle.forward_masks(cells)[1].values(), strict=True):
         assert_same(step.mask.to_dense(), mask, "masks")
         assert_same(step.mask.to_sparse().to_dense(), mask, "sparse masks")
 
@@ -161,7 +158,7 @@ def test_logits_losses_gradients_and_statistics(twins, training, path):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("n_cells", [1, None], ids=["one-cell", "all-cells"])
 def test_masks(twins, n_cells, path):
-    """Masks of each step and their aggregation agree to 1e-9, also for a last batch of one cell."""
+    """Logits and masks of each step agree to 1e-9, also for a last batch of one cell."""
     ours, oracle, cells = twins
     make, ours.narrow = PATHS[path]
     cells = cells[-1:] if n_cells == 1 else cells
@@ -193,14 +190,11 @@ def test_transcriptome_width():
     assert_equal_masks(ours.eval(), oracle.eval(), cells, cells.to_sparse_csr())
 
 
-@pytest.mark.parametrize(
-    "name, narrow", [("broad-narrow", [False, True, True]), ("narrow-broad-narrow", [True, False, True])]
-)
-def test_each_step_chooses_its_path(name, narrow):
+def test_each_step_chooses_its_path():
     """A narrow mask is made of pairs and a broad one is dense, whatever the steps before it were."""
-    oracle, cells = _case(name)
-    steps = _twin(oracle, cells.shape[1], **CASES[name][3]).steps(cells)
-    assert [step.mask.genes is not None for step in steps] == narrow
+    oracle, cells = _case("narrow-broad-narrow")
+    steps = _twin(oracle, cells.shape[1], **CASES["narrow-broad-narrow"][3]).steps(cells)
+    assert [step.mask.genes is not None for step in steps] == [True, False, True]
 
 
 @pytest.mark.parametrize("name", ["defaults", "narrow", "broad-narrow"])
@@ -224,13 +218,12 @@ def test_single_precision(name, training):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @forms
 def test_mixed_precision(narrow, settings, dtype, make):
-    """Under autocast, and for cells of 16 bits, a step computes in 32 bits and equals one without."""
-    network = TabNet(500, 3, **settings).float()
+    """Under autocast a step computes in 32 bits and equals one without."""
+    network, cells = TabNet(500, 3, **settings).float(), make(torch.poisson(torch.rand(40, 500)).float())
     network.narrow = narrow
-    cells = torch.poisson(torch.rand(40, 500)).to(dtype)  # whole numbers, which 16 bits hold
-    exact = copy.deepcopy(network)(make(cells.float()))
+    exact = copy.deepcopy(network)(cells)
     with torch.autocast("cpu", dtype):
-        found = copy.deepcopy(network)(make(cells))
+        found = network(cells)
         loss = found.logits.square().mean() + found.mask_entropy
     loss.backward()
     torch.testing.assert_close(found, exact, rtol=0, atol=0)
@@ -243,12 +236,12 @@ def test_deterministic_algorithms(narrow, make):
     torch.use_deterministic_algorithms(True)
     try:
         for settings in ({}, DEFAULT):
-            network, cells = TabNet(200, 3, **settings), make(torch.poisson(torch.rand(20, 200)))
-            network.narrow = narrow
-            output = network(cells)
+            ensemble, cells = Ensemble(200, 3, n_models=1, **settings), make(torch.poisson(torch.rand(20, 200)))
+            ensemble.members[0].narrow = narrow
+            (output,) = ensemble(cells)
             (output.logits.square().mean() + output.mask_entropy).backward()
-            network.refresh_statistics([cells])
-            network.eval().explain(cells)
+            ensemble.refresh_statistics([cells])
+            explain_batch(ensemble.eval(), cells)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -269,41 +262,24 @@ def test_not_finite_is_an_error(narrow, bad, place, training, make):
 
 @pytest.mark.parametrize("n_cells, virtual_batch_size", [(1, 128), (5, 2), (7, 3)])
 def test_ghost_batch_of_one_cell(n_cells, virtual_batch_size):
-    """In training a ghost batch of one cell is refused by name, where the oracle fails inside torch."""
+    """In training a ghost batch of one cell is refused by name, and a batch of none always."""
     network = TabNet(6, 2, virtual_batch_size=virtual_batch_size)
     with pytest.raises(SettingError, match="one cell"):
         network(torch.rand(n_cells, 6))
-    oracle = TabNetNoEmbeddings(6, 2, virtual_batch_size=virtual_batch_size)
-    oracle.encoder.initial_bn.eval()  # the input's batch norm sees the whole batch
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        oracle(torch.rand(n_cells, 6))
     assert network.eval()(torch.rand(n_cells, 6)).logits.shape == (n_cells, 2)
     with pytest.raises(SettingError, match="no cells"):
         network(torch.rand(0, 6))
 
 
-def test_broad_start():
-    """`mask_start` near zero makes the first masks broad."""
-    cells = torch.rand(64, 1000)
-    narrow, broad = TabNet(1000, 3), TabNet(1000, 3, mask_start=0.01)
-    width = [(net.steps(cells)[0].mask.to_dense() > 0).sum(1).double().mean() for net in (narrow, broad)]
-    assert width[0] < 20 and width[1] > 100
-
-
-def _one_step(network, cells, narrow=1, seed=1):
+def _one_step(network, cells, narrow=1):
     """Logits, entropy, gradients and statistics of a training batch, from the same seed."""
     network = copy.deepcopy(network)
     network.narrow = narrow
-    torch.manual_seed(seed)
+    torch.manual_seed(1)
     output = network(cells)
     (output.logits.square().mean() + output.mask_entropy).backward()
     gradients = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
-    return {
-        "logits": output.logits.detach(),
-        "entropy": output.mask_entropy,
-        **gradients,
-        **dict(network.named_buffers()),
-    }
+    return output._asdict() | gradients | dict(network.named_buffers())
 
 
 @pytest.mark.parametrize(
@@ -321,23 +297,14 @@ def test_additions_are_the_same_on_both_paths(settings, training):
         assert_same(found, expected[name], name)
 
 
-def test_rescaled_input_keeps_its_size():
-    """With `rescale_masked` uniform masks over n genes multiply the masked input by n."""
-    plain, rescaled = (TabNet(50, 3, n_steps=1, mask_start=0.0, rescale_masked=on).eval() for on in (False, True))
-    rescaled.load_state_dict(plain.state_dict())
-    cells = torch.rand(5, 50)
-    expected = plain(cells * 50).logits  # no bias and unit statistics: the first layer is linear in the cells
-    assert_same(rescaled(cells).logits, expected, "logits")
-
-
-@pytest.mark.parametrize("narrow", [1, -1, 1 / 16], ids=["pairs", "all-genes", "its-own-choice"])
+@narrows
 def test_refreshed_statistics(narrow):
     """`refresh_statistics` gives each normalisation the mean of its batches' statistics, as the oracle's layers do."""
     oracle, cells = (copy.deepcopy(part) for part in _case("many-ghost-batches"))
-    ours = _twin(oracle, cells.shape[1], **CASES["many-ghost-batches"][3], gene_dropout=0.5)
+    ensemble, batches = Ensemble(cells.shape[1], N_CLASSES, n_models=1), [cells[:20], cells[20:]]
+    ours = ensemble.members[0] = _twin(oracle, cells.shape[1], **CASES["many-ghost-batches"][3], gene_dropout=0.5)
     ours.narrow = narrow
-    batches = [cells[:20], cells[20:]]
-    ours.refresh_statistics([(batch.to_sparse_csr(), None) for batch in batches])
+    ensemble.refresh_statistics([(batch.to_sparse_csr(), None) for batch in batches])
     torch.optim.swa_utils.update_bn(batches, oracle)
     statistics = dict(oracle.named_buffers())
     for name, buffer in ours.named_buffers():
@@ -358,10 +325,10 @@ def test_gene_dropout(make):
     assert (logits == logits[0]).all()
 
 
-@pytest.mark.parametrize("settings", [dict(n_steps=0), dict(gamma=0.5), dict(n_shared=0), dict(n_d=0)], ids="-".join)
+@pytest.mark.parametrize("settings", [dict(n_steps=0), dict(gamma=0.5), dict(n_models=3), dict(depth=1)], ids=str)
 def test_impossible_settings(settings):
-    """Sizes and gamma out of range are named."""
-    with pytest.raises(SettingError, match=next(iter(settings))):
+    """Settings out of range or of something else are named."""
+    with pytest.raises((SettingError, UnknownNameError), match=next(iter(settings))):
         TabNet(5, 2, **settings)
 
 
@@ -373,39 +340,31 @@ def cells():
     return values
 
 
-def _network(cells, **changes):
+def _ensemble(cells, n_models=1, **changes):
     torch.manual_seed(1)
-    network = TabNet(50, 3, **DEFAULT | changes)
-    network.measure_input([cells])
-    if network.additive_weight is not None:
-        torch.nn.init.normal_(network.additive_weight)
-    return network
+    ensemble = Ensemble(50, 3, n_models=n_models, **DEFAULT | changes)
+    ensemble.measure_input([cells])
+    for member in ensemble.members:
+        torch.nn.init.normal_(member.additive_weight)
+    return ensemble
 
 
 @modes
 def test_dense_and_sparse_cells_agree(cells, training):
     """Logits and gradients do not depend on how cells come, and an empty cell has finite ones."""
-    network = _network(cells).train(training)
+    network = _ensemble(cells).members[0].train(training)
     sparse = _one_step(network, cells.to_sparse_csr())
     for name, dense in _one_step(network, cells).items():
         assert torch.isfinite(dense).all()
         torch.testing.assert_close(sparse[name], dense)
 
 
-def test_higher_temperature_passes_more_genes(cells):
-    """Masks widen with the temperature."""
-    widths = [len(_network(cells, mask_temperature=t).steps(cells)[0].mask.weights) for t in (0.1, 1.0, 10.0)]
+@pytest.mark.parametrize("name, values", [("mask_temperature", (0.1, 1.0, 10.0)), ("mask_start", (3.0, 0.1))])
+def test_wider_masks(cells, name, values):
+    """Masks widen with the temperature, and begin broad when the attention's normalisation starts near zero."""
+    networks = [_ensemble(cells, **{"mask_temperature": 1.0, name: value}).members[0] for value in values]
+    widths = [len(network.steps(cells)[0].mask.weights) for network in networks]
     assert widths == sorted(widths) and widths[0] < widths[-1]
-
-
-def test_additive_path_is_a_sum_over_genes(cells):
-    """What the masked genes add is mask x normalised value x weight, by gene, over the sum of squares of the mask."""
-    network = _network(cells, n_steps=1).eval()
-    (step,) = network.steps(cells)
-    mask, scale = step.mask.to_dense()[:-1], network.encoder.initial_bn
-    shares = mask * (cells[:-1] * scale.scale + scale.shift) / mask.square().sum(1, keepdim=True)
-    torch.testing.assert_close(step.evidence[:-1], shares @ network.additive_weight)
-    assert not step.evidence[-1].any()
 
 
 def test_fixed_scale(cells):
@@ -420,33 +379,18 @@ def test_fixed_scale(cells):
     torch.testing.assert_close(out.mean(0), torch.zeros(50), rtol=0, atol=1e-5)
     torch.testing.assert_close(out.square().mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
     assert out[:, 0].abs().max() < 0.01
-    network = _network(cells, gene_dropout=0.5)  # statistics are refreshed, the scale stays
-    before = {name: value.clone() for name, value in network.encoder.initial_bn.state_dict().items()}
-    network.refresh_statistics([cells])
-    torch.testing.assert_close(dict(network.encoder.initial_bn.state_dict()), before)
 
 
 def test_ensemble(cells):
-    """Probabilities and explanations are means over members, which share the scale alone."""
-    ensemble = Ensemble(50, 4, n_models=3, **DEFAULT).eval()
-    ensemble.measure_input([cells])
-    first, second, _ = ensemble.members
+    """Members share the scale alone, probabilities are their mean, and each learns from its own errors."""
+    ensemble, labels = _ensemble(cells, 2).eval(), torch.arange(12) % 3
+    first, second = ensemble.members
     torch.testing.assert_close(first.encoder.initial_bn.state_dict(), second.encoder.initial_bn.state_dict())
     assert not torch.equal(first.final_mapping.weight, second.final_mapping.weight)
-    expected = sum(member(cells).logits.softmax(1) for member in ensemble.members) / 3
-    torch.testing.assert_close(ensemble(cells).logits.softmax(1), expected)
-    masks, logits = ensemble.explain(cells[:-1])
-    parts = [member.explain(cells[:-1])[0].to_dense() for member in ensemble.members]
-    torch.testing.assert_close(masks.to_dense(), sum(part / part.sum(1, keepdim=True) for part in parts) / 3)
-    torch.testing.assert_close(logits, ensemble(cells[:-1]).logits)
-
-
-def test_each_member_learns_from_its_own_errors(cells):
-    """A member's gradients are those it would have alone."""
-    ensemble, labels = make_network(50, 3, n_models=2, **DEFAULT), torch.arange(12) % 3
-    member = ensemble.members[1]
-    sum(cross_entropy(output.logits, labels) for output in ensemble.outputs(cells)).backward()
-    together = member.final_mapping.weight.grad.clone()
-    member.zero_grad()
-    cross_entropy(member(cells).logits, labels).backward()
-    torch.testing.assert_close(member.final_mapping.weight.grad, together)
+    logits = [output.logits for output in ensemble(cells)]
+    torch.testing.assert_close(mean_logits(logits).softmax(1), sum(part.softmax(1) for part in logits) / 2)
+    sum(cross_entropy(part, labels) for part in logits).backward()
+    together = second.final_mapping.weight.grad.clone()
+    second.zero_grad()
+    cross_entropy(second(cells).logits, labels).backward()
+    torch.testing.assert_close(second.final_mapping.weight.grad, together)

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.svm import LinearSVC
 
-from sims_kit.model.novelty import Novelty, odds_against
+from sims_kit.model.novelty import Novelty, score_parts
 
 
 @pytest.fixture
@@ -65,12 +65,11 @@ def test_planes_come_from_some_cells_of_each_class(cells, monkeypatch):
     np.testing.assert_allclose(novelty.planes[0], -machine.coef_[0], atol=1e-4)
 
 
-def test_odds_against():
+def test_odds():
     """Against the most probable class, also where its probability is rounded to one."""
     logits = torch.tensor([[2.0, 1.0, 0.0], [90.0, 0.0, 1.0]])
-    p = logits[0].softmax(0).max()
-    assert odds_against(logits)[0].item() == pytest.approx(torch.log((1 - p) / p).item(), rel=1e-5)
-    assert odds_against(logits)[1] < -80
+    p, odds = logits[0].softmax(0).max(), score_parts(logits, torch.zeros(2, 2))[:, 0]
+    assert odds[0].item() == pytest.approx(torch.log((1 - p) / p).item(), rel=1e-5) and odds[1] < -80
 
 
 def test_each_way_is_noticed(cells, novelty):
