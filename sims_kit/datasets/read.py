@@ -25,6 +25,7 @@ from anndata.experimental import read_dispatched
 from anndata.io import read_elem, sparse_dataset, write_elem
 
 from sims_kit.datasets.fetch import cache_folder
+from sims_kit.datasets.gate import open_store
 from sims_kit.datasets.r_files import read_r
 from sims_kit.errors import DataError, SettingError, SimsError, UnknownNameError, nearest
 from sims_kit.files import atomic_write
@@ -86,7 +87,7 @@ def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[st
         raise SettingError(f"{path} cannot stay on disk: only .h5ad and zarr can. Read it, or convert it first.")
     with _reading(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", KNOWN_WARNINGS)
-        root = zarr.open_group(str(path), mode="r") if path.is_dir() else h5py.File(path, "r")
+        root = open_store(path)
         layers, raw = list(root.get("layers", ())), next((key for key in ("raw/X", "raw.X") if key in root), None)
         is_raw = layer == "raw" and layer not in layers  # a layer of that name wins
         key = "X" if layer is None else raw if is_raw else f"layers/{layer}"
@@ -180,6 +181,8 @@ def _checked(path: Source, orientation: str = "cells_by_genes") -> Path | zipfil
     if not os.path.exists(path):  # unlike Path's, it takes names that are too long
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
         raise FileNotFoundError(f"There is no file {path}. In its folder: {nearest(path.name, siblings)}")
+    if not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is no file but a pipe or device. Write what comes from it into a file.")
     if path.is_file() and not path.stat().st_size:
         raise DataError(f"{path} is empty (0 bytes). Download or write it again.")
     return path
@@ -212,11 +215,11 @@ def _read(path: Path, orientation: str, object_name: str | None) -> AnnData:
     if path.is_dir() and not is_backable(path):
         return _read_10x(path)
     if path.is_dir():
-        adata = _read_anndata(zarr.open_group(str(path), mode="r"))
+        adata = _read_anndata(open_store(path))
     elif not h5py.is_hdf5(path):
         raise DataError(f"{path} starts with {path.open('rb').read(8)!r}: no known format. Expected {FORMATS}.")
     else:
-        with h5py.File(path, "r") as file:
+        with open_store(path) as file:
             if {"row_attrs", "col_attrs", "matrix"} <= set(file):
                 return _read_loom(file)
             if any(isinstance(group, h5py.Group) and {"barcodes", "indptr"} <= set(group) for group in file.values()):
