@@ -10,7 +10,7 @@ import pytest
 
 
 class Outcome(NamedTuple):
-    """How a process ended: ``"done"`` with a result, ``"error"`` with its class and message, or ``"death"`` by a signal."""
+    """How a process ended: "done" with a result, "error" with its class and message, "death" by a signal."""
 
     kind: str
     found: object = None

@@ -1,4 +1,4 @@
-"""Nothing lost: work that is stopped at any moment goes on as if nothing had happened, and files are whole or not there."""
+"""Nothing lost: stopped work goes on as if nothing had happened, and files are whole or not there."""
 
 import itertools
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import pytorch_lightning as pl
 
 import sims_kit as sk
 from sims_kit.datasets.read import convert
-from sims_kit.errors import ModelFileError, SimsError
+from sims_kit.errors import ModelFileError, SettingError, SimsError
 
 RECIPE = dict(n_models=1, n_d=2, n_a=2, best_epoch=True)
 SLURM = dict(SLURM_JOB_ID="1", SLURM_JOB_NAME="job", SLURM_NTASKS="1", SLURM_PROCID="0", SLURM_LOCALID="0")
@@ -113,9 +113,9 @@ def test_full_disk(cells, forked, work):
 
     for limit in (0, 1000, 20_000):
         found = forked(starved, limit)  # a small file may still fit
-        assert found.kind == "error" or found.kind == "done" and limit, found
+        assert found.kind == "error" or (found.kind == "done" and limit), found
         assert {path: path.read_bytes() for path in before} == before
-        assert not [path for path in Path().rglob("*.part")]
+        assert not list(Path().rglob("*.part"))
     assert forked(work, cells).kind == "done"
 
 
@@ -173,3 +173,30 @@ def test_damaged_matrices(cells, forked, n_trials):
         counts[kind] = counts.get(kind, 0) + 1
         assert kind in ("done", "named"), f"{number}: {found}"
     print(counts)
+
+
+class Stop(pl.Callback):
+    """Sends a signal to its own process in the middle of the second epoch, as SLURM does before a job's end."""
+
+    def on_train_batch_end(self, trainer, *arguments):
+        """Send it once."""
+        if trainer.global_step == 6:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_end_of_a_slurm_job(cells, forked, monkeypatch):
+    """A job that is told to end leaves nothing that a later training would take up instead of its own weights."""
+    whole = forked(fit, cells)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+
+    def stopped():
+        return sk.fit(cells, "cell_type", recipe=RECIPE, max_epochs=4, verbose=False, callbacks=Stop())
+
+    found = forked(stopped)
+    assert found.kind == "death" and found.found == signal.SIGUSR1
+    assert not list(Path().rglob("hpc_ckpt*"))
+    Path("hpc_ckpt_1.ckpt").write_bytes(b"of another program")
+    assert forked(fit, cells).found is SettingError
+    Path("hpc_ckpt_1.ckpt").unlink()
+    assert same(forked(fit, cells).found, whole.found)

@@ -1,4 +1,4 @@
-"""Hostile and damaged files of cells: every way in refuses them with one named error, soon, and runs none of their code."""
+"""Hostile and damaged files of cells: every way in refuses them soon, by name, and runs none of their code."""
 
 import gzip
 import json
@@ -12,7 +12,6 @@ import anndata
 import h5py
 import numpy as np
 import pytest
-import zarr
 
 import sims_kit as sk
 from sims_kit.datasets.read import open_backed
@@ -86,14 +85,16 @@ def linked(name, link):
 
 
 def virtual(file: h5py.File) -> None:
+    """A dataset that shows part of another file."""
     layout = h5py.VirtualLayout((60,), "i8")
     layout[:] = h5py.VirtualSource("other.h5", "secret", (60,))
     file.create_virtual_dataset("obs/secret", layout)
 
 
 def laughs(file: h5py.File) -> None:
+    """Two names for each next group: 2 ** 25 ways down."""
     group = file["uns"]
-    for level in range(25):  # two names for each next level: 2 ** 25 ways down
+    for level in range(25):
         inner = group.create_group(f"a{level}")
         group[f"b{level}"], group = inner, inner
 
@@ -143,6 +144,7 @@ def of_pandas(file: h5py.File) -> None:
 
 
 def to_loom(file: h5py.File) -> None:
+    """A loom file whose values are in another file."""
     for key in list(file):
         del file[key]
     file["row_attrs/Gene"], file["col_attrs/CellID"] = [b"G1", b"G2"], [b"c1", b"c2", b"c3"]
@@ -249,5 +251,5 @@ def test_matrices_in_memory(make_cells, model):
     for part, index, value in (("indices", 0, 60), ("indices", 3, -1), ("indptr", 2, 10**6), ("indptr", 2, -3)):
         cells = make_cells(60)
         getattr(cells.X, part)[index] = value
-        with pytest.raises(DataError, match="index|column|row"):
+        with pytest.raises(DataError, match=r"index|column|row"):
             sk.annotate(cells, model)
