@@ -25,6 +25,7 @@ from anndata.experimental import read_dispatched
 from anndata.io import read_elem, sparse_dataset, write_elem
 
 from sims_kit.datasets.fetch import cache_folder
+from sims_kit.datasets.gate import open_store
 from sims_kit.datasets.r_files import read_r
 from sims_kit.errors import DataError, SettingError, SimsError, UnknownNameError, nearest
 from sims_kit.files import atomic_write
@@ -168,6 +169,8 @@ def _checked(path: Source, orientation: str = "cells_by_genes") -> Path | zipfil
     if not os.path.exists(path):  # unlike Path's, it takes names that are too long
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
         raise FileNotFoundError(f"There is no file {path}. In its folder: {nearest(path.name, siblings)}")
+    if not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is no file but a pipe or device. Write what comes from it into a file.")
     if path.is_file() and not path.stat().st_size:
         raise DataError(f"{path} is empty (0 bytes). Download or write it again.")
     return path
@@ -184,11 +187,6 @@ def _reading(path: Source) -> Iterator[None]:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         way_out = "It is damaged, cut short, or not what its name says. Download or write it again."
         raise DataError(f"{path} cannot be read ({reason}). {way_out}") from error
-
-
-def open_store(path: Path) -> h5py.File | zarr.Group:
-    """The one place where an HDF5 file or a zarr store is opened."""
-    return zarr.open_group(str(path), mode="r") if path.is_dir() else h5py.File(path, "r")
 
 
 def _read(path: Path, orientation: str, object_name: str | None) -> AnnData:

@@ -1,0 +1,101 @@
+"""The gate of matrix files: one look at a file from elsewhere before any reader sees it.
+
+An HDF5 file or zarr store may point to other files, name code to run, or claim values that it does not hold. Readers
+follow, as they should in files of one's own; here such a file is refused.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import zarr
+
+FREE = 2**26  # bytes that any file may claim: 64 MB
+UNFOLDED = 2000  # times its size that a larger one may claim; gzip packs zeros 1,032 to 1
+MOST_OBJECTS, DEEPEST = 100_000, 20  # groups and arrays, and groups within groups
+CODECS = {  # of zarr 2 and 3: those that compress or rearrange. "pickle" runs code
+    *("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd", "bytes", "endian", "transpose", "sharding_indexed"),
+    *("crc32", "crc32c", "adler32", "fletcher32", "shuffle", "delta", "quantize", "packbits", "astype"),
+    *("vlen-utf8", "vlen-bytes", "fixedscaleoffset"),
+}
+
+
+def open_store(path: Path) -> h5py.File | zarr.Group:
+    """An HDF5 file, or the zarr store in a folder, open for reading; a `ValueError` says why one is refused.
+
+    >>> open_store(Path("cells.h5ad"))["X"]
+    """
+    if path.is_dir():
+        _check_zarr(path)
+        return zarr.open_group(str(path), mode="r")
+    file = h5py.File(path, "r")
+    try:
+        _check_hdf5(file, path.stat().st_size)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_hdf5(file: h5py.File, size: int) -> None:
+    claimed, n_objects, seen, groups = 0, 0, set(), [(file, 0)]
+    while groups:
+        group, depth = groups.pop()
+        place = h5py.h5o.get_info(group.id).addr
+        _refuse(place in seen, f"{group.name} lies in itself, or in two places")
+        seen.add(place)
+        for name in group:
+            n_objects += 1
+            _check_counts(claimed, size, n_objects, depth)
+            is_own = isinstance(group.get(name, getlink=True), h5py.HardLink)
+            _refuse(not is_own, f"{name!r} is a link to another place or file")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                groups.append((item, depth + 1))
+            elif isinstance(item, h5py.Dataset):
+                _refuse(bool(item.is_virtual or item.external), f"{item.name} has its values in another file")
+                claimed += item.dtype.itemsize * max(math.prod(item.shape or ()), math.prod(item.chunks or ()))
+    _check_counts(claimed, size, n_objects, 0)
+
+
+def _check_zarr(store: Path) -> None:
+    claimed, entries = 0, list(store.rglob("*"))  # does not follow links to folders
+    for entry in entries:
+        _refuse(entry.is_symlink(), f"{entry} is a link to another place or file")
+    files = [entry for entry in entries if entry.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    tables = [file for file in files if file.name in (".zarray", ".zmetadata", "zarr.json")]
+    for table in tables:
+        for node in _nodes(json.loads(table.read_text(encoding="utf-8"))):
+            for key in {"compressor", "filters", "codecs", "index_codecs"} & node.keys():
+                steps = [node[key]] if isinstance(node[key], dict) else node[key] or ()
+                unknown = {str(step.get("id", step.get("name"))).removeprefix("numcodecs.") for step in steps} - CODECS
+                _refuse(bool(unknown), f"{table} names the codec {min(unknown, default='')!r}, which may run code")
+            chunks = node.get("chunks") or node.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape", ())
+            width = np.dtype(node["dtype"]).itemsize if isinstance(node.get("dtype"), str) else 8
+            claimed += width * max(math.prod(node.get("shape", (0,))), math.prod(chunks or (0,)))
+    deepest = max((len(file.relative_to(store).parts) for file in files), default=0)
+    _check_counts(claimed, size, len(tables), deepest - 2)
+
+
+def _check_counts(claimed: int, size: int, n_objects: int, depth: int) -> None:
+    _refuse(claimed > max(FREE, UNFOLDED * size), f"it claims {claimed:,} bytes of values and has {size:,} bytes")
+    _refuse(n_objects > MOST_OBJECTS, f"it holds more than {MOST_OBJECTS:,} groups and arrays")
+    _refuse(depth > DEEPEST, f"its groups lie more than {DEEPEST} deep")
+
+
+def _refuse(is_wrong: bool, found: str) -> None:
+    if is_wrong:
+        raise ValueError(f"{found}, which no file of cells needs")
+
+
+def _nodes(value: Any) -> Iterator[dict]:
+    """All dictionaries of a JSON value, from the outside in."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _nodes(inner)

@@ -1,0 +1,202 @@
+"""Nothing lost: stopped work goes on as if nothing had happened, and files are whole or not there."""
+
+import itertools
+import os
+import random
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+
+import sims_kit as sk
+from sims_kit.datasets.read import convert
+from sims_kit.errors import ModelFileError, SettingError, SimsError
+
+RECIPE = dict(n_models=1, n_d=2, n_a=2, best_epoch=True)
+SLURM = dict(SLURM_JOB_ID="1", SLURM_JOB_NAME="job", SLURM_NTASKS="1", SLURM_PROCID="0", SLURM_LOCALID="0")
+SLURM |= dict(SLURM_NODEID="0", SLURM_NNODES="1", SLURM_NTASKS_PER_NODE="1")
+
+
+def fit(cells):
+    """A small training with checkpoints; its weights."""
+    model = sk.fit(cells, "cell_type", recipe=RECIPE, max_epochs=4, checkpoints="run", verbose=False)
+    return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def save(cells):
+    """Write a model over an older one; its classes."""
+    model = sk.load_model("model.safetensors")
+    return sk.load_model(sk.save_model(model, "other.safetensors", notes=os.urandom(8).hex())).classes
+
+
+def annotate(cells):
+    """Write annotated cells; the labels."""
+    sk.annotate("cells.h5ad", "model.safetensors", out="out.h5ad")
+    return sk.read("out.h5ad").obs["sims_label"].tolist()
+
+
+def to_h5ad(cells):
+    """Convert text; the sum of its values."""
+    return float(sk.read(convert("cells.csv")).X.sum())
+
+
+def study(cells):
+    """A small study that keeps its runs; its scores."""
+    found = sk.studies.ablation(cells, "cell_type", proportions=(0.5, 1), methods="linear SVM", folder="runs", seeds=0)
+    return found.predictions["predicted"].tolist()
+
+
+WORK = [fit, save, annotate, to_h5ad, study]
+
+
+@pytest.fixture(scope="module")
+def material(make_cells, tmp_path_factory):
+    """Cells, a file of them, the same as text, and a model."""
+    folder = tmp_path_factory.mktemp("material")
+    cells = make_cells()
+    cells.write_h5ad(folder / "cells.h5ad")
+    cells.to_df().to_csv(folder / "cells.csv")
+    model = sk.fit(cells, "cell_type", recipe=RECIPE, max_epochs=1, verbose=False)
+    sk.save_model(model, folder / "model.safetensors")
+    return folder, cells
+
+
+@pytest.fixture
+def cells(material, tmp_path, monkeypatch):
+    """Cells, in a folder with files of them and an empty cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIMS_KIT_DATA", str(tmp_path / "cache"))
+    for file in material[0].iterdir():
+        os.link(file, file.name)
+    return material[1]
+
+
+def same(found, expected) -> bool:
+    """Whether two results are equal bit for bit."""
+    if isinstance(found, dict):
+        return found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in found)
+    return found == expected
+
+
+@pytest.mark.parametrize("environment", [{}, SLURM], ids=["alone", "under SLURM"])
+@pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__)
+def test_stopped_work_goes_on(cells, forked, n_trials, monkeypatch, work, environment):
+    """Stopped by a signal at a random moment and called again, it ends as work that was not stopped."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    whole = forked(work, cells)
+    assert whole.kind == "done", whole.message
+    chance = random.Random(work.__name__)
+    for signal_sent in itertools.islice(
+        itertools.cycle((signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)), max(4, n_trials // 4)
+    ):
+        stopped = forked(work, cells, send=signal_sent, after=chance.uniform(0, 1.0))
+        assert stopped.kind != "error" or stopped.found in (KeyboardInterrupt, SystemExit), stopped.message
+        again = forked(work, cells)
+        assert again.kind == "done", again.message
+        assert same(again.found, whole.found), signal_sent
+        assert not list(Path().glob("*hpc_ckpt*"))
+
+
+@pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__)
+def test_full_disk(cells, forked, work):
+    """Where no file may grow, the error names it, older files stay, and the work can be done later."""
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+
+    def starved(limit):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        return work(cells)
+
+    for limit in (0, 1000, 20_000):
+        found = forked(starved, limit)  # a small file may still fit
+        assert found.kind == "error" or (found.kind == "done" and limit), found
+        assert {path: path.read_bytes() for path in before} == before
+        assert not list(Path().rglob("*.part"))
+    assert forked(work, cells).kind == "done"
+
+
+def test_damaged_checkpoints(cells, forked, n_trials):
+    """A checkpoint with a changed byte is refused; nothing goes on from other numbers."""
+    whole, chance = fit(cells), np.random.default_rng(0)
+    path, outcomes = Path("run/resume.ckpt"), []
+    good = path.read_bytes()
+    for _ in range(n_trials):
+        bad = bytearray(good)
+        bad[chance.integers(len(bad))] ^= 1 << int(chance.integers(8))
+        path.write_bytes(bad)
+        found = forked(fit, cells)
+        assert found.kind != "death"
+        assert same(found.found, whole) if found.kind == "done" else found.found is ModelFileError, found.message
+        outcomes.append(found.kind)
+    assert "error" in outcomes
+
+
+def test_damaged_models(cells, n_trials):
+    """A model file with changed bits, lost pages or a lost end is refused, whatever the place."""
+    good, chance = Path("model.safetensors").read_bytes(), np.random.default_rng(0)
+    for number in range(10 * n_trials):
+        bad, place = bytearray(good), int(chance.integers(len(good)))
+        if number % 3 == 0:
+            bad[place] ^= 1 << int(chance.integers(8))
+        elif number % 3 == 1:
+            bad[place : place + 4096] = bytes(len(bad[place : place + 4096]))
+        else:
+            del bad[place:]
+        if bad != good:
+            Path("bad.safetensors").write_bytes(bad)
+            with pytest.raises(ModelFileError):
+                sk.load_model("bad.safetensors")
+
+
+def test_damaged_matrices(cells, forked, n_trials):
+    """A matrix file with changed bits, lost pages or a lost end never ends the process; errors are named."""
+    good, chance, counts = Path("cells.h5ad").read_bytes(), np.random.default_rng(0), {}
+
+    def look(backed):
+        return sk.annotate("bad.h5ad", "model.safetensors", backed=backed).obs["sims_label"].tolist()
+
+    for number in range(5 * n_trials):
+        bad, place = bytearray(good), int(chance.integers(len(good)))
+        if number % 3 == 0:
+            bad[place] ^= 1 << int(chance.integers(8))
+        elif number % 3 == 1:
+            bad[place : place + 512] = bytes(len(bad[place : place + 512]))
+        else:
+            del bad[place:]
+        Path("bad.h5ad").write_bytes(bad)
+        found = forked(look, bool(number % 2), limit=60)
+        kind = found.kind if found.kind != "error" else "named" if issubclass(found.found, SimsError) else "foreign"
+        counts[kind] = counts.get(kind, 0) + 1
+        assert kind in ("done", "named"), f"{number}: {found}"
+    print(counts)
+
+
+class Stop(pl.Callback):
+    """Sends a signal to its own process in the middle of the second epoch, as SLURM does before a job's end."""
+
+    def on_train_batch_end(self, trainer, *arguments):
+        """Send it once."""
+        if trainer.global_step == 6:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_end_of_a_slurm_job(cells, forked, monkeypatch):
+    """A job that is told to end leaves nothing that a later training would take up instead of its own weights."""
+    whole = forked(fit, cells)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+
+    def stopped():
+        return sk.fit(cells, "cell_type", recipe=RECIPE, max_epochs=4, verbose=False, callbacks=Stop())
+
+    found = forked(stopped)
+    assert found.kind == "death" and found.found == signal.SIGUSR1
+    assert not list(Path().rglob("hpc_ckpt*"))
+    Path("hpc_ckpt_1.ckpt").write_bytes(b"of another program")
+    assert forked(fit, cells).found is SettingError
+    Path("hpc_ckpt_1.ckpt").unlink()
+    assert same(forked(fit, cells).found, whole.found)

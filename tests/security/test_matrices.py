@@ -1,0 +1,255 @@
+"""Hostile and damaged files of cells: every way in refuses them soon, by name, and runs none of their code."""
+
+import gzip
+import json
+import os
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pytest
+
+import sims_kit as sk
+from sims_kit.datasets.read import open_backed
+from sims_kit.errors import DataError
+
+FLAG = Path("/tmp/sims_kit_test_code_ran")
+SECRET = b"what another file says."
+SMALL = dict(recipe=dict(n_models=1, n_d=2, n_a=2), max_epochs=1, verbose=False)
+
+
+class Bomb:
+    """What runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (FLAG.touch, ())
+
+
+def in_hdf5(change):
+    """The good file, after a change of its content."""
+
+    def make(good: Path) -> Path:
+        shutil.copy(good, "bad.h5ad")
+        with h5py.File("bad.h5ad", "a") as file:
+            change(file)
+        return Path("bad.h5ad")
+
+    return make
+
+
+def in_zarr(change, version=2):
+    """The good file as a zarr store, after a change of its folder."""
+
+    def make(good: Path) -> Path:
+        with anndata.settings.override(zarr_write_format=version):
+            anndata.read_h5ad(good).write_zarr("bad.zarr")
+        change(Path("bad.zarr"))
+        return Path("bad.zarr")
+
+    return make
+
+
+def written(name, content):
+    """A file of this name and content."""
+
+    def make(good: Path) -> Path:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(content() if callable(content) else content)
+        return Path(name)
+
+    return make
+
+
+def replaced(name, **options):
+    """A dataset put in place of another one."""
+
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file.create_dataset(name, **options)
+
+    return change
+
+
+def linked(name, link):
+    """A link put in place of a group or dataset."""
+
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file[name] = link
+
+    return change
+
+
+def virtual(file: h5py.File) -> None:
+    """A dataset that shows part of another file."""
+    layout = h5py.VirtualLayout((60,), "i8")
+    layout[:] = h5py.VirtualSource("other.h5", "secret", (60,))
+    file.create_virtual_dataset("obs/secret", layout)
+
+
+def laughs(file: h5py.File) -> None:
+    """Two names for each next group: 2 ** 25 ways down."""
+    group = file["uns"]
+    for level in range(25):
+        inner = group.create_group(f"a{level}")
+        group[f"b{level}"], group = inner, inner
+
+
+def entries(name, index, value):
+    """Other numbers in one of the arrays of a sparse matrix."""
+
+    def change(file: h5py.File) -> None:
+        values = file["X"][name][:].astype(np.int64)
+        values[index] = value
+        replaced(f"X/{name}", data=values)(file)
+
+    return change
+
+
+def codec(entry):
+    """Another codec in the metadata of an array, or in the metadata of all of them together."""
+
+    def change(store: Path) -> None:
+        for table in (store / "obs/_index/.zarray", store / "obs/_index/zarr.json", store / ".zmetadata"):
+            if table.exists():
+                text = json.loads(table.read_text())
+                node = text.get("metadata", {}).get("obs/_index/.zarray", text)
+                node["codecs" if "codecs" in node else "filters"] = [entry]
+                table.write_text(json.dumps(text))
+
+    return change
+
+
+def json_of(name, **entries):
+    """Other entries in the metadata of an array of a zarr store."""
+
+    def change(store: Path) -> None:
+        text = json.loads((store / name).read_text())
+        (store / name).write_text(json.dumps(text | entries))
+
+    return change
+
+
+def of_pandas(file: h5py.File) -> None:
+    """As `DataFrame.to_hdf` writes, with an attribute that is unpickled when it is read."""
+    for key in list(file):
+        del file[key]
+    group = file.create_group("df")
+    group.attrs["pandas_type"], group.attrs["info"] = b"frame", np.void(pickle.dumps(Bomb()))
+    file["df/block0_values"] = np.ones((3, 3))
+
+
+def to_loom(file: h5py.File) -> None:
+    """A loom file whose values are in another file."""
+    for key in list(file):
+        del file[key]
+    file["row_attrs/Gene"], file["col_attrs/CellID"] = [b"G1", b"G2"], [b"c1", b"c2", b"c3"]
+    file.create_dataset("matrix", (2, 3), "f4", external=[("secret", 0, 24)])
+
+
+MATRIX = b"%%MatrixMarket matrix coordinate integer general\n"
+# fmt: off
+CASES = {
+    # --- code
+    "table of pandas": (in_hdf5(of_pandas), "no known layout"),
+    "zarr 2, pickle": (in_zarr(codec({"id": "pickle", "protocol": 5})), "codec 'pickle'"),
+    "zarr 3, pickle": (in_zarr(codec({"name": "numcodecs.pickle", "configuration": {}}), 3), "codec 'pickle'"),
+    # --- other files
+    "external link": (in_hdf5(linked("obs", h5py.ExternalLink("other.h5", "/"))), "link to another"),
+    "external link deep down": (in_hdf5(lambda f: f["uns"].create_group("a").__setitem__(
+        "b", h5py.ExternalLink("other.h5", "secret"))), "link to another"),
+    "soft link": (in_hdf5(linked("uns", h5py.SoftLink("/obs"))), "link to another"),
+    "external storage": (in_hdf5(replaced("X/data", shape=(4,), dtype="f4", external=[("secret", 0, 16)])),
+                         "values in another file"),
+    "virtual dataset": (in_hdf5(virtual), "values in another file"),
+    "loom with external storage": (in_hdf5(to_loom), "values in another file"),
+    "zarr, link to a file": (in_zarr(lambda store: os.symlink(Path("secret").absolute(), store / "X/data/9")),
+                             "link to another"),
+    # --- bombs
+    "declared 37 GB": (in_hdf5(replaced("X/data", shape=(10**10,), dtype="f4", chunks=(2**20,), compression="gzip")),
+                       "it claims 40,0"),
+    "one chunk of 2 GB": (in_hdf5(replaced("X/data", shape=(4,), dtype="f4", chunks=(2**29,), maxshape=(None,),
+                                           compression="gzip")), "it claims 2,1"),
+    "laughs": (in_hdf5(laughs), "in two places"),
+    "a group in itself": (in_hdf5(lambda f: f["uns"].__setitem__("a", f["uns"])), "lies in itself"),
+    "nested deep": (in_hdf5(lambda f: f.create_group("uns" + "/a" * 500)), "groups lie more than 20 deep"),
+    "zarr, declared 8 TB": (in_zarr(json_of("X/data/.zarray", shape=[10**12])), "it claims 4,000,0"),
+    "zarr, chunk of 4 TB": (in_zarr(json_of("X/data/.zarray", chunks=[10**12])), "it claims 4,000,0"),
+    "zarr, metadata nested deep": (in_zarr(lambda s: (s / "X/.zmetadata").write_text("[" * 100_000)), "RecursionError"),
+    "text of one long line": (written("a.csv.gz", lambda: gzip.compress(b"cell" + b",a" * 2**24)), "line of|names of"),
+    "text that unfolds": (written("a.csv.gz", lambda: gzip.compress(b"c,a,b\nx,1,2\ny,3," + b"0" * 2**28)), "line of"),
+    "10x, rows that are not there": (written("matrix.mtx", MATRIX + b"2000000000 2000000000 1\n1 1 1\n"), "mtx"),
+    # --- structure
+    "column beyond the genes": (in_hdf5(entries("indices", 0, 60)), "column"),
+    "column beyond 32 bits": (in_hdf5(entries("indices", 0, 2**32 + 3)), "column|index"),
+    "negative column": (in_hdf5(entries("indices", 5, -1)), "column|index|negative"),
+    "rows that run back": (in_hdf5(entries("indptr", 3, 10**6)), "index|row"),
+    "negative row": (in_hdf5(entries("indptr", 3, -7)), "index|row"),
+    "a row too many": (in_hdf5(lambda f: replaced("X/indptr", data=np.append(f["X/indptr"][:], 9))(f)), "index|row"),
+    # --- no files
+    "named pipe": (lambda good: (os.mkfifo("pipe.h5ad"), Path("pipe.h5ad"))[1], "pipe.h5ad is no file"),
+    "device": (lambda good: (os.symlink("/dev/zero", "zero.csv"), Path("zero.csv"))[1], "zero.csv is no file"),
+}
+WAYS = {
+    "load": lambda path, model: sk.load(path),
+    "open_backed": lambda path, model: open_backed(path).X[:],
+    "annotate": lambda path, model: sk.annotate(path, model, out="out.h5ad"),
+    "annotate on disk": lambda path, model: sk.annotate(path, model, backed=True, out="out.h5ad"),
+    "fit": lambda path, model: sk.fit(path, "cell_type", **SMALL),
+    "fit on disk": lambda path, model: sk.fit(path, "cell_type", backed=True, **SMALL),
+    "gene_coverage": lambda path, model: sk.gene_coverage(path, model),
+}
+# fmt: on
+
+
+@pytest.fixture(scope="module")
+def good(make_cells, tmp_path_factory) -> Path:
+    """A file of cells with nothing wrong."""
+    path = tmp_path_factory.mktemp("files") / "good.h5ad"
+    make_cells(60).write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(make_cells):
+    """A small model that knows the genes of the files."""
+    return sk.fit(make_cells(), "cell_type", **SMALL)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder with a file that no other one may show."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIMS_KIT_DATA", str(tmp_path / "cache"))
+    FLAG.unlink(missing_ok=True)
+    Path("secret").write_bytes(SECRET * 10)
+    with h5py.File("other.h5", "w") as file:
+        file["secret"] = np.frombuffer(SECRET * 24, np.int64)[:60]
+    return tmp_path
+
+
+@pytest.mark.parametrize(("make", "says"), CASES.values(), ids=CASES)
+def test_hostile_files(folder, good, model, make, says):
+    """Each way in gives the same named error within seconds, without code run and without a file written."""
+    path = make(good)
+    for way, call in WAYS.items():
+        if way == "open_backed" and path.suffix not in (".h5ad", ".zarr"):
+            continue
+        started = time.process_time()
+        with pytest.raises(DataError, match=f"(?s){path.name}.*({says})") as error:
+            call(path, model)
+        assert time.process_time() - started < 5 and len(str(error.value)) < 1500, way
+        assert not FLAG.exists() and not Path("out.h5ad").exists(), way
+
+
+def test_matrices_in_memory(make_cells, model):
+    """The same damage in an AnnData ends in an error, and not in the process's death."""
+    for part, index, value in (("indices", 0, 60), ("indices", 3, -1), ("indptr", 2, 10**6), ("indptr", 2, -3)):
+        cells = make_cells(60)
+        getattr(cells.X, part)[index] = value
+        with pytest.raises(DataError, match=r"index|column|row"):
+            sk.annotate(cells, model)
