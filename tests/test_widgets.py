@@ -79,7 +79,7 @@ def test_live_training(make_cells, monkeypatch, notebook):
     monkeypatch.setattr(widgets, "in_notebook", lambda: notebook)
     monkeypatch.setattr(sk.plotting, "training_curves", lambda h, **o: lengths.append(len(h)) or curves(h, **o))
     monkeypatch.setattr(widgets, "time", SimpleNamespace(monotonic=lambda: 0.0))  # however long it takes
-    live = widgets.LiveTraining(seconds=0)
+    live = widgets.LiveTraining()
     model = sk.fit(make_cells(), "cell_type", max_epochs=3, callbacks=live, logger=False, verbose=False)
     assert len(model.history) == 3
     assert lengths == ([1, 2, 3] if notebook else [])
