@@ -88,10 +88,8 @@ class TabNet(nn.Module):
             raise SettingError("A batch of no cells was passed to the network; it needs at least one.")
         if self.training:
             if n_cells < 2 or n_cells % math.ceil(n_cells / math.ceil(n_cells / size)) == 1:
-                raise SettingError(
-                    f"A training batch of {n_cells} cells leaves a ghost batch of one cell (virtual_batch_size={size})"
-                    ", which has no variance to normalise by. Choose another batch_size or virtual_batch_size."
-                )
+                found = f"{n_cells} cells leave a ghost batch of one cell (virtual_batch_size={size}), without variance"
+                raise SettingError(f"{found}. Choose another batch_size or virtual_batch_size.")
             cells = _hide(cells, self.gene_dropout)
         with torch.autocast(cells.device.type, enabled=False):  # 16 bits are too few to tell logits apart
             return self._steps(cells)

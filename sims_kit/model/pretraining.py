@@ -40,9 +40,9 @@ class MaskedPretraining(Module):
     that of predicting each gene's mean, and rare genes count less than markers.
 
     `input_dim`, `genes` and `recipe` are as in `SIMSClassifier`. A share of each cell's genes, `mask_share`, is hidden,
-    drawn anew for every batch and network. `unexpressed` genes are drawn for each hidden expressed one; more make the loss less
-    noisy. `history` has ``val_explained``, the share of the variance of hidden genes around their training means that
-    the network explains.
+    drawn anew for every batch and network. `unexpressed` genes are drawn for each hidden expressed one; more make the
+    loss less noisy. `history` has ``val_explained``, the share of the variance of hidden genes around their training
+    means that the network explains.
     """
 
     def __init__(
