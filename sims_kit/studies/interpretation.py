@@ -36,10 +36,9 @@ def rank_genes(
 ) -> dict[str, pd.DataFrame]:
     """Score each gene for each class, by several methods: for each a table, classes x genes of the model.
 
-    Higher scores speak for the class; units differ. Methods are ``"SIMS masks"`` and ``"SIMS contributions"`` (class
-    tables of `explain`), ``"logistic regression"`` and ``"linear SVM"`` (coefficients of models fitted to these cells),
-    and ``"Wilcoxon"`` (scores of `scanpy.tl.rank_genes_groups`, the class against all other cells; 0 for genes without
-    counts). `label` is the `obs` column with the class of each cell.
+    Higher scores speak for the class, whose name is in the `obs` column `label`; units differ. Methods are ``"SIMS
+    masks"`` and ``"SIMS contributions"`` (class tables of `explain`), ``"logistic regression"`` and ``"linear SVM"``
+    (coefficients, fitted to these cells), and ``"Wilcoxon"`` (scanpy's, against all other cells; 0 without counts).
 
     >>> rankings = sk.studies.rank_genes(model, cells, "cell_type", ["SIMS contributions", "Wilcoxon"])
     >>> rankings["Wilcoxon"].loc["B cell"].nlargest(10)
@@ -67,9 +66,8 @@ def rank_genes(
 def marker_recovery(rankings: Mapping[str, pd.DataFrame], markers: pd.DataFrame, *, k: int = 10) -> pd.DataFrame:
     """Compare rankings (as from `rank_genes`) with true markers: boolean, of the same classes and genes.
 
-    One row per method and class: ``method``, ``class``, ``n_markers``; ``precision_at_k``, the share of markers among
-    the first `k` genes (the mean over all orders of equal scores); ``auprc``, the average precision. NaN for a class
-    without markers.
+    For each method and class: ``n_markers``; ``precision_at_k``, the share of markers among the first `k` genes (the
+    mean over all orders of equal scores); ``auprc``, the average precision. NaN for a class without markers.
 
     >>> recovery = sk.studies.marker_recovery(rankings, factors > 1)
     >>> recovery.groupby("method")["precision_at_k"].mean()
@@ -151,10 +149,10 @@ def faithfulness(
 def stability(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Measure how well models agree on the genes of each class: a row with ``rbo`` for every pair of models and class.
 
-    `tables` are classes x genes, such as `Explanation.class_contributions` of models of other seeds; ``first`` and
-    ``second`` are positions among them. Their first hundred genes are compared by rank-biased overlap (Webber, Moffat
-    and Zobel 2010, doi:10.1145/1852102.1852106, equation 32): 1 for the same order, 0 for no gene in common, NaN where
-    one of the two has no gene above zero. Classes and genes that not all tables have are left out, with a warning.
+    `tables` are classes x genes, such as `Explanation.class_contributions` of models of other seeds. The first hundred
+    genes of the ``first`` and the ``second`` table are compared by rank-biased overlap (Webber, Moffat and Zobel 2010,
+    doi:10.1145/1852102.1852106, equation 32): 1 for the same order, 0 for no gene in common, NaN where one of the two
+    has no gene above zero. Classes and genes that not all tables have are left out, with a warning.
 
     >>> tables = [sk.explain(model, cells).class_contributions for model in models]
     >>> sk.studies.stability(tables).groupby("class")["rbo"].mean()
