@@ -36,8 +36,8 @@ def test_scores_and_losses_are_those_of_the_predictions(cells):
     runs = found.runs.set_index(["method", "proportion", "seed"])["median_f1"]
     for key, table in found.predictions.groupby(runs.index.names):
         assert runs[key] == pytest.approx(metrics.score(table["class"], table["predicted"])["median_f1"], abs=1e-6)
-    means = runs.groupby(["method", "proportion"], sort=False).mean()
-    np.testing.assert_allclose(found.scores["median_f1"], means, atol=1e-12)
+    scores = found.scores.set_index(["method", "proportion"])["median_f1"]
+    np.testing.assert_allclose(scores, runs.groupby(["method", "proportion"]).mean()[scores.index], atol=1e-12)
     assert found.scores["median_f1"].between(found.scores["median_f1_low"], found.scores["median_f1_high"]).all()
     wide = found.scores.pivot(index="method", columns="proportion", values="median_f1")
     losses = found.losses[found.losses["score"] == "median_f1"]
