@@ -18,8 +18,6 @@ def check(answer, expected, *, tolerance: float = 1e-6, hint: str = "") -> bool:
     Both are a number, a string, or an array or sequence of these; the answer is ``...`` or None before a first try.
     Numbers may differ by `tolerance`. `hint` is printed where the answer is wrong.
 
-    Examples
-    --------
     >>> check(2, 3, hint="Count again.")
     Not yet: 2 is too small. Count again.
     False
@@ -37,8 +35,6 @@ def quiz(question: str, options: Mapping[str, str], right: str) -> HTML:
 
     `options` maps each possible answer to its explanation; `right` is one of them.
 
-    Examples
-    --------
     >>> quiz("Which gene marks B cells?", {"CD79A": "Part of their receptor.", "CD3E": "T cells have it."}, "CD79A")
     <IPython.core.display.HTML object>
     """

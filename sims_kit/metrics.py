@@ -30,27 +30,27 @@ __all__ = ["per_class", "score"]
 CalibrationError = partial(MulticlassCalibrationError, n_bins=15, norm="l1", validate_args=False)
 
 
-def score(y_true: Sequence, y_pred: Sequence, probabilities: pd.DataFrame | None = None) -> pd.Series:
+def score(y_true: Sequence, y_pred: Sequence, probabilities=None, classes: Sequence | None = None) -> pd.Series:
     """Return the metrics of this module for arrays of labels, from 0 to 1 (``cohen_kappa`` and ``mcc``: from -1).
 
-    Parameters
-    ----------
-    y_true, y_pred
-        (cells,) true and predicted labels in the same order, compared as models write them: 3.0 is "3", "B cell " is
-        "B cell". Either may contain labels that the other lacks, such as ``"Unknown"``.
-    probabilities
-        (cells, classes), probabilities or logits, the classes as names of the columns; adds ``calibration_error`` (15
-        bins, mean absolute difference of confidence and accuracy) of the most probable class.
+    `y_true` and `y_pred` are (cells,) labels in the same order, compared as models write them: 3.0 is "3", "B cell " is
+    "B cell". Either may contain labels that the other lacks, such as ``"Unknown"``.
 
-    Examples
-    --------
+    `probabilities`, (cells, classes), also logits, are a DataFrame with the classes as columns, or an array with
+    `classes`. They add ``calibration_error`` (15 bins, mean absolute difference of confidence and accuracy) of the most
+    probable class.
+
     >>> score(["T", "T", "B"], ["T", "B", "B"])[["accuracy_micro", "median_f1"]].round(3).tolist()
     [0.667, 0.667]
+    >>> score(cells.obs["cell_type"], cells.obs["sims_label"], cells.obsm["sims_probabilities"], model.classes)
     """
     confusion, names, truth = _confusion(y_true, y_pred)
     values = label_scores(confusion)
     if probabilities is not None:
-        table = probabilities.set_axis(label_text(probabilities.columns), axis=1)
+        if classes is None and not isinstance(probabilities, pd.DataFrame):
+            raise SettingError("The columns of probabilities have no names: pass classes=model.classes.")
+        table = pd.DataFrame(probabilities, columns=classes)
+        table.columns = label_text(table.columns)
         if len(table) != len(truth) or not table.columns.is_unique or not np.isfinite(table).all(axis=None):
             found = f"probabilities has {len(table)} rows and columns {[*table.columns]}"
             raise DataError(f"{found}; expected finite values of {len(truth)} cells, and one column for each class.")

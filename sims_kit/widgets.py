@@ -30,8 +30,6 @@ def slider_figure(draw: Callable, **sliders) -> ipywidgets.VBox:
     or what `ipywidgets.interact` makes one from: ``(0, 10)`` and ``(0.0, 1.0, 0.1)`` a slider, a list a menu, a truth
     value a tick box. The first state is saved with the notebook as a picture.
 
-    Examples
-    --------
     >>> figure = sk.widgets.slider_figure(lambda slope: plt.plot([0, slope]), slope=(0.0, 1.0, 0.1))
     >>> figure.controls["slope"].value = 0.8
     """
@@ -49,21 +47,17 @@ def slider_figure(draw: Callable, **sliders) -> ipywidgets.VBox:
 class LiveTraining(Callback):
     """Curves of training and validation cells that grow while a model trains; outside a notebook nothing is drawn.
 
-    `seconds` pass from one drawing to the next, at least; drawing never takes more than a tenth of the time.
+    Drawing never takes more than a tenth of the time.
 
-    Examples
-    --------
     >>> model = sk.fit(cells, "cell_type", callbacks=sk.widgets.LiveTraining())
     """
 
-    def __init__(self, *, seconds: float = 2.0):
-        self.seconds, self._shown, self._due = seconds, None, 0.0
+    _shown, _due = None, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reserve a place in the output above the progress bar."""
         text = HTML("<p>Curves are drawn once there are epochs to show.</p>")
         self._shown = display(text, display_id=True) if in_notebook() and trainer.is_global_zero else None
-        self._due = time.monotonic() + self.seconds
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the epochs so far, if the time has come."""
@@ -76,7 +70,7 @@ class LiveTraining(Callback):
             return
         start = time.monotonic()
         self._shown.update(Image(_png(plotting.training_curves(pl_module.history))))
-        self._due = time.monotonic() + max(self.seconds, 10 * (time.monotonic() - start))
+        self._due = start + 11 * (time.monotonic() - start)
 
 
 class _SliderFigure(ipywidgets.VBox):

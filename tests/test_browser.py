@@ -24,7 +24,7 @@ from matplotlib import pyplot as plt
 import sims_kit as sk
 cells = sk.datasets.simulate(n_cells=200, n_genes=400, seed=0)
 with warnings.catch_warnings(action="ignore"):
-    model = sk.fit(cells, "cell_type", max_epochs=4, logger=False, callbacks=sk.widgets.LiveTraining(seconds=0))""",
+    model = sk.fit(cells, "cell_type", max_epochs=4, logger=False, callbacks=sk.widgets.LiveTraining())""",
     "sk.widgets.slider_figure(lambda slope: plt.plot([0, slope]), slope=(0.0, 1.0, 0.1))",
 )
 

@@ -121,7 +121,8 @@ def test_calibration_error_is_that_of_the_predicted_class():
     expected = binary_calibration_error(sure, right.long(), n_bins=15).item()
     tables = (pd.DataFrame(values, columns=classes) for values in (probabilities, logits))
     for table in (some[order] for some in tables for order in (classes, ["NK", "T", "DC", "B"])):
-        assert score(y_true, y_pred, table)["calibration_error"] == pytest.approx(expected, abs=1e-5)
+        for given in ([table], [table.to_numpy(), table.columns]):
+            assert score(y_true, y_pred, *given)["calibration_error"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_series_are_taken_as_labels():
@@ -146,6 +147,7 @@ def test_series_are_taken_as_labels():
         ((TWO, TWO, pd.DataFrame(np.eye(2), columns=["T", "T"])), r"columns \['T', 'T'\]; expected finite values of 2"),
         ((TWO, TWO, pd.DataFrame(np.eye(3), columns=["T", "B", "NK"])), "3 rows and columns"),
         ((TWO, TWO, pd.DataFrame([[1.0, 0.0], [np.nan, 1.0]], columns=TWO)), "expected finite values"),
+        ((TWO, TWO, np.eye(2)), "pass classes=model.classes"),
     ],
 )
 def test_unusable_input_is_named(arguments, message):

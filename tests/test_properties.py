@@ -1,21 +1,13 @@
-"""Properties of any input, against dense references: alignment, splits, batches, tables."""
-
-import csv
-import io
+"""Properties of any input, against dense references: alignment and splits."""
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
-from anndata import AnnData
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sims_kit.cells.genes import GeneAlignment
-from sims_kit.cells.loaders import CellDataset
-from sims_kit.cells.matrix import Expression, Scale, normalise
 from sims_kit.cells.splits import stratified_split
-from sims_kit.datasets import read
 
 settings.register_profile("sims_kit", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("sims_kit")
@@ -25,9 +17,9 @@ LABELS = st.sampled_from(["B", "T", "NK", "1", "1.0", "é", " T"])
 
 
 @st.composite
-def counts(draw, max_cells=8, max_genes=8):
+def counts(draw):
     """A small matrix of counts, many of them zero; CSR float32."""
-    shape = draw(st.tuples(st.integers(1, max_cells), st.integers(1, max_genes)))
+    shape = draw(st.tuples(st.integers(1, 8), st.integers(1, 8)))
     values = st.integers(0, 2**20) if draw(st.booleans()) else st.sampled_from([0, 0, 0, 1, 2, 1000])
     return sp.csr_matrix(draw(arrays(np.float32, shape, elements=values.map(np.float32))))
 
@@ -77,44 +69,3 @@ def test_splits(labels, validation, test, seed):
             assert [in_validation, in_test] == wanted
         if n_cells >= 3:
             assert (in_validation > 0) == (validation > 0) and (in_test > 0) == (test > 0)
-
-
-@given(st.lists(counts(max_cells=5), min_size=1, max_size=3), st.data())
-def test_sparse_batches(matrices, data):
-    """Any positions over any sources give the rows of the dense, normalised matrices, in the order asked for."""
-    n_genes = max(matrix.shape[1] for matrix in matrices)
-    for matrix in matrices:
-        matrix.resize(matrix.shape[0], n_genes)
-        matrix[0, 0] = 1  # a matrix of zeros is refused
-    whole = [normalise(matrix.tocsr(), Scale("linear", is_counts=True)).toarray() for matrix in matrices]
-    whole = np.concatenate(whole)
-    dataset = CellDataset([Expression(AnnData(matrix.tocsr())) for matrix in matrices], np.arange(len(whole)))
-    positions = data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=12))
-    batch = dataset.batch(dataset.rows(positions), positions)
-    np.testing.assert_array_equal(batch.cells.to_dense().numpy(), whole[positions])
-    assert batch.labels.tolist() == positions
-
-
-NAMES = st.text(
-    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters='",\t;\ufeff'), min_size=1, max_size=8
-)
-NUMBERS = st.sampled_from(["0", "0.0", "1", "12", "3.25", "1e3", "-2", ".5", "1E-2", "007"])
-
-
-@given(st.data(), st.sampled_from([",", "\t", ";"]), st.booleans(), st.sampled_from(["\n", "\r\n"]))
-def test_tables(tmp_path_factory, data, delimiter, is_r_style, end):
-    """Any table of numbers is read as float32 of what Python reads, with its names; any delimiter, R's header too."""
-    names = NAMES.map(str.strip).filter(lambda name: name.strip("#%") == name and name and not name.isnumeric())
-    columns = data.draw(st.lists(names, min_size=2, max_size=5))
-    rows = data.draw(st.lists(names, min_size=1, max_size=5))
-    values = [[data.draw(NUMBERS) for _ in columns] for _ in rows]
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter=delimiter, lineterminator=end)
-    writer.writerow(columns if is_r_style else ["cell", *columns])
-    writer.writerows([name, *row] for name, row in zip(rows, values, strict=True))
-    path = tmp_path_factory.mktemp("table") / "cells.csv"
-    path.write_bytes(text.getvalue().encode())
-    cells = read(path)
-    expected = pd.DataFrame(values).astype(float).to_numpy(np.float32)
-    np.testing.assert_array_equal(cells.X.toarray(), expected)
-    assert list(cells.var_names) == columns and list(cells.obs_names) == rows

@@ -52,18 +52,16 @@ def test_trouble_is_told_under_the_figure():
 
     with pytest.raises(ZeroDivisionError):
         widgets.slider_figure(draw, x=ipywidgets.IntSlider(0))
-    figure = widgets.slider_figure(draw, x=ipywidgets.IntSlider(1))
+    figure = widgets.slider_figure(draw, x=(control := ipywidgets.IntSlider(1, description="how steep")))
+    assert figure.controls == {"x": control} and control.description == "how steep"
     figure.controls["x"].value = 0
     assert "ZeroDivisionError: division by zero" in figure.trouble.value
     figure.controls["x"].value = 2
     assert figure.trouble.value == ""
 
 
-def test_sliders_and_controls():
-    """A control of one's own is used as it is; no slider, and what makes no control, are refused."""
-    control = ipywidgets.FloatSlider(0.3, min=0, max=1, description="how high")
-    figure = widgets.slider_figure(bar, height=control)
-    assert figure.controls == {"height": control} and control.description == "how high"
+def test_what_makes_no_control_is_refused():
+    """So is a figure without a slider."""
     refused = {"needs a slider": {}, "height=<object": {"height": object()}, "min=1": {"height": (1, 0)}}
     for words, sliders in refused.items():
         with pytest.raises(ValueError, match=words):
@@ -79,7 +77,7 @@ def test_live_training(make_cells, monkeypatch, notebook):
     monkeypatch.setattr(widgets, "in_notebook", lambda: notebook)
     monkeypatch.setattr(sk.plotting, "training_curves", lambda h, **o: lengths.append(len(h)) or curves(h, **o))
     monkeypatch.setattr(widgets, "time", SimpleNamespace(monotonic=lambda: 0.0))  # however long it takes
-    live = widgets.LiveTraining(seconds=0)
+    live = widgets.LiveTraining()
     model = sk.fit(make_cells(), "cell_type", max_epochs=3, callbacks=live, logger=False, verbose=False)
     assert len(model.history) == 3
     assert lengths == ([1, 2, 3] if notebook else [])

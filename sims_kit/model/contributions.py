@@ -41,8 +41,6 @@ def explain_batch(
     the predicted class against the mean of all. `adjustment`, (C,), is the classifier's `logit_adjustment`, added to
     the logits of each network. The network is in evaluation mode, cells are (B, G), dense or CSR.
 
-    Examples
-    --------
     >>> explain_batch(model.network, batch.cells).masks.to_dense().sum(1)
     """
     pairs = [(member, member.steps(cells)) for member in network.members]

@@ -50,15 +50,8 @@ class Step(NamedTuple):
 class TabNet(nn.Module):
     """A network that looks at a cell in a few steps, each through a sparse mask over genes.
 
-    Parameters
-    ----------
-    n_genes, n_classes
-        Width of the input and of the output.
-    settings
-        Fields of `sims_kit.model.recipe.Recipe`, from ``n_d`` to ``epsilon``.
+    `settings` are fields of `sims_kit.model.recipe.Recipe`, from ``n_d`` to ``epsilon``.
 
-    Examples
-    --------
     >>> network = TabNet(n_genes=2000, n_classes=5, mask_temperature=30.0).eval()
     >>> network(torch.rand(8, 2000)).logits.shape
     torch.Size([8, 5])
@@ -95,10 +88,8 @@ class TabNet(nn.Module):
             raise SettingError("A batch of no cells was passed to the network; it needs at least one.")
         if self.training:
             if n_cells < 2 or n_cells % math.ceil(n_cells / math.ceil(n_cells / size)) == 1:
-                raise SettingError(
-                    f"A training batch of {n_cells} cells leaves a ghost batch of one cell (virtual_batch_size={size})"
-                    ", which has no variance to normalise by. Choose another batch_size or virtual_batch_size."
-                )
+                found = f"{n_cells} cells leave a ghost batch of one cell (virtual_batch_size={size}), without variance"
+                raise SettingError(f"{found}. Choose another batch_size or virtual_batch_size.")
             cells = _hide(cells, self.gene_dropout)
         with torch.autocast(cells.device.type, enabled=False):  # 16 bits are too few to tell logits apart
             return self._steps(cells)
@@ -138,8 +129,6 @@ class Ensemble(nn.Module):
 
     Each learns from its own errors alone. The probabilities of the ensemble are the mean of its members'.
 
-    Examples
-    --------
     >>> ensemble = Ensemble(2000, 5, n_models=4, n_steps=1).eval()
     >>> mean_logits([output.logits for output in ensemble(torch.rand(8, 2000))]).softmax(1).shape
     torch.Size([8, 5])

@@ -39,15 +39,10 @@ class MaskedPretraining(Module):
     is the weighted mean squared error over these pairs of cell and gene, on the scale of `FixedScale`: a loss of 1 is
     that of predicting each gene's mean, and rare genes count less than markers.
 
-    Parameters
-    ----------
-    input_dim, genes, recipe
-        As in `SIMSClassifier`, and so are the attributes; `history` has ``val_explained``, the share of the variance of
-        hidden genes around their training means that the network explains.
-    mask_share
-        Share of each cell's genes that is hidden, drawn anew for every batch and every network.
-    unexpressed
-        Number of unexpressed genes drawn per hidden expressed one; more make the loss less noisy.
+    `input_dim`, `genes` and `recipe` are as in `SIMSClassifier`. A share of each cell's genes, `mask_share`, is hidden,
+    drawn anew for every batch and network. `unexpressed` genes are drawn for each hidden expressed one; more make the
+    loss less noisy. `history` has ``val_explained``, the share of the variance of hidden genes around their training
+    means that the network explains.
     """
 
     def __init__(

@@ -359,11 +359,8 @@ def sparsemax(logits: Tensor) -> Tensor:
     """Sparsemax over the last dimension: a softmax whose small entries are exactly zero.
 
     Each row of the result is non-negative and sums to one. NaN or infinite logits raise `FloatingPointError`.
-
     Source: Martins and Astudillo 2016, arXiv:1602.02068; thesis section 0.2.5.
 
-    Examples
-    --------
     >>> sparsemax(torch.tensor([1.0, 0.5, -2.0]))
     tensor([0.7500, 0.2500, 0.0000])
     """

@@ -44,18 +44,11 @@ def training_curves(
 ) -> np.ndarray:
     """Draw loss and metrics by epoch, training and validation, with the best epoch (thesis figures 0.5, 0.17b-d).
 
-    Parameters
-    ----------
-    history
-        Indexed by epoch, with columns such as ``train_loss``, ``val_loss``, ``val_median_f1``. Gaps (NaN) are skipped.
-    metrics
-        Names without ``train_`` and ``val_``, one panel each. Metrics that are not in `history` are left out.
-    monitor
-        The column that tells the best epoch: its highest value, or the lowest of a loss or calibration error. By
-        default ``val_accuracy_micro`` (the thesis's choice), or ``val_loss`` without it.
+    `history` is indexed by epoch, with columns such as ``train_loss``, ``val_loss``, ``val_median_f1``; gaps (NaN) are
+    skipped. `metrics` are names without ``train_`` and ``val_``, a panel for each that is in `history`. The best epoch
+    has the highest value of the column `monitor`, or the lowest of a loss or calibration error; by default that is
+    ``val_accuracy_micro`` (the thesis's choice), or ``val_loss`` without it.
 
-    Examples
-    --------
     >>> history = pd.DataFrame({"train_loss": [2.0, 1.0, 0.5], "val_loss": [2.0, 1.2, 1.3]})
     >>> (ax,) = sk.plotting.training_curves(history)
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
@@ -86,10 +79,9 @@ def training_curves(
 def confusion_matrix(y_true: Sequence, y_pred: Sequence, *, ax: Axes | None = None) -> Axes:
     """Draw which class is predicted for which: true classes in rows, predicted ones in columns.
 
-    Rows are the classes of `y_true`. Columns are the same, followed by classes that are only predicted (``"Unknown"``),
-    so that correct predictions lie on the diagonal. Colours are shares of the true class's cells: each row sums to 1.
-    With 15 columns or fewer the numbers of cells are written in. `y_true` and `y_pred` have a label for each cell, in
-    the same order.
+    `y_true` and `y_pred` have a label for each cell. Classes that are only predicted (``"Unknown"``) are the last
+    columns, so that correct predictions lie on the diagonal. Colours are shares of the true class's cells: each row
+    sums to 1. With 15 columns or fewer the numbers of cells are written in.
 
     >>> ax = sk.plotting.confusion_matrix(["B", "T", "T"], ["B", "T", "Unknown"])
     >>> [label.get_text() for label in ax.get_xticklabels()]

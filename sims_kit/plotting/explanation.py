@@ -40,20 +40,11 @@ def explain_matrix(
 ) -> Axes:
     """Draw the mask weights of cells x genes, the most used gene first (thesis figures 0.11b, 0.12b).
 
-    The image has about 600 rows: evenly spaced cells if there are more, several rows per cell if there are fewer.
+    `cells` is (cells, genes), sparse or dense; only what is drawn is made dense. Each label gets a band of the same
+    height, so that rare ones can be read, with its number of cells behind its name. The image has about 600 rows:
+    evenly spaced cells of a label that has more, several rows per cell otherwise. At most `n_genes` are drawn, by their
+    sum over all cells.
 
-    Parameters
-    ----------
-    cells, gene_names
-        (cells, genes) mask weights, sparse or dense, of which only what is drawn is made dense; (genes,)
-    labels
-        One label per cell. Each label gets a band of the same height, so that rare ones can be read; its number of
-        cells is written behind its name.
-    n_genes
-        Genes to draw at most, by their sum over all cells; genes without weight are not drawn.
-
-    Examples
-    --------
     >>> ax = sk.plotting.explain_matrix(np.eye(3), ["CD3E", "CD79A", "LYZ"], labels=["T", "B", "T"])
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['B (1)', 'T (2)']
@@ -80,9 +71,8 @@ def explain_matrix(
 def class_genes(classes: pd.DataFrame, n: int = 50, *, ax: Axes | None = None) -> Axes:
     """Draw the mask weights of classes x genes, each gene divided by its largest (thesis figures 0.13, 0.14).
 
-    `classes` has the mean mask weights, (classes, genes), such as ``explain(...).classes``. The `n` genes with the
-    largest Euclidean norm over the classes are drawn. The norm is taken before the division, so that genes of small,
-    even weights are not chosen.
+    `classes` has the mean mask weights, (classes, genes), such as ``explain(...).classes``. The `n` genes have the
+    largest Euclidean norm before the division, so that genes of small, even weights are not chosen.
 
     >>> classes = pd.DataFrame({"CD3E": [0.0, 0.4], "CD79A": [0.9, 0.1], "ACTB": 0.01}, index=["B", "T"])
     >>> ax = sk.plotting.class_genes(classes, n=2)

@@ -23,25 +23,15 @@ def method_scores(
 ) -> np.ndarray:
     """Draw a score of every method with its interval, one panel per task.
 
-    A method without a score is marked by a cross; a percentage at the right is the share of cells that a method left
-    unlabelled.
+    `scores` has a row for each method, and each ``task`` if there are several, in the order of the figure; columns are
+    ``method``, the `score` and the same with ``_low`` and ``_high``. A method without a score is marked by a cross;
+    ``unlabelled_percent``, where cells were rejected, is written at the right.
 
-    Parameters
-    ----------
-    scores, score
-        One row per method, and per ``task`` if there are several: ``method``, the column `score` and the same with
-        ``_low`` and ``_high``; ``unlabelled_percent`` where cells were rejected. Its order is that of the figure.
-    rows
-        The column of the names at the left, such as ``"target"`` or ``"class"`` instead of methods.
-    hue
-        A column that puts several scores in a row, each of its values (seven at most) in its own colour and marker.
-    highlight
-        A name at the left to draw in orange, its score as a line through the panel.
-    reference
-        A column to draw as ticks beside the scores, such as the true value. The legend has its name.
+    `rows` is the column of the names at the left, such as ``"target"`` instead of methods. `hue` is a column that puts
+    several scores in a row, each of its values (seven at most) in its own colour and marker. The name `highlight` is
+    drawn in orange, its score as a line through the panel. `reference` is a column to draw as ticks beside the scores,
+    such as the true value.
 
-    Examples
-    --------
     >>> scores = pd.DataFrame({"method": ["SIMS", "linear SVM"], "median_f1": [0.9, 0.8]})
     >>> scores = scores.assign(median_f1_low=[0.85, 0.7], median_f1_high=[0.95, 0.85])
     >>> (ax,) = sk.plotting.method_scores(scores, highlight="SIMS")

@@ -37,31 +37,18 @@ def ablation(
     to the training cells alone and can be paired by cell. Training cells are drawn class by class, at least one of
     each. For one seed, a smaller set is part of each larger one.
 
-    Parameters
-    ----------
-    cells, label
-        Cells x genes, counts or log-normalised, and the `obs` column with the labels.
-    proportions
-        Of the training cells, above 0 to 1; losses are measured from 1.
-    methods, seeds
-        Names of `METHODS`, or functions from a seed to an unfitted estimator, by name. A seed decides which cells are
-        drawn, and whatever is random in the method.
-    n_bootstrap
-        Draws of cells and seeds behind each 95 % interval, the columns ``_low`` and ``_high``.
-    folder, n_jobs
-        Where runs are kept, so that a stopped study goes on; processes at the same time.
+    `cells` are cells x genes, counts or log-normalised, `label` is the `obs` column with their labels. `proportions` of
+    the training cells are above 0 and up to 1, from which losses are measured. `methods` are names of `METHODS`, or
+    functions from a seed to an unfitted estimator, by name. A seed of `seeds` decides which cells are drawn, and
+    whatever is random in the method. Cells and seeds are drawn `n_bootstrap` times for each 95 % interval, the columns
+    ``_low`` and ``_high``. `folder` keeps runs, so that a stopped study goes on; `n_jobs` are processes.
 
-    Returns
-    -------
-    Tables
-        ``scores``, by method and proportion, means over the seeds of ``balanced_accuracy``, ``weighted_accuracy``,
-        ``aggregated_f1``, ``median_f1`` (0 to 1) and ``unknown_percent``; of ``n_classes_raised`` classes the share is
-        less than half a cell. ``runs``, the same by seed. ``losses``, all training cells minus the proportion, paired
-        by seed and test cell. ``epochs`` of SIMS: losses, scores and ``cpu_seconds`` since the start. ``predictions``,
-        the ``class`` of each test ``cell`` and the one ``predicted``.
+    Tables are ``scores``, by method and proportion, means over the seeds of ``balanced_accuracy``,
+    ``weighted_accuracy``, ``aggregated_f1``, ``median_f1`` (0 to 1) and ``unknown_percent``; of ``n_classes_raised``
+    classes the share is less than half a cell. ``runs``, the same by seed. ``losses``, all training cells minus the
+    proportion, paired by seed and test cell. ``epochs`` of SIMS: losses, scores and ``cpu_seconds`` since the start.
+    ``predictions``, the ``class`` of each test ``cell`` and the one ``predicted``.
 
-    Examples
-    --------
     >>> found = ablation(cells, "cell_type", proportions=(0.1, 0.3, 1), methods="linear SVM", seeds=0)
     >>> found.scores[["proportion", "median_f1", "median_f1_low", "median_f1_high"]]
     """

@@ -26,26 +26,16 @@ def compare(
 ) -> Tables:
     """Compare methods on the same folds, on cells that they have not seen (Abdelaal et al., Genome Biology 2019).
 
-    Parameters
-    ----------
-    methods, n_bootstrap, folder, n_jobs
-        As in `ablation`.
-    X, y, groups
-        Cells x genes, counts or log-normalised, and the label and the donor or sample of each cell; with AnnData also
-        the `obs` columns of these. No group is in training and test of one fold.
-    cv, seed
-        Number of folds, stratified by label or made of groups, or a splitter of scikit-learn; of folds and methods.
+    `X` is cells x genes, counts or log-normalised; `y` and `groups` are the label and the donor or sample of each cell,
+    with AnnData also the `obs` columns of these. No group is in training and test of one fold. `cv` is the number of
+    folds, stratified by label or made of groups, or a splitter of scikit-learn; `seed` is of folds and methods. Other
+    arguments are as in `ablation`.
 
-    Returns
-    -------
-    Tables
-        ``scores`` of the predictions of all folds together: ``accuracy``, ``macro_f1`` and ``median_f1`` (0 to 1) of
-        the cells with a label, and ``unlabelled_percent``; mean CPU seconds of a fold. ``differences``, the first
-        method minus each other one, paired by cell. ``predictions`` by ``method``, ``fold`` and ``cell`` (position in
-        `X`): ``class``, ``predicted``, and ``confidence``, the largest probability (NaN where the method has none).
+    Tables are ``scores`` of the predictions of all folds together: ``accuracy``, ``macro_f1`` and ``median_f1`` (0 to
+    1) of the cells with a label, and ``unlabelled_percent``; mean CPU seconds of a fold. ``differences``, the first
+    method minus each other one, paired by cell. ``predictions`` by ``method``, ``fold`` and ``cell`` (position in `X`):
+    ``class``, ``predicted``, and ``confidence``, the largest probability (NaN where the method has none).
 
-    Examples
-    --------
     >>> found = compare(["SIMS, one network", "linear SVM"], cells, "cell_type", groups="donor")
     >>> found.scores[["method", "accuracy", "accuracy_low", "accuracy_high"]]
     """

@@ -39,28 +39,16 @@ def generalization(
     A fifth of each class of the training group is held out. The score on it is the reference: a drop from there is due
     to the new group. Cells of a class that the training group lacks cannot be found and are counted separately.
 
-    Parameters
-    ----------
-    cells
-        AnnData, cells x genes, counts or log-normalised; or one for each group, by name, of any gene sets.
-    label, by
-        The `obs` columns with the labels and with the groups (tissue, region, donor, protocol); no `by` with a mapping.
-    which, leave_one_out
-        The groups to train on, all by default; or to leave out, one at a time, as for a new donor.
-    methods, seeds, n_bootstrap, folder, n_jobs
-        As in `ablation`.
+    `cells` are as in `ablation`, with the `obs` column `by` of the groups (tissue, region, donor, protocol), or AnnData
+    for each group, by name, of any gene sets. `which` are the groups to train on, all by default; or, with
+    `leave_one_out`, to leave out, one at a time, as for a new donor. Other arguments are as in `ablation`.
 
-    Returns
-    -------
-    Tables
-        ``scores``, by method, ``trained_on`` and ``target``: those of `ablation`, of cells whose class was in training;
-        the number and the classes of the others, and ``weighted_accuracy_of_all``, where these are wrong.
-        ``in_distribution`` marks the reference. ``drops``, the reference minus the target. ``unseen``, where cells of
-        classes unseen in training went. ``predictions``, the ``class`` of each ``cell`` of each target, whether it was
-        ``seen`` in training, and the ``predicted`` one.
+    Tables are ``scores``, by method, ``trained_on`` and ``target``: those of `ablation`, of cells whose class was in
+    training; the number and the classes of the others, and ``weighted_accuracy_of_all``, where these are wrong.
+    ``in_distribution`` marks the reference. ``drops``, the reference minus the target. ``unseen``, where cells of
+    classes unseen in training went. ``predictions``, the ``class`` of each ``cell`` of each target, whether it was
+    ``seen`` in training, and the ``predicted`` one.
 
-    Examples
-    --------
     >>> found = generalization(cells, "cell_type", by="region", which="MTG", methods="linear SVM", seeds=0)
     >>> found.drops.query("score == 'median_f1'")
     """

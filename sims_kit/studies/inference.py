@@ -32,30 +32,18 @@ def inference(
 ) -> Tables:
     """Label the cells of a culture by a model of primary tissue, and say how far to trust the labels.
 
-    Parameters
-    ----------
-    primary, culture
-        Cells x genes of any gene sets; AnnData, or a dataset name or path.
-    label, sample
-        The `obs` columns of `primary` with the labels, and of `culture` with its organoid, line or donor; None for
-        those that the registry knows.
-    model
-        A fitted classifier, or its path. By default one is trained without a fifth of the primary cells, the test set;
-        of a given one all primary cells are, so pass cells that it has not seen.
-    seed, **settings
-        Of the split and the training; as in `sims_kit.fit`: ``recipe``, ``max_epochs``, ...
+    `primary` and `culture` are cells x genes of any gene sets: AnnData, a dataset name or a path. `label` and `sample`
+    are the `obs` columns of `primary` with the labels, and of `culture` with its organoid, line or donor; None for
+    those that the registry knows. `model` is a fitted classifier, or its path, and all primary cells are its test set,
+    so pass cells that it has not seen. By default one is trained without a fifth of them; `seed` is of the split and
+    the training, and **settings are as in `sims_kit.fit`: ``recipe``, ``max_epochs``, ...
 
-    Returns
-    -------
-    Tables
-        ``cells`` of each ``tissue`` (``"primary"``, the test set, or ``"culture"``) and ``sample``: ``label``
-        (``"Unknown"`` under a confidence of 0.5), ``confidence``, ``best_label``, ``second_label``. ``composition``,
-        the ``percent`` of each sample's cells by class, with Wilson's 95 % interval. ``confidence`` by sample
-        (``"all"``: the whole culture), and its shift from the primary test set, with Welch's. Intervals cover the
-        drawing of cells, and neither wrong predictions nor other samples. And the ``model``.
+    Tables are ``cells`` of each ``tissue`` (``"primary"``, the test set, or ``"culture"``) and ``sample``: ``label``
+    (``"Unknown"`` under a confidence of 0.5), ``confidence``, ``best_label``, ``second_label``. ``composition``, the
+    ``percent`` of each sample's cells by class, with Wilson's 95 % interval. ``confidence`` by sample (``"all"``: the
+    whole culture), and its shift from the primary test set, with Welch's. Intervals cover the drawing of cells, and
+    neither wrong predictions nor other samples. And the ``model``.
 
-    Examples
-    --------
     >>> found = inference("sim-cortex", "sim-organoid", recipe={"n_models": 1})
     >>> found.confidence[["tissue", "sample", "mean_confidence", "unknown_percent"]]
     """

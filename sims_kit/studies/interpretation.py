@@ -36,10 +36,9 @@ def rank_genes(
 ) -> dict[str, pd.DataFrame]:
     """Score each gene for each class, by several methods: for each a table, classes x genes of the model.
 
-    Higher scores speak for the class; units differ. Methods are ``"SIMS masks"`` and ``"SIMS contributions"`` (class
-    tables of `explain`), ``"logistic regression"`` and ``"linear SVM"`` (coefficients of models fitted to these cells),
-    and ``"Wilcoxon"`` (scores of `scanpy.tl.rank_genes_groups`, the class against all other cells; 0 for genes without
-    counts). `label` is the `obs` column with the class of each cell.
+    Higher scores speak for the class, whose name is in the `obs` column `label`; units differ. Methods are ``"SIMS
+    masks"`` and ``"SIMS contributions"`` (class tables of `explain`), ``"logistic regression"`` and ``"linear SVM"``
+    (coefficients, fitted to these cells), and ``"Wilcoxon"`` (scanpy's, against all other cells; 0 without counts).
 
     >>> rankings = sk.studies.rank_genes(model, cells, "cell_type", ["SIMS contributions", "Wilcoxon"])
     >>> rankings["Wilcoxon"].loc["B cell"].nlargest(10)
@@ -67,9 +66,8 @@ def rank_genes(
 def marker_recovery(rankings: Mapping[str, pd.DataFrame], markers: pd.DataFrame, *, k: int = 10) -> pd.DataFrame:
     """Compare rankings (as from `rank_genes`) with true markers: boolean, of the same classes and genes.
 
-    One row per method and class: ``method``, ``class``, ``n_markers``; ``precision_at_k``, the share of markers among
-    the first `k` genes (the mean over all orders of equal scores); ``auprc``, the average precision. NaN for a class
-    without markers.
+    For each method and class: ``n_markers``; ``precision_at_k``, the share of markers among the first `k` genes (the
+    mean over all orders of equal scores); ``auprc``, the average precision. NaN for a class without markers.
 
     >>> recovery = sk.studies.marker_recovery(rankings, factors > 1)
     >>> recovery.groupby("method")["precision_at_k"].mean()
@@ -107,27 +105,15 @@ def faithfulness(
     """Measure how predictions change when each cell loses its top genes (deletion), or all others (insertion).
 
     After Petsiuk et al. (BMVC 2018, arXiv:1806.07421). Genes are ranked for each cell among those that it expresses; a
-    deleted gene is set to zero in the log-normalised values that the model reads.
+    deleted gene is set to zero in the log-normalised values that the model reads. `methods` are ``"SIMS masks"``,
+    ``"SIMS contributions"``, ``"random"`` and ``"random matched by expression"``, which shuffles contributions among
+    each twenty genes of similar value in the cell; or scores by name (CSR, cells x genes of the model, with an entry
+    for each expressed gene). `numbers` of genes are deleted, or kept, and last all. `seed` is of random orders and of
+    the order of equal scores.
 
-    Parameters
-    ----------
-    model, cells, layer
-        As in `explain`.
-    methods
-        Any of ``"SIMS masks"``, ``"SIMS contributions"``, ``"random"`` and ``"random matched by expression"``, which
-        shuffles contributions among each twenty genes of similar value in the cell; or scores by name (CSR, cells x
-        genes of the model, with an entry for each expressed gene).
-    numbers, seed
-        How many genes are deleted, or kept, to which all are added; of random orders and of the order of equal scores.
+    Rows are by ``method``, ``curve`` and ``n_genes``: ``probability``, the mean probability of the class that is
+    predicted for the whole cell, and ``unchanged``, the share of cells that keep that prediction.
 
-    Returns
-    -------
-    DataFrame
-        By ``method``, ``curve`` and ``n_genes``: ``probability``, the mean probability of the class that is predicted
-        for the whole cell, and ``unchanged``, the share of cells that keep that prediction.
-
-    Examples
-    --------
     >>> curves = sk.studies.faithfulness(model, cells, ["SIMS contributions", "random"], numbers=(0, 1, 10, 100))
     >>> sns.relplot(curves, kind="line", x="n_genes", y="probability", hue="method", col="curve")
     """
@@ -135,37 +121,38 @@ def faithfulness(
     names, model = list(given) or known(methods, CELL_RANKINGS), fitted_model(model)
     values = log_normalised(cells, model.genes, layer=layer).copy()  # may share its indices with the caller's matrix
     values.eliminate_zeros()
+    rows = values.tocoo().row
     explanation = None if given or names == ["random"] else explain(model, cells, layer=layer)
     predicted = _probabilities(model, values).argmax(axis=1)
     most = int(np.diff(values.indptr).max())
     numbers = [*sorted({number for number in numbers if number < most}), most]
-    rows = []
+    found = []
     for name in progress_bar(names, desc="deleting genes", unit="method"):
         scores = sparse.csr_matrix(given[name] if given else _scores_per_cell(name, values, explanation, seed))
         if not (np.array_equal(scores.indptr, values.indptr) and np.array_equal(scores.indices, values.indices)):
-            found, expected = (f"{some.shape[0]:,} x {some.shape[1]:,} with {some.nnz:,}" for some in (scores, values))
-            raise DataError(f"The scores of {name!r} are {found} entries; expected {expected}, of what cells express.")
-        order = np.lexsort((np.random.default_rng(seed).random(values.nnz), -scores.data, _rows(values)))
+            given, wanted = (f"{some.shape[0]:,} x {some.shape[1]:,} with {some.nnz:,}" for some in (scores, values))
+            raise DataError(f"The scores of {name!r} are {given} entries; expected {wanted}, of what cells express.")
+        order = np.lexsort((np.random.default_rng(seed).random(values.nnz), -scores.data, rows))
         ranks = np.empty(values.nnz, np.int32)  # 1 for the highest score of a cell, equal ones in random order
-        ranks[order] = np.arange(values.nnz) - values.indptr[_rows(values)] + 1
+        ranks[order] = np.arange(values.nnz) - values.indptr[rows] + 1
         for curve in ("deletion", "insertion"):
             for number in numbers:
                 left = values.copy()
                 left.data *= (ranks <= number) == (curve == "insertion")
                 left.eliminate_zeros()
-                found = _probabilities(model, left)
-                own = found[np.arange(len(found)), predicted].mean(dtype=float)
-                rows.append((name, curve, number, own, (found.argmax(axis=1) == predicted).mean()))
-    return pd.DataFrame(rows, columns=["method", "curve", "n_genes", "probability", "unchanged"])
+                answers = _probabilities(model, left)
+                own = answers[np.arange(len(answers)), predicted].mean(dtype=float)
+                found.append((name, curve, number, own, (answers.argmax(axis=1) == predicted).mean()))
+    return pd.DataFrame(found, columns=["method", "curve", "n_genes", "probability", "unchanged"])
 
 
 def stability(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Measure how well models agree on the genes of each class: a row with ``rbo`` for every pair of models and class.
 
-    `tables` are classes x genes, such as `Explanation.class_contributions` of models of other seeds; ``first`` and
-    ``second`` are positions among them. Their first hundred genes are compared by rank-biased overlap (Webber, Moffat
-    and Zobel 2010, doi:10.1145/1852102.1852106, equation 32): 1 for the same order, 0 for no gene in common, NaN where
-    one of the two has no gene above zero. Classes and genes that not all tables have are left out, with a warning.
+    `tables` are classes x genes, such as `Explanation.class_contributions` of models of other seeds. The first hundred
+    genes of the ``first`` and the ``second`` table are compared by rank-biased overlap (Webber, Moffat and Zobel 2010,
+    doi:10.1145/1852102.1852106, equation 32): 1 for the same order, 0 for no gene in common, NaN where one of the two
+    has no gene above zero. Classes and genes that not all tables have are left out, with a warning.
 
     >>> tables = [sk.explain(model, cells).class_contributions for model in models]
     >>> sk.studies.stability(tables).groupby("class")["rbo"].mean()
@@ -200,14 +187,13 @@ def check_gene_set(
     An exact test: each gene of the set is exchanged for a random one of similar mean log-normalised expression. A small
     p-value says that the model uses the genes more than chance, not that this is wrong: they may mark the class. Stress
     of cells in culture is a set that should not matter (Bhaduri et al. 2020, doi:10.1038/s41586-020-1962-0). Use is
-    the mean size of the contribution; of fewer than 1,000 genes a tenth counts as most used.
+    the mean size of the contribution in `explanation`, that of the same `cells` by `explain`; of fewer than 1,000 genes
+    a tenth counts as most used. Genes of the set that the model does not know are left out.
 
-    `explanation` is that of the same `cells` by `explain`. Of `genes`, the set, those count that the model knows.
-
-    Rows are all cells (``"overall"``) and each class: ``contribution``, the share of all contributions that the set
-    holds, by size; ``share``, the share of the set among the most used genes; ``expected``, ``low`` and ``high``, mean
-    and central 95 % of that share for all sets of equal expression; ``p``, the share of these sets with as many or
-    more, adjusted over the classes (Benjamini and Hochberg).
+    Rows are all cells (``"overall"``) and each class: ``contribution``, the set's share of all contributions, by size;
+    ``share``, of the set among the most used genes; ``expected``, ``low`` and ``high``, mean and central 95 % of that
+    for all sets of equal expression; ``p``, the share of these with as many or more, adjusted over the classes
+    (Benjamini and Hochberg).
 
     >>> check = sk.studies.check_gene_set(sk.explain(model, cells, groupby="cell_type"), cells)
     >>> check[check["p"] < 0.05]  # classes in which the model relies on stress genes
@@ -243,9 +229,7 @@ def check_gene_set(
 
 
 def rank_biased_overlap(first: Sequence, second: Sequence) -> float:
-    """The extrapolated overlap of two rankings of distinct items, from 0 to 1; NaN if one is empty.
-
-    The first ten ranks carry 86 % of the weight.
+    """The extrapolated overlap of two rankings of distinct items, 0 to 1; the first ten ranks carry 86 % of the weight.
 
     >>> rank_biased_overlap("abc", "acb")
     0.955
@@ -276,7 +260,7 @@ def _wilcoxon(values: sparse.csr_matrix, labels: np.ndarray, genes: Sequence[str
 
 def _scores_per_cell(method: str, values: sparse.csr_matrix, explanation, seed: int) -> sparse.csr_matrix:
     """A score for each entry of `values`."""
-    random, rows, scores = np.random.default_rng(seed), _rows(values), values.copy()
+    random, rows, scores = np.random.default_rng(seed), values.tocoo().row, values.copy()
     if method == "random":
         scores.data = random.random(values.nnz)
         return scores
@@ -288,11 +272,6 @@ def _scores_per_cell(method: str, values: sparse.csr_matrix, explanation, seed: 
         blocks = np.minimum(places // BLOCK, np.maximum(sizes // BLOCK - 1, 0)[rows])  # the last one takes the rest
         scores.data[order] = scores.data[order[np.lexsort((random.random(values.nnz), blocks, rows))]]
     return scores
-
-
-def _rows(matrix: sparse.csr_matrix) -> np.ndarray:
-    """The row of each entry."""
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
 def _probabilities(model: SIMSClassifier, values: sparse.csr_matrix) -> np.ndarray:

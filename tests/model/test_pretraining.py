@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import scipy.sparse as sp
 import torch
 
@@ -148,25 +147,6 @@ def test_classifier_starts_from_it_gene_by_gene(make_cells, pretrained, tmp_path
     before = theirs["members.0.encoder.att_transformers.0.fc.weight"].clone()
     sk.fit(cells, "cell_type", pretrained=pretrained, recipe=SMALL, max_epochs=1, **QUIET)
     torch.testing.assert_close(theirs["members.0.encoder.att_transformers.0.fc.weight"], before)  # a copy was trained
-
-
-def test_without_pretraining_nothing_changes(make_cells):
-    """`fit` gives the weights of a training that is put together by hand from Lightning's and the kit's parts."""
-    model = sk.fit(make_cells(), "cell_type", seed=3, max_epochs=2, pretrained=None, **QUIET)
-    module = sk.DataModule(make_cells(), class_label="cell_type", seed=3, batch_size=32, verbose=False)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        by_hand = sk.SIMSClassifier(module.input_dim, module.output_dim)
-
-        class Seeded(pl.Callback):
-            def on_train_epoch_start(self, trainer, pl_module):
-                torch.manual_seed(3 + 1_000_003 * trainer.current_epoch)
-
-        off = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-        trainer = pl.Trainer(max_epochs=2, gradient_clip_val=0.5, callbacks=[Seeded()], log_every_n_steps=1, **off)
-        trainer.fit(by_hand, datamodule=module)
-    for name, tensor in by_hand.network.state_dict().items():
-        assert torch.equal(tensor, model.network.state_dict()[name]), name
 
 
 def test_what_does_not_fit_is_refused(make_cells, pretrained):

@@ -1,4 +1,4 @@
-"""Masks against pytorch-tabnet's attention transformer on all genes; the first layer against dense products."""
+"""Masks against pytorch-tabnet's attention transformer on all genes, moments; the first layer is in `test_network`."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from pytorch_tabnet.sparsemax import Sparsemax
 from pytorch_tabnet.tab_network import AttentiveTransformer
 
-from sims_kit.model.sparse import Mask, first_layer, masked_first_layer, moments, sparsemax, step_mask
+from sims_kit.model.sparse import Mask, first_layer, moments, sparsemax, step_mask
 
 ALL = 10**6  # wider than any mask: pairs are never refused
 
@@ -43,21 +43,27 @@ LOGITS = {
     "huge": lambda rows, genes: 1e20 * torch.randn(rows, genes),
     "ascending": lambda rows, genes: torch.linspace(0, 3, genes).expand(rows, genes),
     "in-one-block": lambda rows, genes: torch.randn(rows, genes) + 2.0 * (torch.arange(genes) % 97 == 0),
+    # every gene lies above the threshold of the blocks' maxima, though many lie below that of all genes
+    "hidden by no block": lambda rows, genes: (-0.77 / genes * (torch.arange(genes) * 8 // genes)).expand(rows, -1),
     "mixed-widths": lambda rows, genes: (
         torch.logspace(-4, 1, rows)[torch.randperm(rows), None] * torch.randn(rows, genes)
     ),
 }
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 15), (5, 16), (5, 17), (9, 33), (130, 700), (20, 2001)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (3, 2), (5, 15), (5, 16), (5, 17), (9, 33), (130, 700), (20, 2001), (5, 4096)]
+)
 @pytest.mark.parametrize("kind", LOGITS)
 def test_search_is_sparsemax(kind, shape):
     """The pairs found carry the masks that a sort over all genes gives, whatever the logits; so does `sparsemax`."""
-    logits = LOGITS[kind](*shape)
-    mask = _masks_of(logits)
-    expected, before = Sparsemax(dim=-1)(logits.clone()), logits.clone()
-    torch.testing.assert_close(mask.to_dense(), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(sparsemax(logits), expected, rtol=0, atol=1e-12)
+    logits, upstream = LOGITS[kind](*shape), torch.randn(shape)
+    mask, before = _masks_of(logits), logits.clone()
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    found, expected = sparsemax(ours), Sparsemax(dim=-1)(theirs * 1.0)
+    found.backward(upstream), expected.backward(upstream)
+    for one, other in ((mask.to_dense(), expected), (found, expected), (ours.grad, theirs.grad)):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
     assert torch.equal(logits, before)
     assert (mask.cells.diff() >= 0).all() and mask.shape == shape
     assert len(torch.unique(mask.cells * shape[1] + mask.genes)) == len(mask.weights)  # no pair twice
@@ -72,16 +78,6 @@ def test_cells_wider_than_those_measured(wide):
     mask = _masks_of(logits, widest=100)
     assert (mask.cells.diff() >= 0).all()
     torch.testing.assert_close(mask.to_dense(), Sparsemax(dim=-1)(logits.clone()), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("n_genes", [512, 1024, 4096])
-def test_blocks_that_hide_nothing(n_genes):
-    """Every gene lies above the threshold of the blocks' maxima, though many lie below that of all genes."""
-    blocks = (torch.arange(n_genes) // (n_genes // 8)).expand(5, -1)  # blocks are of every n / 8-th gene
-    logits = -0.77 / n_genes * blocks
-    mask = _masks_of(logits)
-    torch.testing.assert_close(mask.to_dense(), Sparsemax(dim=-1)(logits.clone()), rtol=0, atol=1e-12)
-    assert (mask.weights > 0).all() and len(mask.weights) < logits.numel()
 
 
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e9, 1e30])
@@ -104,25 +100,35 @@ def test_on_all_genes_when_wide(widest):
 
 
 @pytest.mark.parametrize("past", [[], ["pairs"], ["all"], ["pairs", "all"], ["all", "pairs", "pairs"]], ids="-".join)
+@pytest.mark.parametrize("temperature", [None, 0.3, 30.0])
 @pytest.mark.parametrize("n_cells, training", [(21, True), (8, True), (150, False), (1, False)])
-def test_equals_attention_transformer(past, n_cells, training):
-    """Weights, gradients (through earlier masks too) and running statistics are the oracle's, with ragged ghosts."""
-    n_genes, gamma = 500, 1.4
-    earlier, attention = torch.randn(len(past), n_cells, n_genes), torch.randn(n_cells, 6)
-    upstream, found = torch.randn(n_cells, n_genes), []
-    attend = _attend(6, n_genes, training=training)
+def test_equals_attention_transformer(past, n_cells, training, temperature):
+    """Weights, gradients (through earlier masks too) and running statistics are the oracle's, with ragged ghosts.
+
+    With a temperature, masks are among the genes that a cell expresses: sparsemax of these, one cell at a time.
+    """
+    n_genes, gamma, earlier = 500, 1.4, torch.randn(len(past), n_cells, 500)
+    attention, upstream, found = torch.randn(n_cells, 6), torch.randn(n_cells, n_genes), []
+    attend, cells = _attend(6, n_genes, training=training), torch.rand(n_cells, n_genes) < torch.rand(n_cells, 1) / 4
+    cells[[0, n_cells // 2, -1]] = False  # some without a gene, the first and the last among them
+    among = () if temperature is None else (cells.nonzero(as_tuple=True), temperature)
     for ours in (True, False):
         layer, at = copy.deepcopy(attend), attention.clone().requires_grad_()
         logits = (3 * earlier).requires_grad_()
         masks = Sparsemax(dim=-1)(logits * 1.0)
         if ours:
-            before = [
-                _pairs(mask) if kind == "pairs" else Mask(mask, None, None, mask.shape)
-                for kind, mask in zip(past, masks, strict=True)
-            ]
-            mask = step_mask(at, layer, before, gamma, ALL).to_dense()
-        else:
+            whole = [Mask(mask, None, None, mask.shape) for mask in masks]
+            before = [_pairs(one.weights) if kind == "pairs" else one for kind, one in zip(past, whole, strict=True)]
+            mask = step_mask(at, layer, before, gamma, ALL, *among)
+            assert (mask.cells.diff() >= 0).all() and (temperature is None or (mask.weights > 0).all())
+            mask = mask.to_dense()
+        elif temperature is None:
             mask = layer(torch.prod(gamma - masks, dim=0), at)
+        else:
+            rows = layer.bn(layer.fc(at)) * torch.prod(gamma - masks, dim=0) / temperature
+            mask = 0 * rows
+            for cell in cells.any(1).nonzero()[:, 0]:
+                mask[cell, cells[cell]] = Sparsemax(dim=-1)(rows[cell, cells[cell]][None])[0]
         (mask * upstream).sum().backward()
         gradients = [at.grad, *(parameter.grad for parameter in layer.parameters())]
         found.append([mask, *gradients, *layer.buffers(), *([logits.grad] if past else [])])
@@ -138,54 +144,6 @@ def _pairs(dense):
     return Mask(dense[cells, genes], cells, genes, dense.shape)
 
 
-def test_mask_on_pairs_and_on_all_genes():
-    """Both forms of a mask answer alike, and store no gene of weight zero when they are sparse."""
-    pairs = _pairs(Sparsemax(dim=-1)(torch.randn(7, 30)))
-    pairs.weights[3] = 0.0
-    on_all = Mask(pairs.to_dense(), None, None, pairs.shape)
-    cells, genes = torch.randint(7, (50,)), torch.randint(30, (50,))
-    cells[:2], genes[:2] = torch.tensor([0, 6]), torch.tensor([0, 29])  # the corners
-    for mask in (pairs, on_all):
-        torch.testing.assert_close(mask.at(cells, genes), on_all.weights[cells, genes], rtol=0, atol=0)
-        torch.testing.assert_close(mask.to_dense(), on_all.weights, rtol=0, atol=0)
-        torch.testing.assert_close(mask.to_sparse().to_dense(), on_all.weights, rtol=0, atol=0)
-        assert (mask.to_sparse().values() > 0).all()  # what counts the genes that are looked at must not see others
-        torch.testing.assert_close(mask.sum_of(mask.weights.square()), on_all.weights.square().sum(1))
-
-
-@pytest.mark.parametrize("past", [0, 2])
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 30.0])
-@pytest.mark.parametrize("n_cells, training", [(21, True), (150, False)], ids=["train", "eval"])
-def test_masks_among_expressed_genes(past, temperature, n_cells, training):
-    """Masks, gradients and statistics are those of sparsemax over each cell's own genes, taken one cell at a time."""
-    n_genes, gamma, attention = 300, 1.4, torch.randn(n_cells, 6)
-    cells = torch.rand(n_cells, n_genes) < torch.rand(n_cells, 1) / 4
-    cells[[0, 7, -1]] = False  # some without a gene, the first and the last among them
-    earlier, upstream = 3 * torch.randn(past, n_cells, n_genes), torch.randn(n_cells, n_genes)
-    attend, found = _attend(6, n_genes, training=training), []
-    for ours in (True, False):
-        layer, at = copy.deepcopy(attend), attention.clone().requires_grad_()
-        masks = Sparsemax(dim=-1)(earlier.clone().requires_grad_() * 1.0)
-        if ours:
-            before = [_pairs(mask) for mask in masks]
-            mask = step_mask(at, layer, before, gamma, 0, cells.nonzero(as_tuple=True), temperature)
-            assert (mask.cells.diff() >= 0).all() and (mask.weights > 0).all()
-            mask = mask.to_dense()
-        else:
-            logits = layer.bn(layer.fc(at)) * torch.prod(gamma - masks, dim=0) / temperature
-            rows = [
-                torch.zeros(n_genes).index_put(
-                    (own.nonzero()[:, 0],), Sparsemax(dim=-1)(row[own][None])[0] if own.any() else row[:0]
-                )
-                for row, own in zip(logits, cells, strict=True)
-            ]
-            mask = torch.stack(rows)
-        (mask * upstream).sum().backward()
-        found.append([mask, at.grad, *(parameter.grad for parameter in layer.parameters()), *layer.buffers()])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
-
-
 def test_no_cell_expresses_a_gene():
     """A batch of empty cells has empty masks and no gradient, not an error."""
     none, attention = torch.empty(0, dtype=torch.int64), torch.randn(4, 3, requires_grad=True)
@@ -195,19 +153,12 @@ def test_no_cell_expresses_a_gene():
     assert not attention.grad.any()
 
 
-def _cells(n_cells=9, n_genes=40):
-    """Some cells without a count, first and last among them, and genes that no cell has."""
-    cells = torch.poisson(torch.rand(n_cells, n_genes)).log1p()
-    cells[[0, n_cells // 2, -1]] = 0
-    cells[:, [0, -1]] = 0
-    return cells
-
-
 @pytest.mark.parametrize("value_type, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("make", [torch.Tensor.to_dense, torch.Tensor.to_sparse_csr], ids=["dense", "csr"])
 def test_moments(make, value_type, tolerance):
     """Mean and variance of each gene: never seen, the same in every cell, and nearly the same at a high level."""
-    cells = _cells(61, 60)
+    cells = torch.poisson(torch.rand(61, 60)).log1p()
+    cells[:, [0, -1]] = 0
     cells[:, 1:40] = torch.linspace(1, 9, 39)  # rounding would make some of their variances negative
     cells[:, 40] = 9 + 1e-2 * torch.randn(61)
     given = make(cells.to(value_type))
@@ -218,48 +169,6 @@ def test_moments(make, value_type, tolerance):
     torch.testing.assert_close(variance.double(), exact.var(0, correction=0), rtol=10 * tolerance, atol=1e-12)
 
 
-def _normalisation(n_genes=40, width=6):
-    """What each gene is multiplied by and added, and a weight."""
-    return torch.rand(n_genes) + 0.5, torch.randn(n_genes), torch.randn(width, n_genes)
-
-
-def _gradients(layer, upstream, *given):
-    """Value and gradients of a layer."""
-    given = [part.clone().requires_grad_() for part in given]
-    out = layer(*given)
-    return out, *torch.autograd.grad(out, given, upstream, materialize_grads=True)
-
-
-@pytest.mark.parametrize("used", ["both", "table", "layer"])
-@pytest.mark.parametrize("forms", ["pairs", "all", "pairs pairs", "pairs all", "all pairs pairs"])
-def test_gradients_meet_in_the_first_layer(forms, used):
-    """Masks on pairs and on all genes, one or several, and cells without a gene: values and gradients of all inputs."""
-    csr, upstream, forms = _cells().to_sparse_csr(), torch.randn(9, 6), forms.split()
-    inputs = [*_normalisation(), *torch.rand(len(forms), 9, 40)]
-    inside = torch.rand(9, 40) < 0.1
-    inside[4] = False
-
-    def plain(scale, shift, weight, *masks):
-        normal = csr.to_dense() * scale + shift
-        masked = sum((mask * inside * normal) @ weight.T for mask in masks)
-        return {"both": masked + normal @ weight.T, "table": masked, "layer": normal @ weight.T}[used]
-
-    def ours(scale, shift, weight, *masks):
-        dense = csr.to_dense()
-        out, table = first_layer(csr, dense, scale, shift, weight)
-        masks = [
-            Mask(mask[inside], *inside.nonzero(as_tuple=True), inside.shape)
-            if form == "pairs"
-            else Mask(mask * inside, None, None, inside.shape)
-            for form, mask in zip(forms, masks, strict=True)
-        ]
-        masked = sum(masked_first_layer(mask, dense, scale, shift, table, None, sparse=True) for mask in masks)
-        return {"both": masked + out, "table": masked, "layer": out}[used]
-
-    for one, other in zip(_gradients(ours, upstream, *inputs), _gradients(plain, upstream, *inputs), strict=True):
-        torch.testing.assert_close(one, other)
-
-
 def test_second_derivatives_are_refused():
     """The backward pass for sparse cells cannot be differentiated, and says so rather than giving a wrong result."""
     cells = torch.rand(4, 6).to_sparse_csr()
@@ -268,15 +177,3 @@ def test_second_derivatives_are_refused():
     (gradient,) = torch.autograd.grad(out.square().sum(), weight, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.square().sum().backward()
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-3, 0.1, 1.0, 50.0])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (7, 63), (5, 3000)])
-def test_sparsemax(shape, scale):
-    """Values and gradients are the oracle's, from one-hot to uniform masks and for a single row."""
-    logits, upstream = scale * torch.randn(shape), torch.randn(shape)
-    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    mask, expected = sparsemax(ours), Sparsemax(dim=-1)(theirs * 1.0)
-    mask.backward(upstream), expected.backward(upstream)
-    torch.testing.assert_close(mask, expected, rtol=0, atol=1e-14)
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-12)

@@ -57,16 +57,17 @@ def test_arrays_and_missing_labels(cells, oracle):
         studies.compare(oracle, cells, "celltype")
 
 
-@pytest.mark.parametrize("damage", ["cut", "zeroed", "page", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "zeroed", "page", "empty", "bit"])
 def test_a_damaged_run_is_done_again(cells, oracle, tmp_path, caplog, damage):
-    """A file that was cut, zeroed, replaced by a web page or emptied never drops out of the means silently."""
+    """A file that was cut, zeroed, replaced by a web page, emptied or changed never drops out of the means."""
     options = dict(cv=3, n_bootstrap=20, folder=tmp_path)
     first = studies.compare(oracle, cells, "cell_type", **options)
     path = sorted(tmp_path.rglob("output.pkl"))[1]
     content = path.read_bytes()
     half = len(content) // 2
-    zeroed = content[:half] + bytes(len(content) - half)
-    path.write_bytes({"cut": content[:half], "zeroed": zeroed, "page": b"<html>" * 50, "empty": b""}[damage])
+    damaged = {"cut": content[:half], "zeroed": content[:half] + bytes(half), "page": b"<html>" * 50, "empty": b""}
+    damaged["bit"] = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+    path.write_bytes(damaged[damage])
     again = studies.compare(oracle, cells, "cell_type", **options)
     assert len(oracle["oracle"].given) == 4 and "Exception while loading" in caplog.text
     pd.testing.assert_frame_equal(again.predictions, first.predictions)

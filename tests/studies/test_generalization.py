@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 
 import sims_kit as sk
 from sims_kit import metrics, studies
@@ -86,29 +87,48 @@ def test_no_class_in_common_is_no_score(make_cells, oracle):
     assert found.unseen.groupby("class")["percent"].sum().to_list() == pytest.approx([100, 100])
 
 
+STUDIES = {
+    studies.ablation: ["cells", "label", "methods"],
+    studies.generalization: ["cells", "label", "methods", "by"],
+    studies.inference: ["primary", "culture", "label", "sample", "recipe"],
+}
+
+
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("study", "changes", "error", "message"),
     [
-        ({"by": "donro"}, UnknownNameError, "donro"),
-        ({"which": "07"}, UnknownNameError, "group '07'"),
-        ({"by": None}, SettingError, "name the obs column"),
-        ({"by": "one"}, SettingError, "1 group"),
-        ({"label": "poor"}, LabelError, "'00'.: training needs two classes"),
-        ({"label": "unknown"}, LabelError, 'labelled "Unknown"'),
-        ({"cells": "logarithms", "by": None, "leave_one_out": True}, SettingError, "different states"),
+        *((studies.ablation, {"proportions": some}, SettingError, "proportions=") for some in ((0.1, 0.5), (0, 1), ())),
+        (studies.ablation, {"seeds": (0, 0)}, SettingError, "seeds"),
+        (studies.ablation, {"label": "celltype"}, UnknownNameError, "cell_type"),
+        (studies.ablation, {"methods": "linear SWM"}, UnknownNameError, "linear SVM"),
+        (studies.generalization, {"by": "donro"}, UnknownNameError, "donor"),
+        (studies.generalization, {"which": "07"}, UnknownNameError, "group '07'"),
+        (studies.generalization, {"by": None}, SettingError, "name the obs column"),
+        (studies.generalization, {"by": "one"}, SettingError, "1 group"),
+        (studies.generalization, {"label": "poor"}, LabelError, "'00'.: training needs two classes"),
+        (studies.generalization, {"label": "unknown"}, LabelError, 'labelled "Unknown"'),
+        (
+            studies.generalization,
+            {"cells": "parts", "by": None, "leave_one_out": True},
+            SettingError,
+            "different states",
+        ),
+        (studies.inference, {"label": None}, SettingError, "Which obs column"),
+        (studies.inference, {"label": "celltype"}, UnknownNameError, "cell_type"),
+        (studies.inference, {"sample": "doner"}, UnknownNameError, "donor"),
     ],
 )
-def test_what_cannot_be_done_is_told_first(cells, oracle, changes, error, message):
+def test_what_cannot_be_done_is_told_first(cells, oracle, study, changes, error, message):
     """Columns, groups and settings that do not exist, one group, one class; nothing is trained."""
     cells.obs["one"] = "all"
     cells.obs["poor"] = cells.obs["cell_type"].where(cells.obs["donor"] != "00", "class_0")
     cells.obs["unknown"] = cells.obs["cell_type"].replace("class_0", "Unknown")
-    if "cells" in changes:  # counts and logarithms do not mean the same
-        logs = cells.copy()
-        logs.X = np.log1p(logs.X)
-        changes = changes | {"cells": {"a": cells, "b": cells, "c": logs}}
+    logs = AnnData(np.log1p(cells.X), cells.obs, cells.var)  # does not mean the same as counts
+    given = dict(cells=cells, label="cell_type", methods=oracle, by="donor", primary=cells, culture=cells)
+    given |= dict(sample="donor", recipe="none is trained", parts={"a": cells, "b": cells, "c": logs})
+    changes = {name: given["parts"] if value == "parts" else value for name, value in changes.items()}
     with pytest.raises(error, match=message):
-        studies.generalization(**{"cells": cells, "label": "cell_type", "by": "donor", "methods": oracle} | changes)
+        study(**{name: given[name] for name in STUDIES[study]} | changes)
     assert not oracle["oracle"].given
 
 

@@ -8,7 +8,6 @@ from statsmodels.stats.weightstats import CompareMeans
 
 import sims_kit as sk
 from sims_kit.cells.splits import stratified_split
-from sims_kit.errors import SettingError, UnknownNameError
 
 QUIET = dict(max_epochs=8, verbose=False)
 OPTIONS = dict(label="cell_type", sample="line", seed=3)
@@ -80,17 +79,3 @@ def test_a_given_model_is_not_trained_again(tissues, found):
     assert again.model is found.model and (again.cells["tissue"] == "primary").sum() == tissues[0].n_obs
     cells = [one.cells[one.cells["tissue"] == "culture"].reset_index(drop=True) for one in (again, found)]
     pd.testing.assert_frame_equal(*cells)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"label": None}, SettingError, "Which obs column"),
-        ({"label": "celltype"}, UnknownNameError, "cell_type"),
-        ({"sample": "lines"}, UnknownNameError, "line"),
-    ],
-)
-def test_what_cannot_be_done_is_told_first(tissues, changes, error, message):
-    """Nothing is trained."""
-    with pytest.raises(error, match=message):
-        sk.studies.inference(*tissues, **OPTIONS | changes, max_epochs=None, no_such_setting=1)
