@@ -324,10 +324,12 @@ class SIMSClassifier(Module):
         >>> Path("cortex.md").write_text(model.card())
         """
         versions, texts = self.metadata.get("versions") or present_versions(), self._summary()
-        texts["versions"] = ", ".join(f"{name} {printable(number)}" for name, number in versions.items())
-        for name, value in {} if self.test_metrics is None else self.test_metrics.items():
-            texts[f"{name} on test cells"] = f"{value:.3f}"
-        lines = [f"- **{printable(name)}**: {printable(text)}" for name, text in texts.items()]
+        facts = dict(texts) | {
+            "versions": ", ".join(f"{name} {printable(number)}" for name, number in versions.items())
+        }
+        if self.test_metrics is not None:
+            facts |= {f"{name} on test cells": f"{value:.3f}" for name, value in self.test_metrics.items()}
+        lines = [f"- **{printable(name)}**: {printable(text)}" for name, text in facts.items()]
         return "\n".join([f"# {texts.name}", "", *lines, ""])
 
 

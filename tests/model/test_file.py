@@ -223,6 +223,12 @@ def with_recipe(**settings) -> bytes:
     return rewritten(recipe=parts()[1]["recipe"] | settings)
 
 
+def many(n: int, **settings) -> bytes:
+    """The good file with other settings, and with many tensors without values."""
+    tensors = {f"x{i}": torch.empty(0) for i in range(n)}
+    return rewritten(tensors, recipe=parts()[1]["recipe"] | settings)
+
+
 def with_tensor(**changes) -> bytes:
     """The good file with another announcement of one tensor."""
     index, _, tensors = parts()
@@ -295,6 +301,10 @@ HOSTILE = {
     "absurd width": (lambda: with_recipe(n_d=10**12), "needs|RuntimeError"),
     "width beyond 64 bits": (lambda: with_recipe(n_d=10**30), "TypeError|RuntimeError|OverflowError"),
     "absurd depth": (lambda: with_recipe(n_steps=10**9), "layers or more"),
+    "layers shared a million times": (lambda: many(3000, n_steps=1000, n_shared=1000), "layers or more"),
+    "many tensors": (lambda: many(20_001), "more than the 20,000"),
+    "a table of more than a million values": (
+        lambda: rewritten(history={str(i): {str(i): 0.0} for i in range(1001)}), "more than a million values"),
     "validation cells of other lengths": (lambda: rewritten({model_file.CELLS[0]: torch.zeros(2, dtype=torch.int64)}),
                                           "calibration cells"),
     "validation cells of another type": (lambda: rewritten({model_file.CELLS[3]: torch.zeros(8)}), "out of range"),
