@@ -323,10 +323,9 @@ class SIMSClassifier(Module):
 
         >>> Path("cortex.md").write_text(model.card())
         """
-        versions, texts = self.metadata.get("versions") or present_versions(), self._summary()
-        facts = dict(texts) | {
-            "versions": ", ".join(f"{name} {printable(number)}" for name, number in versions.items())
-        }
+        texts, versions = self._summary(), self.metadata.get("versions") or present_versions()
+        versions = ", ".join(f"{name} {printable(number)}" for name, number in versions.items())
+        facts = {**texts, "versions": versions}
         if self.test_metrics is not None:
             facts |= {f"{name} on test cells": f"{value:.3f}" for name, value in self.test_metrics.items()}
         lines = [f"- **{printable(name)}**: {printable(text)}" for name, text in facts.items()]
