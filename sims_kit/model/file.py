@@ -217,8 +217,7 @@ def _read(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
         entries, tensors = _from_earlier(entries, tensors, is_encoder)
     elif texts.get("sha256") != digest(texts["header"], tensors):
         raise ModelFileError("It is damaged: its content does not have the SHA-256 that it was saved with.")
-    known = {entry.name for entry in fields(Header)}
-    return Header(**{name: value for name, value in entries.items() if name in known}), tensors
+    return Header(**{entry.name: entries[entry.name] for entry in fields(Header) if entry.name in entries}), tensors
 
 
 def _read_checkpoint(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:

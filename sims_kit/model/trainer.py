@@ -75,12 +75,11 @@ class Module(pl.LightningModule):
             )
         for logger in self.trainer.loggers if stage == "fit" else ():
             logger.log_hyperparams(dict(self.hparams))
-        if stage != "fit" or (module := getattr(self.trainer, "datamodule", None)) is None:
-            return
-        self.genes = self.genes or module.genes
-        self.provenance.update(module.provenance)
-        if getattr(module, "batch_size", 0) is None:
-            module.batch_size, _ = self.recipe.schedule(len(module.split.train), n_devices=self.trainer.world_size)
+        if stage == "fit" and (module := getattr(self.trainer, "datamodule", None)) is not None:
+            self.genes = self.genes or module.genes
+            self.provenance.update(module.provenance)
+            if getattr(module, "batch_size", 0) is None:
+                module.batch_size, _ = self.recipe.schedule(len(module.split.train), n_devices=self.trainer.world_size)
 
     def configure_optimizers(self):
         """Make the recipe's optimiser and scheduler.
@@ -181,8 +180,7 @@ class Trainer(pl.Trainer):
         Lightning would raise `SystemExit` and ignore further interrupts: a notebook could not be stopped any more.
         """
         handler = signal.getsignal(signal.SIGINT)
-        point = next((callback for callback in self.callbacks if isinstance(callback, ResumePoint)), None)
-        if point is not None and ckpt_path is None:
+        for point in (callback for callback in self.callbacks if isinstance(callback, ResumePoint) and not ckpt_path):
             ckpt_path = point.find(self, model, settings.get("datamodule"))
             settings |= {"weights_only": True} if ckpt_path else {}
         try:
@@ -277,7 +275,7 @@ CHECKS = {  # of arguments: whether a value is allowed, and what to give instead
 
 def _trainer_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Other arguments of Lightning's trainer, checked; MPS, which has no sparse tensors, becomes the CPU."""
-    hints = {name: f"Pass {name} to the function itself." for name in ("max_epochs", "devices", "callbacks", "logger")}
+    hints = dict.fromkeys(("max_epochs", "devices", "callbacks", "logger"), "Pass it to the function itself.")
     hints["enable_progress_bar"] = "Pass verbose=False to the function itself."
     known = inspect.signature(pl.Trainer).parameters.keys() - hints.keys()
     refuse_unknown("Trainer", settings.keys() - known, sorted(known), hints)
@@ -486,10 +484,8 @@ def sum_across_devices(tensor: Tensor, device: torch.device | str) -> Tensor:
 def average_statistics(network: torch.nn.Module) -> None:
     """Set the running statistics of every batch normalisation to their mean over the processes, in place."""
     for name, statistics in network.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            parts = gather_across_devices(statistics, statistics.device)
-            if len(parts) > 1:
-                statistics.copy_(torch.stack(parts).mean(0))
+        if has_others() and name.endswith(("running_mean", "running_var")):
+            statistics.copy_(torch.stack(gather_across_devices(statistics, statistics.device)).mean(0))
 
 
 def _history(rows: Mapping[int, Mapping[str, float]]) -> pd.DataFrame:

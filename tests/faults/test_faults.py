@@ -4,7 +4,9 @@ import itertools
 import os
 import random
 import resource
+import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -87,13 +89,14 @@ def test_stopped_work_goes_on(cells, forked, n_trials, monkeypatch, work, enviro
     """Stopped by a signal at a random moment and called again, it ends as work that was not stopped."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    whole = forked(work, cells)
+    started, whole = time.monotonic(), forked(work, cells)
+    length = time.monotonic() - started
     assert whole.kind == "done", whole.message
     chance = random.Random(work.__name__)
     for signal_sent in itertools.islice(
         itertools.cycle((signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)), max(4, n_trials // 4)
     ):
-        stopped = forked(work, cells, send=signal_sent, after=chance.uniform(0, 1.0))
+        stopped = forked(work, cells, send=signal_sent, after=chance.uniform(0, length))
         assert stopped.kind != "error" or stopped.found in (KeyboardInterrupt, SystemExit), stopped.message
         again = forked(work, cells)
         assert again.kind == "done", again.message
@@ -116,7 +119,9 @@ def test_full_disk(cells, forked, work):
         assert found.kind == "error" or (found.kind == "done" and limit), found
         assert {path: path.read_bytes() for path in before} == before
         assert not list(Path().rglob("*.part"))
-    assert forked(work, cells).kind == "done"
+    found = forked(work, cells)
+    shutil.rmtree("run", ignore_errors=True)
+    assert found.kind == "done" and same(found.found, forked(work, cells).found)
 
 
 def damaged(good: bytes, n: int, page: int = 4096):
