@@ -70,9 +70,7 @@ class Module(pl.LightningModule):
         WORLD_SIZE.set(self.trainer.world_size)
         left = sorted(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
         if left and isinstance(self.trainer, Trainer) and SLURMEnvironment.detect():
-            raise SettingError(
-                f"Under SLURM, Lightning would load {str(left[-1])!r} instead of this model. Move it away."
-            )
+            raise SettingError(f"Under SLURM, Lightning would load {str(left[-1])!r} instead. Move it away.")
         for logger in self.trainer.loggers if stage == "fit" else ():
             logger.log_hyperparams(dict(self.hparams))
         if stage == "fit" and (module := getattr(self.trainer, "datamodule", None)) is not None:
