@@ -13,6 +13,7 @@ import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import sims_kit as sk
+from sims_kit.cells.loaders import CellLoader
 from sims_kit.errors import SettingError
 
 TWO = dict(
@@ -64,8 +65,8 @@ def test_two_processes_train_one_model(make_cells, tmp_path, monkeypatch, backed
     monkeypatch.chdir(tmp_path)
     cells = make_cells(n_cells=301)
     cells.write_h5ad("cells.h5ad")
-    monkeypatch.setattr(sk.DataModule, "block_size", 8)
-    monkeypatch.setattr(sk.DataModule, "buffer_size", 64)
+    monkeypatch.setattr(CellLoader, "block_size", 8)
+    monkeypatch.setattr(CellLoader, "buffer_size", 64)
     options = dict(backed=backed, max_epochs=8, **QUIET)
     trainer, model, module = sk.generate_trainer(
         "cells.h5ad", None, "cell_type", callbacks=Watch(tmp_path, cells), **TWO, **options

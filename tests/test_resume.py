@@ -106,6 +106,13 @@ def test_checkpoints_that_name_files_elsewhere(make_cells, tmp_path, place):
         train(make_cells(), tmp_path / "run", **mine)
 
 
+def test_a_checkpoint_callback_of_ones_own_goes_on(make_cells, tmp_path, monkeypatch):
+    """Also where Lightning chooses its folder."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        train(make_cells(), tmp_path / "run", max_epochs=2, callbacks=ModelCheckpoint(monitor="val_loss"))
+
+
 class Focal(torch.nn.Module):
     """A loss with a setting and a part of its own."""
 
