@@ -29,7 +29,7 @@ export REFERENCE LABEL QUERY LABELFILE ORIENTATION LAYER OUT NOTEBOOK
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 OMP_WAIT_POLICY=PASSIVE "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test peers lab notebooks exercises book browser measure figure catalogue lint format constraints clean check-demo check-python
+.PHONY: help demo test attack peers lab notebooks exercises book browser measure figure catalogue lint format constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -60,6 +60,9 @@ check-demo: check-python
 test: $(STAMP)  ## unit tests, then every notebook
 	@status=0; $(RUN) -m pytest tests || status=1; \
 	SIMS_KIT_FAST=1 $(RUN) -m pytest --nbval-lax --nbval-current-env notebooks || status=1; exit $$status
+
+attack: $(STAMP)  ## the long version of the tests of hostile and damaged files and of faults, with counts
+	@SIMS_KIT_TRIALS=200 $(RUN) -m pytest tests/security tests/faults
 
 peers: $(PEERS)  ## install the benchmark's other methods too (CellTypist, scANVI, LightGBM), so that their tests run
 

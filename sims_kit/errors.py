@@ -53,12 +53,7 @@ class UnknownNameError(SimsError, KeyError):
 
 
 def refuse_unknown(
-    function: str,
-    unknown: Iterable[str],
-    known: Iterable[str],
-    hints: Mapping[str, str] | None = None,
-    *,
-    kind: str = "argument",
+    function: str, unknown: Iterable[str], known: Iterable[str], hints: Mapping | None = None, *, kind: str = "argument"
 ) -> None:
     """Raise for the first unknown name, with what to write instead if `hints` has it, else with the nearest names.
 

@@ -233,7 +233,7 @@ def test_settings_of_the_recipe(make_cells):
         (dict(normalize=True), "argument of fit 'normalize'. Choose from: 'data', "),
         (dict(logger="tensorbord"), "'tensorboard'"),
         (dict(trainer=3), "trainer=3: give names and values"),
-        (dict(trainer=dict(max_epochs=3)), "Pass max_epochs to the function itself"),
+        (dict(trainer=dict(max_epochs=3)), "Pass it to the function itself"),
         (dict(trainer=dict(presision=3)), "'precision'"),
         (dict(trainer=dict(precision="64-true")), "'32-true', 'bf16-mixed', '16-mixed'"),
     ],

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from numbers import Integral
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from sims_kit.metrics import metric_collection
 from sims_kit.model.network import Ensemble, mean_logits
 from sims_kit.model.novelty import Novelty
 from sims_kit.model.recipe import HINTS, Recipe, get_recipe
-from sims_kit.model.trainer import Module, check_arguments, gather_across_devices, has_others
+from sims_kit.model.trainer import Module, check_arguments, gather_across_devices, has_others, listed
 
 PACKAGES = ("sims_kit", "torch", "pytorch-tabnet", "pytorch-lightning")
 SHOWN = {"accuracy_micro": "accuracy", "median_f1": "median F1", "f1_macro": "macro F1"}  # of the test metrics
@@ -286,51 +287,55 @@ class SIMSClassifier(Module):
             raise SettingError(f"class_weights has {found}: {wanted}")
         self.class_weights.copy_(weights)
 
-    def _summary(self) -> dict[str, str]:
-        """What the model is, as texts by heading."""
-        files, cells = self._known("files"), self._known("cells")
-        files = files if isinstance(files, list) else []
+    def _summary(self) -> pd.Series:
+        """What the model is, as printable texts by heading; the Series has the title as its name."""
+        known, test = self.metadata | self.provenance, {} if self.test_metrics is None else self.test_metrics
+        files = listed(known.get("files"))
         files = [file.get("dataset") or file.get("file") if isinstance(file, Mapping) else file for file in files]
         network = {name: value for name, value in self.recipe.network_settings.items() if value != vars(Recipe)[name]}
-        test = {} if self.test_metrics is None else self.test_metrics
+        cells = known["cells"] if isinstance(known.get("cells"), Mapping) else {}
         texts = {
             "classes": ", ".join(self.classes or ()),
             "network": ", ".join(f"{name}={value}" for name, value in network.items()),
-            "trained on": ", ".join(map(str, files)),
-            "cells": ", ".join(f"{n:,} {part}" for part, n in cells.items()) if isinstance(cells, Mapping) else "",
+            "trained on": ", ".join(map(printable, files)),
+            "cells": ", ".join(f"{printable(n)} {part}" for part, n in cells.items()),
             "calibrated": f"temperature {self.temperature.item():.3g}" if self.is_fitted else "",
             "test cells": ", ".join(f"{SHOWN[name]} {test[name]:.3f}" for name in SHOWN if name in test),
-            **{name: self._known(name) for name in ("saved", "licence", "notes")},
+            **{name: known.get(name) for name in ("saved", "licence", "notes")},
         }
-        return {heading: text for heading, text in texts.items() if text}
-
-    def _known(self, name: str) -> Any:
-        return (self.metadata | self.provenance).get(name)
-
-    @property
-    def _title(self) -> str:
-        kind = f" ({self._known('gene_kind')})" if self._known("gene_kind") else ""
+        kind = f" ({known['gene_kind']})" if known.get("gene_kind") else ""
         state = "fitted" if self.is_fitted else "not fitted"
-        return f"SIMSClassifier, {state}: {self.input_dim:,} genes{kind} to {self.output_dim:,} classes"
+        title = f"SIMSClassifier, {state}: {self.input_dim:,} genes{kind} to {self.output_dim:,} classes"
+        texts = {name: printable(text) for name, text in texts.items() if text}
+        return pd.Series(texts, dtype=object, name=printable(title))
 
     def __repr__(self) -> str:
-        lines = [f"  {heading:10} {textwrap.shorten(text, 100)}" for heading, text in self._summary().items()]
-        return "\n".join([self._title, *lines])
+        texts = self._summary()
+        lines = [f"  {heading:10} {textwrap.shorten(text[:999], 100)}" for heading, text in texts.items()]
+        return "\n".join([texts.name, *lines])
 
     def _repr_html_(self) -> str:
         with pd.option_context("display.max_colwidth", 100):
-            return pd.Series(self._summary(), dtype=object).to_frame(self._title).to_html()
+            return self._summary().to_frame().to_html()
 
     def card(self) -> str:
         """A short Markdown page about the model, to go with its file.
 
         >>> Path("cortex.md").write_text(model.card())
         """
-        versions = self.metadata.get("versions") or present_versions()
-        facts = self._summary() | {"versions": ", ".join(f"{name} {number}" for name, number in versions.items())}
+        texts, versions = self._summary(), self.metadata.get("versions") or present_versions()
+        versions = ", ".join(f"{name} {printable(number)}" for name, number in versions.items())
+        facts = {**texts, "versions": versions}
         if self.test_metrics is not None:
             facts |= {f"{name} on test cells": f"{value:.3f}" for name, value in self.test_metrics.items()}
-        return "\n".join([f"# {self._title}", "", *(f"- **{name}**: {text}" for name, text in facts.items()), ""])
+        lines = [f"- **{printable(name)}**: {printable(text)}" for name, text in facts.items()]
+        return "\n".join([f"# {texts.name}", "", *lines, ""])
+
+
+def printable(value: Any) -> str:
+    """A text whose control characters are written out, or a short text of anything else."""
+    text = value if isinstance(value, str) else short(value)
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def present_versions() -> dict[str, str]:

@@ -8,7 +8,6 @@ are those of the model's `state_dict`, layers that steps share once, and the cal
 import hashlib
 import json
 import os
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -20,26 +19,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sims_kit.calibration import CalibrationCells
 from sims_kit.datasets.fetch import fetch_address, fetch_model
 from sims_kit.datasets.registry import read_registry
-from sims_kit.errors import ModelFileError, SettingError, nearest
+from sims_kit.errors import ModelFileError, SettingError, SimsError, nearest
 from sims_kit.files import atomic_write
 from sims_kit.model.classifier import SIMSClassifier, present_versions
 from sims_kit.model.novelty import Novelty
 from sims_kit.model.pretraining import MaskedPretraining
 from sims_kit.model.recipe import FIELDS, NETWORK_FIELDS, Recipe
-from sims_kit.model.trainer import Module, plain_torch
+from sims_kit.model.trainer import Module, plain_torch, read_checkpoint
 
 FORMAT, VERSION = "sims_kit", 5
 KINDS = {"classifier": SIMSClassifier, "pretrained encoder": MaskedPretraining}
 METADATA = ("saved", "versions", "recipe", "gene_kind", "licence", "notes")  # of the header, kept in `model.metadata`
 CELLS = tuple(f"calibration_cells.{name}" for name in CalibrationCells._fields)
-UNREADABLE = (SafetensorError, pickle.UnpicklingError, OSError, EOFError)  # what a file that is no model may raise
-UNREADABLE += (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
+MOST_TENSORS = 20_000  # a network of as many is built in seconds
 
 
 @dataclass
@@ -71,6 +69,8 @@ class Header:
         if self.kind not in KINDS:
             raise SettingError(f"The model is of kind {short(self.kind)}. {nearest('', KINDS)}")
         least_classes = 2 if self.kind == "classifier" else 0
+        if len(self.history) * len(set().union(*self.history.values())) > 10**6:
+            raise SettingError("The history has more than a million values.")
         for what, names, least in (("genes", self.genes, 1), ("classes", self.classes, least_classes)):
             if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names) or len(names) < least:
                 raise SettingError(f"The {what} are {short(names)}; expected {least} or more names, each once.")
@@ -149,9 +149,8 @@ def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> S
     is_checkpoint = path.suffix == ".ckpt"
     try:
         model = _built(*(_read_checkpoint(path) if is_checkpoint else _read(path)))
-    except UNREADABLE as error:
-        is_ours = isinstance(error, ModelFileError | SettingError)
-        reason = str(error) if is_ours else f"{type(error).__name__}: {error}."
+    except Exception as error:  # whatever a file that is no model makes of it
+        reason = str(error) if isinstance(error, SimsError) else f"{type(error).__name__}: {error}."
         raise ModelFileError(
             f"{str(path)!r} cannot be read as a model. {reason[:300]} Only what `save_model` wrote can be read, and "
             "checkpoints of a SIMSClassifier (*.ckpt). Copy or download a damaged file again."
@@ -201,6 +200,8 @@ def _read(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
     """Header and tensors of a file, whole as far as its hash says, and as the present version has them."""
     with safe_open(path, framework="pt") as file:
         texts, names = file.metadata() or {}, list(file.keys())
+        if len(names) > MOST_TENSORS:
+            raise ModelFileError(f"It holds {len(names):,} tensors, more than the {MOST_TENSORS:,} of any model.")
         if not texts.get("format", "").startswith(FORMAT):
             raise ModelFileError("It is a safetensors file, but not one that `save_model` wrote.")
         tensors = {name: file.get_tensor(name).clone() for name in names}  # else they change with the file
@@ -216,13 +217,12 @@ def _read(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
         entries, tensors = _from_earlier(entries, tensors, is_encoder)
     elif texts.get("sha256") != digest(texts["header"], tensors):
         raise ModelFileError("It is damaged: its content does not have the SHA-256 that it was saved with.")
-    known = {entry.name for entry in fields(Header)}
-    return Header(**{name: value for name, value in entries.items() if name in known}), tensors
+    return Header(**{entry.name: entries[entry.name] for entry in fields(Header) if entry.name in entries}), tensors
 
 
 def _read_checkpoint(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
     """Header and tensors of a checkpoint that Lightning wrote while a classifier was trained."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(path)
     facts, state = checkpoint["sims_kit"], checkpoint["state_dict"]
     tensors = {name: state[name] for name in state if not name.startswith("loss.")}
     tensors |= zip(CELLS, facts.pop("calibration_cells") or (), strict=False)
@@ -244,9 +244,9 @@ def _built(header: Header, tensors: dict[str, torch.Tensor]) -> SIMSClassifier |
     if unknown := header.recipe.keys() - set(FIELDS):
         raise SettingError(f"There is no setting {short(min(unknown))}.")
     recipe = Recipe(**{name: value for name, value in header.recipe.items() if name in NETWORK_FIELDS})
-    n_layers = recipe.n_models * (recipe.n_steps * (1 + recipe.n_independent) + recipe.n_shared)
-    if n_layers > len(tensors):
-        raise SettingError(f"Its network has {n_layers:,} layers or more, and it holds {len(tensors):,} tensors.")
+    n_layers = recipe.n_models * recipe.n_steps * (1 + recipe.n_independent + recipe.n_shared)
+    if 5 * n_layers > min(len(tensors), MOST_TENSORS):  # each has a batch normalisation
+        raise SettingError(f"Its network has {n_layers:,} layers or more, too many for {len(tensors):,} tensors.")
     n_genes, names = len(header.genes), dict(genes=header.genes, recipe=recipe)
     with torch.device("meta"):
         if header.kind == "classifier":

@@ -30,8 +30,7 @@ class Recipe:
 
     Examples
     --------
-    >>> from dataclasses import replace
-    >>> recipe = replace(sk.RECIPES["default"], n_steps=3, label_smoothing=0.1)
+    >>> recipe = dataclasses.replace(sk.RECIPES["default"], n_steps=3, label_smoothing=0.1)
     >>> model = sk.fit(cells, "cell_type", recipe=recipe)
     >>> model = sk.fit(cells, "cell_type", recipe=dict(n_steps=3))  # the same, from the default recipe
     """
@@ -60,9 +59,7 @@ class Recipe:
     scheduler: type | None = None  # one with `total_steps`, `T_max` or `max_lr` takes them from the training and the lr
     scheduler_params: Mapping[str, Any] = field(default_factory=dict)
     weight_classes: float = 0.0  # class weights are inverse frequencies of the training cells to this power
-    logit_adjustment: float = (
-        0.0  # over the fourth root of a class's training cells, is added to its logits after training
-    )
+    logit_adjustment: float = 0.0  # over the fourth root of a class's cells, is added to its logits after training
     label_smoothing: float = 0.0  # share of the target spread evenly over the classes
     lambda_sparse: float = 0.0  # weight of the mask entropy in the loss
     batch_size: int | None = None  # cells; None: a hundredth of the training cells, within 32 to 256

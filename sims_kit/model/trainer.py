@@ -3,12 +3,12 @@
 import inspect
 import logging
 import os
-import pickle
 import re
 import signal
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
@@ -26,6 +26,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from torch import distributed as dist
@@ -36,12 +37,13 @@ from sims_kit.files import atomic_write, make_folder
 from sims_kit.model.recipe import Recipe
 from sims_kit.progress import in_notebook, progress_bar
 
-NOTES = (  # of Lightning, on what is meant to be so; the last is about a training without validation cells
-    ".*does not have many workers|.*isinstance.treespec, LeafSpec|.*Checkpoint directory"
-    "|Total length of `list` across ranks is zero"
-)
+# Lightning's, on what is meant to be so; the last is about a training without validation cells
+NOTES = ".*does not have many workers|.*isinstance.treespec|.*Checkpoint directory|Total length of `list` across ranks"
 SHOWN = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": "median F1"}  # next to the bar
 SAMPLE = 64  # training cells whose values tell one matrix from another
+# Public attributes of a trainer that decide a training's course
+COURSE = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "max_epochs")
+COURSE += ("max_steps", "limit_train_batches", "limit_val_batches", "check_val_every_n_epoch", "world_size")
 LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
 WORLD_SIZE = ContextVar("processes of the trainer at work", default=1)  # torch's own process group outlives a training
 
@@ -66,16 +68,16 @@ class Module(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Take genes and provenance from the data module, and give it the recipe's batch size, where they are unset."""
         WORLD_SIZE.set(self.trainer.world_size)
-        if stage != "fit":
-            return
-        for logger in self.trainer.loggers:
+        left = sorted(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
+        if left and isinstance(self.trainer, Trainer) and SLURMEnvironment.detect():
+            raise SettingError(f"Under SLURM, Lightning would load {str(left[-1])!r} instead. Move it away.")
+        for logger in self.trainer.loggers if stage == "fit" else ():
             logger.log_hyperparams(dict(self.hparams))
-        if (module := getattr(self.trainer, "datamodule", None)) is None:
-            return
-        self.genes = self.genes or module.genes
-        self.provenance.update(module.provenance)
-        if getattr(module, "batch_size", 0) is None:
-            module.batch_size, _ = self.recipe.schedule(len(module.split.train), n_devices=self.trainer.world_size)
+        if stage == "fit" and (module := getattr(self.trainer, "datamodule", None)) is not None:
+            self.genes = self.genes or module.genes
+            self.provenance.update(module.provenance)
+            if getattr(module, "batch_size", 0) is None:
+                module.batch_size, _ = self.recipe.schedule(len(module.split.train), n_devices=self.trainer.world_size)
 
     def configure_optimizers(self):
         """Make the recipe's optimiser and scheduler.
@@ -176,11 +178,9 @@ class Trainer(pl.Trainer):
         Lightning would raise `SystemExit` and ignore further interrupts: a notebook could not be stopped any more.
         """
         handler = signal.getsignal(signal.SIGINT)
-        point = next((callback for callback in self.callbacks if isinstance(callback, ResumePoint)), None)
-        if point is not None and ckpt_path is None:
+        for point in (callback for callback in self.callbacks if isinstance(callback, ResumePoint) and not ckpt_path):
             ckpt_path = point.find(self, model, settings.get("datamodule"))
-            if ckpt_path and "weights_only" in inspect.signature(pl.Trainer.fit).parameters:  # Lightning 2.6
-                settings["weights_only"] = True
+            settings |= {"weights_only": True} if ckpt_path else {}
         try:
             with plain_torch(), quiet_lightning(), isolate_rng(), tempfile.TemporaryDirectory() as folder:
                 self.main_process = os.getpid(), Path(folder, "facts.pt")
@@ -203,7 +203,8 @@ def make_trainer(recipe: Recipe, arguments: Mapping[str, Any]) -> Trainer:
             f"The recipe watches validation cells ({recipe.monitor!r}), and validation=0 leaves none. Set "
             "validation=0.1, or use a recipe with patience=None and another scheduler."
         )
-    callbacks = _listed(arguments["callbacks"])
+    callbacks = listed(arguments["callbacks"])
+    is_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
     settings = {
         "gradient_clip_val": recipe.gradient_clip_val,
         "use_distributed_sampler": False,  # the data module deals the cells out, each once
@@ -212,6 +213,7 @@ def make_trainer(recipe: Recipe, arguments: Mapping[str, Any]) -> Trainer:
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "log_every_n_steps": 1,  # only epochs are logged; larger values make Lightning warn
         "max_epochs": arguments["max_epochs"] or 1,
+        "plugins": [SLURMEnvironment(auto_requeue=False)] if is_slurm else None,  # else it writes hpc_ckpt_1.ckpt
         **_trainer_settings(arguments["trainer"] or {}),
     }
     callbacks.append(LambdaCallback(on_train_epoch_start=partial(_seed_epoch, arguments["seed"])))
@@ -248,10 +250,11 @@ def _is_devices(value: Any) -> bool:
 
 
 def _are(kind: Any, value: Any) -> bool:
-    return all(isinstance(one, kind) for one in _listed(value))
+    return all(isinstance(one, kind) for one in listed(value))
 
 
-def _listed(value: Any) -> list:
+def listed(value: Any) -> list:
+    """A list of what is none, one or several."""
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
@@ -270,7 +273,7 @@ CHECKS = {  # of arguments: whether a value is allowed, and what to give instead
 
 def _trainer_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Other arguments of Lightning's trainer, checked; MPS, which has no sparse tensors, becomes the CPU."""
-    hints = {name: f"Pass {name} to the function itself." for name in ("max_epochs", "devices", "callbacks", "logger")}
+    hints = dict.fromkeys(("max_epochs", "devices", "callbacks", "logger"), "Pass it to the function itself.")
     hints["enable_progress_bar"] = "Pass verbose=False to the function itself."
     known = inspect.signature(pl.Trainer).parameters.keys() - hints.keys()
     refuse_unknown("Trainer", settings.keys() - known, sorted(known), hints)
@@ -390,9 +393,9 @@ class ResumePoint(Callback):
         if not self.path.exists():
             return None
         try:
-            states = torch.load(self.path, map_location="cpu", weights_only=True)["callbacks"]
-            found = states[self.state_key]
-        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
+            states = read_checkpoint(self.path)["callbacks"]
+            found, outside = dict(states[self.state_key]), [*_files_elsewhere(trainer, states)]
+        except Exception as error:  # whatever damage makes of it
             raise ModelFileError(
                 f"{str(self.path)!r} is damaged or no checkpoint of such a training ({type(error).__name__}). "
                 "Remove it to start from the beginning, or name another folder."
@@ -402,14 +405,27 @@ class ResumePoint(Callback):
                 f"The training in {str(folder)!r} differs from this one in: {', '.join(differing)}. Call it with the "
                 "same cells and settings to go on, or name another folder."
             )
-        for callback in trainer.callbacks:
-            state = states.get(callback.state_key) if isinstance(callback, ModelCheckpoint) else None
-            state = state or {}
-            named = [*state.get("best_k_models", ()), *(state[key] for key in state if key.endswith("_model_path"))]
-            at = Path(callback.dirpath).resolve() if named and callback.dirpath else folder
-            if any(Path(name).resolve().parent != at for name in named if name):
-                raise SettingError(f"{str(self.path)!r} names files outside {str(at)!r}, which Lightning would delete.")
+        if outside:
+            raise SettingError(f"{str(self.path)!r} names files outside its folders, which Lightning would delete.")
         return self.path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, as plain data; refused where a part has changed since it was written."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+        if size > path.stat().st_size or archive.testzip():
+            raise ModelFileError("It is damaged: a part does not have the checksum or the size that it was saved with.")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _files_elsewhere(trainer: pl.Trainer, states: Mapping[str, Any]) -> Iterator[str]:
+    """The files that a `ModelCheckpoint` would take from these states, and delete, outside its folder."""
+    for callback in trainer.callbacks:
+        state = states.get(callback.state_key, {}) if isinstance(callback, ModelCheckpoint) else {}
+        at = Path(getattr(callback, "dirpath", None) or trainer.default_root_dir).resolve()
+        named = [*state.get("best_k_models", ()), *(state[key] for key in state if key.endswith("_model_path"))]
+        yield from (name for name in named if name and (at not in Path(name).resolve().parents or ".." in name))
 
 
 def _run(trainer: pl.Trainer, model: Module, module: pl.LightningDataModule) -> dict[str, Any]:
@@ -423,27 +439,23 @@ def _run(trainer: pl.Trainer, model: Module, module: pl.LightningDataModule) -> 
         "values": joblib.hash([values.indices, values.data]),
         "class_weights": repr(getattr(model, "class_weights", torch.empty(0)).tolist()),
         "loss": loss_identity(getattr(model, "loss", None)),
-        "trainer": f"precision {trainer.precision}, gradient_clip_val {trainer.gradient_clip_val}",
+        **{name: str(getattr(trainer, name)) for name in COURSE},
         "settings": repr(sorted(model.hparams.items())),
         "seed": module.seed,
         "batch_size": module.batch_size,
-        "max_epochs": trainer.max_epochs,
         "pretrained": repr(model.provenance.get("pretrained")),
     }
 
 
-def loss_identity(function: Any) -> str:
+def loss_identity(loss: Any) -> str:
     """What tells a loss from others of its name, in every process: its code, and the values that it uses and holds."""
-    parts = [type(function), getattr(function, "__module__", ""), getattr(function, "__qualname__", "")]
-    if inspect.isfunction(function):
-        code, used = function.__code__, inspect.getclosurevars(function)
-        parts += [code.co_code, code.co_consts, code.co_names, function.__defaults__, function.__kwdefaults__]
-        parts += [used.nonlocals, used.globals]
-    elif isinstance(function, partial):
-        parts += [loss_identity(function.func), function.args, function.keywords]
-    elif isinstance(function, torch.nn.Module):
-        parts += [vars(module) for module in function.modules()]
-    return joblib.hash(re.sub(" at 0x[0-9a-f]+", "", repr(parts)))
+    parts = [loss, getattr(loss, "__module__", "")]
+    if inspect.isfunction(loss):
+        code = loss.__code__
+        parts += [code.co_code, code.co_consts, code.co_names, loss.__defaults__, inspect.getclosurevars(loss)[:2]]
+    elif isinstance(loss, torch.nn.Module):
+        parts += [vars(module) for module in loss.modules()]
+    return joblib.hash(re.sub(' at 0x[0-9a-f]+(, file ".*?", line [0-9]+)?', "", repr(parts)))
 
 
 def has_others() -> bool:
@@ -470,10 +482,8 @@ def sum_across_devices(tensor: Tensor, device: torch.device | str) -> Tensor:
 def average_statistics(network: torch.nn.Module) -> None:
     """Set the running statistics of every batch normalisation to their mean over the processes, in place."""
     for name, statistics in network.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            parts = gather_across_devices(statistics, statistics.device)
-            if len(parts) > 1:
-                statistics.copy_(torch.stack(parts).mean(0))
+        if has_others() and name.endswith(("running_mean", "running_var")):
+            statistics.copy_(torch.stack(gather_across_devices(statistics, statistics.device)).mean(0))
 
 
 def _history(rows: Mapping[int, Mapping[str, float]]) -> pd.DataFrame:

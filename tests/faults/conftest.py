@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import traceback
+from collections import Counter
 from typing import NamedTuple
 
 import pytest
@@ -15,6 +16,26 @@ class Outcome(NamedTuple):
     kind: str
     found: object = None
     message: str = ""
+
+
+COUNTS = Counter()
+
+
+def count(kind: str) -> None:
+    """Count an outcome of the test that runs."""
+    COUNTS[os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split("[")[0].split(" ")[0], kind] += 1
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Print how often what came out."""
+    for (test, kind), number in sorted(COUNTS.items()):
+        terminalreporter.write_line(f"{test}: {kind} {number:,}")
+
+
+@pytest.fixture(scope="session")
+def counts():
+    """The function that counts an outcome."""
+    return count
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +70,9 @@ def forked():
         if outcome is not None and outcome.kind == "death":
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
-        return outcome or Outcome("death", signal.Signals(os.WTERMSIG(status)))
+        outcome = outcome or Outcome("death", signal.Signals(os.WTERMSIG(status)))
+        name = getattr(outcome.found, "__name__", None) or getattr(outcome.found, "name", "")  # of an error, a signal
+        count("done" if outcome.kind == "done" else name)
+        return outcome
 
     return run

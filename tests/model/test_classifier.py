@@ -72,12 +72,19 @@ def test_values_out_of_range(settings, message):
         Recipe(**settings)
 
 
-def test_a_card_and_a_summary():
-    """A model that was not fitted has them, too."""
+DEEP = eval("[" * 90 + "]" * 90)
+
+
+@pytest.mark.parametrize("odd", [3, "\x1b[2J\u202e\n# <b>", DEEP, [DEEP, None], {"a": DEEP}, {1: "\x00"}])
+def test_a_card_and_a_summary(odd):
+    """A model that was not fitted has them, whatever its provenance; control characters are written out."""
     model = SIMSClassifier(20, 2, classes=["B", "T"])
-    assert "not fitted: 20 genes to 2 classes" in repr(model) and "B, T" in repr(model)
-    assert model.card().startswith("# SIMSClassifier, not fitted") and "torch" in model.card()
-    assert "<table" in model._repr_html_() and "B, T" in model._repr_html_()
+    names = ("files", "cells", "gene_kind", "saved", "licence", "notes")
+    for model.provenance in ({}, *({name: odd} for name in names)):
+        assert "not fitted: 20 genes" in repr(model) and "B, T" in repr(model)
+        assert model.card().startswith("# SIMSClassifier, not fitted") and "torch" in model.card()
+        assert "<table" in model._repr_html_() and "B, T" in model._repr_html_() and "<b>" not in model._repr_html_()
+        assert all(line.isprintable() for line in (repr(model) + model.card() + model._repr_html_()).split("\n"))
 
 
 @pytest.mark.parametrize(
