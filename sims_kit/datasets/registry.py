@@ -31,6 +31,8 @@ class DataFile:
     urls: tuple[str, ...]
     sha256: str | None  # None: not published
     size: int | None
+    description: str | None = None  # of a published model, and its licence
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,6 @@ class Source:
     def files(self) -> list[DataFile]:
         """The files to download: the archive, or the matrix and then the labels."""
         return [file for file in (self.archive, self.matrix, self.labels) if isinstance(file, DataFile)]
-
-
-@dataclass(frozen=True)
-class PublishedModel:
-    """A model file to download, for `sims_kit.load_model(name)`."""
-
-    urls: tuple[str, ...]
-    sha256: str
-    size: int
-    description: str
-    licence: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +103,7 @@ def read_registry(path: Path = PATH) -> SimpleNamespace:
             raise ValueError(f"key 'schema_version': value {content['schema_version']!r}. Expected 1.")
         registry = SimpleNamespace(datasets={}, tables={}, models={})
         for group, entries in vars(registry).items():
-            kind = PublishedModel if group == "models" else Dataset
+            kind = DataFile if group == "models" else Dataset
             entries |= {name: _build(kind, of, f"entry {name!r}") for name, of in content[group].items()}
         return registry
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:

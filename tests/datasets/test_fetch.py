@@ -2,8 +2,12 @@
 
 import gzip
 import hashlib
+import io
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
+import h5py
+import numpy as np
 import pytest
 
 from sims_kit.datasets.fetch import cache_folder, fetch
@@ -73,6 +77,37 @@ def test_bad_answer_is_explained_and_not_kept(server, cache, answer, sha256):
         assert part in message, part
     assert message.count(reason) >= 2 and all(message.count(url) >= 2 for url in urls)
     assert list(place.parent.iterdir()) == []
+
+
+def archive(kind):
+    """A small archive or HDF5 file without its end."""
+    content = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(content, "w") as file:
+            file.writestr("a", GOOD)
+    else:
+        with h5py.File(content, "w") as file:
+            file["a"] = np.arange(99)
+    return content.getvalue()[:-50]
+
+
+@pytest.mark.parametrize(
+    ("body", "size", "reason"),
+    [
+        (gzip.compress(GOOD)[:-9], None, "ended before"),
+        (archive("zip"), None, "not a zip file"),
+        (archive("hdf5"), None, "truncated file"),
+        (bytes(5000), None, "more than 4,000 bytes"),
+        (GOOD, len(GOOD) - 1, "more than 1,899 bytes"),
+        (GOOD[:-1], len(GOOD), "has 1,899 bytes, expected 1,900"),
+    ],
+)
+def test_answers_of_unknown_length(server, cache, monkeypatch, body, size, reason):
+    """Without length and hash, an answer is read to its end, and one without an end ends at a bound."""
+    monkeypatch.setattr("sims_kit.datasets.fetch.LARGEST", 4000)
+    with pytest.raises(FetchError, match=reason):
+        fetch("toy", "folder", entry(server.page("/x", body, promised=0), sha256=None, size=size))
+    assert list((cache / "folder").iterdir()) == []
 
 
 def test_offline(cache):

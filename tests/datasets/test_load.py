@@ -81,7 +81,7 @@ def test_archive_is_converted_once(toy, monkeypatch):
         assert cells.to_df().to_dict("list") == {"ACTB": [1, 1, 2], "VIM": [0, 4, 0]}
         assert cells.obs["type"].tolist() == ["B", "T", "T"] and cells.obs["donor"].tolist() == ["2", "1", "1"]
         assert cells.var["gene_ids"].tolist() == ["11", "12"] and list(cells.uns) == ["sims_kit"]
-    assert len(list((toy.parents[1] / "converted").iterdir())) == 1
+    assert len(list((toy.parents[2] / "own/sims_kit/converted").iterdir())) == 1 == len(list(toy.parents[1].iterdir()))
     source = DATASETS["toy"].source
     source = replace(source, archive=replace(source.archive, sha256="0" * 64))
     monkeypatch.setitem(DATASETS, "toy", replace(DATASETS["toy"], source=source))

@@ -279,14 +279,13 @@ def test_convert(cells, name, orientation):
     assert [path.name for path in Path("new").iterdir()] == ["a.h5ad"]
 
 
-def test_convert_into_the_cache(tmp_path, monkeypatch):
+def test_convert_into_the_cache(tmp_path, cache):
     """One file per content and orientation of the source; an explicit target is always written anew."""
-    monkeypatch.setenv("SIMS_KIT_DATA", str(tmp_path / "cache"))
     source, other = tmp_path / "a.csv", tmp_path / "b.csv"
     source.write_text("n,A,B\nx,1,2\n")
     other.write_text("n,A,B\nz,7,8\n")
     first, stamp = (target := convert(source)), target.stat().st_mtime_ns
-    assert convert(str(source)) == first and first.stat().st_mtime_ns == stamp and (tmp_path / "cache") in first.parents
+    assert convert(str(source)) == first and first.stat().st_mtime_ns == stamp and (tmp_path / "own") in first.parents
     assert convert(source, orientation="genes_by_cells") != first
     source.write_text("n,A,C\nx,1,3\n")
     os.utime(source, ns=(stamp, stamp + 10**9))
