@@ -46,7 +46,7 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str,
     except ValueError as error:
         place, *urls = map(shlex.quote, (str(path.with_name(file.name)), *file.urls))
         raise FetchError(
-            f"{dataset}: {path}: {error}.\n"
+            f"{dataset}: {error}.\n"
             "A file in the cache is never replaced: move a wrong one away. By hand, on any machine with a network:\n"
             f"  curl -L --fail -C - --create-dirs -o {place} {urls[0]}\n"
             + "".join(f"    # or from {url}\n" for url in urls[1:])
@@ -72,17 +72,17 @@ def checked_hash(file: DataFile, path: Path) -> str:
         with gzip.open(path) if path.name == f"{file.name}.gz" else path.open("rb") as opened:
             digest, size = hashlib.file_digest(opened, "sha256").hexdigest(), opened.tell()
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"it cannot be read ({error})") from error
+        raise ValueError(f"{path} cannot be read ({error})") from error
     for kind, value, expected in (("SHA-256", digest, file.sha256), ("size", size, file.size)):
         if expected not in (None, value):
-            raise ValueError(f"it has {kind} {value}, expected {expected}: it is damaged or of another version")
+            raise ValueError(f"{path} has {kind} {value}, expected {expected}: it is damaged or of another version")
     return digest
 
 
 def _download(file: DataFile, path: Path) -> None:
     """Download from the first address that delivers; the file appears complete and checked, or not at all."""
     if is_switched_on("SIMS_KIT_OFFLINE"):
-        raise ValueError("it is not in the cache, and SIMS_KIT_OFFLINE forbids the network")
+        raise ValueError(f"{path} is not in the cache, and SIMS_KIT_OFFLINE forbids the network")
     reasons = []
     for url in file.urls:
         store = pooch.Pooch(path.parent, "", {file.name: file.sha256}, {file.name: url}, RETRIES)
@@ -91,7 +91,7 @@ def _download(file: DataFile, path: Path) -> None:
             return
         except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:  # of answers and of the disk
             reasons.append(f"\n  {url}\n    {type(error).__name__}: {error}")
-    raise ValueError(f"it could not be downloaded{''.join(reasons)}\nSIMS_KIT_DATA can name another folder")
+    raise ValueError(f"{path} could not be downloaded{''.join(reasons)}\nSIMS_KIT_DATA can name another folder")
 
 
 def _receive(url: str, output: Path, file: DataFile) -> None:

@@ -8,19 +8,17 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import zarr
+from h5py import h5z
 
 FREE = 2**26  # bytes that any file may claim: 64 MB
 UNFOLDED = 2000  # times its size that a larger one may claim; gzip packs zeros 1,032 to 1
 MOST_OBJECTS, DEEPEST = 100_000, 20  # groups and arrays, and groups within groups
-KINDS = ("compressor", "filters", "codecs", "index_codecs")  # where zarr names codecs; "pickle" is one that runs code
-PACKERS = {"blosc", "gzip", "lz4", "zlib", "zstd"}
+PACKERS = {"blosc", "gzip", "lz4", "zlib", "zstd"}  # codecs of zarr; among those left out is "pickle", which runs code
 OTHERS = {
     *("bytes", "endian", "transpose", "sharding_indexed", "vlen-utf8", "vlen-bytes", "crc32", "crc32c", "adler32"),
     *("fletcher32", "shuffle", "delta", "quantize", "packbits", "astype", "fixedscaleoffset"),
@@ -36,11 +34,7 @@ def open_store(path: Path) -> h5py.File | zarr.Group:
         _check_zarr(path)
         return zarr.open_group(str(path), mode="r")
     file = h5py.File(path, "r")
-    try:
-        _check_hdf5(file, path.stat().st_size)
-    except BaseException:
-        file.close()
-        raise
+    _check_hdf5(file, path.stat().st_size)
     return file
 
 
@@ -62,10 +56,8 @@ def _check_hdf5(file: h5py.File, size: int) -> None:
             elif isinstance(item, h5py.Dataset):
                 _refuse(bool(item.is_virtual or item.external), f"{item.name} has its values in another file")
                 made = item.id.get_create_plist()
-                packers = [made.get_filter(i)[0] for i in range(made.get_nfilters())]
-                packers = [
-                    packer for packer in packers if packer not in (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
-                ]
+                filters = [made.get_filter(i)[0] for i in range(made.get_nfilters())]
+                packers = [code for code in filters if code not in (h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)]
                 _refuse(len(packers) > 1, f"{item.name} is packed {len(packers)} times")
                 claimed += item.dtype.itemsize * max(math.prod(item.shape or ()), math.prod(item.chunks or ()))
     _check_counts(claimed, size, n_objects, 0)
@@ -81,13 +73,12 @@ def _check_zarr(store: Path) -> None:
     tables = [file for file in files if file.name in (".zarray", ".zmetadata", "zarr.json")]
     for table in tables:
         for node in _nodes(json.loads(table.read_text(encoding="utf-8"))):
-            steps = [step for kind in KINDS for step in _listed(node.get(kind))]
+            given = [node.get(kind) or [] for kind in ("compressor", "filters", "codecs", "index_codecs")]
+            steps = [step for some in given for step in (some if isinstance(some, list) else [some])]
             names = [str(step.get("id", step.get("name"))).removeprefix("numcodecs.") for step in steps]
-            unknown = min({*names} - PACKERS - OTHERS, default=None)
-            _refuse(unknown is not None, f"{table} names the codec {unknown!r}")
-            _refuse(
-                sum(name in PACKERS for name in names) > 1 + ("index_codecs" in node), f"{table} packs values twice"
-            )
+            for name in set(names) - PACKERS - OTHERS:
+                _refuse(True, f"{table} names the codec {name!r}")
+            _refuse(sum(name in PACKERS for name in names) > 1, f"{table} packs values twice")
             chunks = node.get("chunks") or node.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape", ())
             claimed += _width(node) * max(math.prod(node.get("shape", (0,))), math.prod(chunks or (0,)))
     deepest = max((len(file.relative_to(store).parts) for file in files), default=0)
@@ -106,17 +97,11 @@ def _refuse(is_wrong: bool, found: str) -> None:
 
 
 def _width(node: dict) -> int:
-    """Bytes of a value of a zarr array."""
-    if "dtype" not in node:  # zarr 3: "float32", or a dictionary with a length
-        sizes = sum(map(int, re.findall(r"\d+", json.dumps(node.get("data_type")))))
-        return (sizes if isinstance(node.get("data_type"), dict) else sizes // 8) or 8
-    if isinstance(node["dtype"], str):
-        return np.dtype(node["dtype"]).itemsize
-    return sum(_width({"dtype": dtype}) * math.prod(chain(*shape)) for _, dtype, *shape in node["dtype"])
-
-
-def _listed(value: Any) -> list:
-    return value if isinstance(value, list) else [value] if value else []
+    """Bytes of a value of a zarr array, or more: the product of the numbers in its type, summed over fields."""
+    kind = node.get("dtype", node.get("data_type"))
+    fields = [field[1:] for field in kind] if isinstance(kind, list) else [kind]
+    width = sum(math.prod(map(int, re.findall(r"\d+", json.dumps(field)))) for field in fields)
+    return width // 8 or 8 if isinstance(node.get("data_type"), str) else width  # zarr 3 says "float32", zarr 2 "<f4"
 
 
 def _nodes(value: Any) -> Iterator[dict]:

@@ -320,14 +320,14 @@ def _read_10x(folder: Path, prefix: str = "") -> AnnData:
             raise DataError(f"{folder} holds {(found or names)[:8]}. Expected {needed}. Other formats: {FORMATS}.")
         files.append(folder / found[0])
     n_genes, n_cells, n_values, layout, *_ = scipy.io.mminfo(_checked(files[0]))
-    size = files[0].stat().st_size * (1032 if files[0].suffix == ".gz" else 1)  # unpacked, at most
-    if n_values * (4 if layout == "coordinate" else 2) > size:
-        raise DataError(f"{files[0]} claims {n_values:,} values, more than fit into it.")
     options = {"sep": "\t", "header": None, "dtype": str, "na_filter": False, "quoting": csv.QUOTE_NONE}
     var, barcodes = (pd.read_csv(_checked(file), **options) for file in files[1:])
-    if (n_genes, n_cells) != (len(var), len(barcodes)):
-        found = f"{n_genes:,} genes and {n_cells:,} cells, the files beside it {len(var):,} and {len(barcodes):,}"
-        raise DataError(f"{files[0]} has {found}.")
+    size = files[0].stat().st_size * (1032 if files[0].suffix == ".gz" else 1)  # unpacked, at most
+    if (n_genes, n_cells) != (len(var), len(barcodes)) or n_values * (4 if layout == "coordinate" else 2) > size:
+        held = f"{len(var):,} genes, {len(barcodes):,} barcodes and {size:,} bytes"
+        raise DataError(
+            f"{files[0]} claims {n_genes:,} genes, {n_cells:,} cells, {n_values:,} values. There are {held}."
+        )
     var = var.set_index(var.columns[:2][-1], drop=False).rename_axis(None)
     var = var.rename(columns={0: "gene_ids", 2: "feature_types"}).filter(["gene_ids", "feature_types"])
     X = sp.csr_matrix(scipy.io.mmread(files[0]).T, dtype=np.float32)

@@ -209,7 +209,7 @@ CASES = {
     "zarr 3, values of 1 TB": (in_zarr(json_of("X/data/zarr.json", data_type={
         "name": "fixed_length_utf32", "configuration": {"length_bytes": 10**12}}), 3), "it claims"),
     "10x, rows that are not there": (folder_of_10x(b"2000000000 2000000000 1\n1 1 1\n"), "2,000,000,000 genes"),
-    "10x, values that are not there": (folder_of_10x(b"1 1 2000000000\n1 1 1\n"), "claims 2,000,000,000 values"),
+    "10x, values that are not there": (folder_of_10x(b"1 1 2000000000\n1 1 1\n"), "2,000,000,000 values"),
     # --- structure
     "column beyond the genes": (in_hdf5(entries("indices", 0, 60)), WRONG),
     "column beyond 32 bits": (in_hdf5(entries("indices", 0, 2**32 + 3)), WRONG),
