@@ -23,12 +23,6 @@ TIMEOUT = (10, 30)  # seconds to connect, and without a byte
 LARGEST = 2**36  # bytes of a file whose size is not published: an answer may have no end
 
 
-def cache_folder() -> Path:
-    """The download cache: `SIMS_KIT_DATA`, or the operating system's cache folder for sims_kit."""
-    named = os.environ.get("SIMS_KIT_DATA")
-    return Path(named).expanduser().resolve() if named else Path(pooch.os_cache("sims_kit"))
-
-
 def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str, ...] = ()) -> Path:
     """Path of a dataset's file in the cache, downloaded first when it is not there.
 
@@ -60,8 +54,9 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str,
 
 
 def cached_path(folder: str, file: DataFile) -> Path:
-    """Where a file lies in the cache, perhaps packed as ``<file>.gz``, or would be downloaded to."""
-    path = cache_folder() / folder / file.name
+    """Where a file lies in the cache (`SIMS_KIT_DATA` or else the user's), perhaps as ``<file>.gz``, or would lie."""
+    cache = Path(os.environ.get("SIMS_KIT_DATA") or pooch.os_cache("sims_kit"))
+    path = cache.expanduser().resolve() / folder / file.name
     packed = path.with_name(f"{file.name}.gz")
     return packed if packed.exists() and not path.exists() else path
 
@@ -130,6 +125,6 @@ class _Bounded(io.BufferedWriter):
 
 def _as_sent(response, **_):
     """Refuse an answer that is not the file, such as 202, and keep a packed file packed."""
-    if response.ok and not response.is_redirect and response.status_code != 200:
+    if not response.is_redirect and response.status_code != 200:
         raise ValueError(f"the answer has status {response.status_code} {response.reason}, not 200")
     response.raw.headers.pop("Content-Encoding", None)

@@ -31,8 +31,6 @@ class DataFile:
     urls: tuple[str, ...]
     sha256: str | None  # None: not published
     size: int | None
-    description: str | None = None  # of a published model, and its licence
-    licence: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from sims_kit.datasets.fetch import cache_folder, fetch
+from sims_kit.datasets.fetch import cached_path, fetch
 from sims_kit.datasets.registry import DataFile
 from sims_kit.errors import FetchError
 
@@ -45,9 +45,9 @@ def test_cache_folder_follows_the_environment(cache, monkeypatch):
     """SIMS_KIT_DATA names the cache, also with a tilde; without it the operating system's folder serves."""
     monkeypatch.setenv("HOME", str(cache))
     monkeypatch.setenv("SIMS_KIT_DATA", "~/data")
-    assert cache_folder() == cache / "data"
+    assert cached_path("x", entry()) == cache / "data/x/toy.csv"
     monkeypatch.delenv("SIMS_KIT_DATA")
-    assert cache_folder().name == "sims_kit"
+    assert cached_path("x", entry()).parts[-3:] == ("sims_kit", "x", "toy.csv")
 
 
 def test_first_address_that_delivers(server, cache):
