@@ -26,10 +26,7 @@ OTHERS = {
 
 
 def open_store(path: Path) -> h5py.File | zarr.Group:
-    """An HDF5 file, or the zarr store in a folder, open for reading; a `ValueError` says why one is refused.
-
-    >>> open_store(Path("cells.h5ad"))["X"]
-    """
+    """An HDF5 file, or the zarr store in a folder, open for reading; a `ValueError` says why one is refused."""
     if path.is_dir():
         _check_zarr(path)
         return zarr.open_group(str(path), mode="r")

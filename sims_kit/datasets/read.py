@@ -38,6 +38,7 @@ NAMED = 100_000  # cells; of more, `open_backed` reads no names, and only the co
 BLOCK_VALUES = 2**23  # of text or of a dense matrix, made sparse at once: 32 MB
 LONGEST_LINE, MOST_FIELDS = 2**27, 2**23  # of a line of text: a small packed file could fill the memory
 STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+LAYOUT = "names in the first line and column, numbers with a point, and tab, comma, semicolon or blank between"
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 NAMES = re.compile(  # headers of a first column whose numbers are names of cells, not values of a gene
     r"[\W_]*|x|v1|unnamed.*|(.*[\W_])?(id|no|nr|number)s?|.*(cell|barcode|index|name|sample|spot|row)s?", re.IGNORECASE
@@ -343,10 +344,7 @@ def _text(path: Source, orientation: str) -> tuple[list[str], Iterator[tuple[lis
     delimiter = max(counts, key=lambda d: (0 <= counts[d][1] - counts[d][0] <= 1 < counts[d][1], *counts[d][::-1]))
     n_header, n = counts[delimiter]
     if not 0 <= n - n_header <= 1 < n < MOST_FIELDS:
-        expected = (
-            "names in the first line and column, numbers with a point, and tab, comma, semicolon or blank between"
-        )
-        raise DataError(f"{path} is no matrix: {n_header:,} and {n:,} fields in its first lines. Expected {expected}.")
+        raise DataError(f"{path} is no matrix: {n_header:,} and {n:,} fields in its first lines. Expected {LAYOUT}.")
     header, first = csv.reader(top, delimiter=delimiter, skipinitialspace=True)
     header = [name.strip() for name in header]
     columns = header[1:] if n == n_header else header
