@@ -101,12 +101,10 @@ def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[st
             way_out = "Read it into memory (backed=False); to write it by cells: adata.X = adata.X.tocsr()"
             raise DataError(f"{path} stores {key} by genes (CSC), so no cells can be read alone. {way_out}")
         if hasattr(matrix, "format"):
-            starts, n_values = (
-                root[key]["indptr"][:].astype(np.int64),
-                {root[key][of].shape for of in ("indices", "data")},
-            )
-            is_rising = starts[0] == 0 and (np.diff(starts) >= 0).all()
-            if not is_rising or starts.shape != (matrix.shape[0] + 1,) or n_values != {(starts[-1],)}:
+            indptr = root[key]["indptr"][:].astype(np.int64)
+            n_values = {root[key][name].shape for name in ("indices", "data")}
+            is_rising = len(indptr) == matrix.shape[0] + 1 and indptr[0] == 0 and (np.diff(indptr) >= 0).all()
+            if not is_rising or n_values != {(indptr[-1],)}:
                 raise ValueError(f"indptr of {key} does not rise from 0 to the number of values, row by row")
         if hasattr(root["obs"], "dtype"):  # before anndata 0.7
             whole = anndata.io.read_h5ad(path, backed="r")
