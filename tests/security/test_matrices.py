@@ -217,6 +217,7 @@ CASES = {
     "rows that run back": (in_hdf5(entries("indptr", 3, 10**6)), WRONG),
     "negative row": (in_hdf5(entries("indptr", 3, -7)), WRONG),
     "a row too many": (in_hdf5(lambda f: replaced("X/indptr", data=np.append(f["X/indptr"][:], 9))(f)), WRONG),
+    "rows by the billion": (in_hdf5(lambda f: f["X"].attrs.__setitem__("shape", [10**13, 60])), WRONG),
     "first row elsewhere": (in_hdf5(entries("indptr", 0, 3)), WRONG),
     "values cut": (in_hdf5(lambda f: replaced("X/data", data=f["X/data"][:-1])(f)), WRONG),
     **{f"column beyond the genes in {place}": (in_hdf5(entries("indices", 0, 99, place)), WRONG)
