@@ -253,9 +253,9 @@ def _read_anndata(root: h5py.File | zarr.Group) -> AnnData:
             return _frame(stored)
         if name.strip("/") == "raw":
             return {key: read_dispatched(stored[key], element) for key in ("X", "var", "varm") if key in stored}
-        is_sparse = iospec.encoding_type in ("csr_matrix", "csc_matrix")
-        if is_sparse and stored["indptr"].shape[0] - 1 not in stored.attrs["shape"]:  # so much room would be made
-            raise ValueError(f"indptr of {name} does not fit the shape")
+        axis = {"csr_matrix": 0, "csc_matrix": 1}.get(iospec.encoding_type)
+        if axis is not None and stored["indptr"].shape[0] - 1 != stored.attrs["shape"][axis]:
+            raise ValueError(f"indptr of {name} does not fit its shape")  # so much room would be made
         is_dense = re.fullmatch("/?(X|raw/X|layers/[^/]+)", name) and getattr(stored, "ndim", 0) == 2
         return _csr(stored) if is_dense else function(stored)
 
