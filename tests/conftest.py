@@ -22,9 +22,10 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_network():
-    """Forbid downloads; a test that serves files itself lifts it with `monkeypatch.delenv`."""
+def no_network(tmp_path_factory):
+    """Forbid downloads, which a test lifts with `monkeypatch.delenv`, and converted files in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("SIMS_KIT_OFFLINE", "1")
         yield
 

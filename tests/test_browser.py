@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LESSON = next((ROOT / "notebooks").glob("03_*.ipynb"), ROOT / "notebooks/02_learning_a_classifier.ipynb")
 MINUTES = 60_000  # milliseconds
+SHOTS = ROOT / "build/screenshots"  # to be looked at; playwright makes the folder
 
 WIDGETS = (  # the package's own, each in a cell
     """import warnings
@@ -61,14 +62,6 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def shots() -> Path:
-    """The folder for screenshots, to be looked at: build/screenshots."""
-    folder = ROOT / "build/screenshots"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def page():
     """A page of a browser."""
     from playwright.sync_api import sync_playwright
@@ -89,22 +82,11 @@ def lab(make_notebook, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
-        "SIMS_KIT_FAST": "1",
-        "JUPYTER_CONFIG_DIR": str(folder / "config"),
-        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
-        "JUPYTER_PREFER_ENV_PATH": "1",
-    }
-    options = [
-        "--no-browser",
-        f"--port={port}",
-        "--IdentityProvider.token=",
-        "--allow-root",
-        "--expose-app-in-browser",
-        "--LabApp.news_url=None",
-    ]
-    command = [sys.executable, "-m", "jupyterlab", *options, f"--notebook-dir={folder / 'notebooks'}"]
+    own = {f"JUPYTER{kind}_DIR": str(folder / kind) for kind in ("_CONFIG", "LAB_SETTINGS", "LAB_WORKSPACES")}
+    environment = os.environ | own | {"SIMS_KIT_FAST": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
+    options = ["--no-browser", "--allow-root", "--expose-app-in-browser", "--LabApp.news_url=None", f"--port={port}"]
+    options += ["--IdentityProvider.token=", f"--notebook-dir={folder / 'notebooks'}"]
+    command = [sys.executable, "-m", "jupyterlab", *options]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
@@ -120,20 +102,15 @@ def lab(make_notebook, tmp_path_factory):
         server.wait(30)
 
 
-def look(cell) -> bytes:
-    """What the figure of a cell with a slider looks like."""
-    return cell.locator("img").last.screenshot()
-
-
 @pytest.mark.parametrize("name", [LESSON.name, "widgets.ipynb"])
-def test_notebook_runs_in_jupyterlab(page, lab, shots, name):
+def test_notebook_runs_in_jupyterlab(page, lab, name):
     """All cells run without error or stderr; a slider's move gives another figure."""
     page.goto(f"{lab}/lab/tree/{name}?reset")
     page.wait_for_function(READY, timeout=2 * MINUTES)
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")  # waits for the last cell
     assert page.evaluate(COUNTS) == list(range(1, len(page.evaluate(COUNTS)) + 1))
     assert page.evaluate(TROUBLE) == []
-    page.screenshot(path=shots / f"{Path(name).stem}.png")
+    page.screenshot(path=SHOTS / f"{Path(name).stem}.png")
     if name == "widgets.ipynb":  # the curves stand above the bar, which is redrawn in place: one picture, one bar
         outputs = page.evaluate(f"() => {{ {NOTEBOOK} return cells[2].toJSON().outputs; }}")
         assert [output["output_type"] for output in outputs] == ["stream", "display_data", "stream"]
@@ -142,25 +119,25 @@ def test_notebook_runs_in_jupyterlab(page, lab, shots, name):
     assert page.evaluate(SHOW_SLIDER), "no cell shows a widget"
     cell = page.locator("[data-here=slider]")
     cell.locator(".noUi-handle").first.wait_for(timeout=MINUTES)
-    before, source = look(cell), cell.locator("img").last.get_attribute("src")
+    figure = cell.locator("img").last
+    before, source = figure.screenshot(), figure.get_attribute("src")
     cell.locator(".noUi-handle").first.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     page.wait_for_function(REDRAWN, arg=source, timeout=MINUTES)
     page.wait_for_function(READY, timeout=MINUTES)
     page.wait_for_timeout(1_000)  # milliseconds, until the last picture is in its place
-    after = look(cell)
-    cell.screenshot(path=shots / f"{Path(name).stem}_slider.png")
-    assert after != before and page.evaluate(TROUBLE) == []
+    cell.screenshot(path=SHOTS / f"{Path(name).stem}_slider.png")
+    assert figure.screenshot() != before and page.evaluate(TROUBLE) == []
 
 
 @pytest.mark.skipif(find_spec("sphinx_book_theme") is None, reason="the book is not installed: make book installs it")
-def test_book_can_be_read(page, shots, tmp_path):
+def test_book_can_be_read(page, tmp_path):
     """From the first page to a lesson: its figures are drawn, a quiz answers, a solution unfolds, a search finds."""
     options = ["-q", "-c", "docs/book", "-d", str(tmp_path / "doctrees")]
     subprocess.run([sys.executable, "-m", "sphinx", *options, ".", str(tmp_path / "book")], cwd=ROOT, check=True)
     page.goto((tmp_path / "book/README.html").as_uri())
-    page.screenshot(path=shots / "book.png")
+    page.screenshot(path=SHOTS / "book.png")
     page.get_by_role("link", name="Learning a classifier").first.click()
     assert page.locator("article h1").inner_text().startswith("Learning a classifier")
     assert page.evaluate("[...document.images].filter(i => i.src.includes('_images')).every(i => i.naturalWidth > 50)")
@@ -172,6 +149,6 @@ def test_book_can_be_read(page, shots, tmp_path):
     quiz.get_by_text("Train on: the training loss").click()
     assert quiz.get_by_text("It only says how well the training cells are known by heart").is_visible()
     quiz.scroll_into_view_if_needed()
-    page.screenshot(path=shots / "quiz.png")
+    page.screenshot(path=SHOTS / "quiz.png")
     page.goto((tmp_path / "book/search.html").as_uri() + "?q=overfitting")
     page.locator("#search-results a", has_text="Learning a classifier").first.wait_for(timeout=MINUTES)

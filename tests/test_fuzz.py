@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from sims_kit.datasets import attach_labels, read
 from sims_kit.datasets.registry import PATH, read_registry
 from sims_kit.errors import SimsError
-from sims_kit.model import load_model
 
 TOKENS = [b"", b"\x00", b"\xff\xfe", b"\r", b'"', b",", b"\t", b",,", b"nan", b"1e999", b"[" * 500, b"&a", b"{"]
 CELLS = b"cell,A,B,C\n" + b"".join(b"cell_%d,%d,0,1.5\n" % (i, i) for i in range(6))
@@ -31,12 +30,10 @@ def labels_of(path):
     attach_labels(AnnData(obs=pd.DataFrame(index=[f"cell_{i}" for i in range(6)])), path, "cell_type")
 
 
-MODEL = min((Path(__file__).parent / "model/files").glob("*.safetensors"), key=lambda path: path.stat().st_size)
 READERS = {
     "cells": (read, ".csv", CELLS),
     "labels": (labels_of, ".csv", LABELS),
     "registry": (read_registry, ".yaml", yaml.safe_dump(REGISTRY).encode()),
-    "model": (load_model, ".safetensors", MODEL.read_bytes()),
 }
 
 

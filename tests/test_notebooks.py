@@ -70,22 +70,17 @@ def test_executed_notebook_is_tidied(make_notebook, tmp_path):
     ("damage", "complaint"),
     [
         (lambda nb: [cell.update(outputs=[], execution_count=None) for cell in nb.cells], "was not run"),
-        (lambda nb: [cell.update(outputs=[]) for cell in nb.cells], "has no outputs"),
         (lambda nb: nb.cells[2].update(execution_count=7), "was not run"),
         (lambda nb: nb.metadata.update(widgets={}), "metadata.widgets"),
-        (lambda nb: nb.metadata.update(papermill={}), "metadata.papermill"),
         (lambda nb: nb.metadata.kernelspec.update(name="sims"), "another kernel"),
         (lambda nb: nb.cells[1].metadata.update(tags=[]), "'parameters'"),
-        (lambda nb: nb.cells[2].update(source="%pip install x"), "a shell command or a magic"),
         (lambda nb: nb.cells[2].update(source="if True:\n    files = !ls"), "a shell command or a magic"),
         (lambda nb: nb.cells[2].update(source="%%bash\nfalse"), "a shell command or a magic"),
-        (lambda nb: nb.cells[2].update(source="%no_such_magic"), "a shell command or a magic"),
         (lambda nb: nb.cells[2].update(source="exit()"), "ends its kernel"),
         (lambda nb: nb.cells[2].update(source="# NBVAL_SKIP\n1"), "by a comment"),
         (lambda nb: nb.cells[2].update(source="1;", metadata={"tags": ["nbval-check-output"]}), "a semicolon"),
         (lambda nb: nb.cells[2].metadata.update(tags=["raises-exception"]), "the tag 'raises-exception'"),
         (lambda nb: nb.cells[2].outputs[0].update(text="in /home/someone/cells.h5ad"), "/home/someone"),
-        (lambda nb: nb.cells[2].outputs[0].update(text="in C:\\Users\\someone"), "path of this machine"),
         (lambda nb: nb.cells[2].outputs[0].update(name="stderr"), "stderr"),
         (lambda nb: nb.cells[2].outputs.append(nbformat.v4.new_output("error", ename="KeyError")), "raised KeyError"),
         (lambda nb: nb.cells[2].outputs[0].update(text="x" * 1_000_000), "bytes"),
@@ -144,7 +139,6 @@ def says(text, of):
         (replace("| memory |", "| |"), "'memory'"),
         (replace("You need", "Needed"), "'You need'"),
         (replace("](01_preprocessing_background.ipynb)", "](01_other.ipynb)"), "links to 01_other.ipynb"),
-        (replace("](01_preprocessing_background.ipynb)", "](../../elsewhere.md)"), "links to ../../elsewhere.md"),
         (replace("FAST = False", "FAST = True"), "'FAST = False'"),
         (replace("@v0.1.0", ""), "another colab cell"),
         (replace("### Exercise 1", "### First"), None),
@@ -152,15 +146,11 @@ def says(text, of):
         (lambda nb: cell_of(nb, "assert sk.lessons").metadata.update(tags=[]), "no cell tagged 'solution'"),
         (lambda nb: cell_of(nb, "assert sk.lessons").metadata.pop("jupyter"), "not folded"),
         (replace("assert sk.lessons", "sk.lessons"), "no solution that asserts"),
-        (
-            replace("np.random.default_rng(SEED)\nhas =", "print(solution)\nrng = 1\nhas ="),
-            "uses 'solution' of a solution",
-        ),
+        (replace("np.random.default_rng(SEED)\nhas", "print(solution)\nrng = 1\nhas"), "uses 'solution' of a solution"),
         (says("Not yet: 3 is too large.", lambda cell: "solution" in rules.tags(cell)), "solution that does not pass"),
         (says("Right.", rules.is_answered_alike), "Exercise 1 has a check that praises the empty stub"),
         (replace("answer = ...", "answer = 1"), "no stub"),
         (lambda nb: cell_of(nb, "sk.lessons.quiz(").metadata.update(tags=[]), "a quiz without"),
-        (lambda nb: [c.update(outputs=[]) for c in nb.cells if "sk.lessons.quiz(" in c.source], "a quiz without"),
         (lambda nb: cell_of(nb, "sk.lessons.quiz(").metadata.pop("jupyter"), "tells the answer"),
         (lambda nb: [c.update(source="1") for c in nb.cells if "lessons.quiz(" in c.source], "has no quiz"),
         (lambda nb: [c.update(outputs=[]) for c in nb.cells if "plt.subplots(" in c.source], "widget without a figure"),
@@ -194,12 +184,8 @@ def test_gate_fails_on_mutated_notebooks(make_notebook, clean_environment, tmp_p
             nbformat.write(notebook, path)
     flags = re.search(r"-m pytest (--nbval[\w -]*) notebooks", (ROOT / "Makefile").read_text())[1].split()
     command = [sys.executable, "-m", "pytest", "-q", *flags, "-p", "no:cacheprovider", str(tmp_path)]
-    options = dict(cwd=tmp_path, capture_output=True, text=True, timeout=240, env=clean_environment)
-    result = subprocess.run(command, **options)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, env=clean_environment)
     assert result.returncode == 1, result.stdout
-    assert set(re.findall(r"FAILED (\w+)\.ipynb::Cell (\d)", result.stdout)) == {
-        ("changed", "2"),
-        ("raising", "2"),
-        ("slider", "2"),
-    }
+    failed = {(name, "2") for name in ("changed", "raising", "slider")}
+    assert set(re.findall(r"FAILED (\w+)\.ipynb::Cell (\d)", result.stdout)) == failed
     assert "3 failed, 9 passed" in result.stdout and "ZeroDivisionError" in result.stdout

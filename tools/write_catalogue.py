@@ -15,8 +15,8 @@ list as a table.
 - **bundled** datasets come with a package that is installed anyway, **simulated** ones are made on the spot:
   neither needs a network. `sk.load("sim-cortex", size="full")` gives the full size of a simulated one.
 - **small** ones are a few megabytes each, with hashes that are checked at every loading.
-- **full** ones are for a lab's server. Matrices of text are converted once into a file of the cache. Where no hash is
-  published, loading warns and tells the hash of the file that was found.
+- **full** ones are for a lab's server. Matrices of text are converted once, into each user's own cache. Where no hash
+  is published, loading warns and tells the hash of the file that was found.
 - **Tables of genes** come last: `sk.datasets.gene_table(name)`. The package uses them to match Ensembl ids with symbols
   and human genes with those of the mouse.
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from sims_kit.datasets.fetch import cached_path, checked_hash
 from sims_kit.datasets.load import catalogue, prepare
-from sims_kit.datasets.registry import DataFile, read_registry
+from sims_kit.datasets.registry import read_registry
 from sims_kit.errors import UnknownNameError
+
+NONE = " (none is published)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,41 +19,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=["list", "fetch", "verify"])
     parser.add_argument("names", nargs="*", metavar="NAME", help="of datasets or gene tables; list and verify: all")
     options = parser.parse_args(arguments)
-    entries = read_registry().datasets | read_registry().tables
+    entries, status = read_registry().datasets | read_registry().tables, 0
     if unknown := [name for name in options.names if name not in entries]:
         parser.error(str(UnknownNameError("dataset", unknown[0], entries)))
-    if options.command == "fetch":
-        return max(map(_fetch, options.names)) if options.names else parser.error("fetch needs a NAME; see `list`.")
+    if options.command == "fetch" and not options.names:
+        parser.error("fetch needs a NAME; see `list`.")
     sources = {name: entries[name].source for name in options.names or entries}
-    places = {name: [(str(source.folder), file) for file in source.files] for name, source in sources.items()}
-    if options.command == "verify":  # an archive serves several datasets
-        return max([_verify(*place) for place in {place: 0 for of in places.values() for place in of}], default=0)
-    table = catalogue()[["tier", "cells", "genes", "classes", "megabytes"]].reindex(list(sources))
-    table["in cache"] = [all(cached_path(*place).exists() for place in of) for of in places.values()]
-    print(table.to_string(na_rep="?"))
-    return 0
-
-
-def _fetch(name: str) -> int:
-    try:
-        prepare(name)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:  # one that fails does not keep the others back
-        print(f"{name}: failed: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
-        return 1
-    print(f"{name}: ready")
-    return 0
-
-
-def _verify(folder: str, file: DataFile) -> int:
-    path = cached_path(folder, file)
-    try:
-        digest = checked_hash(file, path) if path.exists() else None
-    except ValueError as error:
-        print(f"{path}: {error}", file=sys.stderr)
-        return 1
-    checked = "right" if file.sha256 else "not checked"
-    print(f"{path}: {f'{checked}, SHA-256 {digest}' if digest else 'not in the cache'}")
-    return 0
+    files = {
+        name: [(of, cached_path(str(of_all.folder), of)) for of in of_all.files] for name, of_all in sources.items()
+    }
+    if options.command == "list":
+        table = catalogue()[["tier", "cells", "genes", "classes", "megabytes"]].reindex(list(sources))
+        table["in cache"] = [all(path.exists() for _, path in of) for of in files.values()]
+        print(table.to_string(na_rep="?"))
+        return 0
+    for name, of in files.items():
+        try:
+            if options.command == "fetch":
+                prepare(name)
+            hashes = [f"{checked_hash(*place)}{NONE * (not place[0].sha256)}" for place in of if place[1].exists()]
+            print(f"{name}: {'ready' if len(hashes) == len(of) else 'not in the cache'}", *hashes)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:  # one that fails does not keep the others back
+            print(f"{name}: failed: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

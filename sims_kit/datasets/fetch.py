@@ -2,26 +2,25 @@
 
 import gzip
 import hashlib
+import io
 import os
 import shlex
+import shutil
 import warnings
+import zipfile
 import zlib
 from pathlib import Path
 
+import h5py
 import pooch
 
-from sims_kit.datasets.registry import DataFile, read_registry
+from sims_kit.datasets.registry import DataFile
 from sims_kit.errors import FetchError
 from sims_kit.progress import is_switched_on, progress_bar
 
 RETRIES = 2  # per address, after the first attempt; pooch waits 1 s, then 2 s
 TIMEOUT = (10, 30)  # seconds to connect, and without a byte
-
-
-def cache_folder() -> Path:
-    """The download cache: `SIMS_KIT_DATA`, or the operating system's cache folder for sims_kit."""
-    named = os.environ.get("SIMS_KIT_DATA")
-    return Path(named).expanduser().resolve() if named else Path(pooch.os_cache("sims_kit"))
+LARGEST = 2**36  # bytes of a file whose size is not published: an answer may have no end
 
 
 def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str, ...] = ()) -> Path:
@@ -41,7 +40,7 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str,
     except ValueError as error:
         place, *urls = map(shlex.quote, (str(path.with_name(file.name)), *file.urls))
         raise FetchError(
-            f"{dataset}: {path}: {error}.\n"
+            f"{dataset}: {error}.\n"
             "A file in the cache is never replaced: move a wrong one away. By hand, on any machine with a network:\n"
             f"  curl -L --fail -C - --create-dirs -o {place} {urls[0]}\n"
             + "".join(f"    # or from {url}\n" for url in urls[1:])
@@ -54,20 +53,10 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str,
     return path
 
 
-def fetch_model(name: str) -> Path:
-    """Path of the file of a published model, an entry under `models` in `data_registry.yaml`."""
-    entry = read_registry().models[name]
-    return fetch(name, "models", DataFile(f"{name}.safetensors", entry.urls, entry.sha256, entry.size))
-
-
-def fetch_address(url: str, sha256: str) -> Path:
-    """Path of the file with this address and SHA-256, kept in the cache under its hash."""
-    return fetch(url, "models", DataFile(f"{sha256[:16]}.safetensors", (url,), sha256, None))
-
-
 def cached_path(folder: str, file: DataFile) -> Path:
-    """Where a file lies in the cache, perhaps packed as ``<file>.gz``, or would be downloaded to."""
-    path = cache_folder() / folder / file.name
+    """Where a file lies in the cache (`SIMS_KIT_DATA` or else the user's), perhaps as ``<file>.gz``, or would lie."""
+    cache = Path(os.environ.get("SIMS_KIT_DATA") or pooch.os_cache("sims_kit"))
+    path = cache.expanduser().resolve() / folder / file.name
     packed = path.with_name(f"{file.name}.gz")
     return packed if packed.exists() and not path.exists() else path
 
@@ -78,42 +67,64 @@ def checked_hash(file: DataFile, path: Path) -> str:
         with gzip.open(path) if path.name == f"{file.name}.gz" else path.open("rb") as opened:
             digest, size = hashlib.file_digest(opened, "sha256").hexdigest(), opened.tell()
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"it cannot be read ({error})") from error
+        raise ValueError(f"{path} cannot be read ({error})") from error
     for kind, value, expected in (("SHA-256", digest, file.sha256), ("size", size, file.size)):
         if expected not in (None, value):
-            raise ValueError(f"it has {kind} {value}, expected {expected}: it is damaged or of another version")
+            raise ValueError(f"{path} has {kind} {value}, expected {expected}: it is damaged or of another version")
     return digest
 
 
 def _download(file: DataFile, path: Path) -> None:
     """Download from the first address that delivers; the file appears complete and checked, or not at all."""
     if is_switched_on("SIMS_KIT_OFFLINE"):
-        raise ValueError("it is not in the cache, and SIMS_KIT_OFFLINE forbids the network")
+        raise ValueError(f"{path} is not in the cache, and SIMS_KIT_OFFLINE forbids the network")
     reasons = []
     for url in file.urls:
         store = pooch.Pooch(path.parent, "", {file.name: file.sha256}, {file.name: url}, RETRIES)
         try:
             store.fetch(file.name, downloader=lambda url, output, _: _receive(url, Path(output), file))
             return
-        except (ValueError, OSError) as error:  # of pooch, of requests, of the disk
+        except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:  # of answers and of the disk
             reasons.append(f"\n  {url}\n    {type(error).__name__}: {error}")
-    raise ValueError(f"it could not be downloaded{''.join(reasons)}\nSIMS_KIT_DATA can name another folder")
+    raise ValueError(f"{path} could not be downloaded{''.join(reasons)}\nSIMS_KIT_DATA can name another folder")
 
 
 def _receive(url: str, output: Path, file: DataFile) -> None:
-    """Download one address to pooch's temporary file, and refuse what cannot be the file."""
+    """Download one address to pooch's temporary file, and refuse what cannot be the file or all of it."""
     options = dict(timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}, hooks={"response": _as_sent})
-    with progress_bar(total=1, desc=file.name, unit="B", unit_scale=True, bar_format=None) as bar:
-        pooch.HTTPDownloader(bar, 2**18, **options)(url, output, None)
+    bar = progress_bar(total=1, desc=file.name, unit="B", unit_scale=True, bar_format=None)
+    with bar, _Bounded(output.open("wb", buffering=0)) as opened:
+        opened.most = file.size or min(LARGEST, shutil.disk_usage(output.parent).free // 2)
+        pooch.HTTPDownloader(bar, 2**18, **options)(url, opened, None)
     with output.open("rb") as opened:
-        start = opened.read(512).strip().lower()
-    if not start or start.startswith((b"<!doctype html", b"<html")):
+        start = opened.read(512).strip()
+    if not start or start.lower().startswith((b"<!doctype html", b"<html")):
         raise ValueError("the answer is a web page (HTML), not data" if start else "the answer is empty")
+    if file.size not in (None, size := output.stat().st_size):
+        raise ValueError(f"the answer has {size:,} bytes, expected {file.size:,}")
+    if file.sha256 is None and start.startswith(b"\x1f\x8b"):  # read to its end, which says whether it is whole
+        with gzip.open(output) as packed:
+            hashlib.file_digest(packed, "md5")
+    elif file.sha256 is None and start.startswith(b"PK") and (damaged := zipfile.ZipFile(output).testzip()):
+        raise ValueError(f"the answer is an archive with a damaged {damaged}")
+    elif file.sha256 is None and start.startswith(b"\x89HDF"):
+        h5py.File(output, "r").close()  # it knows its length
     output.chmod(0o644)  # others may read a shared cache; pooch's temporary files are private
+
+
+class _Bounded(io.BufferedWriter):
+    """A file that does not grow beyond `most` bytes."""
+
+    most = 0
+
+    def write(self, data: bytes) -> int:
+        if self.tell() + len(data) > self.most:
+            raise ValueError(f"the answer has more than {self.most:,} bytes")
+        return super().write(data)
 
 
 def _as_sent(response, **_):
     """Refuse an answer that is not the file, such as 202, and keep a packed file packed."""
-    if response.ok and not response.is_redirect and response.status_code != 200:
+    if not response.is_redirect and response.status_code != 200:
         raise ValueError(f"the answer has status {response.status_code} {response.reason}, not 200")
     response.raw.headers.pop("Content-Encoding", None)

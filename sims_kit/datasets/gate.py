@@ -6,38 +6,32 @@ follow, as they should in files of one's own; here such a file is refused.
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import zarr
+from h5py import h5z
 
 FREE = 2**26  # bytes that any file may claim: 64 MB
 UNFOLDED = 2000  # times its size that a larger one may claim; gzip packs zeros 1,032 to 1
 MOST_OBJECTS, DEEPEST = 100_000, 20  # groups and arrays, and groups within groups
-CODECS = {  # of zarr 2 and 3: those that compress or rearrange. "pickle" runs code
-    *("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd", "bytes", "endian", "transpose", "sharding_indexed"),
-    *("crc32", "crc32c", "adler32", "fletcher32", "shuffle", "delta", "quantize", "packbits", "astype"),
-    *("vlen-utf8", "vlen-bytes", "fixedscaleoffset"),
+PACKERS = {"blosc", "gzip", "lz4", "zlib", "zstd"}  # codecs of zarr; among those left out is "pickle", which runs code
+OTHERS = {
+    *("bytes", "endian", "transpose", "sharding_indexed", "vlen-utf8", "vlen-bytes", "crc32", "crc32c", "adler32"),
+    *("fletcher32", "shuffle", "delta", "quantize", "packbits", "astype", "fixedscaleoffset"),
 }
 
 
 def open_store(path: Path) -> h5py.File | zarr.Group:
-    """An HDF5 file, or the zarr store in a folder, open for reading; a `ValueError` says why one is refused.
-
-    >>> open_store(Path("cells.h5ad"))["X"]
-    """
+    """An HDF5 file, or the zarr store in a folder, open for reading; a `ValueError` says why one is refused."""
     if path.is_dir():
         _check_zarr(path)
         return zarr.open_group(str(path), mode="r")
     file = h5py.File(path, "r")
-    try:
-        _check_hdf5(file, path.stat().st_size)
-    except BaseException:
-        file.close()
-        raise
+    _check_hdf5(file, path.stat().st_size)
     return file
 
 
@@ -58,6 +52,10 @@ def _check_hdf5(file: h5py.File, size: int) -> None:
                 groups.append((item, depth + 1))
             elif isinstance(item, h5py.Dataset):
                 _refuse(bool(item.is_virtual or item.external), f"{item.name} has its values in another file")
+                made = item.id.get_create_plist()
+                filters = [made.get_filter(i)[0] for i in range(made.get_nfilters())]
+                packers = [code for code in filters if code not in (h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)]
+                _refuse(len(packers) > 1, f"{item.name} is packed {len(packers)} times")
                 claimed += item.dtype.itemsize * max(math.prod(item.shape or ()), math.prod(item.chunks or ()))
     _check_counts(claimed, size, n_objects, 0)
 
@@ -66,18 +64,20 @@ def _check_zarr(store: Path) -> None:
     claimed, entries = 0, list(store.rglob("*"))  # does not follow links to folders
     for entry in entries:
         _refuse(entry.is_symlink(), f"{entry} is a link to another place or file")
+        _refuse(not (entry.is_file() or entry.is_dir()), f"{entry} is a pipe or device")
     files = [entry for entry in entries if entry.is_file()]
     size = sum(file.stat().st_size for file in files)
     tables = [file for file in files if file.name in (".zarray", ".zmetadata", "zarr.json")]
     for table in tables:
         for node in _nodes(json.loads(table.read_text(encoding="utf-8"))):
-            for key in {"compressor", "filters", "codecs", "index_codecs"} & node.keys():
-                steps = [node[key]] if isinstance(node[key], dict) else node[key] or ()
-                unknown = {str(step.get("id", step.get("name"))).removeprefix("numcodecs.") for step in steps} - CODECS
-                _refuse(bool(unknown), f"{table} names the codec {min(unknown, default='')!r}, which may run code")
+            given = [node.get(kind) or [] for kind in ("compressor", "filters", "codecs", "index_codecs")]
+            steps = [step for some in given for step in (some if isinstance(some, list) else [some])]
+            names = [str(step.get("id", step.get("name"))).removeprefix("numcodecs.") for step in steps]
+            for name in set(names) - PACKERS - OTHERS:
+                _refuse(True, f"{table} names the codec {name!r}")
+            _refuse(sum(name in PACKERS for name in names) > 1, f"{table} packs values twice")
             chunks = node.get("chunks") or node.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape", ())
-            width = np.dtype(node["dtype"]).itemsize if isinstance(node.get("dtype"), str) else 8
-            claimed += width * max(math.prod(node.get("shape", (0,))), math.prod(chunks or (0,)))
+            claimed += _width(node) * max(math.prod(node.get("shape", (0,))), math.prod(chunks or (0,)))
     deepest = max((len(file.relative_to(store).parts) for file in files), default=0)
     _check_counts(claimed, size, len(tables), deepest - 2)
 
@@ -91,6 +91,14 @@ def _check_counts(claimed: int, size: int, n_objects: int, depth: int) -> None:
 def _refuse(is_wrong: bool, found: str) -> None:
     if is_wrong:
         raise ValueError(f"{found}, which no file of cells needs")
+
+
+def _width(node: dict) -> int:
+    """Bytes of a value of a zarr array, or more: the product of the numbers in its type, summed over fields."""
+    kind = node.get("dtype", node.get("data_type"))
+    fields = [field[1:] for field in kind] if isinstance(kind, list) else [kind]
+    width = sum(math.prod(map(int, re.findall(r"\d+", json.dumps(field)))) for field in fields)
+    return width // 8 or 8 if isinstance(node.get("data_type"), str) else width  # zarr 3 says "float32", zarr 2 "<f4"
 
 
 def _nodes(value: Any) -> Iterator[dict]:

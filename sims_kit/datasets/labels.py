@@ -16,7 +16,7 @@ from anndata import AnnData
 from sims_kit.errors import DataError, LabelError, UnknownNameError
 from sims_kit.text import best_match, examples, label_text
 
-LARGEST = 2**31  # bytes of a label file: a small packed file could fill the memory
+LARGEST, UNFOLDED = 2**26, 100  # bytes of a label file, or times its packed size: a small file could fill the memory
 AS_TEXT = {"header": None, "dtype": object, "keep_default_na": False, "skipinitialspace": True}
 IN_ORDER = "attach_labels(..., in_order=True) where rows and cells have the same order."
 TURN = 'read the matrix with orientation="genes_by_cells", or turn it: adata = adata.T.copy()'
@@ -107,10 +107,13 @@ def _read(labelfile: Path | zipfile.Path, class_label: str, cells: pd.Index) -> 
 
 def _unpacked(labelfile: Path | zipfile.Path) -> bytes:
     """The bytes of a file below its comments."""
+    is_member = isinstance(labelfile, zipfile.Path)
+    size = labelfile.root.getinfo(labelfile.at).compress_size if is_member else labelfile.stat().st_size
+    most = max(LARGEST, UNFOLDED * size)
     with labelfile.open("rb") as packed, gzip.open(packed) if labelfile.suffix.lower() == ".gz" else packed as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it unpacks to more than {most:,} bytes")
     data = re.sub(rb"\A(#[# !][^\r\n]*[\r\n]+)+", b"", data.removeprefix(b"\xef\xbb\xbf").strip(b"\r\n"))
     if not data.strip():
         raise ValueError("it is empty")

@@ -47,7 +47,7 @@ def load(name_or_path: str | Path, *, size: str | None = None) -> AnnData:
 def prepare(name: str) -> list[Path | zipfile.Path | None]:
     """Put the files of a dataset or a table of genes into the cache, so that loading it needs no network.
 
-    A big matrix of text, or one in an archive, is converted once into an ``.h5ad`` of the cache.
+    A big matrix of text, or one in an archive, is converted once into an ``.h5ad`` of the user's own cache.
 
     >>> prepare("worm-neurons")  # what `load` opens: the matrix, labels, a table of genes
     """

@@ -81,6 +81,7 @@ def _adata(value: object) -> AnnData:
         where = (slots[indices], slots["p"]) if "p" in slots else ((slots["i"], slots["j"]),)
         x = np.asarray(slots.get("x", np.ones(len(slots[indices]))), np.float32)
         matrix = kind((x, *where), tuple(value.Dim))
+        matrix.check_format(full_check=True)
     else:
         matrix = np.ma.array(getattr(value, "values", value), dtype=np.float32).filled(np.nan)
         names = [value.coords.get(axis) for axis in value.dims] if hasattr(value, "dims") else [None, None]

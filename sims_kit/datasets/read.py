@@ -17,6 +17,7 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import pooch
 import scipy.io
 import scipy.sparse as sp
 import zarr
@@ -24,7 +25,6 @@ from anndata import AnnData
 from anndata.experimental import read_dispatched
 from anndata.io import read_elem, sparse_dataset, write_elem
 
-from sims_kit.datasets.fetch import cache_folder
 from sims_kit.datasets.gate import open_store
 from sims_kit.datasets.r_files import read_r
 from sims_kit.errors import DataError, SettingError, SimsError, UnknownNameError, nearest
@@ -36,8 +36,9 @@ FORMATS = ".h5ad, zarr, 10x (.h5 or a folder with matrix.mtx), .loom, .csv, .tsv
 LOOM_NAMES = {"col_attrs": ("CellID", "obs_names", "Barcode"), "row_attrs": ("Gene", "var_names", "Accession")}
 NAMED = 100_000  # cells; of more, `open_backed` reads no names, and only the columns that are asked for
 BLOCK_VALUES = 2**23  # of text or of a dense matrix, made sparse at once: 32 MB
-LONGEST_LINE = 2**28  # letters of text: a small packed file could fill the memory
+LONGEST_LINE, MOST_FIELDS = 2**27, 2**23  # of a line of text: a small packed file could fill the memory
 STORAGE = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+LAYOUT = "names in the first line and column, numbers with a point, and tab, comma, semicolon or blank between"
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 NAMES = re.compile(  # headers of a first column whose numbers are names of cells, not values of a gene
     r"[\W_]*|x|v1|unnamed.*|(.*[\W_])?(id|no|nr|number)s?|.*(cell|barcode|index|name|sample|spot|row)s?", re.IGNORECASE
@@ -88,6 +89,8 @@ def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[st
     with _reading(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", KNOWN_WARNINGS)
         root = open_store(path)
+        if not {"obs", "var"} <= set(root):
+            raise DataError(f"{path} has {list(root)[:8]}: no known layout of AnnData. Expected obs and var.")
         layers, raw = list(root.get("layers", ())), next((key for key in ("raw/X", "raw.X") if key in root), None)
         is_raw = layer == "raw" and layer not in layers  # a layer of that name wins
         key = "X" if layer is None else raw if is_raw else f"layers/{layer}"
@@ -97,6 +100,12 @@ def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[st
         if getattr(matrix, "format", "csr") != "csr":
             way_out = "Read it into memory (backed=False); to write it by cells: adata.X = adata.X.tocsr()"
             raise DataError(f"{path} stores {key} by genes (CSC), so no cells can be read alone. {way_out}")
+        if hasattr(matrix, "format"):
+            indptr = root[key]["indptr"][:].astype(np.int64)
+            n_values = {root[key][name].shape for name in ("indices", "data")}
+            is_rising = len(indptr) == matrix.shape[0] + 1 and indptr[0] == 0 and (np.diff(indptr) >= 0).all()
+            if not is_rising or n_values != {(indptr[-1],)}:
+                raise ValueError(f"indptr of {key} does not rise from 0 to the number of values, row by row")
         if hasattr(root["obs"], "dtype"):  # before anndata 0.7
             whole = anndata.io.read_h5ad(path, backed="r")
             obs, var = whole.obs, whole.raw.var if is_raw else whole.var
@@ -117,7 +126,7 @@ def convert(
 
     Text with cells in rows is converted block by block; otherwise the sparse matrix has to fit into memory once.
     `source` may be a member of a zip archive (`zipfile.Path`), or several files with the same names, which are summed.
-    Without a `target`, the file lies in the cache and is made once.
+    Without a `target`, the file lies in the user's own cache, whatever `SIMS_KIT_DATA` is, and is made once.
 
     >>> cells = open_backed(convert("exprMatrix.tsv.gz", orientation="genes_by_cells"))
     """
@@ -157,7 +166,7 @@ def _place_in_cache(sources: list[Path | zipfile.Path], orientation: str) -> Pat
     files = [one for file in files for one in (sorted(file.rglob("*")) if file.is_dir() else [file])]
     versions = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     stamp = hashlib.sha256(repr([*map(str, sources), versions, orientation]).encode()).hexdigest()[:16]
-    return cache_folder() / "converted" / f"{sources[0].name.partition('.')[0]}-{stamp}.h5ad"
+    return Path(pooch.os_cache("sims_kit"), "converted") / f"{sources[0].name.partition('.')[0]}-{stamp}.h5ad"
 
 
 def _checked(path: Source, orientation: str = "cells_by_genes") -> Path | zipfile.Path:
@@ -216,9 +225,9 @@ def _read(path: Path, orientation: str, object_name: str | None) -> AnnData:
             if any(isinstance(group, h5py.Group) and {"barcodes", "indptr"} <= set(group) for group in file.values()):
                 import scanpy  # takes seconds
 
-                return scanpy.read_10x_h5(path, gex_only=False)
+                return _sound(scanpy.read_10x_h5(path, gex_only=False))
             adata = _read_anndata(file) if {"obs", "var"} <= set(file) else _read_unnamed(file)
-    return adata.T if orientation == "genes_by_cells" else adata
+    return _sound(adata).T if orientation == "genes_by_cells" else _sound(adata)
 
 
 def _read_unnamed(file: h5py.File) -> AnnData:
@@ -244,11 +253,23 @@ def _read_anndata(root: h5py.File | zarr.Group) -> AnnData:
             return _frame(stored)
         if name.strip("/") == "raw":
             return {key: read_dispatched(stored[key], element) for key in ("X", "var", "varm") if key in stored}
+        axis = {"csr_matrix": 0, "csc_matrix": 1}.get(iospec.encoding_type)
+        if axis is not None and stored["indptr"].shape[0] - 1 != stored.attrs["shape"][axis]:
+            raise ValueError(f"indptr of {name} does not fit its shape")  # so much room would be made
         is_dense = re.fullmatch("/?(X|raw/X|layers/[^/]+)", name) and getattr(stored, "ndim", 0) == 2
         return _csr(stored) if is_dense else function(stored)
 
     keys = ("X", "obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns", "raw")
     return AnnData(**{key: read_dispatched(root[key], element) for key in keys if key in root})
+
+
+def _sound(adata: AnnData) -> AnnData:
+    """The same, if the indices of all sparse matrices lie within them; else scipy ends the process sooner or later."""
+    groups = (adata.layers, adata.obsm, adata.varm, adata.obsp, adata.varp)
+    matrices = [adata.X, adata.raw and adata.raw.X, *(matrix for group in groups for matrix in group.values())]
+    for matrix in filter(sp.issparse, matrices):
+        matrix.check_format(full_check=True)
+    return adata
 
 
 def _frame(group: h5py.Group | zarr.Group, columns: list[str] | None = None, n_rows: int = 0) -> pd.DataFrame:
@@ -300,8 +321,15 @@ def _read_10x(folder: Path, prefix: str = "") -> AnnData:
             needed = f"one {' or '.join(endings)}, packed or not; of several samples, give the path of a matrix.mtx"
             raise DataError(f"{folder} holds {(found or names)[:8]}. Expected {needed}. Other formats: {FORMATS}.")
         files.append(folder / found[0])
+    n_genes, n_cells, n_values, layout, *_ = scipy.io.mminfo(_checked(files[0]))
     options = {"sep": "\t", "header": None, "dtype": str, "na_filter": False, "quoting": csv.QUOTE_NONE}
-    var, barcodes = (pd.read_csv(file, **options) for file in files[1:])
+    var, barcodes = (pd.read_csv(_checked(file), **options) for file in files[1:])
+    size = files[0].stat().st_size * (1032 if files[0].suffix == ".gz" else 1)  # unpacked, at most
+    if (n_genes, n_cells) != (len(var), len(barcodes)) or n_values * (4 if layout == "coordinate" else 2) > size:
+        held = f"{len(var):,} genes, {len(barcodes):,} barcodes and {size:,} bytes"
+        raise DataError(
+            f"{files[0]} claims {n_genes:,} genes, {n_cells:,} cells, {n_values:,} values. There are {held}."
+        )
     var = var.set_index(var.columns[:2][-1], drop=False).rename_axis(None)
     var = var.rename(columns={0: "gene_ids", 2: "feature_types"}).filter(["gene_ids", "feature_types"])
     X = sp.csr_matrix(scipy.io.mmread(files[0]).T, dtype=np.float32)
@@ -316,11 +344,8 @@ def _text(path: Source, orientation: str) -> tuple[list[str], Iterator[tuple[lis
     counts = {d: [line.count(d) + bool(line) for line in plain] for d in "\t,; "}
     delimiter = max(counts, key=lambda d: (0 <= counts[d][1] - counts[d][0] <= 1 < counts[d][1], *counts[d][::-1]))
     n_header, n = counts[delimiter]
-    if not 0 <= n - n_header <= 1 < n:
-        expected = (
-            "names in the first line and column, numbers with a point, and tab, comma, semicolon or blank between"
-        )
-        raise DataError(f"{path} is no matrix: {n_header:,} and {n:,} fields in its first lines. Expected {expected}.")
+    if not 0 <= n - n_header <= 1 < n < MOST_FIELDS:
+        raise DataError(f"{path} is no matrix: {n_header:,} and {n:,} fields in its first lines. Expected {LAYOUT}.")
     header, first = csv.reader(top, delimiter=delimiter, skipinitialspace=True)
     header = [name.strip() for name in header]
     columns = header[1:] if n == n_header else header

@@ -55,17 +55,6 @@ class Source:
         return [file for file in (self.archive, self.matrix, self.labels) if isinstance(file, DataFile)]
 
 
-@dataclass(frozen=True)
-class PublishedModel:
-    """A model file to download, for `sims_kit.load_model(name)`."""
-
-    urls: tuple[str, ...]
-    sha256: str
-    size: int
-    description: str
-    licence: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """One entry; the head of `data_registry.yaml` explains the keys. Those above `source` are in the catalogue."""
@@ -112,7 +101,7 @@ def read_registry(path: Path = PATH) -> SimpleNamespace:
             raise ValueError(f"key 'schema_version': value {content['schema_version']!r}. Expected 1.")
         registry = SimpleNamespace(datasets={}, tables={}, models={})
         for group, entries in vars(registry).items():
-            kind = PublishedModel if group == "models" else Dataset
+            kind = DataFile if group == "models" else Dataset
             entries |= {name: _build(kind, of, f"entry {name!r}") for name, of in content[group].items()}
         return registry
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:

@@ -23,8 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sims_kit.calibration import CalibrationCells
-from sims_kit.datasets.fetch import fetch_address, fetch_model
-from sims_kit.datasets.registry import read_registry
+from sims_kit.datasets.fetch import fetch
+from sims_kit.datasets.registry import DataFile, read_registry
 from sims_kit.errors import ModelFileError, SettingError, SimsError, nearest
 from sims_kit.files import atomic_write
 from sims_kit.model.classifier import SIMSClassifier, present_versions
@@ -184,14 +184,15 @@ def _find(source: str | os.PathLike, known_hash: str | None) -> Path:
                 f"{source!r} is an address, and known_hash={known_hash!r}. Give the SHA-256 of the file as its author "
                 "publishes it, 64 hexadecimal digits, so that another file is not mistaken for it."
             )
-        return fetch_address(source, known_hash.removeprefix("sha256:").lower())
+        sha256 = known_hash.removeprefix("sha256:").lower()
+        return fetch(source, "models", DataFile(f"{sha256[:16]}.safetensors", (source,), sha256, None))
     path, published = Path(source).expanduser(), read_registry().models
     if path.is_dir():
         raise ModelFileError(f"{str(path)!r} is a folder. Expected a file that `save_model(model, path)` wrote.")
     if path.is_file():
         return path
     if str(source) in published:
-        return fetch_model(str(source))
+        return fetch(str(source), "models", published[str(source)])
     offered = f" Among published models: {nearest(source, published)}" if published else ""
     raise FileNotFoundError(f"There is no model file {str(path)!r}. `save_model(model, path)` writes one.{offered}")
 

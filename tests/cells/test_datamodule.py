@@ -257,7 +257,7 @@ def test_provenance_is_plain_and_complete(make_cells, paths):
 
 def test_text_is_converted_once_into_the_cache(tables, paths, tmp_path, monkeypatch):
     """With backed=True text may stand among `.h5ad` files; `~` is the home folder."""
-    monkeypatch.setenv("SIMS_KIT_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     tables[1].to_df().T.to_csv(tmp_path / "two.csv.gz")

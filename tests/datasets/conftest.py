@@ -28,8 +28,8 @@ def server(monkeypatch):
         running.pages, running.asked = {}, []
 
         def page(path, body, status=200, promised=None, header="Connection: close"):
-            head = f"HTTP/1.1 {status} -\r\n{header}\r\nContent-Length: {promised or len(body)}\r\n\r\n"
-            running.pages[path] = head.encode() + body
+            length = "" if promised == 0 else f"Content-Length: {promised or len(body)}\r\n"
+            running.pages[path] = f"HTTP/1.1 {status} -\r\n{header}\r\n{length}\r\n".encode() + body
             return f"http://127.0.0.1:{running.server_address[1]}{path}"
 
         running.page = page
@@ -40,6 +40,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache."""
+    """An empty cache, beside the user's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
     monkeypatch.setenv("SIMS_KIT_DATA", str(tmp_path / "cache"))
     return tmp_path / "cache"

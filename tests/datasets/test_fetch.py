@@ -2,11 +2,15 @@
 
 import gzip
 import hashlib
+import io
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
+import h5py
+import numpy as np
 import pytest
 
-from sims_kit.datasets.fetch import cache_folder, fetch
+from sims_kit.datasets.fetch import cached_path, fetch
 from sims_kit.datasets.registry import DataFile
 from sims_kit.errors import FetchError
 
@@ -41,9 +45,9 @@ def test_cache_folder_follows_the_environment(cache, monkeypatch):
     """SIMS_KIT_DATA names the cache, also with a tilde; without it the operating system's folder serves."""
     monkeypatch.setenv("HOME", str(cache))
     monkeypatch.setenv("SIMS_KIT_DATA", "~/data")
-    assert cache_folder() == cache / "data"
+    assert cached_path("x", entry()) == cache / "data/x/toy.csv"
     monkeypatch.delenv("SIMS_KIT_DATA")
-    assert cache_folder().name == "sims_kit"
+    assert cached_path("x", entry()).parts[-3:] == ("sims_kit", "x", "toy.csv")
 
 
 def test_first_address_that_delivers(server, cache):
@@ -73,6 +77,37 @@ def test_bad_answer_is_explained_and_not_kept(server, cache, answer, sha256):
         assert part in message, part
     assert message.count(reason) >= 2 and all(message.count(url) >= 2 for url in urls)
     assert list(place.parent.iterdir()) == []
+
+
+def archive(kind):
+    """A small archive or HDF5 file without its end."""
+    content = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(content, "w") as file:
+            file.writestr("a", GOOD)
+    else:
+        with h5py.File(content, "w") as file:
+            file["a"] = np.arange(99)
+    return content.getvalue()[:-50]
+
+
+@pytest.mark.parametrize(
+    ("body", "size", "reason"),
+    [
+        (gzip.compress(GOOD)[:-9], None, "ended before"),
+        (archive("zip"), None, "not a zip file"),
+        (archive("hdf5"), None, "truncated file"),
+        (bytes(5000), None, "more than 4,000 bytes"),
+        (GOOD, len(GOOD) - 1, "more than 1,899 bytes"),
+        (GOOD[:-1], len(GOOD), "has 1,899 bytes, expected 1,900"),
+    ],
+)
+def test_answers_of_unknown_length(server, cache, monkeypatch, body, size, reason):
+    """Without length and hash, an answer is read to its end, and one without an end ends at a bound."""
+    monkeypatch.setattr("sims_kit.datasets.fetch.LARGEST", 4000)
+    with pytest.raises(FetchError, match=reason):
+        fetch("toy", "folder", entry(server.page("/x", body, promised=0), sha256=None, size=size))
+    assert list((cache / "folder").iterdir()) == []
 
 
 def test_offline(cache):

@@ -76,12 +76,3 @@ def test_mistake_names_file_entry_key_and_value(tmp_path, name, way, value, told
         read_registry(path)
     for part in (str(path), f"entry {name!r}", *told):
         assert part in str(caught.value), part
-
-
-@pytest.mark.parametrize("text", ["", "a sentence", "a: [1, 2", "- 1", "schema_version: 2\ndatasets: {}\ntables: {}"])
-def test_file_that_is_no_registry(tmp_path, text):
-    """Empty, other, newer and broken YAML give a RegistryError that names the file."""
-    path = tmp_path / "data_registry.yaml"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(RegistryError, match=r"data_registry\.yaml"):
-        read_registry(path)

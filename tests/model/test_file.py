@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sims_kit as sk
-from sims_kit.datasets.registry import PublishedModel, read_registry
+from sims_kit.datasets.registry import DataFile, read_registry
 from sims_kit.errors import FetchError, ModelFileError, SettingError
 from sims_kit.model import MaskedPretraining, SIMSClassifier, load_model, save_model
 from sims_kit.model import file as model_file
@@ -356,7 +356,7 @@ def test_addresses_and_names(tmp_path, monkeypatch):
     monkeypatch.setenv("SIMS_KIT_DATA", str(tmp_path))
     with pytest.raises(FetchError, match="SIMS_KIT_OFFLINE"):
         load_model(url, known_hash=digest)
-    entry = PublishedModel((url,), digest, GOOD.stat().st_size, "Cells of a test.", "CC0-1.0")
+    entry = DataFile("cortex.safetensors", (url,), digest, GOOD.stat().st_size)
     monkeypatch.setitem(read_registry().models, "cortex", entry)
     (tmp_path / "models").mkdir()
     for name in (f"{digest[:16]}.safetensors", "cortex.safetensors"):
