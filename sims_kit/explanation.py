@@ -18,7 +18,7 @@ from sims_kit.model.contributions import csr, explain_batch, explain_batches
 from sims_kit.model.file import fitted_model
 from sims_kit.model.trainer import plain_torch
 from sims_kit.progress import progress_bar
-from sims_kit.text import label_text
+from sims_kit.text import label_text, printable
 
 PART = 4096  # cells summed at once: scipy would copy all rows to float64
 
@@ -52,11 +52,11 @@ class Explanation:
     def __repr__(self) -> str:
         n_cells, n_genes = self.cells.shape
         used = f"{self.cells.nnz / n_cells:,.0f} of {n_genes:,} genes used per cell"
-        return f"Explanation of {n_cells:,} cells, {used}; by contribution:\n{self.top_genes(5).T}"
+        return printable(f"Explanation of {n_cells:,} cells, {used}; by contribution:\n{self.top_genes(5).T}")
 
     def _repr_html_(self) -> str:
         title, _ = repr(self).split("\n", maxsplit=1)
-        return f"<p>{title}</p>{self.top_genes(5).T.to_html(max_rows=60)}"
+        return printable(f"<p>{title}</p>{self.top_genes(5).T.to_html(max_rows=60)}")
 
     def cell(self, name: str) -> pd.DataFrame:
         """Return the genes used for one cell, with `weight` and `contribution`, largest contribution first."""
@@ -134,7 +134,7 @@ class CellExplanation:
     def __repr__(self) -> str:
         runner_up = f"{self.second_label} ({self.second_probability:.1%})"
         title = f"{self.label} ({self.probability:.1%}) rather than {runner_up}; the first of {len(self.genes)} genes:"
-        return f"{title}\n{self.genes.head(10).round(3)}"
+        return printable(f"{title}\n{self.genes.head(10).round(3)}")
 
 
 @plain_torch()

@@ -23,7 +23,7 @@ from sims_kit.cells.splits import Split, check_shares, check_whole, stratified_s
 from sims_kit.datasets.labels import attach_labels, check_orientation
 from sims_kit.datasets.read import ORIENTATIONS
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
-from sims_kit.text import class_labels, label_text
+from sims_kit.text import class_labels, label_text, printable
 
 
 class DataModule(LightningDataModule):
@@ -160,7 +160,7 @@ class DataModule(LightningDataModule):
         ]
         parts = ", ".join(f"{len(positions):,} {part}" for part, positions in self.split._asdict().items())
         classes = f"{len(self.classes)} classes" if self.labelled else "labels not used"
-        return "\n".join([*lines, f"{classes}, {len(self.genes):,} genes, cells: {parts}"])
+        return printable("\n".join([*lines, f"{classes}, {len(self.genes):,} genes, cells: {parts}"]))
 
     __repr__ = __str__
 

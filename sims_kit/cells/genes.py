@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from sims_kit.errors import DataError, FetchError, GeneError, SettingError
-from sims_kit.text import examples
+from sims_kit.text import examples, printable
 
 ENOUGH = 0.8  # share of the model's genes below which columns and tables are tried, then a warning is given
 USABLE = 0.2  # share of the model's genes below which a prediction would mean nothing
@@ -59,7 +59,7 @@ class GeneCoverage:
             f"  ignored  {self.extra:,} of the query's {self.n_query:,} genes, unknown to the model",
             f"  summed   {self.duplicates:,} query genes that share a model gene with another one",
         ]
-        return "\n".join(lines if self.duplicates else lines[:-1])
+        return printable("\n".join(lines if self.duplicates else lines[:-1]))
 
 
 class GeneAlignment:
