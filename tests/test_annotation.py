@@ -217,13 +217,7 @@ def test_unseen_types_stand_out(make_cells):
 NO_CELLS = r"no validation cells.*calibrate\(model, cells, label\)"
 CIRCLE = {"class_0": "class_1", "class_1": "class_0"}
 REFUSED = [  # what is called, on which model, with what; the error, and words of its message
-    (
-        sk.annotate,
-        "unsure",
-        dict(reject=0.01),
-        SettingError,
-        "from 100 validation cells; the lowest rate",
-    ),
+    (sk.annotate, "unsure", dict(reject=0.01), SettingError, "from 100 validation cells; the lowest rate"),
     (sk.annotate, "unsure", dict(reject=0.7), SettingError, "reject=0.7: .* threshold="),
     (sk.annotate, "unsure", dict(reject="a"), SettingError, "reject='a': give the share of errors"),
     (sk.annotate, "unsure", dict(reject=0.1, threshold=0.5), SettingError, "give one of them"),

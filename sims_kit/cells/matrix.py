@@ -213,12 +213,11 @@ def normalise(cells: sp.csr_matrix, scale: Scale) -> sp.csr_matrix:
 class Expression:
     """The expression of some cells on its way to model input; `name` is what messages call the matrix.
 
-    All cells are read through it. `layer` is None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no
-    layer has that name. `adata` is never changed, and a matrix in a file stays there.
+    `layer` is None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no layer has that name. `adata` is
+    never changed, and a matrix in a file stays there.
 
     >>> expression = Expression(adata)
-    >>> expression.align(["CD3D", "MS4A1"]).fraction
-    1.0
+    >>> expression.align(["CD3D", "MS4A1"])
     >>> expression.rows([0, 1])  # (2, 2) CSR float32, log1p of 10,000 per cell
     """
 
@@ -233,21 +232,19 @@ class Expression:
         source = adata.raw if is_raw else adata
         matrix = source.X if is_raw or layer is None else adata.layers[layer]
         if matrix is None:
-            found = (
-                f"Pass layer={' or '.join(map(repr, layers))}" if layers else "Nor has it layers or raw: load counts"
-            )
-            raise DataError(f"This AnnData has no X. {found}.")
+            way_out = f"Pass layer={' or '.join(map(repr, layers))}" if layers else "Nor has it layers: load counts"
+            raise DataError(f"This AnnData has no X. {way_out}.")
         self.genes = source.var
         is_gene = gene_rows(self.genes)
         self.in_file = isinstance(matrix, CSRDataset | h5py.Dataset | zarr.Array)
-        self.matrix = FileMatrix(matrix, is_gene) if self.in_file else _of_columns(as_csr(matrix, name), is_gene)
+        self.matrix = FileMatrix(matrix, is_gene) if self.in_file else as_csr(matrix, name)
         self.name, self.alignment = name, None
         self.cells = np.arange(self.matrix.shape[0])  # rows of the matrix that count; `DataModule` drops some
         if not is_gene.all():
             kinds = ", ".join(self.genes["feature_types"][~is_gene].astype(str).unique()[:3])
             left_out = f"{(~is_gene).sum():,} columns that are no gene expression ({kinds}); they are left out."
             warnings.warn(f"{name} has {left_out}", stacklevel=3)
-            self.genes = self.genes[is_gene]
+            self.genes, self.matrix = self.genes[is_gene], self.matrix if self.in_file else self.matrix[:, is_gene]
         sample = self.matrix.sample() if self.in_file else self.matrix
         self.scale = detect_scale(sample, name=name, layers=layers, log1p=adata.uns.get("log1p"))
 
@@ -268,9 +265,8 @@ class Expression:
         if "log-normalised" in trained_on and self.scale.transform == "log1p(x)":  # by sims_kit 0.1
             self.scale = AS_IS
         elif str(AS_IS) in trained_on and self.scale != AS_IS:
-            found = f"{self.name} holds {self.scale}, but the model was trained on values of unknown scale"
-            way_out = "Train the model on counts, or prepare the query as the reference was."
-            warnings.warn(f"{found}: its labels may be wrong. {way_out}", stacklevel=3)
+            found = f"{self.name} holds {self.scale}, but the model was trained on values of unknown scale: its labels"
+            warnings.warn(f"{found} may be wrong. Train on counts, or prepare it as the reference was.", stacklevel=3)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -321,7 +317,8 @@ class FileMatrix:
         runs = np.split(rising, np.flatnonzero(np.diff(rising) > 64) + 1)  # smaller gaps are read along
         blocks = [self._block(int(run[0]), int(run[-1]) + 1)[run - run[0]] for run in runs if len(run)]
         cells = sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix((0, self.shape[1]), dtype=np.float32)
-        return _of_columns(cells if (np.diff(order) > 0).all() else cells[np.argsort(order)], self.is_wanted)
+        cells = cells if (np.diff(order) > 0).all() else cells[np.argsort(order)]
+        return cells if self.is_wanted.all() else cells[:, self.is_wanted]
 
     def sample(self) -> sp.csr_matrix:
         """A few hundred cells from start to end."""
@@ -390,10 +387,6 @@ def stay_in_files(paths: Sequence[Path], backed: bool | str) -> bool:
         memory = min(memory, int(text))
     stored = [[path] if path.is_file() else path.rglob("*") for path in paths if is_backable(path)]
     return sum(file.stat().st_size for files in stored for file in files) > MEMORY_SHARE * memory
-
-
-def _of_columns(matrix: sp.csr_matrix, is_wanted: np.ndarray) -> sp.csr_matrix:
-    return matrix if is_wanted.all() else matrix[:, is_wanted]
 
 
 def _check_rows(indptr: np.ndarray) -> None:
