@@ -69,8 +69,8 @@ def annotate(
 ) -> ad.AnnData | None:
     """Label every cell of a query.
 
-    Genes are aligned to the model's, and values of any known scale are brought to that of training; the query's matrix
-    stays as it is. Error rates hold for queries of the tissue, protocol and cell types of the validation cells.
+    Genes and scale are brought to those of training; the query's matrix stays as it is. Error rates hold for queries of
+    the tissue, protocol and cell types of the validation cells.
 
     Parameters
     ----------
@@ -87,16 +87,16 @@ def annotate(
     vote
         Adds the majority label of each cell's cluster: of an `obs` column such as ``"leiden"``, or of over-clusters
         that ``"auto"`` makes as CellTypist does, with all cells in memory. Types smaller than a cluster are outvoted.
-    key_added
-        Prefix of what is added. What an earlier call wrote under it is removed.
+    key_added, species
+        Prefix of what is added; what an earlier call wrote under it is removed. ``"human"`` or ``"mouse"``, when the
+        model's genes are those of the other: they are matched by one-to-one orthologs.
     backed
         Leave the matrix of a file on disk: True, False, or ``"auto"``, when it is larger than a tenth of the memory.
-    species
-        ``"human"`` or ``"mouse"``, when the model's genes are those of the other: matched by one-to-one orthologs.
     device, batch_size
         Where the network runs, ``"cpu"`` or ``"cuda"`` (None: where the model is), and on how many cells at once.
     out, copy
-        An ``.h5ad`` file to write to; whether to return the cells, as those of a path are, and leave `query` alone.
+        An ``.h5ad`` file to write to, tried before anything is predicted; if writing fails at the end, the annotated
+        cells are `cells` of the error. Whether to return the cells, as those of a path are, and leave `query` alone.
 
     Notes
     -----
@@ -246,9 +246,9 @@ def gene_coverage(query: Cells, model: Model, *, layer: str | None = None, speci
 def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: str | None = None) -> None:
     """Fit temperature, rejection and prediction sets of a model anew, on labelled cells that it did not learn from.
 
-    For a model without validation cells, and for queries of another protocol than the reference: some hundred cells
-    make confidences right again. `model` is changed, but not the classes that it predicts. Cells whose `label`, an
-    `obs` column, is missing or no class of the model are left out. `layer` is as in `annotate`.
+    For a model without validation cells, and for queries of another protocol: some hundred cells make confidences right
+    again. The classes that `model` predicts stay. Cells whose `label`, an `obs` column, is missing or no class of the
+    model are left out.
 
     Examples
     --------
@@ -287,7 +287,7 @@ def predict(function: Callable, model: SIMSClassifier, batches, device=None) -> 
 
 
 def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
-    """Return class probabilities of batches of cells: float32, cells x classes, rows sum to one."""
+    """Return class probabilities of batches of cells: float32, cells x classes."""
     return predict_logits(model, batches)[0].softmax(dim=1).numpy()
 
 
@@ -321,7 +321,7 @@ def on_device(model: SIMSClassifier, device: str | torch.device | None) -> Itera
 
 
 def check_key(key_added: str, query: ad.AnnData) -> None:
-    """Refuse a key that a file could not hold, or under which `load` keeps a fact of the dataset."""
+    """Refuse a key that a file could not hold, or a fact of the dataset."""
     if not isinstance(key_added, str) or not key_added or "/" in key_added:
         raise SettingError(f"key_added={key_added!r}: give a name without a slash, which files could not hold.")
     if not isinstance(query.uns.get("sims_kit", {}).get(key_added, {}), Mapping):
@@ -439,8 +439,7 @@ def _new_file(out: str | os.PathLike, query: Cells) -> Path:
 
 def _try_to_write(query: ad.AnnData, path: Path, names: list[str]) -> None:
     """Write all but the matrices, and the names of the labels, beside `path`; tell what cannot be written or stored."""
-    slots = {slot: dict(getattr(query, slot)) for slot in ("obsm", "varm", "uns")}
-    slots["uns"]["labels"] = names
+    slots = {"obsm": dict(query.obsm), "varm": dict(query.varm), "uns": {**query.uns, "labels": names}}
     try:
         with TemporaryDirectory(dir=path.parent) as folder, ad.settings.override(allow_write_nullable_strings=False):
             ad.AnnData(obs=query.obs, var=query.var, **slots).write_h5ad(Path(folder, "trial.h5ad"))

@@ -145,9 +145,8 @@ def explain(
     """Return which genes the model looks at and what they contribute, for each cell, each class and overall.
 
     A cell's masks are summed over the steps, each weighted by its share in the decision (section 3.4 of the TabNet
-    paper), and divided by their sum. Memory grows with the nonzero weights, 12 bytes for each. `groupby` names an `obs`
-    column that the class tables group by, in place of the predicted class; contributions are to the predicted class
-    either way. Other arguments are as in `annotate`.
+    paper), and divided by their sum. Each nonzero weight takes 12 bytes. `groupby` names an `obs` column for the class
+    tables; contributions are to the predicted class either way. Other arguments are as in `annotate`.
 
     Examples
     --------

@@ -7,7 +7,6 @@ Values of single settings that cannot be used are in `cells/test_datamodule.py`.
 import gzip
 import os
 import pickle
-import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -191,7 +190,6 @@ CASES = [
      LabelError, ["labels.csv has 120 rows", "60 cells", "120 genes", "fit the genes", 'orientation="genes_by_cells"']),
     ("query turned", lambda b: b.cells.T, annotate,
      DataError, ["turned", "60 rows are named like the model's genes ('ENSG", "query.T.copy()"]),
-    ("cells to explain turned", lambda b: b.cells.T, explain, DataError, ["turned", "query.T.copy()"]),
 
     ("orientation misspelt", good, but(fit, orientation="turned"), SettingError, ["'turned'", "'genes_by_cells'"]),
     ("second AnnData turned", lambda b: [b.cells, b.cells.T], fit, DataError, ["AnnData 2", "genes_by_cells"]),
@@ -228,7 +226,6 @@ CASES = [
     ("NaN", lambda b: b.values(lambda X: np.where(X > 9, np.nan, X)), fit, DataError, ["NaN", "finite: write 0"]),
     ("negative values", lambda b: b.values(lambda X: X - 1), fit, DataError, ["down to -1", "Pass counts"]),
     ("scaled matrix", scaled, fit, DataError, ["AnnData 1", "scaled", "This AnnData holds layer='counts'"]),
-    ("scaled query", scaled, annotate, DataError, ["query", "scaled", "This AnnData holds layer='counts'"]),
     ("nothing but zeros", lambda b: b.values(lambda X: X * 0), fit, DataError, ["120 cells x 60 genes, all zero"]),
     ("no cells", lambda b: [b.cells, b.cells[:0].copy()], fit, DataError, ["AnnData 2 is empty (0 cells x 60 genes)"]),
     ("no genes", lambda b: b.cells[:, :0].copy(), fit, DataError, ["AnnData 1 is empty (120 cells x 0 genes)"]),
@@ -267,7 +264,6 @@ CASES = [
     ("unknown logger", good, but(fit, logger="tensorbord"), UnknownNameError, ["'tensorbord'", "'tensorboard'"]),
     ("nothing left to train on", good, but(fit, validation=0.5, test=0.5),
      SettingError, ["validation=0.5", "test=0.5", "together under 1"]),
-    ("number of test cells for a share", good, but(fit, test=20), SettingError, ["test=20", "shares of the cells"]),
     ("seed beyond 64 bits", good, but(fit, seed=2**70), SettingError, ["seed=1180591620717411303424"]),
     *((f"epochs: {n!r}", good, but(fit, max_epochs=n), SettingError, [f"max_epochs={n!r}"]) for n in (0, "3", 1.5)),
     ("number for a recipe", good, but(fit, recipe=3), UnknownNameError, ["recipe 3", "'thesis'"]),
@@ -397,15 +393,6 @@ def test_numbers_of_numpy_can_be_saved(make_cells, tmp_path):
     settings = dict(n_models=np.int64(1), n_d=np.int32(2), n_a=2, gamma=np.float32(1.5))
     fitted = sk.fit(make_cells(), "cell_type", max_epochs=1, recipe=settings, **QUIET)
     assert sk.load_model(sk.save_model(fitted, tmp_path / "m")).recipe.n_d == 2
-
-
-def test_number_of_a_million_digits(tmp_path):
-    """A field that is a number almost to its end is refused as soon as any other: digits are looked at once."""
-    (tmp_path / "a.csv").write_bytes(b"cell,A,B\nc1,1,2\nc2,3," + b"0" * 10**6 + b"x\n")
-    start = time.process_time()
-    with pytest.raises(DataError, match=r"row 'c2', column 'B'|line of .* letters") as error:
-        sk.read(tmp_path / "a.csv")
-    assert time.process_time() - start < 5 and len(str(error.value)) < 1000
 
 
 def _files():

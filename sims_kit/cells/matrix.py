@@ -396,7 +396,7 @@ def _check_rows(indptr: np.ndarray) -> None:
 
 
 def as_csr(matrix, name: str = "The matrix") -> sp.csr_matrix:
-    """Any matrix as CSR float32 in canonical form: shared where it is that already, dense ones converted in blocks.
+    """Any matrix as CSR float32 in canonical form, shared where it is that already.
 
     Sparse ones are checked first: scipy reads whatever memory, or other gene, a wrong index points to.
     """
