@@ -10,6 +10,7 @@ from inspect import signature
 from itertools import cycle
 from numbers import Real
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import anndata as ad
 import h5py
@@ -68,8 +69,8 @@ def annotate(
 ) -> ad.AnnData | None:
     """Label every cell of a query.
 
-    Genes are aligned to the model's, and values of any known scale are brought to that of training; the query's matrix
-    stays as it is. Error rates hold for queries of the tissue, protocol and cell types of the validation cells.
+    Genes and scale are brought to those of training; the query's matrix stays as it is. Error rates hold for queries of
+    the tissue, protocol and cell types of the validation cells.
 
     Parameters
     ----------
@@ -86,16 +87,16 @@ def annotate(
     vote
         Adds the majority label of each cell's cluster: of an `obs` column such as ``"leiden"``, or of over-clusters
         that ``"auto"`` makes as CellTypist does, with all cells in memory. Types smaller than a cluster are outvoted.
-    key_added
-        Prefix of what is added. What an earlier call wrote under it is removed.
+    key_added, species
+        Prefix of what is added; what an earlier call wrote under it is removed. ``"human"`` or ``"mouse"``, when the
+        model's genes are those of the other: they are matched by one-to-one orthologs.
     backed
         Leave the matrix of a file on disk: True, False, or ``"auto"``, when it is larger than a tenth of the memory.
-    species
-        ``"human"`` or ``"mouse"``, when the model's genes are those of the other: matched by one-to-one orthologs.
     device, batch_size
         Where the network runs, ``"cpu"`` or ``"cuda"`` (None: where the model is), and on how many cells at once.
     out, copy
-        An ``.h5ad`` file to write to; whether to return the cells, as those of a path are, and leave `query` alone.
+        An ``.h5ad`` file to write to, tried before anything is predicted; if writing fails at the end, the annotated
+        cells are `cells` of the error. Whether to return the cells, as those of a path are, and leave `query` alone.
 
     Notes
     -----
@@ -116,10 +117,12 @@ def annotate(
     model = fitted_model(model)
     hierarchy = None if hierarchy is None else dict(hierarchy)  # of a Series, too
     threshold = _threshold(model, reject, threshold, hierarchy)
-    out = out if out is None else _new_file(out, query)
+    out, colours = out if out is None else _new_file(out, query), _colours(model, (hierarchy or {}).values())
     query, is_own, batches, coverage, scale = _opened(query, model, key_added, layer, species, copy, backed, batch_size)
     if not (vote is None or (isinstance(vote, str) and vote in ["auto", *query.obs])):
         raise UnknownNameError("obs column", vote, ["auto", *query.obs.columns])
+    if out is not None:
+        _try_to_write(query, out, [*colours])
     logits, unseen = predict_logits(model, progress_bar(batches, desc="annotating", unit="batch"), device)
     probabilities = logits.softmax(dim=1)
     second = probabilities.argsort(dim=1, descending=True, stable=True)[:, 1].numpy()
@@ -129,7 +132,6 @@ def annotate(
     clusters = None if vote is None else _over_clusters(batches) if vote == "auto" else query.obs[vote].to_numpy()
 
     _remove_earlier(query, key_added)
-    colours = _colours(model, (hierarchy or {}).values())
     query.obs[f"{key_added}_label"] = _categorical(labels, colours)
     query.uns[f"{key_added}_label_colors"] = [*colours.values()]
     query.obs[f"{key_added}_confidence"] = found["probability"].to_numpy(np.float32)
@@ -145,8 +147,13 @@ def annotate(
     notes = {"classes": list(model.classes), "state": str(scale), "trained_on": [name for name, _ in _files(model)]}
     notes |= {"genes_matched": coverage.n_matched, "genes_of_model": coverage.n_model}
     add_notes(query, key_added, **notes, **({} if threshold is None else {"threshold": threshold}))
-    if out is not None:
-        _write_h5ad(query, out)
+    try:
+        if out is not None:
+            _write_h5ad(query, out)
+    except Exception as error:
+        error.cells = query
+        error.add_note("What was computed is not lost: the annotated cells are `cells` of this error (sys.last_value).")
+        raise
     return query if is_own else None
 
 
@@ -239,9 +246,9 @@ def gene_coverage(query: Cells, model: Model, *, layer: str | None = None, speci
 def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: str | None = None) -> None:
     """Fit temperature, rejection and prediction sets of a model anew, on labelled cells that it did not learn from.
 
-    For a model without validation cells, and for queries of another protocol than the reference: some hundred cells
-    make confidences right again. `model` is changed, but not the classes that it predicts. Cells whose `label`, an
-    `obs` column, is missing or no class of the model are left out. `layer` is as in `annotate`.
+    For a model without validation cells, and for queries of another protocol: some hundred cells make confidences right
+    again. The classes that `model` predicts stay. Cells whose `label`, an `obs` column, is missing or no class of the
+    model are left out.
 
     Examples
     --------
@@ -280,7 +287,7 @@ def predict(function: Callable, model: SIMSClassifier, batches, device=None) -> 
 
 
 def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
-    """Return class probabilities of batches of cells: float32, cells x classes, rows sum to one."""
+    """Return class probabilities of batches of cells: float32, cells x classes."""
     return predict_logits(model, batches)[0].softmax(dim=1).numpy()
 
 
@@ -299,10 +306,13 @@ def _files(model: SIMSClassifier) -> list[tuple[str, str]]:
 @contextmanager
 def on_device(model: SIMSClassifier, device: str | torch.device | None) -> Iterator[None]:
     """Move a model to a device while the block lasts, and back afterwards; None leaves it where it is."""
-    before, n_gpus = model.device, torch.cuda.device_count()
-    devices = ["cpu", "cuda", *(f"cuda:{number}" for number in range(n_gpus))] if n_gpus else ["cpu"]
-    if device is not None and str(device) not in devices:
-        raise UnknownNameError("device", str(device), devices)
+    before, gpus = model.device, [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    devices = ["cpu", "cpu:0", *(["cuda"] if gpus else []), *gpus]
+    hints = {str(number): f"Write device='cuda:{number}'." for number in range(max(1, len(gpus)))}
+    hints["mps"] = "Cells are sparse matrices, which Apple's GPUs cannot multiply: pass device='cpu'."
+    refuse_unknown(
+        "This machine", set() if device is None else {str(device)} - {*devices}, devices, hints, kind="device"
+    )
     model.to(device or before)
     try:
         yield
@@ -311,7 +321,7 @@ def on_device(model: SIMSClassifier, device: str | torch.device | None) -> Itera
 
 
 def check_key(key_added: str, query: ad.AnnData) -> None:
-    """Refuse a key that a file could not hold, or under which `load` keeps a fact of the dataset."""
+    """Refuse a key that a file could not hold, or a fact of the dataset."""
     if not isinstance(key_added, str) or not key_added or "/" in key_added:
         raise SettingError(f"key_added={key_added!r}: give a name without a slash, which files could not hold.")
     if not isinstance(query.uns.get("sims_kit", {}).get(key_added, {}), Mapping):
@@ -425,6 +435,18 @@ def _new_file(out: str | os.PathLike, query: Cells) -> Path:
     if origin is not None and path.exists() and Path(origin).expanduser().exists() and path.samefile(origin):
         raise SettingError(f"out={str(out)!r} is the file that the cells come from, which is never changed.")
     return path
+
+
+def _try_to_write(query: ad.AnnData, path: Path, names: list[str]) -> None:
+    """Write all but the matrices, and the names of the labels, beside `path`; tell what cannot be written or stored."""
+    slots = {"obsm": dict(query.obsm), "varm": dict(query.varm), "uns": {**query.uns, "labels": names}}
+    try:
+        with TemporaryDirectory(dir=path.parent) as folder, ad.settings.override(allow_write_nullable_strings=False):
+            ad.AnnData(obs=query.obs, var=query.var, **slots).write_h5ad(Path(folder, "trial.h5ad"))
+    except Exception as error:
+        found = "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+        way_out = "Name a file in another folder, or remove what cannot be stored."
+        raise SettingError(f"out={str(path)!r} cannot be written ({found}). {way_out}") from error
 
 
 def _write_h5ad(query: ad.AnnData, path: Path) -> None:

@@ -88,10 +88,9 @@ def rejection_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame
 def rejection_threshold(confidence: np.ndarray, correct: np.ndarray, *, error_rate: float = 0.05) -> Rejection:
     """Choose the lowest confidence at which answered cells have at most the given share of errors.
 
-    The share is the upper end of Clopper and Pearson's one-sided 90 % interval, so that the rate holds in nine draws of
-    validation cells out of ten (Geifman and El-Yaniv, NeurIPS 2017, without their correction for many thresholds). The
-    threshold is infinite where the rate cannot be promised: 0.05 takes 45 answered cells without an error. Other
-    arguments are as in `rejection_curve`.
+    The share is the upper end of Clopper and Pearson's one-sided 90 % interval: the rate holds in nine of ten draws of
+    validation cells (Geifman and El-Yaniv, NeurIPS 2017, without their correction for many thresholds). The threshold
+    is infinite where it cannot be promised: 0.05 takes 45 cells without an error. Arguments as in `rejection_curve`.
 
     Examples
     --------
@@ -169,9 +168,8 @@ def hierarchical_labels(
 ) -> pd.DataFrame:
     """Return the finest label whose probability reaches a threshold: the most probable class, its parent, and so on.
 
-    `probabilities` are (cells, classes); that of a parent is the sum of its classes'. `hierarchy` maps child to parent,
-    of classes and of parents. A row per cell: ``label``, ``"Unknown"`` where not even the root reaches the threshold,
-    and ``probability``, of that label (of the root where it is ``"Unknown"``).
+    `probabilities` are (cells, classes); that of a parent is the sum of its classes'. `hierarchy` maps child to parent.
+    A row per cell: ``label``, ``"Unknown"`` where not even the root is enough, and ``probability``, then of the root.
     """
     paths, best = paths_to_root(classes, hierarchy), probabilities.argmax(axis=1)
     labels, reached = np.full(len(best), UNKNOWN, dtype=object), np.zeros(len(best))
@@ -186,7 +184,7 @@ def hierarchical_labels(
 
 
 def paths_to_root(classes: Sequence[str], hierarchy: Mapping[str, str]) -> list[list[str]]:
-    """Return for each class the names from itself up to its root; refuse circles and names that lead to no class."""
+    """Return each class's names from itself to its root; refuse circles and names that lead to no class."""
     for child, parent in hierarchy.items():
         if not isinstance(parent, str) or parent == UNKNOWN:
             raise SettingError(f"hierarchy has {parent!r} as parent of {child!r}; expected a name, not {UNKNOWN!r}.")

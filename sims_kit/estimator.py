@@ -64,22 +64,19 @@ class SIMS(ClassifierMixin, BaseEstimator):
         if n_missing := obs["label"].isna().sum():
             raise LabelError(f"{n_missing:,} of {len(obs):,} cells have no label. Leave them out.")
         check_classification_targets(y)
-        self.classes_ = np.unique(y)
-        self.n_features_in_ = cells.n_vars
+        self.classes_, self.n_features_in_ = np.unique(y), cells.n_vars
         vars(self).pop("feature_names_in_", None)
         if isinstance(X, AnnData) or list(getattr(X, "columns", [])) == list(cells.var_names):
             self.feature_names_in_ = cells.var_names.to_numpy(dtype=object)
-        self._genes = cells.var_names
-        given = None if groups is None else "group"
-        self.model_ = fit(AnnData(cells.X, obs=obs, var=cells.var), "label", groups=given, test=0, **self.get_params())
+        self._genes, column = cells.var_names, None if groups is None else "group"
+        self.model_ = fit(AnnData(cells.X, obs=obs, var=cells.var), "label", groups=column, test=0, **self.get_params())
         self._columns = pd.Index(self.model_.classes).get_indexer(class_labels(self.classes_, "y"))
         return self
 
     def predict_proba(self, X) -> np.ndarray:
         """Probabilities, (cells, classes) float32, on the scale that validation cells calibrated."""
         check_is_fitted(self)
-        cells = as_cells(X, self._genes)
-        batches, *_ = query_batches(cells, self.model_.genes)
+        batches, *_ = query_batches(as_cells(X, self._genes), self.model_.genes)
         return predict_probabilities(self.model_, batches)[:, self._columns]
 
     def predict(self, X) -> np.ndarray:

@@ -18,7 +18,7 @@ from sims_kit.model.contributions import csr, explain_batch, explain_batches
 from sims_kit.model.file import fitted_model
 from sims_kit.model.trainer import plain_torch
 from sims_kit.progress import progress_bar
-from sims_kit.text import label_text
+from sims_kit.text import label_text, printable
 
 PART = 4096  # cells summed at once: scipy would copy all rows to float64
 
@@ -31,11 +31,7 @@ class Explanation:
     cells of each class. `genes` has a row per gene, most used first: `weight`, the mean mask over all cells (sums to
     one), `cells`, the share of cells that use the gene, and `contribution`, the mean size of its contributions.
 
-    Examples
-    --------
-    >>> explanation = sk.explain(model, query)
-    >>> explanation.genes.head()
-    >>> explanation.class_contributions.loc["B cell"].nlargest(10)
+    >>> sk.explain(model, query).class_contributions.loc["B cell"].nlargest(10)
     """
 
     cells: sparse.csr_matrix  # aggregated masks; rows sum to one, or are zero where the decision used no gene
@@ -52,11 +48,11 @@ class Explanation:
     def __repr__(self) -> str:
         n_cells, n_genes = self.cells.shape
         used = f"{self.cells.nnz / n_cells:,.0f} of {n_genes:,} genes used per cell"
-        return f"Explanation of {n_cells:,} cells, {used}; by contribution:\n{self.top_genes(5).T}"
+        return printable(f"Explanation of {n_cells:,} cells, {used}; by contribution:\n{self.top_genes(5).T}")
 
     def _repr_html_(self) -> str:
-        title, _ = repr(self).split("\n", maxsplit=1)
-        return f"<p>{title}</p>{self.top_genes(5).T.to_html(max_rows=60)}"
+        title, table = repr(self).partition("\n")[0], self.top_genes(5).T.to_html(max_rows=60)
+        return printable(f"<p>{title}</p>{table}")
 
     def cell(self, name: str) -> pd.DataFrame:
         """Return the genes used for one cell, with `weight` and `contribution`, largest contribution first."""
@@ -93,16 +89,18 @@ class Explanation:
             warnings.simplefilter("ignore")
             rows = np.flatnonzero(gene_rows(adata.var))
             places = align_genes(adata.var.iloc[rows], self.gene_names, species=self.species).places
-        found = np.flatnonzero(places >= 0)
+        found, (classes, values) = (
+            np.flatnonzero(places >= 0),
+            (self.classes.index, self.class_contributions.to_numpy()),
+        )
         parts = np.ones(len(found), np.float32), (found, rows[places[found]])
         known = sparse.csr_matrix(parts, shape=(len(places), adata.n_vars))  # genes of the model x genes of adata
         adata.layers[f"{key_added}_masks"] = self.cells @ known
         adata.layers[f"{key_added}_contributions"] = self.contributions @ known
         adata.varm[f"{key_added}_class_masks"] = (self.classes.to_numpy() @ known).T
-        adata.varm[f"{key_added}_class_contributions"] = (self.class_contributions.to_numpy() @ known).T
-        adata.obs[f"{key_added}_explained"] = pd.Categorical(self.labels, self.classes.index)
-        add_notes(adata, key_added, explained_classes=list(self.classes.index))
-        classes, values = self.classes.index, self.class_contributions.to_numpy()
+        adata.varm[f"{key_added}_class_contributions"] = (values @ known).T
+        adata.obs[f"{key_added}_explained"] = pd.Categorical(self.labels, classes)
+        add_notes(adata, key_added, explained_classes=list(classes))
         order = np.argsort(-values, axis=1, kind="stable")  # equal ones in the order of the genes
         ranked = self.gene_names.to_numpy(object)[order], np.take_along_axis(values, order, axis=1).astype(np.float32)
         names, scores = (pd.DataFrame(table.T, columns=classes).to_records(index=False) for table in ranked)
@@ -118,11 +116,6 @@ class CellExplanation:
     `genes` has a row per gene that the masks pass, largest `contribution` first: `weight` in the masks, `contribution`
     to the logit of `label` against the mean of all classes, `against_second`, the same against `second_label` alone,
     and `expression`, log-normalised.
-
-    Examples
-    --------
-    >>> why = sk.explain_cell(model, query, query.obs_names[0])
-    >>> why.label, why.second_label, why.genes.head()
     """
 
     label: str  # the most probable class
@@ -134,7 +127,7 @@ class CellExplanation:
     def __repr__(self) -> str:
         runner_up = f"{self.second_label} ({self.second_probability:.1%})"
         title = f"{self.label} ({self.probability:.1%}) rather than {runner_up}; the first of {len(self.genes)} genes:"
-        return f"{title}\n{self.genes.head(10).round(3)}"
+        return printable(f"{title}\n{self.genes.head(10).round(3)}")
 
 
 @plain_torch()
@@ -152,9 +145,8 @@ def explain(
     """Return which genes the model looks at and what they contribute, for each cell, each class and overall.
 
     A cell's masks are summed over the steps, each weighted by its share in the decision (section 3.4 of the TabNet
-    paper), and divided by their sum. Memory grows with the nonzero weights, 12 bytes for each. `groupby` names an `obs`
-    column that the class tables group by, in place of the predicted class; contributions are to the predicted class
-    either way. Other arguments are as in `annotate`.
+    paper), and divided by their sum. Each nonzero weight takes 12 bytes. `groupby` names an `obs` column for the class
+    tables; contributions are to the predicted class either way. Other arguments are as in `annotate`.
 
     Examples
     --------

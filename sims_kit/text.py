@@ -71,6 +71,11 @@ def examples(names: Iterable, n: int = 3) -> str:
     return ", ".join(names[:n] + ["..."] * (len(names) > n))
 
 
+def printable(text: str) -> str:
+    """A text, perhaps of several lines, whose control characters are written out."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+
+
 def _written(labels: Iterable) -> tuple[pd.Series, pd.DataFrame]:
     """The text of every label, and a table of the distinct values and their texts; each value is written once."""
     labels = pd.Series(labels)

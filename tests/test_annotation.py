@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from unittest.mock import Mock
 
 import anndata as ad
 import h5py
@@ -79,6 +80,16 @@ def test_paths_in_and_h5ad_out(model, make_cells, tmp_path):
     with h5py.File(path) as file:
         file.visititems(lambda name, item: found.add(item.attrs.get("encoding-type", "")))
     assert not [kind for kind in found if kind.startswith(("null", "nullable"))]  # unknown to anndata before 0.11
+
+
+def test_a_disk_that_fails_at_the_end_loses_nothing(model, make_cells, tmp_path, monkeypatch):
+    """The error has the annotated cells, and no file is left behind."""
+    make_cells().write_h5ad(path := tmp_path / "query.h5ad")
+    monkeypatch.setattr("os.replace", Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space") as error:
+        sk.annotate(path, model, out=tmp_path / "out.h5ad")
+    assert "sims_label" in error.value.cells.obs and "not lost" in error.value.__notes__[0]
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_genes_in_any_order(model, make_cells):
@@ -206,13 +217,7 @@ def test_unseen_types_stand_out(make_cells):
 NO_CELLS = r"no validation cells.*calibrate\(model, cells, label\)"
 CIRCLE = {"class_0": "class_1", "class_1": "class_0"}
 REFUSED = [  # what is called, on which model, with what; the error, and words of its message
-    (
-        sk.annotate,
-        "unsure",
-        dict(reject=0.01),
-        SettingError,
-        "from 100 validation cells; the lowest rate",
-    ),
+    (sk.annotate, "unsure", dict(reject=0.01), SettingError, "from 100 validation cells; the lowest rate"),
     (sk.annotate, "unsure", dict(reject=0.7), SettingError, "reject=0.7: .* threshold="),
     (sk.annotate, "unsure", dict(reject="a"), SettingError, "reject='a': give the share of errors"),
     (sk.annotate, "unsure", dict(reject=0.1, threshold=0.5), SettingError, "give one of them"),
@@ -243,8 +248,10 @@ REFUSED = [  # what is called, on which model, with what; the error, and words o
         for settings, error, words in (
             (dict(key_added="a/b"), SettingError, "without a slash"),
             (dict(key_added="title"), SettingError, "'title' is a fact of the dataset.* Choose another"),
-            (dict(device="foo"), UnknownNameError, "no device 'foo'. Choose from: 'cpu'"),
-            (dict(device="cuda:99"), UnknownNameError, "no device 'cuda:99'."),
+            (dict(device="foo"), UnknownNameError, "no device of this machine 'foo'. Choose from: 'cpu'"),
+            (dict(device="cuda:99"), UnknownNameError, "no device of this machine 'cuda:99'."),
+            (dict(device="mps"), SettingError, "no device 'mps'. Cells are sparse.* device='cpu'"),
+            (dict(device=0), SettingError, "no device '0'. Write device='cuda:0'"),
         )
     ),
 ]
@@ -315,7 +322,8 @@ def test_device_and_models_without_promises(model, models, make_cells, monkeypat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     sk.annotate(query, model, device="cuda:0")
     sk.explain(model, query, device=torch.device("cuda"))
-    assert seen == ["cuda:0", "cpu", "cuda", "cpu"]
+    sk.embed(query, model, device="cpu:0")
+    assert seen == ["cuda:0", "cpu", "cuda", "cpu", "cpu:0", "cpu"]
 
 
 def test_scales(model, make_cells):

@@ -100,15 +100,6 @@ def test_grid_search_and_pipeline(cells):
     assert search.best_estimator_[-1].n_features_in_ == 30
 
 
-def test_same_seed_same_result(cells):
-    """A clone with the same seed gives the same probabilities; another seed others."""
-    first, again, other = (
-        sk.SIMS(SMALL, max_epochs=3, seed=seed).fit(cells, "cell_type").predict_proba(cells) for seed in (0, 0, 1)
-    )
-    np.testing.assert_array_equal(first, again)
-    assert not np.allclose(first, other)
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -120,6 +120,20 @@ def test_values_are_written_to_the_genes_that_were_matched(model, cells):
         np.testing.assert_allclose(other.layers[layer].toarray(), expected.layers[layer].toarray(), atol=1e-6)
 
 
+def test_names_that_no_terminal_takes(model, cells):
+    """Control characters and halves of letters in names are written out, whatever is shown."""
+    odd, escape = cells.copy(), "\x1b[31m\x07\udcff"
+    odd.var["names"], odd.uns["sims_kit"] = odd.var_names, {"dataset": escape}
+    odd.var_names = [f"{escape}{name}" for name in odd.var_names]
+    odd.obs["cell_type"] = [f"{label}{escape[:-1]}" for label in odd.obs["cell_type"]]
+    named = sk.fit(odd, "cell_type", max_epochs=1, recipe={"n_models": 1}, verbose=False, logger=False)
+    explanation = sk.explain(named, odd)
+    shown = [explanation, sk.explain_cell(named, odd, odd.obs_names[0]), sk.gene_coverage(odd, named)]
+    shown = [explanation._repr_html_(), *map(repr, shown), str(shown[-1]), str(sk.DataModule(odd, None, "cell_type"))]
+    for text in shown:
+        assert all(letter.isprintable() or letter == "\n" for letter in text)
+
+
 def test_names_that_are_not_those_of_one_cell(model, cells):
     """An unknown name, and one of several cells, are refused."""
     twins = cells.copy()

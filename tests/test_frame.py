@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 TO_PIP = {"pytorch-cpu": "torch", "pytorch-gpu": "torch", "matplotlib-base": "matplotlib"}  # conda-forge's names
 CONDA_ALONE = {"python-igraph", "leidenalg"}  # what pip gets by scanpy's extra, and conda-forge knows no extras
-MAKE, REPO2DOCKER = shutil.which("make"), shutil.which("jupyter-repo2docker")
+MAKE = shutil.which("make")
 needs_make = pytest.mark.skipif(MAKE is None, reason="make is not installed")
 
 
@@ -104,18 +104,6 @@ def test_binder_hook_is_executable_and_keeps_the_environment():
     hook = ROOT / "binder/postBuild"
     assert os.access(hook, os.X_OK) and os.access(ROOT / ".ci/run", os.X_OK)
     assert "--no-deps" in hook.read_text()
-
-
-@pytest.mark.skipif(REPO2DOCKER is None, reason="jupyter-repo2docker is not installed")
-def test_binder_builds_from_its_own_folder():
-    """repo2docker, which Binder runs, takes Python 3.11 and the packages of binder/, and then postBuild."""
-    command = [REPO2DOCKER, "--no-build", "--debug", str(ROOT)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    recipe = result.stdout + result.stderr
-    assert re.search(r"environment\.py-3\.11|environment-2epy-2d3-2e11", recipe)
-    assert '--file "binder/environment.yml"' in recipe and 'file "environment.yml"' not in recipe
-    assert recipe.index('--file "binder/environment.yml"') < recipe.index("RUN ./binder/postBuild")
 
 
 # --- one address ----------------------------------------------------------------------------------------------

@@ -23,14 +23,14 @@ from sims_kit.cells.splits import Split, check_shares, check_whole, stratified_s
 from sims_kit.datasets.labels import attach_labels, check_orientation
 from sims_kit.datasets.read import ORIENTATIONS
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
-from sims_kit.text import class_labels, label_text
+from sims_kit.text import class_labels, label_text, printable
 
 
 class DataModule(LightningDataModule):
     """Labelled cells from files or AnnData objects, split and ready to train on (thesis, section 0.2).
 
-    Files are read and brought onto common genes at once; AnnData objects are never changed, their matrices shared where
-    possible. Each batch is normalised to log1p of 10,000 per cell. Classes are stratified over all files together.
+    Files are brought onto common genes at once; AnnData objects are never changed. Each batch is normalised to log1p of
+    10,000 per cell. Classes are stratified over all files together.
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ class DataModule(LightningDataModule):
         Cells per batch, at least 2 (batch normalisation needs two), None: as the model's recipe says, else 64; threads
         that prepare batches ahead, which stay the same.
     backed
-        Leave the matrices in their files and read cells as they are needed: True, False, or ``"auto"``, when the files
-        are larger than a tenth of the memory. Text is converted once, into the cache.
+        Leave the matrices in their files: True, False, or ``"auto"``, when these are larger than a tenth of the memory.
+        Text is converted once, into the cache.
     labelled, verbose
         False takes all cells, with or without a label, as pretraining does; print what was found.
 
@@ -92,15 +92,13 @@ class DataModule(LightningDataModule):
         self.backed = stay_in_files([item for item in self.datafiles if isinstance(item, Path)], backed)
         self._files = [self._read(i) for i in range(len(self.datafiles))]
         self.classes, self.labels = self._encoded_labels()
-        self.split = self._split()
-        self.genes = self._common_genes()
+        self.split, self.genes = self._split(), self._common_genes()
         self.input_dim, self.output_dim = len(self.genes), len(self.classes)
         sources = [file.expression for file in self._files]
         scales = [source.scale for source in sources]
         if len({(scale.state, scale == AS_IS) for scale in scales}) > 1:
-            found = f"The files differ in scale: {', '.join(map(str, scales))}"
-            taken = "All but those of unknown scale are brought to log1p of 10,000 per cell"
-            warnings.warn(f"{found}. {taken}; counts in every file would be safer.", stacklevel=2)
+            taken = "All but those of unknown scale are brought to log1p of 10,000; counts everywhere would be safer"
+            warnings.warn(f"The files differ in scale: {', '.join(map(str, scales))}. {taken}.", stacklevel=2)
         self._dataset = CellDataset(sources, self.labels)
         if verbose:
             rank_zero_only(print)(self)
@@ -154,13 +152,13 @@ class DataModule(LightningDataModule):
     predict_dataloader = test_dataloader
 
     def __str__(self) -> str:
+        line = "{}: {cells:,} cells x {genes:,} genes, {state}"
         lines = [
-            f"{file['dataset'] or file['file']}: {file['cells']:,} cells x {file['genes']:,} genes, {file['state']}"
-            for file in (file.description for file in self._files)
+            line.format(one["dataset"] or one["file"], **one) for one in (file.description for file in self._files)
         ]
         parts = ", ".join(f"{len(positions):,} {part}" for part, positions in self.split._asdict().items())
         classes = f"{len(self.classes)} classes" if self.labelled else "labels not used"
-        return "\n".join([*lines, f"{classes}, {len(self.genes):,} genes, cells: {parts}"])
+        return printable("\n".join([*lines, f"{classes}, {len(self.genes):,} genes, cells: {parts}"]))
 
     __repr__ = __str__
 
@@ -222,9 +220,9 @@ class DataModule(LightningDataModule):
 
     def _encoded_labels(self) -> tuple[list[str], np.ndarray]:
         """The classes, and the class of every cell as a number."""
-        labels = class_labels(pd.concat([file.labels for file in self._files]), self.class_label).to_numpy()
         if not self.labelled:
-            return [], np.full(len(labels), -1)
+            return [], np.full(sum(len(file.labels) for file in self._files), -1)
+        labels = class_labels(pd.concat([file.labels for file in self._files]), self.class_label).to_numpy()
         if n_missing := sum(file.expression.matrix.shape[0] for file in self._files) - len(labels):
             left_out = f"{n_missing:,} of {n_missing + len(labels):,} cells have no {self.class_label!r}"
             warnings.warn(f"{left_out} and are left out.", stacklevel=3)
@@ -269,10 +267,8 @@ class DataModule(LightningDataModule):
         if len(self.orientations) != n_files or not set(self.orientations) <= set(ORIENTATIONS):
             raise SettingError(f"orientation={self.orientations}: choose of {ORIENTATIONS}, for all or for each file.")
         if not (genes in ("intersection", "union") if isinstance(genes, str) else _are_genes(genes)):
-            way_out = (
-                "choose 'intersection' or 'union', or give names of genes (of a mask: var_names[mask]) or a query."
-            )
-            raise SettingError(f"genes={short_repr(genes)}: {way_out}")
+            way_out = "or give names of genes (of a mask: var_names[mask]) or a query."
+            raise SettingError(f"genes={short_repr(genes)}: choose 'intersection' or 'union', {way_out}")
         if len(self.labelfiles) != n_files:
             found = f"There are {len(self.labelfiles)} labelfiles for {n_files} datafiles."
             raise LabelError(f"{found} Give one for each, None where the labels are in obs.")

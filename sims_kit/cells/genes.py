@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from sims_kit.errors import DataError, FetchError, GeneError, SettingError
-from sims_kit.text import examples
+from sims_kit.text import examples, printable
 
 ENOUGH = 0.8  # share of the model's genes below which columns and tables are tried, then a warning is given
 USABLE = 0.2  # share of the model's genes below which a prediction would mean nothing
@@ -45,21 +45,17 @@ class GeneCoverage:
         """How many genes were found, in words."""
         return f"{self.n_matched:,} of the model's {self.n_model:,} genes found ({self.fraction:.1%})"
 
-    def matches(self) -> str:
-        """What matched them, in words."""
-        return ", ".join(f"{n:,} by {how}" for how, n in self.matched_by.items())
-
     def __str__(self) -> str:
         found = f", for example {examples(self.missing)}" if self.missing else ""
         lines = [
             f"Gene coverage: {self.share()}",
             f"  ids      model {self.kind_model}, query {self.kind_query}",
-            f"  matched  {self.matches()}",
+            f"  matched  {', '.join(f'{n:,} by {how}' for how, n in self.matched_by.items())}",
             f"  missing  {len(self.missing):,} model genes, taken as zero{found}",
             f"  ignored  {self.extra:,} of the query's {self.n_query:,} genes, unknown to the model",
             f"  summed   {self.duplicates:,} query genes that share a model gene with another one",
         ]
-        return "\n".join(lines if self.duplicates else lines[:-1])
+        return printable("\n".join(lines if self.duplicates else lines[:-1]))
 
 
 class GeneAlignment:
@@ -96,8 +92,9 @@ class GeneAlignment:
     def apply(self, cells: sp.csr_matrix) -> sp.csr_matrix:
         """Cells (n, query genes) as (n, vocabulary), in O(nonzeros); identical gene lists return `cells` itself."""
         if cells.shape[1] != len(self.names):
-            found = f"The matrix has {cells.shape[1]:,} columns but {len(self.names):,} genes were aligned"
-            raise DataError(f"{found}: align the genes of this very matrix.")
+            raise DataError(
+                f"{cells.shape[1]:,} columns but {len(self.names):,} genes: align those of this very matrix."
+            )
         if self._is_same:
             return cells
         aligned = cells @ self._selector
@@ -110,8 +107,8 @@ def align_genes(
 ) -> GeneAlignment:
     """Align a query, by its `var`, to a model; under 80 % of the model's genes is a warning, under 20 % a GeneError.
 
-    Below 80 %, other columns of `var` and the tables of Ensembl ids are tried, and with `species` ("human" or "mouse",
-    that of the query's genes) the table of orthologs. `cell_names` help to recognise a transposed matrix.
+    Below 80 %, columns of `var` and tables of Ensembl ids are tried, and of orthologs with `species`, that of the query
+    ("human" or "mouse"). `cell_names` help to recognise a transposed matrix.
 
     >>> print(align_genes(query.var, model.genes, species="mouse").coverage)
     """
@@ -146,7 +143,7 @@ def restrict_genes(vocabulary: Sequence[str], genes: Sequence[str] | pd.DataFram
     best = _best_alignment(var, vocabulary, None, enough)
     chosen = [str(gene) for gene, place in zip(vocabulary, best.places, strict=True) if place >= 0]
     found = f"Only {len(chosen):,} of {_described(vocabulary)} are in genes=, {_described(var.index)}."
-    if len(chosen) < max(2, USABLE * min(len(vocabulary), len(var))):
+    if len(chosen) < max(2, enough * USABLE / ENOUGH):
         named_genes(var, "genes=")
         raise GeneError(f"{found} Give at least 2 genes of the reference, and names of its kind and species.")
     if len(chosen) < enough:
@@ -175,7 +172,8 @@ def common_names(variables: Sequence[pd.DataFrame], names: Sequence[str]) -> lis
         if list(best.coverage.matched_by) == ["var_names"]:
             named_genes(var, name)
         else:
-            warnings.warn(f"Genes of {name} take the names of {names[0]}: {best.coverage.matches()}.", stacklevel=2)
+            ways = ", ".join(f"{n:,} by {how}" for how, n in best.coverage.matched_by.items())
+            warnings.warn(f"Genes of {name} take the names of {names[0]}: {ways}.", stacklevel=2)
         lists.append(best.names)
     return lists
 

@@ -64,12 +64,10 @@ class CellDataset:
 class CellLoader:
     """Batches of cells; it stands where a torch DataLoader does.
 
-    Cells in memory are gathered batch by batch. Cells in a file are read many batches at a time, in the order of the
-    file, while the model works on the ones before: `block_size` neighbours together, `buffer_size` held and mixed.
-    `num_workers` threads read ahead, of a file at least one. The order follows from `seed` and epoch alone. The last
-    batch may hold fewer cells than `batch_size`, or one more: batch normalisation needs two. `positions` are rising.
-
-    `shard` is the rank of this process and the number of processes; parts are disjoint, complete, and equal to a cell.
+    Cells in a file are read many batches at a time, in the order of the file, by at least one of `num_workers` threads:
+    `block_size` neighbours together, `buffer_size` held and mixed. The order follows from `seed` and epoch alone. The
+    last batch may hold fewer cells than `batch_size`, or one more: batch normalisation needs two. `positions` are
+    rising. `shard` is the rank of this process and the number of processes; parts are disjoint and equal to a cell.
 
     >>> for cells, labels in CellLoader(dataset, range(len(dataset)), batch_size=256):
     ...     logits = model(cells)

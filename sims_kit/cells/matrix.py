@@ -213,12 +213,11 @@ def normalise(cells: sp.csr_matrix, scale: Scale) -> sp.csr_matrix:
 class Expression:
     """The expression of some cells on its way to model input; `name` is what messages call the matrix.
 
-    All cells are read through it. `layer` is None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no
-    layer has that name. `adata` is never changed, and a matrix in a file stays there.
+    `layer` is None for ``X``, the name of a layer, or ``"raw"`` for ``adata.raw`` if no layer has that name. `adata` is
+    never changed, and a matrix in a file stays there.
 
     >>> expression = Expression(adata)
-    >>> expression.align(["CD3D", "MS4A1"]).fraction
-    1.0
+    >>> expression.align(["CD3D", "MS4A1"])
     >>> expression.rows([0, 1])  # (2, 2) CSR float32, log1p of 10,000 per cell
     """
 
@@ -233,21 +232,19 @@ class Expression:
         source = adata.raw if is_raw else adata
         matrix = source.X if is_raw or layer is None else adata.layers[layer]
         if matrix is None:
-            found = (
-                f"Pass layer={' or '.join(map(repr, layers))}" if layers else "Nor has it layers or raw: load counts"
-            )
-            raise DataError(f"This AnnData has no X. {found}.")
+            way_out = f"Pass layer={' or '.join(map(repr, layers))}" if layers else "Nor has it layers: load counts"
+            raise DataError(f"This AnnData has no X. {way_out}.")
         self.genes = source.var
         is_gene = gene_rows(self.genes)
         self.in_file = isinstance(matrix, CSRDataset | h5py.Dataset | zarr.Array)
-        self.matrix = FileMatrix(matrix, is_gene) if self.in_file else _of_columns(as_csr(matrix), is_gene)
+        self.matrix = FileMatrix(matrix, is_gene) if self.in_file else as_csr(matrix, name)
         self.name, self.alignment = name, None
         self.cells = np.arange(self.matrix.shape[0])  # rows of the matrix that count; `DataModule` drops some
         if not is_gene.all():
             kinds = ", ".join(self.genes["feature_types"][~is_gene].astype(str).unique()[:3])
             left_out = f"{(~is_gene).sum():,} columns that are no gene expression ({kinds}); they are left out."
             warnings.warn(f"{name} has {left_out}", stacklevel=3)
-            self.genes = self.genes[is_gene]
+            self.genes, self.matrix = self.genes[is_gene], self.matrix if self.in_file else self.matrix[:, is_gene]
         sample = self.matrix.sample() if self.in_file else self.matrix
         self.scale = detect_scale(sample, name=name, layers=layers, log1p=adata.uns.get("log1p"))
 
@@ -268,9 +265,8 @@ class Expression:
         if "log-normalised" in trained_on and self.scale.transform == "log1p(x)":  # by sims_kit 0.1
             self.scale = AS_IS
         elif str(AS_IS) in trained_on and self.scale != AS_IS:
-            found = f"{self.name} holds {self.scale}, but the model was trained on values of unknown scale"
-            way_out = "Train the model on counts, or prepare the query as the reference was."
-            warnings.warn(f"{found}: its labels may be wrong. {way_out}", stacklevel=3)
+            found = f"{self.name} holds {self.scale}, but the model was trained on values of unknown scale: its labels"
+            warnings.warn(f"{found} may be wrong. Train on counts, or prepare it as the reference was.", stacklevel=3)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -308,6 +304,7 @@ class FileMatrix:
         stored = getattr(element, "group", element)
         is_hdf5 = isinstance(stored, h5py.Group | h5py.Dataset)
         self._place = (os.path.abspath(stored.file.filename), stored.name) if is_hdf5 else stored
+        self.name = f"The matrix {stored.name} of {self._place[0] if is_hdf5 else stored.store_path}"
         self._stored, self._process, self._indptr = None, None, None
 
     def __getstate__(self) -> dict:
@@ -320,7 +317,8 @@ class FileMatrix:
         runs = np.split(rising, np.flatnonzero(np.diff(rising) > 64) + 1)  # smaller gaps are read along
         blocks = [self._block(int(run[0]), int(run[-1]) + 1)[run - run[0]] for run in runs if len(run)]
         cells = sp.vstack(blocks, format="csr") if blocks else sp.csr_matrix((0, self.shape[1]), dtype=np.float32)
-        return _of_columns(cells if (np.diff(order) > 0).all() else cells[np.argsort(order)], self.is_wanted)
+        cells = cells if (np.diff(order) > 0).all() else cells[np.argsort(order)]
+        return cells if self.is_wanted.all() else cells[:, self.is_wanted]
 
     def sample(self) -> sp.csr_matrix:
         """A few hundred cells from start to end."""
@@ -331,16 +329,29 @@ class FileMatrix:
 
     def _block(self, start: int, stop: int) -> sp.csr_matrix:
         """Neighbouring rows, by slices of the stored arrays: anndata's own slicing takes five times as long."""
+        try:
+            return as_csr(self._stored_block(start, stop), self.name)
+        except DataError:
+            raise
+        except Exception as error:  # of HDF5, zarr, a codec or scipy
+            found = f"{self.name} cannot be read ({type(error).__name__}: {error})"
+            raise DataError(f"{found}. It is damaged: write or download it again.") from error
+
+    def _stored_block(self, start: int, stop: int) -> sp.csr_matrix | np.ndarray:
         if self._process != os.getpid():  # handles of HDF5 do not survive a fork
             is_hdf5, self._process = isinstance(self._place, tuple), os.getpid()
             self._stored = h5py.File(self._place[0], "r")[self._place[1]] if is_hdf5 else self._place
         if not isinstance(self._stored, h5py.Group | zarr.Group):
-            return as_csr(self._stored[start:stop])
+            return self._stored[start:stop]
         if self._indptr is None:
-            self._indptr = self._stored["indptr"][:].astype(np.int64)
+            indptr = self._stored["indptr"][:].astype(np.int64)
+            if len(indptr) != self.shape[0] + 1 or indptr[-1] != self._stored["indices"].shape[0]:
+                raise ValueError(f"index pointers of {len(indptr) - 1:,} rows and {indptr[-1]:,} values")
+            _check_rows(indptr)
+            self._indptr = indptr
         ends = self._indptr[start : stop + 1]
         data, indices = (self._stored[name][ends[0] : ends[-1]] for name in ("data", "indices"))
-        return as_csr(sp.csr_matrix((data, indices, ends - ends[0]), shape=(stop - start, self.shape[1])))
+        return sp.csr_matrix((data, indices, ends - ends[0]), shape=(stop - start, self.shape[1]))
 
 
 def open_cells(
@@ -378,24 +389,36 @@ def stay_in_files(paths: Sequence[Path], backed: bool | str) -> bool:
     return sum(file.stat().st_size for files in stored for file in files) > MEMORY_SHARE * memory
 
 
-def _of_columns(matrix: sp.csr_matrix, is_wanted: np.ndarray) -> sp.csr_matrix:
-    return matrix if is_wanted.all() else matrix[:, is_wanted]
+def _check_rows(indptr: np.ndarray) -> None:
+    """Refuse row pointers that run back; scipy looks at them only where the last one is above 0."""
+    if indptr[0] or (np.diff(indptr) < 0).any():
+        raise ValueError("index pointers start above 0, or run back")
 
 
-def as_csr(matrix) -> sp.csr_matrix:
-    """Any matrix as CSR float32 in canonical form: shared where it is that already, dense ones converted in blocks."""
-    if hasattr(matrix, "to_memory"):  # anndata's handle on a sparse matrix in a file
-        matrix = matrix.to_memory()
+def as_csr(matrix, name: str = "The matrix") -> sp.csr_matrix:
+    """Any matrix as CSR float32 in canonical form, shared where it is that already.
+
+    Sparse ones are checked first: scipy reads whatever memory, or other gene, a wrong index points to.
+    """
     try:
+        if hasattr(matrix, "to_memory"):  # anndata's handle on a sparse matrix in a file
+            matrix = matrix.to_memory()
         if np.issubdtype(getattr(matrix, "dtype", np.float32), np.complexfloating):
             raise TypeError("complex numbers")
         if not sp.issparse(matrix):
             blocks = (np.asarray(matrix[i : i + 4096], np.float32) for i in range(0, matrix.shape[0], 4096))
             matrix = sp.vstack([sp.csr_matrix((0, matrix.shape[1])), *map(sp.csr_matrix, blocks)], format="csr")
+        elif matrix.format in ("csr", "csc"):
+            _check_rows(matrix.indptr)
+            matrix = type(matrix)(matrix)  # checking cuts off what is beyond the last row: not of the caller's
+            matrix.check_format(full_check=True)
         csr = sp.csr_matrix(matrix).astype(np.float32, copy=False)
-    except (TypeError, ValueError) as error:
-        found = f"The matrix ({type(matrix).__name__}, {getattr(matrix, 'dtype', None)}) does not hold real numbers"
-        raise DataError(f"{found}. Expected int or float: convert the values with .astype('float32').") from error
+    except (TypeError, ValueError, OSError) as error:
+        found = f"{name} ({type(matrix).__name__}, {getattr(matrix, 'dtype', None)}) cannot be used: {error}"
+        raise DataError(
+            f"{found}. Expected real numbers, int or float, in rows and columns that exist: convert other values with "
+            ".astype('float32'), and download or write a damaged file again."
+        ) from error
     if csr.indices.dtype != csr.indptr.dtype:  # scipy would otherwise convert all indices for every batch
         csr = sp.csr_matrix((csr.data, csr.indices, csr.indptr), csr.shape)
     if not csr.has_canonical_format:

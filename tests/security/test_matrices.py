@@ -1,6 +1,7 @@
 """Hostile and damaged files of cells: every way in refuses them soon, by name, and runs none of their code."""
 
 import gzip
+import itertools
 import json
 import os
 import pickle
@@ -283,8 +284,10 @@ def test_hostile_files(folder, good, model, request, make, says):
 
 def test_matrices_in_memory(make_cells, model):
     """The same damage in an AnnData ends in an error, and not in the process's death."""
-    for part, index, value in (("indices", 0, 60), ("indices", 3, -1), ("indptr", 2, 10**6), ("indptr", 2, -3)):
+    wrong = ("indices", 0, 60), ("indices", 3, -1), ("indptr", 2, 10**6), ("indptr", 2, -3), ("indptr", -1, 0)
+    for (part, index, value), kind in itertools.product(wrong, ("csr", "csc")):
         cells = make_cells(60)
+        cells.X = cells.X.asformat(kind)
         getattr(cells.X, part)[index] = value
-        with pytest.raises(DataError, match=r"index|column|row"):
+        with pytest.raises(DataError, match=r"The query's matrix .*(index|indices)"):
             sk.annotate(cells, model)
