@@ -48,11 +48,13 @@ class Explanation:
     def __repr__(self) -> str:
         n_cells, n_genes = self.cells.shape
         used = f"{self.cells.nnz / n_cells:,.0f} of {n_genes:,} genes used per cell"
-        return printable(f"Explanation of {n_cells:,} cells, {used}; by contribution:\n{self.top_genes(5).T}")
+        return printable(
+            f"Explanation of {n_cells:,} cells, {used}; by contribution:\n{self.top_genes(5).T}", keep="\n"
+        )
 
     def _repr_html_(self) -> str:
         title, table = repr(self).partition("\n")[0], self.top_genes(5).T.to_html(max_rows=60)
-        return printable(f"<p>{title}</p>{table}")
+        return printable(f"<p>{title}</p>{table}", keep="\n")
 
     def cell(self, name: str) -> pd.DataFrame:
         """Return the genes used for one cell, with `weight` and `contribution`, largest contribution first."""
@@ -127,7 +129,7 @@ class CellExplanation:
     def __repr__(self) -> str:
         runner_up = f"{self.second_label} ({self.second_probability:.1%})"
         title = f"{self.label} ({self.probability:.1%}) rather than {runner_up}; the first of {len(self.genes)} genes:"
-        return printable(f"{title}\n{self.genes.head(10).round(3)}")
+        return printable(f"{title}\n{self.genes.head(10).round(3)}", keep="\n")
 
 
 @plain_torch()

@@ -3,6 +3,7 @@
 import unicodedata
 import warnings
 from collections.abc import Iterable
+from reprlib import repr as short
 
 import numpy as np
 import pandas as pd
@@ -71,9 +72,10 @@ def examples(names: Iterable, n: int = 3) -> str:
     return ", ".join(names[:n] + ["..."] * (len(names) > n))
 
 
-def printable(text: str) -> str:
-    """A text, perhaps of several lines, whose control characters are written out."""
-    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+def printable(value: object, keep: str = "") -> str:
+    """A text whose control characters are written out, but for those to `keep`; a short text of anything else."""
+    text = value if isinstance(value, str) else short(value)
+    return "".join(one if one.isprintable() or one in keep else ascii(one)[1:-1] for one in text)
 
 
 def _written(labels: Iterable) -> tuple[pd.Series, pd.DataFrame]:

@@ -158,7 +158,7 @@ class DataModule(LightningDataModule):
         ]
         parts = ", ".join(f"{len(positions):,} {part}" for part, positions in self.split._asdict().items())
         classes = f"{len(self.classes)} classes" if self.labelled else "labels not used"
-        return printable("\n".join([*lines, f"{classes}, {len(self.genes):,} genes, cells: {parts}"]))
+        return printable("\n".join([*lines, f"{classes}, {len(self.genes):,} genes, cells: {parts}"]), keep="\n")
 
     __repr__ = __str__
 

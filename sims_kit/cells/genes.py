@@ -55,7 +55,7 @@ class GeneCoverage:
             f"  ignored  {self.extra:,} of the query's {self.n_query:,} genes, unknown to the model",
             f"  summed   {self.duplicates:,} query genes that share a model gene with another one",
         ]
-        return printable("\n".join(lines if self.duplicates else lines[:-1]))
+        return printable("\n".join(lines if self.duplicates else lines[:-1]), keep="\n")
 
 
 class GeneAlignment:

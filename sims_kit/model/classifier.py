@@ -5,7 +5,6 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from numbers import Integral
-from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from sims_kit.model.network import Ensemble, mean_logits
 from sims_kit.model.novelty import Novelty
 from sims_kit.model.recipe import HINTS, Recipe, get_recipe
 from sims_kit.model.trainer import Module, check_arguments, gather_across_devices, has_others, listed
+from sims_kit.text import printable
 
 PACKAGES = ("sims_kit", "torch", "pytorch-tabnet", "pytorch-lightning")
 SHOWN = {"accuracy_micro": "accuracy", "median_f1": "median F1", "f1_macro": "macro F1"}  # of the test metrics
@@ -330,12 +330,6 @@ class SIMSClassifier(Module):
             facts |= {f"{name} on test cells": f"{value:.3f}" for name, value in self.test_metrics.items()}
         lines = [f"- **{printable(name)}**: {printable(text)}" for name, text in facts.items()]
         return "\n".join([f"# {texts.name}", "", *lines, ""])
-
-
-def printable(value: Any) -> str:
-    """A text whose control characters are written out, or a short text of anything else."""
-    text = value if isinstance(value, str) else short(value)
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def present_versions() -> dict[str, str]:
