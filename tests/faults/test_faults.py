@@ -173,7 +173,6 @@ def test_damaged_matrices(cells, forked, n_trials):
 
     libhdf5 itself loops without end at some attributes, about one in a hundred such files.
     """
-
     n_slow = 0
 
     def look(backed):
