@@ -17,13 +17,13 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
-import pooch
 import scipy.io
 import scipy.sparse as sp
 import zarr
 from anndata import AnnData
 from anndata.experimental import read_dispatched
 from anndata.io import read_elem, sparse_dataset, write_elem
+from pooch import os_cache
 
 from sims_kit.datasets.gate import open_store
 from sims_kit.datasets.r_files import read_r
@@ -166,7 +166,7 @@ def _place_in_cache(sources: list[Path | zipfile.Path], orientation: str) -> Pat
     files = [one for file in files for one in (sorted(file.rglob("*")) if file.is_dir() else [file])]
     versions = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     stamp = hashlib.sha256(repr([*map(str, sources), versions, orientation]).encode()).hexdigest()[:16]
-    return Path(pooch.os_cache("sims_kit"), "converted") / f"{sources[0].name.partition('.')[0]}-{stamp}.h5ad"
+    return Path(os_cache("sims_kit"), "converted") / f"{sources[0].name.partition('.')[0]}-{stamp}.h5ad"
 
 
 def _checked(path: Source, orientation: str = "cells_by_genes") -> Path | zipfile.Path:
