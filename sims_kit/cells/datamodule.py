@@ -127,15 +127,15 @@ class DataModule(LightningDataModule):
     @property
     def provenance(self) -> dict:
         """Where the cells come from, as plain values that any file format can hold."""
-        settings = {"class_label": self.class_label, "layer": self.layer, "groups": self.groups, "seed": self.seed}
         colours = {label: colour for file in self._files for label, colour in file.colours.items()}
-        settings["label_colors"] = {label: colours[label] for label in self.classes if label in colours} or None
-        return {
+        found = {
             "files": [dict(file.description) for file in self._files],
             "gene_kind": id_kind(self.genes),
             "cells": {part: len(positions) for part, positions in self.split._asdict().items()},
-            **{name: value for name, value in settings.items() if value is not None},
+            **{name: getattr(self, name) for name in ("class_label", "layer", "groups", "seed")},
+            "label_colors": {label: colours[label] for label in self.classes if label in colours} or None,
         }
+        return {name: value for name, value in found.items() if value is not None}
 
     def train_dataloader(self) -> CellLoader:
         """Training cells, in a new order every epoch."""
@@ -152,10 +152,8 @@ class DataModule(LightningDataModule):
     predict_dataloader = test_dataloader
 
     def __str__(self) -> str:
-        line = "{}: {cells:,} cells x {genes:,} genes, {state}"
-        lines = [
-            line.format(one["dataset"] or one["file"], **one) for one in (file.description for file in self._files)
-        ]
+        line, found = "{}: {cells:,} cells x {genes:,} genes, {state}", [file.description for file in self._files]
+        lines = [line.format(one["dataset"] or one["file"], **one) for one in found]
         parts = ", ".join(f"{len(positions):,} {part}" for part, positions in self.split._asdict().items())
         classes = f"{len(self.classes)} classes" if self.labelled else "labels not used"
         return printable("\n".join([*lines, f"{classes}, {len(self.genes):,} genes, cells: {parts}"]), keep="\n")
@@ -181,7 +179,7 @@ class DataModule(LightningDataModule):
         adata, layer = open_cells(item, self.layer, self.backed, orientation=orientation, columns=columns)
         name = item.name if isinstance(item, Path) else f"AnnData {i + 1}"
         expression = Expression(adata, layer, name=f"The matrix of {name}")
-        check_orientation(adata, self.class_label if labelfile is None else None, f"The matrix of {name}")
+        check_orientation(adata, self.class_label if labelfile is None else None, expression.name)
         obs = adata.obs
         if labelfile is not None:
             with warnings.catch_warnings():
