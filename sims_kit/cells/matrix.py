@@ -87,10 +87,9 @@ def _check_values(matrix: sp.csr_matrix, name: str, layers: Sequence[str]) -> No
         raise DataError(f"{found}. They must be finite: write 0 where a gene was not detected, or pass another layer.")
     if low < 0:
         here = f" This AnnData holds layer={' or '.join(map(repr, layers))}." if layers else ""
-        raise DataError(
-            f"{name} holds negative values (down to {low:.3g}): it was scaled, centred or integrated, which cannot be "
-            f'undone. Pass counts or log-normalised values, for example layer="counts" or layer="raw".{here}'
-        )
+        found = f"{name} holds negative values (down to {low:.3g}): it was scaled, centred or integrated"
+        way_out = 'Pass counts or log-normalised values, for example layer="counts" or layer="raw".'
+        raise DataError(f"{found}, which cannot be undone. {way_out}{here}")
 
 
 def _whole_rows(matrix: sp.csr_matrix) -> np.ndarray:
@@ -270,11 +269,10 @@ class Expression:
         if self.in_file:
             low, high = rows.data.min(initial=0), rows.data.max(initial=0)  # NaN if there is any
             if not 0 <= low <= high < np.inf or _of_other_scale(rows, self.scale).any():
-                raise DataError(
-                    f"{self.name} was taken for {self.scale} by a sample of its cells, but others hold values from "
-                    f"{low:.3g} to {high:.3g}{', some not whole' * self.scale.is_counts}. Expected one kind of values "
-                    "throughout, none negative or missing: write the file anew, or pass another layer."
-                )
+                others = f"values from {low:.3g} to {high:.3g}{', some not whole' * self.scale.is_counts}"
+                found = f"{self.name} was taken for {self.scale} by a sample of its cells, but others hold {others}"
+                way_out = "Expected one kind of values, none negative or missing: write it anew, or pass another layer."
+                raise DataError(f"{found}. {way_out}")
         return self.alignment.apply(rows) if self.alignment else rows
 
     def rows(self, positions: np.ndarray) -> sp.csr_matrix:
@@ -403,10 +401,8 @@ def as_csr(matrix, name: str = "The matrix") -> sp.csr_matrix:
         csr = sp.csr_matrix(matrix).astype(np.float32, copy=False)
     except (TypeError, ValueError, OSError) as error:
         found = f"{name} ({type(matrix).__name__}, {getattr(matrix, 'dtype', None)}) cannot be used: {error}"
-        raise DataError(
-            f"{found}. Expected real numbers, int or float, in rows and columns that exist: convert other values with "
-            ".astype('float32'), and download or write a damaged file again."
-        ) from error
+        way_out = "convert others with .astype('float32'), and download or write a damaged file again."
+        raise DataError(f"{found}. Expected real numbers in rows and columns that exist: {way_out}") from error
     if csr.indices.dtype != csr.indptr.dtype:  # scipy would otherwise convert all indices for every batch
         csr = sp.csr_matrix((csr.data, csr.indices, csr.indptr), csr.shape)
     if not csr.has_canonical_format:
