@@ -43,16 +43,13 @@ class DataModule(LightningDataModule):
     orientation, layer
         Of text files, as in `sims_kit.read`, one for all or one per datafile; None for ``X``, a layer, or ``"raw"``.
     genes
-        ``"intersection"`` of the files' genes, ``"union"`` with absent ones as zero, a list of names, or a query
-        (AnnData) to whose genes the model is restricted.
+        ``"intersection"`` of the files' genes, ``"union"`` with absent ones as zero, a list of names, or a query.
     validation, test, seed
         As in `stratified_split`; `seed` also decides the order of training batches.
     batch_size, num_workers
-        Cells per batch, at least 2 (batch normalisation needs two), None: as the model's recipe says, else 64; threads
-        that prepare batches ahead, which stay the same.
+        Cells per batch, at least 2; None: as the recipe says, else 64. Threads that prepare them; batches stay the same.
     backed
-        Leave the matrices in their files: True, False, or ``"auto"``, when these are larger than a tenth of the memory.
-        Text is converted once, into the cache.
+        Leave matrices in files, text in the cache: True, False, or ``"auto"``, for files above a tenth of the memory.
     labelled, verbose
         False takes all cells, with or without a label, as pretraining does; print what was found.
 

@@ -14,7 +14,7 @@ import torch
 from anndata import AnnData
 
 from sims_kit.cells.genes import GeneCoverage
-from sims_kit.cells.matrix import Expression, Scale
+from sims_kit.cells.matrix import AS_IS, Expression, Scale
 from sims_kit.cells.splits import check_whole
 
 
@@ -176,12 +176,17 @@ def query_batches(
 ) -> tuple[CellLoader, GeneCoverage, Scale]:
     """The cells of a query in order, as a model with this vocabulary takes them, gene coverage, and scale.
 
-    `layer` is as in `Expression`, `species` as in `align_genes`, `trained_on` as in `Expression.match_scale`. `cells`
-    are rising positions, all by default; the scale is recognised from all cells either way.
+    `layer` is as in `Expression`, `species` as in `align_genes`; `trained_on` has the scales of the model's reference.
+    `cells` are rising positions, all by default; the scale is recognised from all cells either way.
     """
     check_whole("batch_size", batch_size, 1)
     query = Expression(adata, layer, name="The query's matrix")
-    query.match_scale(trained_on)
+    if "log-normalised" in trained_on and query.scale.transform == "log1p(x)":  # by sims_kit 0.1
+        query.scale = AS_IS
+    elif str(AS_IS) in trained_on and query.scale != AS_IS:
+        found = f"The query's matrix holds {query.scale}, but the model was trained on values of unknown scale"
+        way_out = "Train on counts, or prepare it as the reference was."
+        warnings.warn(f"{found}: its labels may be wrong. {way_out}", stacklevel=2)
     coverage = query.align(vocabulary, adata.obs_names, species)
     positions = range(len(query)) if cells is None else cells
     return CellLoader(CellDataset([query]), positions, batch_size), coverage, query.scale

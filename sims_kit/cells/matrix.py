@@ -252,14 +252,6 @@ class Expression:
         else:
             self.matrix = alignment.apply(self.matrix)
 
-    def match_scale(self, trained_on: Sequence[str]) -> None:
-        """Compare the scale with those of a model's reference files, as its provenance has them."""
-        if "log-normalised" in trained_on and self.scale.transform == "log1p(x)":  # by sims_kit 0.1
-            self.scale = AS_IS
-        elif str(AS_IS) in trained_on and self.scale != AS_IS:
-            found = f"{self.name} holds {self.scale}, but the model was trained on values of unknown scale: its labels"
-            warnings.warn(f"{found} may be wrong. Train on counts, or prepare it as the reference was.", stacklevel=3)
-
     def __len__(self) -> int:
         return len(self.cells)
 
@@ -382,10 +374,7 @@ def _check_rows(indptr: np.ndarray) -> None:
 
 
 def as_csr(matrix, name: str = "The matrix") -> sp.csr_matrix:
-    """Any matrix as CSR float32 in canonical form, shared where it is that already.
-
-    Sparse ones are checked first: scipy reads whatever memory, or other gene, a wrong index points to.
-    """
+    """Any matrix as CSR float32 in canonical form, shared where it is that already."""
     try:
         if hasattr(matrix, "to_memory"):  # anndata's handle on a sparse matrix in a file
             matrix = matrix.to_memory()
@@ -394,7 +383,7 @@ def as_csr(matrix, name: str = "The matrix") -> sp.csr_matrix:
         if not sp.issparse(matrix):
             blocks = (np.asarray(matrix[i : i + 4096], np.float32) for i in range(0, matrix.shape[0], 4096))
             matrix = sp.vstack([sp.csr_matrix((0, matrix.shape[1])), *map(sp.csr_matrix, blocks)], format="csr")
-        elif matrix.format in ("csr", "csc"):
+        elif matrix.format in ("csr", "csc"):  # scipy reads whatever memory, or other gene, a wrong index points to
             _check_rows(matrix.indptr)
             matrix = type(matrix)(matrix)  # checking cuts off what is beyond the last row: not of the caller's
             matrix.check_format(full_check=True)
