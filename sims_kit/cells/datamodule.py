@@ -47,7 +47,7 @@ class DataModule(LightningDataModule):
     validation, test, seed
         As in `stratified_split`; `seed` also decides the order of training batches.
     batch_size, num_workers
-        Cells per batch, at least 2; None: as the recipe says, else 64. Threads that prepare them; batches stay the same.
+        Cells per batch, at least 2, None: the recipe's, else 64; threads that prepare batches, which stay the same.
     backed
         Leave matrices in files, text in the cache: True, False, or ``"auto"``, for files above a tenth of the memory.
     labelled, verbose
