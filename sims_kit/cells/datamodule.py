@@ -43,16 +43,13 @@ class DataModule(LightningDataModule):
     orientation, layer
         Of text files, as in `sims_kit.read`, one for all or one per datafile; None for ``X``, a layer, or ``"raw"``.
     genes
-        ``"intersection"`` of the files' genes, ``"union"`` with absent ones as zero, a list of names, or a query
-        (AnnData) to whose genes the model is restricted.
+        ``"intersection"`` of the files' genes, ``"union"`` with absent ones as zero, a list of names, or a query.
     validation, test, seed
         As in `stratified_split`; `seed` also decides the order of training batches.
     batch_size, num_workers
-        Cells per batch, at least 2 (batch normalisation needs two), None: as the model's recipe says, else 64; threads
-        that prepare batches ahead, which stay the same.
+        Cells per batch, at least 2, None: the recipe's, else 64; threads that prepare batches, which stay the same.
     backed
-        Leave the matrices in their files: True, False, or ``"auto"``, when these are larger than a tenth of the memory.
-        Text is converted once, into the cache.
+        Leave matrices in files, text in the cache: True, False, or ``"auto"``, for files above a tenth of the memory.
     labelled, verbose
         False takes all cells, with or without a label, as pretraining does; print what was found.
 
@@ -127,15 +124,15 @@ class DataModule(LightningDataModule):
     @property
     def provenance(self) -> dict:
         """Where the cells come from, as plain values that any file format can hold."""
-        settings = {"class_label": self.class_label, "layer": self.layer, "groups": self.groups, "seed": self.seed}
         colours = {label: colour for file in self._files for label, colour in file.colours.items()}
-        settings["label_colors"] = {label: colours[label] for label in self.classes if label in colours} or None
-        return {
+        found = {
             "files": [dict(file.description) for file in self._files],
             "gene_kind": id_kind(self.genes),
             "cells": {part: len(positions) for part, positions in self.split._asdict().items()},
-            **{name: value for name, value in settings.items() if value is not None},
+            **{name: getattr(self, name) for name in ("class_label", "layer", "groups", "seed")},
+            "label_colors": {label: colours[label] for label in self.classes if label in colours} or None,
         }
+        return {name: value for name, value in found.items() if value is not None}
 
     def train_dataloader(self) -> CellLoader:
         """Training cells, in a new order every epoch."""
@@ -152,10 +149,8 @@ class DataModule(LightningDataModule):
     predict_dataloader = test_dataloader
 
     def __str__(self) -> str:
-        line = "{}: {cells:,} cells x {genes:,} genes, {state}"
-        lines = [
-            line.format(one["dataset"] or one["file"], **one) for one in (file.description for file in self._files)
-        ]
+        line, found = "{}: {cells:,} cells x {genes:,} genes, {state}", [file.description for file in self._files]
+        lines = [line.format(one["dataset"] or one["file"], **one) for one in found]
         parts = ", ".join(f"{len(positions):,} {part}" for part, positions in self.split._asdict().items())
         classes = f"{len(self.classes)} classes" if self.labelled else "labels not used"
         return printable("\n".join([*lines, f"{classes}, {len(self.genes):,} genes, cells: {parts}"]), keep="\n")
@@ -181,7 +176,7 @@ class DataModule(LightningDataModule):
         adata, layer = open_cells(item, self.layer, self.backed, orientation=orientation, columns=columns)
         name = item.name if isinstance(item, Path) else f"AnnData {i + 1}"
         expression = Expression(adata, layer, name=f"The matrix of {name}")
-        check_orientation(adata, self.class_label if labelfile is None else None, f"The matrix of {name}")
+        check_orientation(adata, self.class_label if labelfile is None else None, expression.name)
         obs = adata.obs
         if labelfile is not None:
             with warnings.catch_warnings():

@@ -92,9 +92,7 @@ class GeneAlignment:
     def apply(self, cells: sp.csr_matrix) -> sp.csr_matrix:
         """Cells (n, query genes) as (n, vocabulary), in O(nonzeros); identical gene lists return `cells` itself."""
         if cells.shape[1] != len(self.names):
-            raise DataError(
-                f"{cells.shape[1]:,} columns but {len(self.names):,} genes: align those of this very matrix."
-            )
+            raise DataError(f"{cells.shape[1]:,} columns but {len(self.names):,} genes: align this matrix's own.")
         if self._is_same:
             return cells
         aligned = cells @ self._selector
@@ -119,10 +117,9 @@ def align_genes(
             warnings.warn(f"Only {share}. Missing ones are taken as zero: expect lower accuracy.", stacklevel=2)
         return best
     if len(cell_names) and GeneAlignment(cell_names, vocabulary).coverage.fraction >= USABLE:
-        raise DataError(
-            f"The query's matrix is turned: its {len(cell_names):,} rows are named like the model's genes "
-            f'({examples(cell_names)}). Read it with orientation="genes_by_cells", or turn it: query = query.T.copy()'
-        )
+        found = f"its {len(cell_names):,} rows are named like the model's genes ({examples(cell_names)})"
+        way_out = 'Read it with orientation="genes_by_cells", or turn it: query = query.T.copy()'
+        raise DataError(f"The query's matrix is turned: {found}. {way_out}")
     named_genes(var, "the query")
     known = coverage.n_query - coverage.extra
     advice = "Set adata.var_names to ids of the model's kind; if the query is of another species, give species=."
@@ -140,8 +137,8 @@ def restrict_genes(vocabulary: Sequence[str], genes: Sequence[str] | pd.DataFram
     """
     var = genes if isinstance(genes, pd.DataFrame) else pd.DataFrame(index=list(genes))
     enough = ENOUGH * min(len(vocabulary), len(var))
-    best = _best_alignment(var, vocabulary, None, enough)
-    chosen = [str(gene) for gene, place in zip(vocabulary, best.places, strict=True) if place >= 0]
+    places = _best_alignment(var, vocabulary, None, enough).places
+    chosen = [str(gene) for gene, place in zip(vocabulary, places, strict=True) if place >= 0]
     found = f"Only {len(chosen):,} of {_described(vocabulary)} are in genes=, {_described(var.index)}."
     if len(chosen) < max(2, enough * USABLE / ENOUGH):
         named_genes(var, "genes=")
@@ -206,8 +203,7 @@ def shared_genes(gene_lists: Sequence, *, union: bool = False, names: Sequence[s
             shared = {plain: gene for plain, gene in shared.items() if plain in here}
         else:
             shared = shared | here | shared  # places and names of the first file that has a gene
-    smallest = min(map(len, gene_lists))
-    if not union and len(shared) < USABLE * smallest:
+    if not union and len(shared) < USABLE * (smallest := min(map(len, gene_lists))):
         advice = 'Check that they use one kind of gene id and one species; genes="union" takes absent genes as zero.'
         found = f"The files share only {len(shared):,} genes; the smallest has {smallest:,}."
         warnings.warn(f"{found} {advice}", stacklevel=2)
@@ -235,8 +231,8 @@ def _best_alignment(var, vocabulary, species: str | None, enough: float) -> Gene
     column, how = max(counts, key=counts.get)  # the first of equals: names before columns before tables
     if not how:
         return GeneAlignment(sources[column], vocabulary, column)
-    kind, by_name = id_kind(sources[column]), counts[column, ""]
-    report = {"kind_query": kind, "matched_by": {column: by_name, how: counts[column, how] - by_name}}
+    matched_by = {column: counts[column, ""], how: counts[column, how] - counts[column, ""]}
+    report = {"kind_query": id_kind(sources[column]), "matched_by": matched_by}
     return GeneAlignment(found[column, how], vocabulary, column, **report)
 
 

@@ -14,7 +14,7 @@ import torch
 from anndata import AnnData
 
 from sims_kit.cells.genes import GeneCoverage
-from sims_kit.cells.matrix import Expression, Scale
+from sims_kit.cells.matrix import AS_IS, Expression, Scale
 from sims_kit.cells.splits import check_whole
 
 
@@ -136,27 +136,25 @@ class CellLoader:
         return (self.dataset.batch(cells[np.searchsorted(positions, batch)], batch) for batch in stretch)
 
     def _order(self) -> np.ndarray:
-        """All positions, of all processes, in the order of this epoch."""
+        """All positions, of all processes, in the order of this epoch.
+
+        Of cells in files each window has about the mixture of the whole, even where these are sorted by class: blocks
+        of neighbours of each file and class are spread evenly over the epoch; then each window is shuffled.
+        """
         if not self.shuffle:
             return self.positions
-        if self.dataset.in_file:
-            return self._order_of_blocks(np.random.default_rng([self.seed, self.epoch]))
-        seed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]
-        generator = torch.Generator().manual_seed(int(seed))
-        return self.positions[torch.randperm(len(self.positions), generator=generator).numpy()]
-
-    def _order_of_blocks(self, random: np.random.Generator) -> np.ndarray:
-        """An order in which each window has about the mixture of the whole, even where a file is sorted by class.
-
-        Blocks of neighbours of each file and class are spread evenly over the epoch; then each window is shuffled.
-        """
+        seeds = np.random.SeedSequence([self.seed, self.epoch])
+        if not self.dataset.in_file:
+            generator = torch.Generator().manual_seed(int(seeds.generate_state(1)[0]))
+            return self.positions[torch.randperm(len(self.positions), generator=generator).numpy()]
+        random = np.random.default_rng(seeds)
         source, within = self.dataset.locate(self.positions)
         starts_anew = (np.diff(source) > 0) | (np.diff(within // self.block_size) != 0)
         edges = np.concatenate([[0], np.flatnonzero(starts_anew) + 1, [len(self.positions)]])
         middle = (edges[:-1] + edges[1:]) // 2
         groups = np.column_stack([source[middle], self.dataset.labels[self.positions[middle]]])
         _, group, sizes = np.unique(groups, axis=0, return_inverse=True, return_counts=True)
-        blocks = random.permutation(len(group.ravel()))
+        blocks = random.permutation(len(middle))
         blocks = blocks[np.argsort(group.ravel()[blocks], kind="stable")]
         # the k-th of n blocks of a group comes somewhere between k / n and (k + 1) / n of the epoch
         rank = np.arange(len(blocks)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -178,12 +176,17 @@ def query_batches(
 ) -> tuple[CellLoader, GeneCoverage, Scale]:
     """The cells of a query in order, as a model with this vocabulary takes them, gene coverage, and scale.
 
-    `layer` is as in `Expression`, `species` as in `align_genes`, `trained_on` as in `Expression.match_scale`. `cells`
-    are rising positions, all by default; the scale is recognised from all cells either way.
+    `layer` is as in `Expression`, `species` as in `align_genes`; `trained_on` has the scales of the model's reference.
+    `cells` are rising positions, all by default; the scale is recognised from all cells either way.
     """
     check_whole("batch_size", batch_size, 1)
     query = Expression(adata, layer, name="The query's matrix")
-    query.match_scale(trained_on)
+    if "log-normalised" in trained_on and query.scale.transform == "log1p(x)":  # by sims_kit 0.1
+        query.scale = AS_IS
+    elif str(AS_IS) in trained_on and query.scale != AS_IS:
+        found = f"The query's matrix holds {query.scale}, but the model was trained on values of unknown scale"
+        way_out = "Train on counts, or prepare it as the reference was."
+        warnings.warn(f"{found}: its labels may be wrong. {way_out}", stacklevel=2)
     coverage = query.align(vocabulary, adata.obs_names, species)
     positions = range(len(query)) if cells is None else cells
     return CellLoader(CellDataset([query]), positions, batch_size), coverage, query.scale

@@ -80,17 +80,16 @@ def _check_values(matrix: sp.csr_matrix, name: str, layers: Sequence[str]) -> No
     values = matrix.data
     low, high = values.min(initial=0), values.max(initial=0)  # NaN if there is any
     if low == high == 0:
-        found = f"{matrix.shape[0]:,} cells x {matrix.shape[1]:,} genes" + ("" if 0 in matrix.shape else ", all zero")
+        found = f"{matrix.shape[0]:,} cells x {matrix.shape[1]:,} genes{', all zero' * (0 not in matrix.shape)}"
         raise DataError(f"{name} is empty ({found}). Expected cells with expression values; check the file or layer.")
     if not np.isfinite([low, high]).all():
         found = f"{name} holds {np.count_nonzero(~np.isfinite(values)):,} NaN or infinite values"
         raise DataError(f"{found}. They must be finite: write 0 where a gene was not detected, or pass another layer.")
     if low < 0:
         here = f" This AnnData holds layer={' or '.join(map(repr, layers))}." if layers else ""
-        raise DataError(
-            f"{name} holds negative values (down to {low:.3g}): it was scaled, centred or integrated, which cannot be "
-            f'undone. Pass counts or log-normalised values, for example layer="counts" or layer="raw".{here}'
-        )
+        found = f"{name} holds negative values (down to {low:.3g}): it was scaled, centred or integrated"
+        way_out = 'Pass counts or log-normalised values, for example layer="counts" or layer="raw".'
+        raise DataError(f"{found}, which cannot be undone. {way_out}{here}")
 
 
 def _whole_rows(matrix: sp.csr_matrix) -> np.ndarray:
@@ -101,24 +100,22 @@ def _whole_rows(matrix: sp.csr_matrix) -> np.ndarray:
 
 def _of_other_scale(matrix: sp.csr_matrix, scale: Scale) -> np.ndarray:
     """(cells,) bool: cells that cannot be of this scale, although their values are finite and not negative."""
-    if scale.is_counts:
-        return ~_whole_rows(matrix)
+    are_whole = _whole_rows(matrix)
     if scale.transform == "linear":
-        return np.zeros(matrix.shape[0], bool)
+        return ~are_whole & scale.is_counts
     largest = matrix.max(axis=1).toarray().ravel()
-    is_counted = _whole_rows(matrix) & (np.diff(matrix.indptr) >= 5) & (largest >= 2)
+    is_counted = are_whole & (np.diff(matrix.indptr) >= 5) & (largest >= 2)
     return is_counted | (largest > LARGEST.get(scale.transform, np.inf))
 
 
 def _scale_of_fractions(cells: sp.csr_matrix, name: str, log1p) -> Scale:
     """The scale of cells, each of which has fractional values."""
-    rows, transforms = np.split(cells.data.astype(np.float64), cells.indptr[1:-1]), list(UNDO)
-    rows = [row[row > 0] for row in rows]
+    rows = [row[row > 0] for row in np.split(cells.data.astype(np.float64), cells.indptr[1:-1])]
     evidence = np.array([[_evidence(row, transform) for transform in UNDO] for row in rows])
     sums, distances, numbers = np.moveaxis(evidence, 2, 0)  # each (cells, transforms)
     by_sum = _are_powers_of_ten(sums[:, :-1])  # but not of squares
     by_multiples = (_best_transform(*of_cell, least=3) for of_cell in zip(distances, numbers, strict=True))
-    votes = [transforms[a.argmax()] if a.any() else b for a, b in zip(by_sum, by_multiples, strict=True)]
+    votes = [list(UNDO)[a.argmax()] if a.any() else b for a, b in zip(by_sum, by_multiples, strict=True)]
     votes = pd.Series(votes).value_counts()
     if len(votes) > 1 and votes.iloc[1] > max(1, 0.05 * len(rows)):
         found = " and ".join(f"{n_cells:,} hold {transform} values" for transform, n_cells in votes[:2].items())
@@ -141,23 +138,19 @@ def _scale_of_fractions(cells: sp.csr_matrix, name: str, log1p) -> Scale:
         return Scale(transform, total=totals.get(transform))
     base = log1p.get("base") if hasattr(log1p, "get") else None
     guess = "linear" if is_flat or _look_linear(rows) else AS_IS.transform
-    found = Scale({2: "log2(x + 1)", 10: "log10(x + 1)"}.get(base and round(float(base)), guess))
-    taken = {"linear": "estimated counts", AS_IS.transform: "values to use as they are"}
+    transform = {2: "log2(x + 1)", 10: "log10(x + 1)"}.get(base and round(float(base)), guess)
+    taken = {"linear": "estimated counts", AS_IS.transform: "values to use as they are"}.get(transform, transform)
     warnings.warn(
         f"The scale of {name[0].lower()}{name[1:]} cannot be recognised for certain: its values are no counts, and no "
-        "logarithm of counts or of values with equal sums. They are taken for "
-        f"{taken.get(found.transform, found.transform)}, which is right only if reference and query were prepared in "
-        "the same way. Counts are safer: pass the layer that has them.",
+        f"logarithm of counts or of values with equal sums. They are taken for {taken}, which is right only if "
+        "reference and query were prepared in the same way. Counts are safer: pass the layer that has them.",
         stacklevel=4,
     )
-    return found
+    return Scale(transform)
 
 
 def _evidence(row: np.ndarray, transform: str) -> tuple[float, float, int]:
-    """What a cell's values are when a transform is undone: their sum, infinite if too large, and how whole they are.
-
-    The latter is the sum of the log10 of distances to the nearest multiple of a single count, and their number.
-    """
+    """A cell's sum when a transform is undone; log10 distances to multiples of one count, as sum and number."""
     if row.max() > LARGEST.get(transform, np.inf):
         return np.inf, 0.0, 0
     values = UNDO[transform](np.unique(row)[:64])
@@ -190,9 +183,8 @@ def _best_transform(distances: np.ndarray, numbers: np.ndarray, least: int = 1) 
 def _look_linear(rows: Sequence[np.ndarray]) -> bool:
     """Whether means rise with the number of detected genes, as in estimated counts; of equal sums they would fall."""
     detected, mean = np.array([(len(row), np.expm1(row).mean()) for row in rows]).T
-    if len(rows) < 10 or np.ptp(detected) == 0 or np.ptp(mean) == 0:
-        return False
-    return bool(np.corrcoef(np.log(detected), np.log(mean))[0, 1] > 0.3)
+    can_tell = len(rows) >= 10 and np.ptp(detected) > 0 and np.ptp(mean) > 0
+    return bool(can_tell and np.corrcoef(np.log(detected), np.log(mean))[0, 1] > 0.3)
 
 
 def normalise(cells: sp.csr_matrix, scale: Scale) -> sp.csr_matrix:
@@ -260,14 +252,6 @@ class Expression:
         else:
             self.matrix = alignment.apply(self.matrix)
 
-    def match_scale(self, trained_on: Sequence[str]) -> None:
-        """Compare the scale with those of a model's reference files, as its provenance has them."""
-        if "log-normalised" in trained_on and self.scale.transform == "log1p(x)":  # by sims_kit 0.1
-            self.scale = AS_IS
-        elif str(AS_IS) in trained_on and self.scale != AS_IS:
-            found = f"{self.name} holds {self.scale}, but the model was trained on values of unknown scale: its labels"
-            warnings.warn(f"{found} may be wrong. Train on counts, or prepare it as the reference was.", stacklevel=3)
-
     def __len__(self) -> int:
         return len(self.cells)
 
@@ -277,11 +261,10 @@ class Expression:
         if self.in_file:
             low, high = rows.data.min(initial=0), rows.data.max(initial=0)  # NaN if there is any
             if not 0 <= low <= high < np.inf or _of_other_scale(rows, self.scale).any():
-                raise DataError(
-                    f"{self.name} was taken for {self.scale} by a sample of its cells, but others hold values from "
-                    f"{low:.3g} to {high:.3g}{', some not whole' * self.scale.is_counts}. Expected one kind of values "
-                    "throughout, none negative or missing: write the file anew, or pass another layer."
-                )
+                others = f"values from {low:.3g} to {high:.3g}{', some not whole' * self.scale.is_counts}"
+                found = f"{self.name} was taken for {self.scale} by a sample of its cells, but others hold {others}"
+                way_out = "Expected one kind of values, none negative or missing: write it anew, or pass another layer."
+                raise DataError(f"{found}. {way_out}")
         return self.alignment.apply(rows) if self.alignment else rows
 
     def rows(self, positions: np.ndarray) -> sp.csr_matrix:
@@ -322,36 +305,32 @@ class FileMatrix:
 
     def sample(self) -> sp.csr_matrix:
         """A few hundred cells from start to end."""
-        n_cells = self.shape[0]
-        starts = np.linspace(0, max(0, n_cells - SAMPLE_CELLS), SAMPLE_BLOCKS).astype(int)
+        starts = np.linspace(0, max(0, self.shape[0] - SAMPLE_CELLS), SAMPLE_BLOCKS).astype(int)
         wanted = np.unique(starts[:, None] + np.arange(SAMPLE_CELLS))
-        return self[wanted[wanted < n_cells]]
+        return self[wanted[wanted < self.shape[0]]]
 
     def _block(self, start: int, stop: int) -> sp.csr_matrix:
         """Neighbouring rows, by slices of the stored arrays: anndata's own slicing takes five times as long."""
         try:
-            return as_csr(self._stored_block(start, stop), self.name)
+            if self._process != os.getpid():  # handles of HDF5 do not survive a fork
+                is_hdf5, self._process = isinstance(self._place, tuple), os.getpid()
+                self._stored = h5py.File(self._place[0], "r")[self._place[1]] if is_hdf5 else self._place
+            if isinstance(self._stored, h5py.Dataset | zarr.Array):
+                return as_csr(self._stored[start:stop], self.name)
+            if self._indptr is None:
+                indptr = self._stored["indptr"][:].astype(np.int64)
+                if len(indptr) != self.shape[0] + 1 or indptr[-1] != self._stored["indices"].shape[0]:
+                    raise ValueError(f"index pointers of {len(indptr) - 1:,} rows and {indptr[-1]:,} values")
+                _check_rows(indptr)
+                self._indptr = indptr
+            ends = self._indptr[start : stop + 1]
+            entries = *(self._stored[name][ends[0] : ends[-1]] for name in ("data", "indices")), ends - ends[0]
+            return as_csr(sp.csr_matrix(entries, shape=(stop - start, self.shape[1])), self.name)
         except DataError:
             raise
         except Exception as error:  # of HDF5, zarr, a codec or scipy
             found = f"{self.name} cannot be read ({type(error).__name__}: {error})"
             raise DataError(f"{found}. It is damaged: write or download it again.") from error
-
-    def _stored_block(self, start: int, stop: int) -> sp.csr_matrix | np.ndarray:
-        if self._process != os.getpid():  # handles of HDF5 do not survive a fork
-            is_hdf5, self._process = isinstance(self._place, tuple), os.getpid()
-            self._stored = h5py.File(self._place[0], "r")[self._place[1]] if is_hdf5 else self._place
-        if not isinstance(self._stored, h5py.Group | zarr.Group):
-            return self._stored[start:stop]
-        if self._indptr is None:
-            indptr = self._stored["indptr"][:].astype(np.int64)
-            if len(indptr) != self.shape[0] + 1 or indptr[-1] != self._stored["indices"].shape[0]:
-                raise ValueError(f"index pointers of {len(indptr) - 1:,} rows and {indptr[-1]:,} values")
-            _check_rows(indptr)
-            self._indptr = indptr
-        ends = self._indptr[start : stop + 1]
-        data, indices = (self._stored[name][ends[0] : ends[-1]] for name in ("data", "indices"))
-        return sp.csr_matrix((data, indices, ends - ends[0]), shape=(stop - start, self.shape[1]))
 
 
 def open_cells(
@@ -390,16 +369,12 @@ def stay_in_files(paths: Sequence[Path], backed: bool | str) -> bool:
 
 
 def _check_rows(indptr: np.ndarray) -> None:
-    """Refuse row pointers that run back; scipy looks at them only where the last one is above 0."""
-    if indptr[0] or (np.diff(indptr) < 0).any():
+    if indptr[0] or (np.diff(indptr) < 0).any():  # scipy looks only where the last one is above 0
         raise ValueError("index pointers start above 0, or run back")
 
 
 def as_csr(matrix, name: str = "The matrix") -> sp.csr_matrix:
-    """Any matrix as CSR float32 in canonical form, shared where it is that already.
-
-    Sparse ones are checked first: scipy reads whatever memory, or other gene, a wrong index points to.
-    """
+    """Any matrix as CSR float32 in canonical form, shared where it is that already."""
     try:
         if hasattr(matrix, "to_memory"):  # anndata's handle on a sparse matrix in a file
             matrix = matrix.to_memory()
@@ -408,17 +383,15 @@ def as_csr(matrix, name: str = "The matrix") -> sp.csr_matrix:
         if not sp.issparse(matrix):
             blocks = (np.asarray(matrix[i : i + 4096], np.float32) for i in range(0, matrix.shape[0], 4096))
             matrix = sp.vstack([sp.csr_matrix((0, matrix.shape[1])), *map(sp.csr_matrix, blocks)], format="csr")
-        elif matrix.format in ("csr", "csc"):
+        elif matrix.format in ("csr", "csc"):  # scipy reads whatever memory, or other gene, a wrong index points to
             _check_rows(matrix.indptr)
             matrix = type(matrix)(matrix)  # checking cuts off what is beyond the last row: not of the caller's
             matrix.check_format(full_check=True)
         csr = sp.csr_matrix(matrix).astype(np.float32, copy=False)
     except (TypeError, ValueError, OSError) as error:
         found = f"{name} ({type(matrix).__name__}, {getattr(matrix, 'dtype', None)}) cannot be used: {error}"
-        raise DataError(
-            f"{found}. Expected real numbers, int or float, in rows and columns that exist: convert other values with "
-            ".astype('float32'), and download or write a damaged file again."
-        ) from error
+        way_out = "convert others with .astype('float32'), and download or write a damaged file again."
+        raise DataError(f"{found}. Expected real numbers in rows and columns that exist: {way_out}") from error
     if csr.indices.dtype != csr.indptr.dtype:  # scipy would otherwise convert all indices for every batch
         csr = sp.csr_matrix((csr.data, csr.indices, csr.indptr), csr.shape)
     if not csr.has_canonical_format:

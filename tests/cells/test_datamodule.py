@@ -244,11 +244,10 @@ def test_provenance_is_plain_and_complete(make_cells, paths):
     parts = {"train": 96, "validation": 12, "test": 12}
     expected = {"files": [found], "class_label": "cell_type", "gene_kind": "symbol", "seed": 5, "cells": parts}
     assert module_of(adata, seed=5).provenance == expected
-    adata.uns["sims_kit"] = "mine"
-    assert module_of(adata).provenance["files"][0]["dataset"] == "" and adata.uns["sims_kit"] == "mine"
-    adata.uns["cell_type_colors"] = ["#ff0000", "#00ff00", "#0000ff"]
+    adata.uns |= {"sims_kit": "mine", "cell_type_colors": (colours := ["#ff0000", "#00ff00", "#0000ff"])}
     module = module_of(adata)
-    assert module.provenance["label_colors"] == dict(zip(module.classes, adata.uns["cell_type_colors"], strict=True))
+    assert module.provenance["files"][0]["dataset"] == "" and adata.uns["sims_kit"] == "mine"
+    assert module.provenance["label_colors"] == dict(zip(module.classes, colours, strict=True))
     adata.uns["cell_type_colors"] = ["#ff0000"]  # of other categories
     assert "label_colors" not in module_of(adata).provenance
     one, two = module_of(paths).provenance["files"]

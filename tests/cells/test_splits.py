@@ -29,12 +29,15 @@ def test_seed_decides():
     assert not np.array_equal(one.test, other.test)
 
 
-def test_cells_without_a_label():
-    """NaN and None labels belong to no part, and without any label there is nothing to split."""
+def test_cells_without_a_label_or_a_group():
+    """NaN and None labels belong to no part and need no group; without any there is nothing to split."""
     assert set(np.concatenate(stratified_split(["a", None, "b", np.nan] * 10)) % 2) == {0}
     for labels in ([], [None, None]):
         with pytest.raises(LabelError, match=f"None of the {len(labels)} cells"):
             stratified_split(labels)
+    donors = pd.Series(["a", "b", "NA", None] * 3, index=[f"cell_{i}" for i in range(12)])
+    with pytest.raises(LabelError, match=r"3 labelled cells have no group \('cell_2', 'cell_6', 'cell_10'\)"):
+        stratified_split(["T", "B", "T", None] * 3, groups=donors)
 
 
 @pytest.mark.filterwarnings("error")
@@ -68,10 +71,3 @@ def test_too_few_groups_are_said(donors, labels, said):
     assert set(labels[split.train]) == set(labels[split.validation]) == set(labels) and len(split.test) >= 60
     if ": validation" in said:
         assert not set(donors[split.test]) & {*donors[split.train], *donors[split.validation]}
-
-
-def test_missing_groups():
-    """Cells without a group are named; those without a label need none."""
-    donors = pd.Series(["a", "b", "NA", None] * 3, index=[f"cell_{i}" for i in range(12)])
-    with pytest.raises(LabelError, match=r"3 labelled cells have no group \('cell_2', 'cell_6', 'cell_10'\)"):
-        stratified_split(["T", "B", "T", None] * 3, groups=donors)
