@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d
 
-from sims_kit.annotation import predict_probabilities
+from sims_kit.annotation import predict_logits
 from sims_kit.cells.loaders import query_batches
 from sims_kit.cells.matrix import as_csr
 from sims_kit.errors import LabelError, UnknownNameError
@@ -77,7 +77,7 @@ class SIMS(ClassifierMixin, BaseEstimator):
         """Probabilities, (cells, classes) float32, on the scale that validation cells calibrated."""
         check_is_fitted(self)
         batches, *_ = query_batches(as_cells(X, self._genes), self.model_.genes)
-        return predict_probabilities(self.model_, batches)[:, self._columns]
+        return predict_logits(self.model_, batches)[0].softmax(dim=1).numpy()[:, self._columns]
 
     def predict(self, X) -> np.ndarray:
         """The most probable class of each cell, (cells,)."""
