@@ -25,14 +25,7 @@ class SIMS(ClassifierMixin, BaseEstimator):
     each gene, or AnnData. Genes of a DataFrame or AnnData are matched by name when cells are predicted. Sparse values
     stay sparse. What `sims_kit.fit` refuses is refused here, in its words.
 
-    Parameters
-    ----------
-    recipe
-        ``"default"``, ``"thesis"``, a `Recipe`, or changes of the default one: ``{"n_models": 1, "n_steps": 3}``.
-    validation
-        Share of the cells on which confidence is calibrated, from groups of their own where there are; 0 for none.
-    seed, max_epochs, verbose
-        As in `sims_kit.fit`.
+    Settings are those of `sims_kit.fit`; `validation`, the share of the cells that calibrate confidence, may be 0.
 
     Examples
     --------

@@ -7,7 +7,9 @@ Values of single settings that cannot be used are in `cells/test_datamodule.py`.
 import os
 import pickle
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +75,6 @@ class Bench:
         return Path("cells.csv")
 
 
-def good(bench):
-    """Nothing wrong with the cells: the mistake lies in the call."""
-    return bench.cells
-
-
 def scaled(bench):
     """Scaled values in X, counts in a layer."""
     return bench.values(lambda X: (X - X.mean(0)) / X.std(0), counts=bench.cells.X)
@@ -93,29 +90,9 @@ def annotate(given, bench, **options):
     return sk.annotate(given, bench.model, **options)
 
 
-def explain(given, bench, **options):
-    """`sk.explain` with the fitted model."""
-    return sk.explain(bench.model, given, **options)
-
-
-def label_with(given, bench, **options):
-    """`sk.annotate` on good cells, with the model that is given."""
-    return sk.annotate(bench.cells, given, **options)
-
-
 def of(function, *arguments):
     """A function of the public face that takes what is given and nothing of the bench."""
     return lambda given, bench: function(given, *arguments)
-
-
-def on(function, *arguments, **options):
-    """A function that takes nothing of what is given."""
-    return lambda given, bench: function(*arguments, **options)
-
-
-def but(call, *args, **settings):
-    """A call from above with other settings."""
-    return lambda given, bench: call(given, bench, *args, **settings)
 
 
 def save(path, **options):
@@ -128,12 +105,8 @@ def results(query=None, **options):
     return lambda given, bench: sk.annotate(query or bench.cells, bench.model, **options)
 
 
-def registry(content):
-    """A registry with this content."""
-    return lambda bench: bench.file("registry.yaml", content)
-
-
-read, load, load_model, read_entries = map(of, (sk.read, sk.load, sk.load_model, read_registry.__wrapped__))
+good = attrgetter("cells")  # nothing is wrong with the cells: the mistake lies in the call
+read, load, read_entries = map(of, (sk.read, sk.load, read_registry.__wrapped__))
 LAUGHS = "a: &a [x, x]\n" + "".join(  # two to the power of thirty-odd entries, if they were written out
     f"{after}: &{after} [{', '.join([f'*{name}'] * 9)}]\n" for name, after in pairwise("abcdefghij")
 )
@@ -152,9 +125,9 @@ CASES = [
     ("second AnnData turned", lambda b: [b.cells, b.cells.T], fit, DataError, ["AnnData 2", "genes_by_cells"]),
 
     # --- Labels
-    ("label column that does not exist", good, but(fit, "celltype"),
+    ("label column that does not exist", good, partial(fit, label="celltype"),
      UnknownNameError, ["obs column of AnnData 1 called 'celltype'", "Did you mean 'cell_type'"]),
-    ("no label column named", good, but(fit, None), LabelError, ["one of ['cell_type']"]),
+    ("no label column named", good, partial(fit, label=None), LabelError, ["one of ['cell_type']"]),
     ("all labels missing", lambda b: [b.cells, b.labels(np.nan)], fit,
      LabelError, ["AnnData 2: none of 120 cells has a 'cell_type'", "Check class_label"]),
     ("one class only", lambda b: b.labels("neuron"), fit, LabelError, ["one class only, 'neuron'", "at least two"]),
@@ -174,7 +147,7 @@ CASES = [
     ("complex numbers", lambda b: b.values(lambda X: X * 1j), annotate, DataError, ["complex", "real numbers"]),
     ("texts", lambda b: b.values(lambda X: np.full(X.shape, "a", object)), annotate, DataError, ["real numbers"]),
     ("numbers beyond 32 bits", lambda b: b.values(lambda X: X * 1e300), annotate, DataError, ["infinite values"]),
-    ("layer misspelt", scaled, but(fit, layer="count"), UnknownNameError, ["layer 'count'", "'counts'"]),
+    ("layer misspelt", scaled, partial(fit, layer="count"), UnknownNameError, ["layer 'count'", "'counts'"]),
 
     # --- Files
     *((f"empty {name}", lambda b, name=name: b.file(name), read, DataError, [f"{name} is empty (0 bytes)", "Download"])
@@ -183,33 +156,34 @@ CASES = [
     ("folder to train on", lambda b: b.folder("c"), fit, DataError, ["c holds []", "zarr"]),
     ("array for AnnData", lambda b: np.ones((9, 9)), fit, SettingError, ["ndarray", "paths or AnnData objects"]),
     ("no files", lambda b: [], fit, SettingError, ["datafiles is empty", "at least one"]),
-    ("name of 5,000 letters", good, on(sk.read, "x" * 5000 + ".csv"), FileNotFoundError, ["There is no file"]),
-    ("name with a zero byte", good, on(sk.read, "a\0.csv"), FileNotFoundError, ["There is no file"]),
-    ("None to read", good, on(sk.read, None), TypeError, ["NoneType"]),
+    ("name of 5,000 letters", lambda b: "x" * 5000 + ".csv", read, FileNotFoundError, ["There is no file"]),
+    ("name with a zero byte", lambda b: "a\0.csv", read, FileNotFoundError, ["There is no file"]),
+    ("None to read", lambda b: None, read, TypeError, ["NoneType"]),
 
     # --- Datasets
     ("name of a dataset to train on", lambda b: "pbmc68k", fit, FileNotFoundError, ["sims_kit.load(name)"]),
     ("AnnData to load", good, load, TypeError, ["AnnData"]),
 
     # --- Settings
-    ("unknown recipe", good, but(fit, recipe="tesis"), UnknownNameError, ["'tesis'", "'thesis'"]),
-    ("nothing left to train on", good, but(fit, validation=0.5, test=0.5),
+    ("unknown recipe", good, partial(fit, recipe="tesis"), UnknownNameError, ["'tesis'", "'thesis'"]),
+    ("nothing left to train on", good, partial(fit, validation=0.5, test=0.5),
      SettingError, ["validation=0.5", "test=0.5", "together under 1"]),
-    ("seed beyond 64 bits", good, but(fit, seed=2**70), SettingError, ["seed=1180591620717411303424"]),
-    *((f"epochs: {n!r}", good, but(fit, max_epochs=n), SettingError, [f"max_epochs={n!r}"]) for n in (0, "3", 1.5)),
-    ("number for a recipe", good, but(fit, recipe=3), UnknownNameError, ["recipe 3", "'thesis'"]),
-    ("text for class weights", good, but(fit, class_weights="balanced"), SettingError, ["'balanced'", "3 pos"]),
-    ("network setting misspelt", good, but(fit, recipe={"n_step": 3}), UnknownNameError, ["'n_step'", "'n_steps'"]),
+    ("seed beyond 64 bits", good, partial(fit, seed=2**70), SettingError, ["seed=1180591620717411303424"]),
+    *((f"epochs: {n!r}", good, partial(fit, max_epochs=n), SettingError, [f"max_epochs={n!r}"]) for n in (0, "3", 1.5)),
+    ("number for a recipe", good, partial(fit, recipe=3), UnknownNameError, ["recipe 3", "'thesis'"]),
+    ("text for class weights", good, partial(fit, class_weights="balanced"), SettingError, ["'balanced'", "3 pos"]),
+    ("network setting misspelt", good, partial(fit, recipe={"n_step": 3}), UnknownNameError, ["'n_step'", "'n_steps'"]),
     ("cells left on disk or not", Bench.shared, results("q.h5ad", backed="yes"), SettingError, ["backed='yes'"]),
-    ("query in batches of no cells", good, but(annotate, batch_size=0), SettingError, ["batch_size=0", "1 or more"]),
-    ("cells grouped by a column that does not exist", good, but(explain, groupby="celltype"),
+    ("query in batches of none", good, partial(annotate, batch_size=0), SettingError, ["batch_size=0", "1 or more"]),
+    ("cells grouped by a column that does not exist", good, lambda x, b: sk.explain(b.model, x, groupby="celltype"),
      UnknownNameError, ["'celltype'", "'cell_type'"]),
 
     # --- Models
-    ("model not fitted", lambda b: sk.SIMSClassifier(60, 3), label_with, SettingError, ["not fitted", "sims_kit.fit("]),
+    ("model not fitted", lambda b: sk.SIMSClassifier(60, 3), lambda x, b: sk.annotate(b.cells, x),
+     SettingError, ["not fitted", "sims_kit.fit("]),
     ("query and model exchanged", good, lambda x, b: sk.annotate(b.model, x),
      SettingError, ["type AnnData", "annotate(query, model)"]),
-    ("model that is an estimator without a model", lambda b: sk.SIMS(), label_with,
+    ("model that is an estimator without a model", lambda b: sk.SIMS(), lambda x, b: sk.annotate(b.cells, x),
      SettingError, ["type SIMS", "Expected a SIMSClassifier"]),
     ("name of a checkpoint to save a model to", good, save("m.ckpt"),
      SettingError, ["'m.ckpt'", "checkpoint of Lightning", ".safetensors"]),
@@ -219,8 +193,8 @@ CASES = [
     ("number for a path to save to", good, save(3), TypeError, ["int"]),
     ("notes that are no text", good, save("m", notes=3), SettingError, ["notes is 3", "not str"]),
     ("licence that is no text", good, save("m", licence=["MIT"]), SettingError, ["licence is ['MIT']"]),
-    ("text for the number of genes", good, on(sk.SIMSClassifier, "60", 3), SettingError, ["input_dim is '60'"]),
-    ("no genes for a model", good, on(sk.SIMSClassifier, 0, 3), SettingError, ["input_dim is 0"]),
+    ("text for the number of genes", lambda b: "60", of(sk.SIMSClassifier, 3), SettingError, ["input_dim is '60'"]),
+    ("no genes for a model", lambda b: 0, of(sk.SIMSClassifier, 3), SettingError, ["input_dim is 0"]),
 
     # --- Results
     ("results as csv", good, results(out="a.csv"), SettingError, ["'a.csv'", ".h5ad"]),
@@ -237,24 +211,22 @@ CASES = [
      SettingError, ["file' is a file"]),
 
     # --- Splits, labels and scores
-    *((f"seed of a split: {seed!r}", good, on(sk.stratified_split, ["a"], seed=seed), SettingError, [f"seed={seed!r}"])
-      for seed in (-1, "x")),
-    ("labels in a table", good, on(sk.stratified_split, np.array([["a"], ["b"]])),
+    *((f"seed of a split: {seed!r}", lambda b: ["a"], of(sk.stratified_split, 0.1, 0.1, seed),
+       SettingError, [f"seed={seed!r}"]) for seed in (-1, "x")),
+    ("labels in a table", lambda b: np.array([["a"], ["b"]]), of(sk.stratified_split),
      LabelError, ["(2, 1)", "one label per cell"]),
-    ("labels as one text", good, on(sk.stratified_split, "abc"), LabelError, ["one label per cell"]),
-    ("labels of lists", lambda b: AnnData(b.cells.X, b.cells.obs.assign(x=[[1]] * 120), b.cells.var), but(fit, "x"),
+    ("labels as one text", lambda b: "abc", of(sk.stratified_split), LabelError, ["one label per cell"]),
+    ("labels of lists", lambda b: b.labels([[1]] * 120), fit,
      LabelError, ["one class only, '[1]'"]),
-    ("cell that does not exist", good, lambda x, b: sk.explain_cell(b.model, x, "nobody"),
-     UnknownNameError, ["cell 'nobody'"]),
     ("calibration by a column that does not exist", good, lambda x, b: sk.calibrate(b.model, x, "celltype"),
      UnknownNameError, ["'celltype'", "'cell_type'"]),
 
     # --- Registries
-    ("registry that is no text", registry(b"\xff\xfe\x00"), read_entries, RegistryError, ["registry.yaml", "utf-8"]),
-    ("registry with tabs", registry("a:\n\t- b"), read_entries, RegistryError, ["registry.yaml", "line 2"]),
-    ("registry nested deep", registry("[" * 5000), read_entries, RegistryError, ["recursion"]),
-    ("registry that runs code", registry("!!python/object/apply:os.mkdir [x]"), read_entries, RegistryError, ["tag"]),
-    ("registry that grows out of itself", registry(LAUGHS), read_entries, RegistryError, ["registry.yaml"]),
+    *((f"registry {name}", lambda b, content=content: b.file("registry.yaml", content), read_entries,
+       RegistryError, ["registry.yaml", says]) for name, content, says in (
+        ("that is no text", b"\xff\xfe\x00", "utf-8"), ("with tabs", "a:\n\t- b", "line 2"),
+        ("nested deep", "[" * 5000, "recursion"), ("that grows out of itself", LAUGHS, ""),
+        ("that runs code", "!!python/object/apply:os.mkdir [x]", "tag"))),
 ]
 # fmt: on
 
