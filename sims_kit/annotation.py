@@ -40,10 +40,7 @@ WRITTEN = (  # by `annotate`, `prediction_sets` and `Explanation.add_to`, after 
 )
 OTHER_WORDS = {  # arguments of scanpy, CellTypist, scvi-tools and of earlier versions
     "alpha": "Prediction sets are written by sims_kit.prediction_sets(query, model, alpha=0.1).",
-    **dict.fromkeys(
-        ("majority_voting", "over_clustering"), "Pass vote='auto', or vote='leiden', a column of clusters."
-    ),
-    "probability_threshold": "Pass threshold=0.5, or reject=0.05 for a share of errors among labelled cells.",
+    **dict.fromkeys(("majority_voting", "over_clustering"), "Pass vote='auto', or an obs column, vote='leiden'."),
     "use_raw": "use_raw=True is layer='raw' here; use_raw=False is the default, layer=None, which reads query.X.",
     "batch_key": "The query's batches are not needed. To validate on whole batches, pass groups= to sims_kit.fit.",
 }
@@ -344,8 +341,7 @@ def _threshold(model: SIMSClassifier, reject: float | None, threshold: float | N
         raise LabelError(f"The model has a class {UNKNOWN!r}. Rename it in the reference and train again.")
     if threshold is not None:
         if reject is not None or not isinstance(threshold, Real) or not 0 <= threshold <= 1:
-            given = f"threshold={threshold!r}, reject={reject!r}"
-            raise SettingError(f"{given}: give one of them; a threshold is a number from 0 to 1.")
+            raise SettingError(f"threshold={threshold!r}, reject={reject!r}: give one; a threshold is from 0 to 1.")
         return float(threshold)
     check_share("reject", reject, "errors accepted", below=0.5)
     cells = _calibration_cells(model)
