@@ -71,10 +71,9 @@ def annotate(
 
     Parameters
     ----------
-    query, model
-        Cells x genes of any gene set, AnnData or a dataset name or path to read; a fitted classifier, `SIMS`, or path.
-    layer
-        Where the matrix is: None for `X`, the name of a layer, or ``"raw"`` for `query.raw`.
+    query, layer, model
+        Cells x genes of any gene set, AnnData or a dataset name or path to read; where their matrix is: None for `X`,
+        the name of a layer, or ``"raw"``; a fitted classifier, `SIMS`, or path.
     reject, threshold
         Label cells ``"Unknown"`` whose confidence is below this threshold, or too low for this share of errors among
         the others, such as 0.05, on queries that are like the validation cells. By default every cell gets a label.
@@ -366,14 +365,13 @@ def _opened(
     query: Cells, model: SIMSClassifier, key_added: str, layer, species, copy: bool, backed="auto", batch_size=1024
 ) -> tuple[ad.AnnData, bool, CellLoader, GeneCoverage, Scale]:
     """The cells to write to, whether to return them, and their batches, gene coverage and scale."""
-    if not isinstance(query, ad.AnnData):
-        (query, layer), copy = open_cells(query, layer, backed), True
-    elif query.isbacked and query.is_view and not copy:
+    cells, layer = open_cells(query, layer, backed)
+    if cells is query and copy:
+        cells = query.to_memory() if query.isbacked else query.copy()
+    elif cells is query and query.isbacked and query.is_view:
         raise SettingError("The query is a view of a backed AnnData, which cannot be written to: pass copy=True.")
-    elif copy:
-        query = query.to_memory() if query.isbacked else query.copy()
-    check_key(key_added, query)
-    return query, copy, *batches_for(model, query, layer=layer, batch_size=batch_size, species=species)
+    check_key(key_added, cells)
+    return cells, cells is not query, *batches_for(model, cells, layer=layer, batch_size=batch_size, species=species)
 
 
 def _over_clusters(batches: CellLoader) -> pd.Series:

@@ -206,9 +206,8 @@ def explain_cell(model: Model, cells: ad.AnnData, name: str, *, layer: str | Non
     against = csr(explain_batch(model.network, values, versus).contributions)
     genes = pd.Index(model.genes, name="gene")
     table = _genes_of_cell(csr(explained.masks), csr(explained.contributions), genes)
-    places = genes.get_indexer(table.index)
-    table["against_second"] = against[:, places].toarray()[0]
-    table["expression"] = values.to_dense()[0].cpu().numpy()[places]
+    table["against_second"] = pd.Series(against.toarray()[0], genes)
+    table["expression"] = pd.Series(values.to_dense()[0].cpu().numpy(), genes)
     p = model.calibrated(explained.logits)[0].softmax(0).tolist()
     return CellExplanation(model.classes[best], model.classes[second], p[best], p[second], table)
 
