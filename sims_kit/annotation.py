@@ -173,8 +173,6 @@ def prediction_sets(
     those of `annotate`, which removes earlier sets under its key: call it first. `query` gains ``obsm["sims_sets"]``,
     bool, cells x classes, and ``obs["sims_set"]``, the same as text, ``"CD4 T | CD8 T"``, the most probable first.
 
-    Examples
-    --------
     >>> sk.prediction_sets(query, model, alpha=0.05)
     >>> query.obsm["sims_sets"].sum(axis=1)  # classes per cell
     """
@@ -208,8 +206,6 @@ def embed(
     Arguments and returned value are those of `annotate`. `query` gains ``obsm["X_sims"]``, float32: of each network of
     the model, side by side, the sums over steps of the decision and of the evidence of the genes for each class.
 
-    Examples
-    --------
     >>> sk.embed(query, model)
     >>> sc.pp.neighbors(query, use_rep="X_sims")
     """
@@ -228,8 +224,6 @@ def embed(
 def gene_coverage(query: Cells, model: Model, *, layer: str | None = None, species: str | None = None) -> GeneCoverage:
     """Return how many of the model's genes a query has, before anything is predicted; arguments as in `annotate`.
 
-    Examples
-    --------
     >>> print(sk.gene_coverage(query, model))
     """
     model = fitted_model(model)
@@ -247,8 +241,6 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
     again. The classes that `model` predicts stay. Cells whose `label`, an `obs` column, is missing or no class of the
     model are left out.
 
-    Examples
-    --------
     >>> sk.calibrate(model, labelled_cells, "cell_type")
     """
     model = fitted_model(model)

@@ -67,8 +67,6 @@ def rejection_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame
     threshold, the highest first: ``threshold`` (cells of this confidence or more are answered), ``n_answered``,
     ``n_errors``, ``answered`` (share of the cells) and ``error`` (share of the answered).
 
-    Examples
-    --------
     >>> rejection_curve([0.9, 0.8, 0.8], [True, True, False])[["threshold", "n_answered", "n_errors"]].values.tolist()
     [[0.9, 1.0, 0.0], [0.8, 3.0, 1.0]]
     """
@@ -92,8 +90,6 @@ def rejection_threshold(confidence: np.ndarray, correct: np.ndarray, *, error_ra
     validation cells (Geifman and El-Yaniv, NeurIPS 2017, without their correction for many thresholds). The threshold
     is infinite where it cannot be promised: 0.05 takes 45 cells without an error. Arguments as in `rejection_curve`.
 
-    Examples
-    --------
     >>> float(rejection_threshold(np.linspace(0.51, 1, 50), np.arange(50) >= 20, error_rate=0.1).threshold)
     0.71
     """

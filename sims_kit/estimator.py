@@ -27,8 +27,6 @@ class SIMS(ClassifierMixin, BaseEstimator):
 
     Settings are those of `sims_kit.fit`; `validation`, the share of the cells that calibrate confidence, may be 0.
 
-    Examples
-    --------
     >>> from sklearn.model_selection import GroupKFold, cross_val_predict
     >>> labels = cross_val_predict(SIMS(), X, y, groups=donors, cv=GroupKFold(4))
     >>> classifier = SIMS({"n_models": 1}, max_epochs=20).fit(reference, "cell_type")

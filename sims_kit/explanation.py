@@ -147,8 +147,6 @@ def explain(
     paper), and divided by their sum. Each nonzero weight takes 12 bytes. `groupby` names an `obs` column for the class
     tables; contributions are to the predicted class either way. Other arguments are as in `annotate`.
 
-    Examples
-    --------
     >>> explanation = sk.explain(model, query)
     >>> explanation.top_genes(5)  # of each class
     """
@@ -190,8 +188,6 @@ def explain_cell(model: Model, cells: ad.AnnData, name: str, *, layer: str | Non
 
     `name` is that of the cell in ``cells.obs_names``; other arguments are those of `explain`.
 
-    Examples
-    --------
     >>> why = sk.explain_cell(model, query, query.obs_names[0])
     >>> why.label, why.second_label, why.genes.head()
     """

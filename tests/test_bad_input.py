@@ -169,8 +169,7 @@ CASES = [
     ("nothing left to train on", good, partial(fit, validation=0.5, test=0.5),
      SettingError, ["validation=0.5", "test=0.5", "together under 1"]),
     ("seed beyond 64 bits", good, partial(fit, seed=2**70), SettingError, ["seed=1180591620717411303424"]),
-    *((f"epochs: {n!r}", good, partial(fit, max_epochs=n), SettingError, [f"max_epochs={n!r}"]) for n in (0, "3", 1.5)),
-    ("number for a recipe", good, partial(fit, recipe=3), UnknownNameError, ["recipe 3", "'thesis'"]),
+    ("epochs as text", good, partial(fit, max_epochs="3"), SettingError, ["max_epochs='3'"]),
     ("text for class weights", good, partial(fit, class_weights="balanced"), SettingError, ["'balanced'", "3 pos"]),
     ("network setting misspelt", good, partial(fit, recipe={"n_step": 3}), UnknownNameError, ["'n_step'", "'n_steps'"]),
     ("cells left on disk or not", Bench.shared, results("q.h5ad", backed="yes"), SettingError, ["backed='yes'"]),
@@ -192,7 +191,6 @@ CASES = [
     ("file for a folder to save a model to", Bench.shared, save("file/m"), SettingError, ["'file' is a file"]),
     ("number for a path to save to", good, save(3), TypeError, ["int"]),
     ("notes that are no text", good, save("m", notes=3), SettingError, ["notes is 3", "not str"]),
-    ("licence that is no text", good, save("m", licence=["MIT"]), SettingError, ["licence is ['MIT']"]),
     ("text for the number of genes", lambda b: "60", of(sk.SIMSClassifier, 3), SettingError, ["input_dim is '60'"]),
     ("no genes for a model", lambda b: 0, of(sk.SIMSClassifier, 3), SettingError, ["input_dim is 0"]),
 
@@ -273,9 +271,8 @@ def test_errors_have_one_base_and_can_be_sent_between_processes():
     for error, builtin in ((DataError, ValueError), (FetchError, FileNotFoundError), (UnknownNameError, KeyError)):
         assert issubclass(error, SimsError) and issubclass(error, builtin)
     told = UnknownNameError("dataset", "pbmc86k", ["pbmc68k"])
-    assert (
-        str(pickle.loads(pickle.dumps(told))) == str(told) == "There is no dataset 'pbmc86k'. Did you mean 'pbmc68k'?"
-    )
+    assert str(told) == str(pickle.loads(pickle.dumps(told)))
+    assert str(told) == "There is no dataset 'pbmc86k'. Did you mean 'pbmc68k'?"
 
 
 def test_numbers_of_numpy_can_be_saved(make_cells, tmp_path):
