@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from sims_kit import calibration
-from sims_kit.calibration import UNKNOWN
+from sims_kit.calibration import UNKNOWN, check_share
 from sims_kit.cells.genes import GeneCoverage
 from sims_kit.cells.loaders import CellLoader, query_batches
 from sims_kit.cells.matrix import Scale, open_cells
@@ -27,7 +27,7 @@ from sims_kit.errors import LabelError, SettingError, UnknownNameError, refuse_u
 from sims_kit.files import atomic_write, make_folder
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
-from sims_kit.model.trainer import plain_torch
+from sims_kit.model.trainer import listed, plain_torch
 from sims_kit.progress import progress_bar
 from sims_kit.text import label_text
 
@@ -40,9 +40,7 @@ WRITTEN = (  # by `annotate`, `prediction_sets` and `Explanation.add_to`, after 
 )
 OTHER_WORDS = {  # arguments of scanpy, CellTypist, scvi-tools and of earlier versions
     "alpha": "Prediction sets are written by sims_kit.prediction_sets(query, model, alpha=0.1).",
-    **dict.fromkeys(("vote_by", "over_clustering"), "Pass vote='leiden', an obs column with clusters, or vote='auto'."),
-    "majority_voting": "Pass vote='auto', the majority label of over-clusters.",
-    "probability_threshold": "Pass threshold=0.5, or reject=0.05 for a share of errors among labelled cells.",
+    **dict.fromkeys(("majority_voting", "over_clustering"), "Pass vote='auto', or an obs column, vote='leiden'."),
     "use_raw": "use_raw=True is layer='raw' here; use_raw=False is the default, layer=None, which reads query.X.",
     "batch_key": "The query's batches are not needed. To validate on whole batches, pass groups= to sims_kit.fit.",
 }
@@ -69,18 +67,16 @@ def annotate(
 ) -> ad.AnnData | None:
     """Label every cell of a query.
 
-    Genes and scale are brought to those of training; the query's matrix stays as it is. Error rates hold for queries of
-    the tissue, protocol and cell types of the validation cells.
+    Genes and scale are brought to those of training; the query's matrix stays as it is.
 
     Parameters
     ----------
-    query, model
-        Cells x genes of any gene set, AnnData or a dataset name or path to read; a fitted classifier, `SIMS`, or path.
-    layer
-        Where the matrix is: None for `X`, the name of a layer, or ``"raw"`` for `query.raw`.
+    query, layer, model
+        Cells x genes of any gene set, AnnData or a dataset name or path to read; where their matrix is: None for `X`,
+        the name of a layer, or ``"raw"``; a fitted classifier, `SIMS`, or path.
     reject, threshold
         Label cells ``"Unknown"`` whose confidence is below this threshold, or too low for this share of errors among
-        the others, such as 0.05. By default every cell gets a label.
+        the others, such as 0.05, on queries that are like the validation cells. By default every cell gets a label.
     hierarchy
         Child to parent, ``{"CD4 T": "T cell", "CD8 T": "T cell"}``, in any number of levels: a cell that `reject` (by
         default 0.05) or `threshold` leaves unlabelled gets the finest parent whose summed probability is enough.
@@ -90,10 +86,9 @@ def annotate(
     key_added, species
         Prefix of what is added; what an earlier call wrote under it is removed. ``"human"`` or ``"mouse"``, when the
         model's genes are those of the other: they are matched by one-to-one orthologs.
-    backed
-        Leave the matrix of a file on disk: True, False, or ``"auto"``, when it is larger than a tenth of the memory.
-    device, batch_size
-        Where the network runs, ``"cpu"`` or ``"cuda"`` (None: where the model is), and on how many cells at once.
+    backed, device, batch_size
+        Whether a file's matrix stays on disk (``"auto"``: when it is larger than a tenth of the memory); where the
+        network runs, ``"cpu"`` or ``"cuda"`` (None: where the model is), and on how many cells at once.
     out, copy
         An ``.h5ad`` file to write to, tried before anything is predicted; if writing fails at the end, the annotated
         cells are `cells` of the error. Whether to return the cells, as those of a path are, and leave `query` alone.
@@ -109,14 +104,15 @@ def annotate(
 
     Examples
     --------
-    >>> sk.annotate(query, model, reject=0.05, vote="auto")
+    >>> sk.annotate(query, "cortex.safetensors", layer="counts", reject=0.05, vote="auto")
     >>> sc.pl.umap(query, color=["sims_label", "sims_vote", "sims_confidence"])
-    >>> sk.annotate(query, "cortex.safetensors", threshold=0.5, layer="counts", device="cuda")
     """
     refuse_unknown("annotate", unknown, [*signature(annotate).parameters][:-1], OTHER_WORDS)
     model = fitted_model(model)
-    hierarchy = None if hierarchy is None else dict(hierarchy)  # of a Series, too
-    threshold = _threshold(model, reject, threshold, hierarchy)
+    if hierarchy is not None:
+        calibration.paths_to_root(model.classes, hierarchy := dict(hierarchy))  # of a Series, too
+        reject = 0.05 if reject is None and threshold is None else reject
+    threshold = _threshold(model, reject, threshold)
     out, colours = out if out is None else _new_file(out, query), _colours(model, (hierarchy or {}).values())
     query, is_own, batches, coverage, scale = _opened(query, model, key_added, layer, species, copy, backed, batch_size)
     if not (vote is None or (isinstance(vote, str) and vote in ["auto", *query.obs])):
@@ -126,24 +122,25 @@ def annotate(
     logits, unseen = predict_logits(model, progress_bar(batches, desc="annotating", unit="batch"), device)
     probabilities = logits.softmax(dim=1)
     second = probabilities.argsort(dim=1, descending=True, stable=True)[:, 1].numpy()
-    probabilities = probabilities.numpy()
-    found = calibration.hierarchical_labels(probabilities, model.classes, hierarchy or {}, threshold or 0)
-    labels = found["label"].to_numpy(object)
-    clusters = None if vote is None else _over_clusters(batches) if vote == "auto" else query.obs[vote].to_numpy()
+    found = calibration.hierarchical_labels(probabilities.numpy(), model.classes, hierarchy or {}, threshold or 0)
+    columns = {
+        "label": _categorical(found["label"], colours),
+        "confidence": found["probability"].to_numpy(np.float32),
+        "second_label": _categorical(np.array(model.classes, dtype=object)[second], model.classes),
+    }
+    if model.novelty.is_calibrated:
+        columns["unseen"] = unseen.numpy()
+    if vote is not None:
+        clusters = _over_clusters(batches) if vote == "auto" else query.obs[vote]
+        votes = calibration.majority_vote(found["label"], clusters)
+        columns |= {"vote": _categorical(votes["label"], colours), "vote_proportion": votes["proportion"].to_numpy()}
 
     _remove_earlier(query, key_added)
-    query.obs[f"{key_added}_label"] = _categorical(labels, colours)
-    query.uns[f"{key_added}_label_colors"] = [*colours.values()]
-    query.obs[f"{key_added}_confidence"] = found["probability"].to_numpy(np.float32)
-    query.obs[f"{key_added}_second_label"] = _categorical(np.array(model.classes, dtype=object)[second], model.classes)
-    if model.novelty.is_calibrated:
-        query.obs[f"{key_added}_unseen"] = unseen.numpy()
-    query.obsm[f"{key_added}_probabilities"] = probabilities
-    if vote is not None:
-        votes = calibration.majority_vote(labels, clusters)
-        query.obs[f"{key_added}_vote"] = _categorical(votes["label"], colours)
-        query.uns[f"{key_added}_vote_colors"] = [*colours.values()]
-        query.obs[f"{key_added}_vote_proportion"] = votes["proportion"].to_numpy()
+    for name, values in columns.items():
+        query.obs[f"{key_added}_{name}"] = values
+        if name in ("label", "vote"):
+            query.uns[f"{key_added}_{name}_colors"] = [*colours.values()]
+    query.obsm[f"{key_added}_probabilities"] = probabilities.numpy()
     notes = {"classes": list(model.classes), "state": str(scale), "trained_on": [name for name, _ in _files(model)]}
     notes |= {"genes_matched": coverage.n_matched, "genes_of_model": coverage.n_model}
     add_notes(query, key_added, **notes, **({} if threshold is None else {"threshold": threshold}))
@@ -152,7 +149,7 @@ def annotate(
             _write_h5ad(query, out)
     except Exception as error:
         error.cells = query
-        error.add_note("What was computed is not lost: the annotated cells are `cells` of this error (sys.last_value).")
+        error.add_note("Nothing is lost: the annotated cells are `cells` of this error (sys.last_value).")
         raise
     return query if is_own else None
 
@@ -176,8 +173,6 @@ def prediction_sets(
     those of `annotate`, which removes earlier sets under its key: call it first. `query` gains ``obsm["sims_sets"]``,
     bool, cells x classes, and ``obs["sims_set"]``, the same as text, ``"CD4 T | CD8 T"``, the most probable first.
 
-    Examples
-    --------
     >>> sk.prediction_sets(query, model, alpha=0.05)
     >>> query.obsm["sims_sets"].sum(axis=1)  # classes per cell
     """
@@ -211,8 +206,6 @@ def embed(
     Arguments and returned value are those of `annotate`. `query` gains ``obsm["X_sims"]``, float32: of each network of
     the model, side by side, the sums over steps of the decision and of the evidence of the genes for each class.
 
-    Examples
-    --------
     >>> sk.embed(query, model)
     >>> sc.pp.neighbors(query, use_rep="X_sims")
     """
@@ -231,8 +224,6 @@ def embed(
 def gene_coverage(query: Cells, model: Model, *, layer: str | None = None, species: str | None = None) -> GeneCoverage:
     """Return how many of the model's genes a query has, before anything is predicted; arguments as in `annotate`.
 
-    Examples
-    --------
     >>> print(sk.gene_coverage(query, model))
     """
     model = fitted_model(model)
@@ -250,8 +241,6 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
     again. The classes that `model` predicts stay. Cells whose `label`, an `obs` column, is missing or no class of the
     model are left out.
 
-    Examples
-    --------
     >>> sk.calibrate(model, labelled_cells, "cell_type")
     """
     model = fitted_model(model)
@@ -286,11 +275,6 @@ def predict(function: Callable, model: SIMSClassifier, batches, device=None) -> 
     return [torch.cat(found) for found in zip(*parts, strict=True)]
 
 
-def predict_probabilities(model: SIMSClassifier, batches) -> np.ndarray:
-    """Return class probabilities of batches of cells: float32, cells x classes."""
-    return predict_logits(model, batches)[0].softmax(dim=1).numpy()
-
-
 def batches_for(model: SIMSClassifier, adata: ad.AnnData, **options) -> tuple[CellLoader, GeneCoverage, Scale]:
     """Return the batches of cells as a model takes them, gene coverage and scale; options of `query_batches`."""
     return query_batches(adata, model.genes, trained_on=[state for _, state in _files(model)], **options)
@@ -298,8 +282,7 @@ def batches_for(model: SIMSClassifier, adata: ad.AnnData, **options) -> tuple[Ce
 
 def _files(model: SIMSClassifier) -> list[tuple[str, str]]:
     """Name and scale of each file, AnnData or dataset that a model was trained on."""
-    files = model.provenance.get("files")
-    files = [file for file in files if isinstance(file, Mapping)] if isinstance(files, list) else []
+    files = [file for file in listed(model.provenance.get("files")) if isinstance(file, Mapping)]
     return [(str(file.get("dataset") or file.get("file")), str(file.get("state"))) for file in files]
 
 
@@ -307,13 +290,10 @@ def _files(model: SIMSClassifier) -> list[tuple[str, str]]:
 def on_device(model: SIMSClassifier, device: str | torch.device | None) -> Iterator[None]:
     """Move a model to a device while the block lasts, and back afterwards; None leaves it where it is."""
     before, gpus = model.device, [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    devices = ["cpu", "cpu:0", *(["cuda"] if gpus else []), *gpus]
-    hints = {str(number): f"Write device='cuda:{number}'." for number in range(max(1, len(gpus)))}
-    hints["mps"] = "Cells are sparse matrices, which Apple's GPUs cannot multiply: pass device='cpu'."
-    refuse_unknown(
-        "This machine", set() if device is None else {str(device)} - {*devices}, devices, hints, kind="device"
-    )
-    model.to(device or before)
+    device, devices = before if device is None else device, ["cpu", "cpu:0", *["cuda"] * bool(gpus), *gpus]
+    hints = {"mps": "Cells are sparse matrices, which Apple's GPUs cannot multiply: pass device='cpu'."}
+    refuse_unknown("This machine", {str(device)} - {*devices, str(before)}, devices, hints, kind="device")
+    model.to(device)
     try:
         yield
     finally:
@@ -344,32 +324,23 @@ def _remove_earlier(query: ad.AnnData, key_added: str) -> None:
     query.uns["sims_kit"] = {**query.uns.get("sims_kit", {}), key_added: {}}
 
 
-def _threshold(
-    model: SIMSClassifier, reject: float | None, threshold: float | None, hierarchy: Mapping[str, str] | None
-) -> float | None:
+def _threshold(model: SIMSClassifier, reject: float | None, threshold: float | None) -> float | None:
     """The confidence that a label must reach; what cannot be promised is refused before anything is predicted."""
-    default = ""
-    if hierarchy is not None:
-        calibration.paths_to_root(model.classes, hierarchy)
-        if reject is None and threshold is None:
-            reject, default = 0.05, " (the default with a hierarchy)"
     if reject is None and threshold is None:
         return None
     if UNKNOWN in model.classes:
         raise LabelError(f"The model has a class {UNKNOWN!r}. Rename it in the reference and train again.")
     if threshold is not None:
         if reject is not None or not isinstance(threshold, Real) or not 0 <= threshold <= 1:
-            given = f"threshold={threshold!r}, reject={reject!r}"
-            raise SettingError(f"{given}: give one of them; a threshold is a number from 0 to 1.")
+            raise SettingError(f"threshold={threshold!r}, reject={reject!r}: give one; a threshold is from 0 to 1.")
         return float(threshold)
-    if not calibration.is_share(reject) or reject >= 0.5:
-        raise SettingError(f"reject={reject!r}: give the share of errors accepted, between 0 and 0.5, or threshold=.")
+    check_share("reject", reject, "errors accepted", below=0.5)
     cells = _calibration_cells(model)
     found = calibration.rejection_threshold(cells.confidence, cells.correct, error_rate=reject)
     if math.isinf(found.threshold):
         lowest = math.ceil(1000 * found.lowest_error_rate) / 1000
         raise SettingError(
-            f"reject={reject}{default} cannot be promised from {len(cells.labels)} validation cells; the lowest rate "
+            f"reject={reject} cannot be promised from {len(cells.labels)} validation cells; the lowest rate "
             f"that can is {lowest}. Pass that or more, train with validation=0.2, or call calibrate."
         )
     return found.threshold
@@ -386,14 +357,13 @@ def _opened(
     query: Cells, model: SIMSClassifier, key_added: str, layer, species, copy: bool, backed="auto", batch_size=1024
 ) -> tuple[ad.AnnData, bool, CellLoader, GeneCoverage, Scale]:
     """The cells to write to, whether to return them, and their batches, gene coverage and scale."""
-    if not isinstance(query, ad.AnnData):
-        (query, layer), copy = open_cells(query, layer, backed), True
-    elif query.isbacked and query.is_view and not copy:
+    cells, layer = open_cells(query, layer, backed)
+    if cells is query and copy:
+        cells = query.to_memory() if query.isbacked else query.copy()
+    elif cells is query and query.isbacked and query.is_view:
         raise SettingError("The query is a view of a backed AnnData, which cannot be written to: pass copy=True.")
-    elif copy:
-        query = query.to_memory() if query.isbacked else query.copy()
-    check_key(key_added, query)
-    return query, copy, *batches_for(model, query, layer=layer, batch_size=batch_size, species=species)
+    check_key(key_added, cells)
+    return cells, cells is not query, *batches_for(model, cells, layer=layer, batch_size=batch_size, species=species)
 
 
 def _over_clusters(batches: CellLoader) -> pd.Series:
@@ -428,11 +398,12 @@ def _categorical(values, names) -> pd.Categorical:
 
 def _new_file(out: str | os.PathLike, query: Cells) -> Path:
     """The file to write; `SettingError` for one that `query` comes from, a folder, or another format."""
-    path, origin = Path(out).expanduser(), query.filename if isinstance(query, ad.AnnData) else query
+    path = Path(out).expanduser()
+    origin = Path((query.filename if isinstance(query, ad.AnnData) else query) or "").expanduser()
     if path.suffix.lower() != ".h5ad" or path.is_dir():
         raise SettingError(f"out={str(out)!r}: name a file to write that ends in .h5ad, such as 'annotated.h5ad'.")
     make_folder(path.parent)
-    if origin is not None and path.exists() and Path(origin).expanduser().exists() and path.samefile(origin):
+    if path.exists() and origin.exists() and path.samefile(origin):
         raise SettingError(f"out={str(out)!r} is the file that the cells come from, which is never changed.")
     return path
 

@@ -67,8 +67,6 @@ def rejection_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame
     threshold, the highest first: ``threshold`` (cells of this confidence or more are answered), ``n_answered``,
     ``n_errors``, ``answered`` (share of the cells) and ``error`` (share of the answered).
 
-    Examples
-    --------
     >>> rejection_curve([0.9, 0.8, 0.8], [True, True, False])[["threshold", "n_answered", "n_errors"]].values.tolist()
     [[0.9, 1.0, 0.0], [0.8, 3.0, 1.0]]
     """
@@ -92,13 +90,10 @@ def rejection_threshold(confidence: np.ndarray, correct: np.ndarray, *, error_ra
     validation cells (Geifman and El-Yaniv, NeurIPS 2017, without their correction for many thresholds). The threshold
     is infinite where it cannot be promised: 0.05 takes 45 cells without an error. Arguments as in `rejection_curve`.
 
-    Examples
-    --------
     >>> float(rejection_threshold(np.linspace(0.51, 1, 50), np.arange(50) >= 20, error_rate=0.1).threshold)
     0.71
     """
-    if not is_share(error_rate):
-        raise SettingError(f"error_rate is {error_rate!r}; expected a share above 0 and below 1, such as 0.05.")
+    check_share("error_rate", error_rate, "answered cells that may be wrong")
     curve = rejection_curve(confidence, correct)
     # scipy's binomtest(...).proportion_ci(method="exact"), for all thresholds at once
     upper = beta.ppf(0.9, curve["n_errors"] + 1, np.maximum(curve["n_answered"] - curve["n_errors"], 1e-9))
@@ -132,8 +127,7 @@ def conformal_quantiles(scores: np.ndarray, labels: np.ndarray, n_classes: int, 
     as calibration cells and query are alike (Vovk et al. 2005; Angelopoulos and Bates 2023). Classes with too few cells
     share one quantile, with the next larger classes until they have enough together.
     """
-    if not is_share(alpha):
-        raise SettingError(f"alpha is {alpha!r}; expected the share of sets that may miss the true class, such as 0.1.")
+    check_share("alpha", alpha, "sets that may miss the true class")
     needed = math.ceil(1 / alpha - 1 - 1e-9)  # 1 / 0.1 is a little more than ten
     if len(scores) < needed:
         found = f"alpha={alpha} needs {needed} calibration cells and there are {len(scores)}"
@@ -197,12 +191,12 @@ def paths_to_root(classes: Sequence[str], hierarchy: Mapping[str, str]) -> list[
                 raise SettingError(f"The hierarchy runs in a circle: {' > '.join(path)}.")
         paths.append(path)
     known = {name for path in paths for name in path}
-    for child in hierarchy:
-        if child not in known:
-            raise UnknownNameError("class or parent of one", child, sorted(known))
+    if strange := [child for child in hierarchy if child not in known]:
+        raise UnknownNameError("class or parent of one", strange[0], sorted(known))
     return paths
 
 
-def is_share(value: object) -> bool:
-    """Whether a value is a number above 0 and below 1."""
-    return isinstance(value, Real) and 0 < value < 1
+def check_share(name: str, value: object, of: str, below: float = 1) -> None:
+    """Refuse what is no share."""
+    if not isinstance(value, Real) or not 0 < value < below:
+        raise SettingError(f"{name} is {value!r}; expected the share of {of}, above 0 and below {below}, such as 0.1.")

@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d
 
-from sims_kit.annotation import predict_probabilities
+from sims_kit.annotation import predict_logits
 from sims_kit.cells.loaders import query_batches
 from sims_kit.cells.matrix import as_csr
 from sims_kit.errors import LabelError, UnknownNameError
@@ -25,17 +25,8 @@ class SIMS(ClassifierMixin, BaseEstimator):
     each gene, or AnnData. Genes of a DataFrame or AnnData are matched by name when cells are predicted. Sparse values
     stay sparse. What `sims_kit.fit` refuses is refused here, in its words.
 
-    Parameters
-    ----------
-    recipe
-        ``"default"``, ``"thesis"``, a `Recipe`, or changes of the default one: ``{"n_models": 1, "n_steps": 3}``.
-    validation
-        Share of the cells on which confidence is calibrated, from groups of their own where there are; 0 for none.
-    seed, max_epochs, verbose
-        As in `sims_kit.fit`.
+    Settings are those of `sims_kit.fit`; `validation`, the share of the cells that calibrate confidence, may be 0.
 
-    Examples
-    --------
     >>> from sklearn.model_selection import GroupKFold, cross_val_predict
     >>> labels = cross_val_predict(SIMS(), X, y, groups=donors, cv=GroupKFold(4))
     >>> classifier = SIMS({"n_models": 1}, max_epochs=20).fit(reference, "cell_type")
@@ -77,7 +68,7 @@ class SIMS(ClassifierMixin, BaseEstimator):
         """Probabilities, (cells, classes) float32, on the scale that validation cells calibrated."""
         check_is_fitted(self)
         batches, *_ = query_batches(as_cells(X, self._genes), self.model_.genes)
-        return predict_probabilities(self.model_, batches)[:, self._columns]
+        return predict_logits(self.model_, batches)[0].softmax(dim=1).numpy()[:, self._columns]
 
     def predict(self, X) -> np.ndarray:
         """The most probable class of each cell, (cells,)."""

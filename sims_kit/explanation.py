@@ -48,9 +48,8 @@ class Explanation:
     def __repr__(self) -> str:
         n_cells, n_genes = self.cells.shape
         used = f"{self.cells.nnz / n_cells:,.0f} of {n_genes:,} genes used per cell"
-        return printable(
-            f"Explanation of {n_cells:,} cells, {used}; by contribution:\n{self.top_genes(5).T}", keep="\n"
-        )
+        title = f"Explanation of {n_cells:,} cells, {used}; by contribution:"
+        return printable(f"{title}\n{self.top_genes(5).T}", keep="\n")
 
     def _repr_html_(self) -> str:
         title, table = repr(self).partition("\n")[0], self.top_genes(5).T.to_html(max_rows=60)
@@ -76,25 +75,23 @@ class Explanation:
     def add_to(self, adata: ad.AnnData, *, key_added: str = "sims") -> None:
         """Write the results into the AnnData that was explained, where scanpy's plots find them.
 
-        - ``layers``: ``sims_masks`` and ``sims_contributions``, zero for genes that the model does not know.
-        - ``varm``: ``sims_class_masks`` and ``sims_class_contributions``, genes x classes of
-          ``uns["sims_kit"]["sims"]["explained_classes"]``.
-        - ``uns["rank_genes_sims"]``: genes by contribution, without p-values, for
-          ``sc.pl.rank_genes_groups(adata, key="rank_genes_sims")`` and ``sc.get.rank_genes_groups_df``.
-        - ``obs["sims_explained"]``: the classes by which cells were grouped.
+        ``layers`` gain ``sims_masks`` and ``sims_contributions``, zero for genes that the model does not know; ``varm``
+        their means, ``sims_class_masks`` and ``sims_class_contributions``, genes x classes of
+        ``uns["sims_kit"]["sims"]["explained_classes"]``; ``uns["rank_genes_sims"]`` the genes by contribution, without
+        p-values, for ``sc.pl.rank_genes_groups``; and ``obs["sims_explained"]`` the classes by which cells are grouped.
+
+        >>> explanation.add_to(query)
+        >>> sc.pl.rank_genes_groups_dotplot(query, key="rank_genes_sims", n_genes=3)
         """
         check_key(key_added, adata)
         if list(adata.obs_names) != list(self.cell_names):
             sizes = f"adata has {adata.n_obs} cells, the explanation {len(self.cell_names)}, or in another order"
             raise DataError(f"{sizes}; pass the AnnData that was explained.")
-        with warnings.catch_warnings():  # given already when the cells were explained
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):  # given already when the cells were explained
             rows = np.flatnonzero(gene_rows(adata.var))
             places = align_genes(adata.var.iloc[rows], self.gene_names, species=self.species).places
-        found, (classes, values) = (
-            np.flatnonzero(places >= 0),
-            (self.classes.index, self.class_contributions.to_numpy()),
-        )
+        classes, values = self.classes.index, self.class_contributions.to_numpy()
+        found = np.flatnonzero(places >= 0)
         parts = np.ones(len(found), np.float32), (found, rows[places[found]])
         known = sparse.csr_matrix(parts, shape=(len(places), adata.n_vars))  # genes of the model x genes of adata
         adata.layers[f"{key_added}_masks"] = self.cells @ known
@@ -150,12 +147,8 @@ def explain(
     paper), and divided by their sum. Each nonzero weight takes 12 bytes. `groupby` names an `obs` column for the class
     tables; contributions are to the predicted class either way. Other arguments are as in `annotate`.
 
-    Examples
-    --------
     >>> explanation = sk.explain(model, query)
     >>> explanation.top_genes(5)  # of each class
-    >>> explanation.add_to(query)
-    >>> sc.pl.rank_genes_groups_dotplot(query, key="rank_genes_sims", n_genes=3)
     """
     model = fitted_model(model)
     cells, layer = open_cells(cells, layer, backed)
@@ -195,8 +188,6 @@ def explain_cell(model: Model, cells: ad.AnnData, name: str, *, layer: str | Non
 
     `name` is that of the cell in ``cells.obs_names``; other arguments are those of `explain`.
 
-    Examples
-    --------
     >>> why = sk.explain_cell(model, query, query.obs_names[0])
     >>> why.label, why.second_label, why.genes.head()
     """
@@ -211,9 +202,8 @@ def explain_cell(model: Model, cells: ad.AnnData, name: str, *, layer: str | Non
     against = csr(explain_batch(model.network, values, versus).contributions)
     genes = pd.Index(model.genes, name="gene")
     table = _genes_of_cell(csr(explained.masks), csr(explained.contributions), genes)
-    places = genes.get_indexer(table.index)
-    table["against_second"] = against[:, places].toarray()[0]
-    table["expression"] = values.to_dense()[0].cpu().numpy()[places]
+    table["against_second"] = pd.Series(against.toarray()[0], genes)
+    table["expression"] = pd.Series(values.to_dense()[0].cpu().numpy(), genes)
     p = model.calibrated(explained.logits)[0].softmax(0).tolist()
     return CellExplanation(model.classes[best], model.classes[second], p[best], p[second], table)
 

@@ -110,14 +110,13 @@ def test_written_for_scanpy(cells, explanation, tmp_path):
 
 def test_values_are_written_to_the_genes_that_were_matched(model, cells):
     """Where a column of `var`, and not var_names, holds the model's genes, nothing becomes zero."""
-    expected, other = cells.copy(), cells.copy()
+    other = cells.copy()
     other.var["feature_name"] = other.var_names.to_numpy()
     other.var_names = [f"ENSG{i:011d}" for i in range(other.n_vars)]
-    for adata in (expected, other):
-        sk.explain(model, adata).add_to(adata)
-    assert other.layers["sims_masks"].nnz > 0
-    for layer in ("sims_masks", "sims_contributions"):
-        np.testing.assert_allclose(other.layers[layer].toarray(), expected.layers[layer].toarray(), atol=1e-6)
+    found = sk.explain(model, other)
+    found.add_to(other)
+    for layer, values in (("sims_masks", found.cells), ("sims_contributions", found.contributions)):
+        assert values.nnz > 0 and (other.layers[layer] != values).nnz == 0
 
 
 def test_names_that_no_terminal_takes(model, cells):

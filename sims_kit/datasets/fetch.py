@@ -18,8 +18,6 @@ from sims_kit.datasets.registry import DataFile
 from sims_kit.errors import FetchError
 from sims_kit.progress import is_switched_on, progress_bar
 
-RETRIES = 2  # per address, after the first attempt; pooch waits 1 s, then 2 s
-TIMEOUT = (10, 30)  # seconds to connect, and without a byte
 LARGEST = 2**36  # bytes of a file whose size is not published: an answer may have no end
 
 
@@ -80,7 +78,7 @@ def _download(file: DataFile, path: Path) -> None:
         raise ValueError(f"{path} is not in the cache, and SIMS_KIT_OFFLINE forbids the network")
     reasons = []
     for url in file.urls:
-        store = pooch.Pooch(path.parent, "", {file.name: file.sha256}, {file.name: url}, RETRIES)
+        store = pooch.Pooch(path.parent, "", {file.name: file.sha256}, {file.name: url}, retry_if_failed=2)
         try:
             store.fetch(file.name, downloader=lambda url, output, _: _receive(url, Path(output), file))
             return
@@ -91,7 +89,7 @@ def _download(file: DataFile, path: Path) -> None:
 
 def _receive(url: str, output: Path, file: DataFile) -> None:
     """Download one address to pooch's temporary file, and refuse what cannot be the file or all of it."""
-    options = dict(timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}, hooks={"response": _as_sent})
+    options = dict(timeout=(10, 30), headers={"Accept-Encoding": "identity"}, hooks={"response": _as_sent})
     bar = progress_bar(total=1, desc=file.name, unit="B", unit_scale=True, bar_format=None)
     with bar, _Bounded(output.open("wb", buffering=0)) as opened:
         opened.most = file.size or min(LARGEST, shutil.disk_usage(output.parent).free // 2)

@@ -12,7 +12,7 @@ from scipy import sparse
 from scipy.stats import false_discovery_control, hypergeom
 from sklearn.metrics import average_precision_score
 
-from sims_kit.annotation import Model, predict_probabilities
+from sims_kit.annotation import Model, predict_logits
 from sims_kit.cells.loaders import CellDataset
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.datasets.simulate import STRESS_GENES
@@ -277,4 +277,5 @@ def _scores_per_cell(method: str, values: sparse.csr_matrix, explanation, seed: 
 def _probabilities(model: SIMSClassifier, values: sparse.csr_matrix) -> np.ndarray:
     """Class probabilities of values that are model input already."""
     dataset, starts = CellDataset([]), range(0, values.shape[0], 512)
-    return predict_probabilities(model, (dataset.batch(values[start : start + 512], []) for start in starts))
+    batches = (dataset.batch(values[start : start + 512], []) for start in starts)
+    return predict_logits(model, batches)[0].softmax(dim=1).numpy()
