@@ -220,7 +220,7 @@ def test_settings_of_the_recipe(make_cells):
         (dict(enable_progress_bar=False), "verbose=False"),
         (dict(accelerator="cpu"), "trainer=dict(accelerator=...)"),
         (dict(max_epoch=3), "'max_epochs'"),
-        (dict(max_epochs=-1), "max_epochs=-1: give a whole number of epochs, 1 or more"),
+        (dict(max_epochs=-1), "max_epochs=-1: give a whole number, 1 or more"),
         (dict(max_epochs=True), "max_epochs=True: give a whole number"),
         (dict(devices="cuda"), "devices='cuda': give 'auto', a number of GPUs"),
         (dict(devices=[0]), "devices=[0]: give 'auto', a number of GPUs"),

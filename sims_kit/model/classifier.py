@@ -4,7 +4,6 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sims_kit.calibration import CalibrationCells, calibration_cells, fit_temperature
+from sims_kit.cells.splits import check_whole
 from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 from sims_kit.metrics import metric_collection
 from sims_kit.model.network import Ensemble, mean_logits
@@ -85,18 +85,14 @@ class SIMSClassifier(Module):
         refuse_unknown("SIMSClassifier", unknown, [*inspect.signature(SIMSClassifier).parameters][:-1], HINTS)
         if not isinstance(network or {}, Mapping):
             raise SettingError(f"network={network!r}: give names and values, such as {{'n_steps': 3}}.")
-        changes = dict(optimizer=optimizer, optimizer_params=optimizer_params, scheduler_params=scheduler_params)
-        changes = {**(network or {}), **{name: value for name, value in changes.items() if value is not None}}
-        if scheduler is not None:
-            changes["scheduler"] = scheduler or None
-        super().__init__(get_recipe(recipe).changed(**changes), genes and list(genes))
+        changes = dict(optimizer=optimizer, optimizer_params=optimizer_params)
+        changes |= dict(scheduler=scheduler, scheduler_params=scheduler_params)
+        changes = {name: None if value is False else value for name, value in changes.items() if value is not None}
+        super().__init__(get_recipe(recipe).changed(**{**(network or {}), **changes}), genes and list(genes))
         self.input_dim, self.output_dim, self.classes = input_dim, output_dim, classes and list(classes)
-        for name, size, names, what, least in (
-            ("input_dim", input_dim, self.genes, "genes", 1),
-            ("output_dim", output_dim, self.classes, "classes", 2),
-        ):
-            if not isinstance(size, Integral) or size < least:
-                raise SettingError(f"{name} is {size!r}; give the number of {what} of a DataModule, {least} or more.")
+        check_whole("input_dim", input_dim, 1)
+        check_whole("output_dim", output_dim, 2)
+        for names, size, what in ((self.genes, input_dim, "genes"), (self.classes, output_dim, "classes")):
             if names is not None and len(names) != size:
                 raise SettingError(f"{len(names)} {what} were named, but the model has {size}.")
         check_arguments({"loss": loss})
@@ -223,16 +219,14 @@ class SIMSClassifier(Module):
     @torch.no_grad()
     def _outputs(self, batches) -> list[Tensor]:
         """Logits, labels and distances of the cells of all devices, on the model's device."""
-        training, parts = self.training, []
+        training, new = self.training, self.temperature.new_empty
+        parts = [(new(0, self.output_dim), new(0, dtype=torch.int64), new(0, 2))]
         self.eval()
         for batch in batches or ():
             cells = batch.cells.to(self.device)
             parts.append((self(cells), batch.labels.to(self.device), self.novelty.distances(cells)))
         self.train(training)
-        if not parts:
-            return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64), torch.empty(0, 2)]
-        found = (torch.cat(part) for part in zip(*parts, strict=True))
-        return [torch.cat(gather_across_devices(part, self.device)) for part in found]
+        return [torch.cat(gather_across_devices(torch.cat(part), self.device)) for part in zip(*parts, strict=True)]
 
     def calibrate(self, logits: Tensor, labels: Tensor, distances: Tensor) -> None:
         """Fit the temperature on cells that training has not learned from, and keep what they say of confidence.
@@ -294,6 +288,7 @@ class SIMSClassifier(Module):
         files = [file.get("dataset") or file.get("file") if isinstance(file, Mapping) else file for file in files]
         network = {name: value for name, value in self.recipe.network_settings.items() if value != vars(Recipe)[name]}
         cells = known["cells"] if isinstance(known.get("cells"), Mapping) else {}
+        versions = self.metadata.get("versions") or present_versions()
         texts = {
             "classes": ", ".join(self.classes or ()),
             "network": ", ".join(f"{name}={value}" for name, value in network.items()),
@@ -302,6 +297,7 @@ class SIMSClassifier(Module):
             "calibrated": f"temperature {self.temperature.item():.3g}" if self.is_fitted else "",
             "test cells": ", ".join(f"{SHOWN[name]} {test[name]:.3f}" for name in SHOWN if name in test),
             **{name: known.get(name) for name in ("saved", "licence", "notes")},
+            "versions": ", ".join(f"{name} {printable(number)}" for name, number in versions.items()),
         }
         kind = f" ({known['gene_kind']})" if known.get("gene_kind") else ""
         state = "fitted" if self.is_fitted else "not fitted"
@@ -323,13 +319,9 @@ class SIMSClassifier(Module):
 
         >>> Path("cortex.md").write_text(model.card())
         """
-        texts, versions = self._summary(), self.metadata.get("versions") or present_versions()
-        versions = ", ".join(f"{name} {printable(number)}" for name, number in versions.items())
-        facts = {**texts, "versions": versions}
-        if self.test_metrics is not None:
-            facts |= {f"{name} on test cells": f"{value:.3f}" for name, value in self.test_metrics.items()}
-        lines = [f"- **{printable(name)}**: {printable(text)}" for name, text in facts.items()]
-        return "\n".join([f"# {texts.name}", "", *lines, ""])
+        texts, test = self._summary(), {} if self.test_metrics is None else self.test_metrics
+        facts = [*texts.items(), *((f"{name} on test cells", f"{value:.3f}") for name, value in test.items())]
+        return "\n".join([f"# {texts.name}", "", *(f"- **{printable(name)}**: {text}" for name, text in facts), ""])
 
 
 def present_versions() -> dict[str, str]:
