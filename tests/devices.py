@@ -16,9 +16,7 @@ import sims_kit as sk
 from sims_kit.cells.loaders import CellLoader
 from sims_kit.errors import SettingError
 
-TWO = dict(
-    devices=2, trainer=dict(accelerator="cpu", strategy="ddp_fork")
-)  # forked: no time is lost on starting Python anew
+TWO = dict(devices=2, trainer=dict(accelerator="cpu", strategy="ddp_fork"))  # forked: Python is not started anew
 QUIET = dict(verbose=False)
 ALONE = dict(recipe=dict(n_models=1, n_d=4, n_a=4, best_epoch=True), max_epochs=2, **QUIET)
 
@@ -141,9 +139,7 @@ def test_a_process_group_of_others_does_not_count(make_cells, tmp_path):
 def test_too_few_cells_for_the_processes(make_cells, tmp_path, monkeypatch):
     """A part with fewer than two cells for each process is refused by name."""
     monkeypatch.chdir(tmp_path)
-    trainer, model, module = sk.generate_trainer(
-        make_cells(n_cells=21), None, "cell_type", validation=0.1, **TWO, **QUIET
-    )
+    trainer, model, module = sk.generate_trainer(make_cells(n_cells=21), None, "cell_type", **TWO, **QUIET)
     with pytest.raises((SettingError, ProcessRaisedException), match="test part has 3 cells for 2 processes"):
         trainer.fit(model, datamodule=module)
 

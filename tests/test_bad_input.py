@@ -299,8 +299,8 @@ CASES = [
     ("number for a path to save to", good, save(3), TypeError, ["int"]),
     ("notes that are no text", good, save("m", notes=3), SettingError, ["notes is 3", "not str"]),
     ("licence that is no text", good, save("m", licence=["MIT"]), SettingError, ["licence is ['MIT']"]),
-    ("text for the number of genes", good, on(sk.SIMSClassifier, "60", 3), SettingError, ["input_dim is '60'"]),
-    ("no genes for a model", good, on(sk.SIMSClassifier, 0, 3), SettingError, ["input_dim is 0"]),
+    ("text for the number of genes", good, on(sk.SIMSClassifier, "60", 3), SettingError, ["input_dim='60'"]),
+    ("no genes for a model", good, on(sk.SIMSClassifier, 0, 3), SettingError, ["input_dim=0"]),
 
     # --- Results
     ("results as csv", good, results(out="a.csv"), SettingError, ["'a.csv'", ".h5ad"]),
