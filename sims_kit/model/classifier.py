@@ -83,8 +83,7 @@ class SIMSClassifier(Module):
         **unknown,
     ):
         refuse_unknown("SIMSClassifier", unknown, [*inspect.signature(SIMSClassifier).parameters][:-1], HINTS)
-        if not isinstance(network or {}, Mapping):
-            raise SettingError(f"network={network!r}: give names and values, such as {{'n_steps': 3}}.")
+        check_arguments({"loss": loss, "network": network})
         changes = dict(optimizer=optimizer, optimizer_params=optimizer_params)
         changes |= dict(scheduler=scheduler, scheduler_params=scheduler_params)
         changes = {name: None if value is False else value for name, value in changes.items() if value is not None}
@@ -95,7 +94,6 @@ class SIMSClassifier(Module):
         for names, size, what in ((self.genes, input_dim, "genes"), (self.classes, output_dim, "classes")):
             if names is not None and len(names) != size:
                 raise SettingError(f"{len(names)} {what} were named, but the model has {size}.")
-        check_arguments({"loss": loss})
         self.network = Ensemble(input_dim, output_dim, **self.recipe.network_settings)
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
@@ -174,14 +172,12 @@ class SIMSClassifier(Module):
         self._track("train_", mean_logits([output.logits for output in outputs]), batch.labels, loss / len(losses))
         return loss
 
-    def validation_step(self, batch, batch_index: int, stage: str = "val_") -> None:
-        """Track the metrics of one batch of validation cells."""
-        logits = self.calibrated(self(batch.cells))
+    def validation_step(self, batch, batch_index: int) -> None:
+        """Track the metrics of one batch of validation or test cells."""
+        logits, stage = self.calibrated(self(batch.cells)), "test_" if self.trainer.testing else "val_"
         self._track(stage, logits, batch.labels, self._loss(logits, batch.labels))
 
-    def test_step(self, batch, batch_index: int) -> None:
-        """Track the metrics of one batch of test cells."""
-        self.validation_step(batch, batch_index, "test_")
+    test_step = validation_step
 
     def predict_step(self, batch, batch_index: int) -> Tensor:
         """As `probabilities`."""

@@ -87,12 +87,6 @@ class Recipe:
         """The settings of the network, as `Ensemble` takes them."""
         return {name: getattr(self, name) for name in NETWORK_FIELDS}
 
-    @property
-    def needs_validation(self) -> bool:
-        """Whether training cannot do without validation cells."""
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-        return self.patience is not None or (isinstance(self.scheduler, type) and issubclass(self.scheduler, plateau))
-
     def changed(self, **settings) -> "Recipe":
         """The recipe with other settings; arguments of the same optimiser and scheduler are added to its own."""
         refuse_unknown("The recipe", settings.keys() - set(FIELDS), FIELDS, HINTS, kind="setting")

@@ -193,7 +193,9 @@ def make_trainer(recipe: Recipe, arguments: Mapping[str, Any]) -> Trainer:
     """A trainer that follows a recipe and the arguments of `fit`; where `max_epochs` is None, the caller sets it."""
     check_arguments(arguments)
     devices, has_validation = arguments["devices"], arguments["validation"] != 0
-    if recipe.needs_validation and not has_validation:
+    plateau, scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau, recipe.scheduler
+    is_watching = recipe.patience is not None or (isinstance(scheduler, type) and issubclass(scheduler, plateau))
+    if is_watching and not has_validation:
         raise SettingError(
             f"The recipe watches validation cells ({recipe.monitor!r}), and validation=0 leaves none. Set "
             "validation=0.1, or use a recipe with patience=None and another scheduler."
@@ -259,6 +261,7 @@ CHECKS = {  # of arguments: whether a value is allowed, and what to give instead
     "checkpoints": (lambda value: value is None or (value and isinstance(value, str | os.PathLike)), "a folder's path"),
     "verbose": (lambda value: isinstance(value, int | np.bool_), "True or False"),
     "trainer": (lambda value: isinstance(value, Mapping | None), "names and values, as {'precision': 'bf16-mixed'}"),
+    "network": (lambda value: isinstance(value, Mapping | None), "names and values, as {'n_steps': 3}"),
 }
 
 
@@ -283,9 +286,9 @@ def _make_logger(logger: Any, folder: str | os.PathLike) -> Any:
         return logger or False
     if logger not in LOGGERS:
         raise UnknownNameError("logger", logger, LOGGERS)
-    project = {"project": "sims_kit"} if logger == "wandb" else {"name": "lightning_logs"}
+    options = {"project": "sims_kit"} if logger == "wandb" else {}
     try:
-        return getattr(pl.loggers, LOGGERS[logger])(save_dir=folder, **project)
+        return getattr(pl.loggers, LOGGERS[logger])(save_dir=folder, **options)
     except ModuleNotFoundError as error:
         raise SettingError(f"{error}. Install what {logger!r} needs with: pip install 'sims_kit[tracking]'") from error
 
@@ -472,7 +475,7 @@ def sum_across_devices(tensor: Tensor, device: torch.device | str) -> Tensor:
 def average_statistics(network: torch.nn.Module) -> None:
     """Set the running statistics of every batch normalisation to their mean over the processes, in place."""
     for name, statistics in network.named_buffers():
-        if has_others() and name.endswith(("running_mean", "running_var")):
+        if name.endswith(("running_mean", "running_var")):
             statistics.copy_(torch.stack(gather_across_devices(statistics, statistics.device)).mean(0))
 
 
