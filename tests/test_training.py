@@ -47,6 +47,8 @@ def test_the_two_lines_are_quiet(make_cells, tmp_path, capfd, recwarn):
     filters, level = list(warnings.filters), logging.getLogger("pytorch_lightning").level
     trainer.fit(model, datamodule=module)
     trainer.validate(model, datamodule=module, verbose=False)
+    (found,) = trainer.test(model, datamodule=module, verbose=False)
+    assert found["test_loss"] > 0 and "test_median_f1" in found
     trainer.predict(model, module.test_dataloader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     assert capfd.readouterr().err == "" and not [w for w in recwarn if "pytorch_lightning" in w.filename]

@@ -280,15 +280,14 @@ class SIMSClassifier(Module):
     def _summary(self) -> pd.Series:
         """What the model is, as printable texts by heading; the Series has the title as its name."""
         known, test = self.metadata | self.provenance, {} if self.test_metrics is None else self.test_metrics
-        files = listed(known.get("files"))
-        files = [file.get("dataset") or file.get("file") if isinstance(file, Mapping) else file for file in files]
+        files = (file if isinstance(file, Mapping) else {"file": file} for file in listed(known.get("files")))
         network = {name: value for name, value in self.recipe.network_settings.items() if value != vars(Recipe)[name]}
         cells = known["cells"] if isinstance(known.get("cells"), Mapping) else {}
         versions = self.metadata.get("versions") or present_versions()
         texts = {
             "classes": ", ".join(self.classes or ()),
             "network": ", ".join(f"{name}={value}" for name, value in network.items()),
-            "trained on": ", ".join(map(printable, files)),
+            "trained on": ", ".join(printable(file.get("dataset") or file.get("file")) for file in files),
             "cells": ", ".join(f"{printable(n)} {part}" for part, n in cells.items()),
             "calibrated": f"temperature {self.temperature.item():.3g}" if self.is_fitted else "",
             "test cells": ", ".join(f"{SHOWN[name]} {test[name]:.3f}" for name in SHOWN if name in test),
@@ -296,10 +295,9 @@ class SIMSClassifier(Module):
             "versions": ", ".join(f"{name} {printable(number)}" for name, number in versions.items()),
         }
         kind = f" ({known['gene_kind']})" if known.get("gene_kind") else ""
-        state = "fitted" if self.is_fitted else "not fitted"
-        title = f"SIMSClassifier, {state}: {self.input_dim:,} genes{kind} to {self.output_dim:,} classes"
-        texts = {name: printable(text) for name, text in texts.items() if text}
-        return pd.Series(texts, dtype=object, name=printable(title))
+        title = f"{self.input_dim:,} genes{kind} to {self.output_dim:,} classes"
+        title = f"SIMSClassifier, {'' if self.is_fitted else 'not '}fitted: {printable(title)}"
+        return pd.Series({name: printable(text) for name, text in texts.items() if text}, dtype=object, name=title)
 
     def __repr__(self) -> str:
         texts = self._summary()

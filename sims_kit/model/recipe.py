@@ -73,10 +73,19 @@ class Recipe:
 
     def __post_init__(self):
         for setting in fields(self):
-            value = getattr(self, setting.name)
+            name, value, kinds = setting.name, getattr(self, setting.name), get_args(setting.type) or (setting.type,)
             value = value.item() if isinstance(value, np.generic) else value  # files and loggers hold Python's numbers
-            object.__setattr__(self, setting.name, dict(value) if isinstance(value, Mapping) else value)
-            _check(setting.name, setting.type, value)
+            object.__setattr__(self, name, dict(value) if isinstance(value, Mapping) else value)
+            number = next((number for number in NUMBERS if number in kinds), None)
+            if number is None or (value is None and type(None) in kinds):
+                continue
+            wanted, (least, below) = NUMBERS[number], LIMITS.get(name, (-inf, inf))
+            is_kind = type(value) is number or (type(value), number) == (int, float)
+            if not (is_kind and least <= value < below):  # NaN is never in range
+                wanted += f", at least {least}" if least > -inf else ""
+                wanted += f", below {below}" if below < inf else ""
+                wanted += ", or None" if type(None) in kinds else ""
+                raise SettingError(f"{name} is {repr(value)[:200]}; give {wanted}.")
         if self.monitor_mode not in ("min", "max"):
             raise SettingError(f"monitor_mode is {self.monitor_mode!r}; give 'min' or 'max'.")
         for kind in ("optimizer", "scheduler"):
@@ -118,21 +127,6 @@ class Recipe:
         steps_per_epoch = max(1, round(n_training_cells / together))
         epochs = min(250, max(10, round(self.training_steps / steps_per_epoch)))
         return batch_size or max(2, round(together / n_devices)), max_epochs or self.max_epochs or epochs
-
-
-def _check(name: str, kind: Any, value: Any) -> None:
-    """Refuse a value of another kind or out of range; classes and texts are checked elsewhere."""
-    kinds = get_args(kind) or (kind,)
-    number = next((number for number in NUMBERS if number in kinds), None)
-    if number is None or (value is None and type(None) in kinds):
-        return
-    wanted, (least, below) = NUMBERS[number], LIMITS.get(name, (-inf, inf))
-    is_kind = type(value) is number or (type(value), number) == (int, float)
-    if not (is_kind and least <= value < below):  # NaN is never in range
-        wanted += f", at least {least}" if least > -inf else ""
-        wanted += f", below {below}" if below < inf else ""
-        wanted += ", or None" if type(None) in kinds else ""
-        raise SettingError(f"{name} is {repr(value)[:200]}; give {wanted}.")
 
 
 def _check_arguments(kind: str, make: Any, params: Any) -> None:

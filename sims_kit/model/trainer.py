@@ -461,9 +461,8 @@ def gather_across_devices(tensor: Tensor, device: torch.device | str) -> list[Te
     """A tensor of every process, by rank; lengths may differ. `device` is the model's: GPUs send from their memory."""
     if not has_others():
         return [tensor]
-    sent = tensor.to(device)
-    if dist.get_backend() == "nccl":  # sends from GPUs only, also when Lightning has moved the model back
-        sent = sent.cuda()
+    # nccl sends from GPUs only, also when Lightning has moved the model back
+    sent = tensor.cuda() if dist.get_backend() == "nccl" else tensor.to(device)
     return [part.to(tensor.device) for part in gather_all_tensors(sent)]
 
 
