@@ -163,11 +163,8 @@ def pretrain(
     >>> model = sk.fit(cells, "cell_type", pretrained=encoder)
     """
     settings = _settings(pretrain, settings, without=NOT_OF_ENCODERS)
-    recipe = get_recipe(recipe).changed(
-        optimizer_params={"weight_decay": 0.0},  # its pull is stronger than this loss's
-        monitor="val_loss",  # there is no accuracy
-        monitor_mode="min",
-    )
+    # The pull of weight decay is stronger than this loss's, and there is no accuracy.
+    recipe = get_recipe(recipe).changed(optimizer_params={"weight_decay": 0.0}, monitor="val_loss", monitor_mode="min")
     trainer, module = _assemble(recipe, settings | {"test": 0.0}, data, labelled=False)
     hidden = dict(mask_share=mask_share, unexpressed=unexpressed)
     with torch.random.fork_rng(devices=[]):

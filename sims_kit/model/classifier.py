@@ -273,8 +273,7 @@ class SIMSClassifier(Module):
         except (TypeError, ValueError) as error:
             raise SettingError(f"class_weights={weights!r}: {wanted}") from error
         if weights.shape != self.class_weights.shape or not (weights > 0).all():
-            found = f"shape {tuple(weights.shape)} and smallest value {weights.min():.3g}"
-            raise SettingError(f"class_weights has {found}: {wanted}")
+            raise SettingError(f"class_weights={weights}: {wanted}")
         self.class_weights.copy_(weights)
 
     def _summary(self) -> pd.Series:

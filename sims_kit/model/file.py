@@ -178,10 +178,7 @@ def _find(source: str | os.PathLike, known_hash: str | None) -> Path:
     """The file on this machine: named by its path, or downloaded by name or address."""
     if isinstance(source, str) and re.match("https?://", source):
         if not isinstance(known_hash, str) or not re.fullmatch("(sha256:)?[0-9a-fA-F]{64}", known_hash):
-            raise SettingError(
-                f"{source!r} is an address, and known_hash={known_hash!r}. Give the SHA-256 of the file as its author "
-                "publishes it, 64 hexadecimal digits, so that another file is not mistaken for it."
-            )
+            raise SettingError(f"{known_hash=} for {source!r}: give the SHA-256 of the file, 64 hexadecimal digits.")
         sha256 = known_hash.removeprefix("sha256:").lower()
         return fetch(source, "models", DataFile(f"{sha256[:16]}.safetensors", (source,), sha256, None))
     path, published = Path(source).expanduser(), read_registry().models
@@ -207,10 +204,7 @@ def _read(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
     entries = json.loads(texts["header"])
     version = entries.get("format_version") if isinstance(entries, dict) else None
     if type(version) is not int or not 1 <= version <= VERSION:
-        raise ModelFileError(
-            f"It has format version {short(version)}; this sims_kit reads versions 1 to {VERSION}. Install a newer "
-            "sims_kit."
-        )
+        raise ModelFileError(f"It has format version {short(version)}, not 1 to {VERSION}. Install a newer sims_kit.")
     if version < VERSION:
         entries, tensors = _from_earlier(entries, tensors, is_encoder=texts["format"] != FORMAT)  # theirs was their own
     elif texts.get("sha256") != digest(texts["header"], tensors):

@@ -390,10 +390,8 @@ class ResumePoint(Callback):
             states = read_checkpoint(self.path)["callbacks"]
             found, outside = dict(states[self.state_key]), [*_files_elsewhere(trainer, states)]
         except Exception as error:  # whatever damage makes of it
-            raise ModelFileError(
-                f"{str(self.path)!r} is damaged or no checkpoint of such a training ({type(error).__name__}). "
-                "Remove it to start from the beginning, or name another folder."
-            ) from error
+            found = f"{str(self.path)!r} is damaged or no checkpoint of such a training ({type(error).__name__})"
+            raise ModelFileError(f"{found}. Remove it to start from the beginning, or name another folder.") from error
         if differing := [key for key, value in self.run.items() if found.get(key) != value]:
             raise SettingError(
                 f"The training in {str(folder)!r} differs from this one in: {', '.join(differing)}. Call it with the "
