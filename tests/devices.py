@@ -101,11 +101,9 @@ def test_a_killed_process_ends_the_run_which_can_go_on(make_cells, tmp_path, mon
 
     def run(folder, die_in_epoch=None):
         (tmp_path / folder).mkdir(exist_ok=True)
-        trainer, model, module = sk.generate_trainer(
-            cells,
-            **dict(class_label="cell_type", recipe="thesis", max_epochs=3, checkpoints=tmp_path / folder),
-            **dict(callbacks=Watch(tmp_path / folder, cells, die_in_epoch), **TWO, **QUIET),
-        )
+        options = dict(recipe="thesis", max_epochs=3, checkpoints=tmp_path / folder, **TWO, **QUIET)
+        watch = Watch(tmp_path / folder, cells, die_in_epoch)
+        trainer, model, module = sk.generate_trainer(cells, None, "cell_type", callbacks=watch, **options)
         trainer.fit(model, datamodule=module)
         return ranks(tmp_path / folder)[0]
 
