@@ -189,11 +189,8 @@ class SIMSClassifier(Module):
             self.on_train_end()
 
     def on_train_end(self) -> None:
-        """Measure batch normalisation on whole cells after gene dropout; then adjust, calibrate and test.
-
-        The model is still on the device where it was trained; afterwards Lightning moves it to the CPU.
-        """
-        module = getattr(self.trainer, "datamodule", None)
+        """Measure batch normalisation on whole cells after gene dropout; then adjust, calibrate and test."""
+        module = getattr(self.trainer, "datamodule", None)  # the model is still on the device that trained it
         if self.recipe.gene_dropout:
             self.network.refresh_statistics(self.trainer.train_dataloader)
         if self.recipe.logit_adjustment and module is not None and not self._weights_given:

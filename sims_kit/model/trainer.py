@@ -168,10 +168,7 @@ class Trainer(pl.Trainer):
     predict, save_checkpoint = quiet_lightning()(pl.Trainer.predict), quiet_lightning()(pl.Trainer.save_checkpoint)
 
     def fit(self, model: Module, *arguments, ckpt_path=None, **settings) -> None:
-        """Train, from a `ResumePoint` where there is one; Ctrl-C ends in `KeyboardInterrupt`.
-
-        Lightning would raise `SystemExit` and ignore further interrupts: a notebook could not be stopped any more.
-        """
+        """Train, from a `ResumePoint` where there is one; Ctrl-C ends in `KeyboardInterrupt`."""
         handler = signal.getsignal(signal.SIGINT)
         for point in (callback for callback in self.callbacks if isinstance(callback, ResumePoint) and not ckpt_path):
             ckpt_path = point.find(self, model, settings.get("datamodule"))
@@ -182,7 +179,7 @@ class Trainer(pl.Trainer):
                 super().fit(model, *arguments, ckpt_path=ckpt_path, **settings)
                 if self.main_process[1].exists():
                     model.set_facts(torch.load(self.main_process[1], weights_only=True))
-        except SystemExit as error:
+        except SystemExit as error:  # of Lightning, which ignores further interrupts: a notebook could not be stopped
             if not isinstance(error.__context__, KeyboardInterrupt):
                 raise
             signal.signal(signal.SIGINT, handler)
@@ -368,11 +365,8 @@ class ResumePoint(Callback):
         self.path, self.run = folder / "resume.ckpt", {}  # Lightning calls its own last.ckpt
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Module) -> None:
-        """Save at the start of each epoch, when the previous one is complete, including its scheduler's step.
-
-        Lightning's `restarting` flag is cleared first; otherwise a resumed run would skip this epoch's batches.
-        """
-        trainer.fit_loop.restarting = False
+        """Save at the start of each epoch, when the previous one is complete, including its scheduler's step."""
+        trainer.fit_loop.restarting = False  # else a resumed run would skip this epoch's batches
         if trainer.current_epoch:
             with atomic_write(self.path) if trainer.is_global_zero else nullcontext(self.path) as part:
                 trainer.save_checkpoint(part, weights_only=False)  # called by all processes, written by the first
