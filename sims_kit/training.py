@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from anndata import AnnData
 from pytorch_lightning.callbacks import Callback
@@ -22,25 +21,12 @@ from sims_kit.errors import GeneError, refuse_unknown
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import digest, fitted_model
 from sims_kit.model.pretraining import MaskedPretraining, start_encoder
-from sims_kit.model.recipe import HINTS as model_hints
-from sims_kit.model.recipe import Recipe, get_recipe
+from sims_kit.model.recipe import HINTS, Recipe, get_recipe
 from sims_kit.model.trainer import Trainer, make_trainer, plain_torch
 
 OF_DATA = ("orientation", "layer", "groups", "genes", "validation", "test", "batch_size", "num_workers", "backed")
 OF_DATA += ("seed", "verbose")
 NOT_OF_ENCODERS = ("labelfiles", "metrics", "loss", "class_weights", "pretrained", "test")
-HINTS = model_hints | {
-    **{name: f"It is Lightning's: pass trainer=dict({name}=...)." for name in inspect.signature(pl.Trainer).parameters},
-    **dict.fromkeys(("batch_key", "sample_key", "donor_key"), "Name the column of donors or samples: groups=..."),
-    **dict.fromkeys(("labels_key", "label_key", "class_label", "labels"), "Name the column of the labels: label=..."),
-    **dict.fromkeys(("gpus", "use_gpu"), "Pass devices=..."),
-    **dict.fromkeys(("enable_progress_bar", "progress_bar"), "Pass verbose=False for silence."),
-    **dict.fromkeys(("threshold", "reject"), "It belongs to sims_kit.annotate(query, model, ...)."),
-    "majority_voting": "It belongs to annotation: sims_kit.annotate(query, model, vote='auto').",
-    "n_top_genes": "Select genes first: cells[:, cells.var['highly_variable']], or genes=[...].",
-    "random_state": "Pass seed=...",
-    "use_raw": "Pass layer='raw'.",
-}
 
 
 def fit(
@@ -177,11 +163,8 @@ def pretrain(
     >>> model = sk.fit(cells, "cell_type", pretrained=encoder)
     """
     settings = _settings(pretrain, settings, without=NOT_OF_ENCODERS)
-    recipe = get_recipe(recipe).changed(
-        optimizer_params={"weight_decay": 0.0},  # its pull is stronger than this loss's
-        monitor="val_loss",  # there is no accuracy
-        monitor_mode="min",
-    )
+    # The pull of weight decay is stronger than this loss's, and there is no accuracy.
+    recipe = get_recipe(recipe).changed(optimizer_params={"weight_decay": 0.0}, monitor="val_loss", monitor_mode="min")
     trainer, module = _assemble(recipe, settings | {"test": 0.0}, data, labelled=False)
     hidden = dict(mask_share=mask_share, unexpressed=unexpressed)
     with torch.random.fork_rng(devices=[]):

@@ -16,9 +16,7 @@ import sims_kit as sk
 from sims_kit.cells.loaders import CellLoader
 from sims_kit.errors import SettingError
 
-TWO = dict(
-    devices=2, trainer=dict(accelerator="cpu", strategy="ddp_fork")
-)  # forked: no time is lost on starting Python anew
+TWO = dict(devices=2, trainer=dict(accelerator="cpu", strategy="ddp_fork"))  # forked: Python is not started anew
 QUIET = dict(verbose=False)
 ALONE = dict(recipe=dict(n_models=1, n_d=4, n_a=4, best_epoch=True), max_epochs=2, **QUIET)
 
@@ -103,11 +101,9 @@ def test_a_killed_process_ends_the_run_which_can_go_on(make_cells, tmp_path, mon
 
     def run(folder, die_in_epoch=None):
         (tmp_path / folder).mkdir(exist_ok=True)
-        trainer, model, module = sk.generate_trainer(
-            cells,
-            **dict(class_label="cell_type", recipe="thesis", max_epochs=3, checkpoints=tmp_path / folder),
-            **dict(callbacks=Watch(tmp_path / folder, cells, die_in_epoch), **TWO, **QUIET),
-        )
+        options = dict(recipe="thesis", max_epochs=3, checkpoints=tmp_path / folder, **TWO, **QUIET)
+        watch = Watch(tmp_path / folder, cells, die_in_epoch)
+        trainer, model, module = sk.generate_trainer(cells, None, "cell_type", callbacks=watch, **options)
         trainer.fit(model, datamodule=module)
         return ranks(tmp_path / folder)[0]
 
@@ -141,9 +137,7 @@ def test_a_process_group_of_others_does_not_count(make_cells, tmp_path):
 def test_too_few_cells_for_the_processes(make_cells, tmp_path, monkeypatch):
     """A part with fewer than two cells for each process is refused by name."""
     monkeypatch.chdir(tmp_path)
-    trainer, model, module = sk.generate_trainer(
-        make_cells(n_cells=21), None, "cell_type", validation=0.1, **TWO, **QUIET
-    )
+    trainer, model, module = sk.generate_trainer(make_cells(n_cells=21), None, "cell_type", **TWO, **QUIET)
     with pytest.raises((SettingError, ProcessRaisedException), match="test part has 3 cells for 2 processes"):
         trainer.fit(model, datamodule=module)
 

@@ -191,8 +191,9 @@ CASES = [
     ("file for a folder to save a model to", Bench.shared, save("file/m"), SettingError, ["'file' is a file"]),
     ("number for a path to save to", good, save(3), TypeError, ["int"]),
     ("notes that are no text", good, save("m", notes=3), SettingError, ["notes is 3", "not str"]),
-    ("text for the number of genes", lambda b: "60", of(sk.SIMSClassifier, 3), SettingError, ["input_dim is '60'"]),
-    ("no genes for a model", lambda b: 0, of(sk.SIMSClassifier, 3), SettingError, ["input_dim is 0"]),
+    ("licence that is no text", good, save("m", licence=["MIT"]), SettingError, ["licence is ['MIT']"]),
+    ("text for the number of genes", lambda b: "60", of(sk.SIMSClassifier, 3), SettingError, ["input_dim='60'"]),
+    ("no genes for a model", lambda b: 0, of(sk.SIMSClassifier, 3), SettingError, ["input_dim=0"]),
 
     # --- Results
     ("results as csv", good, results(out="a.csv"), SettingError, ["'a.csv'", ".h5ad"]),

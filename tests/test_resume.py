@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 
 import sims_kit as sk
 from sims_kit.errors import ModelFileError, SettingError
-from sims_kit.model.trainer import ResumePoint, loss_identity
+from sims_kit.model.trainer import loss_identity
 
 SMALL = dict(n_models=2, n_d=2, n_a=2)
 PLATEAU = dict(n_models=1, n_d=2, n_a=2, scheduler_params={"patience": 0, "factor": 0.5}, patience=2)
@@ -26,18 +26,15 @@ def train(cells, folder, recipe="default", settings=SMALL, max_epochs=4, **more)
 
 
 @pytest.fixture
-def keep_every_point(monkeypatch, tmp_path):
-    """Copies of the checkpoint of every epoch, in a folder of their own."""
-    folder, save = tmp_path / "points", ResumePoint.on_train_epoch_start
-    folder.mkdir()
+def keep(tmp_path):
+    """A callback that copies the checkpoint of every epoch into the folder "points"."""
+    (tmp_path / "points").mkdir()
 
-    def save_and_copy(self, trainer, pl_module):
-        save(self, trainer, pl_module)
-        if self.path.exists():
-            shutil.copy(self.path, folder / f"{trainer.current_epoch}.ckpt")
+    def copy(trainer, pl_module):
+        if trainer.current_epoch:
+            shutil.copy(tmp_path / "run/resume.ckpt", tmp_path / f"points/{trainer.current_epoch}.ckpt")
 
-    monkeypatch.setattr(ResumePoint, "on_train_epoch_start", save_and_copy)
-    return folder
+    return LambdaCallback(on_train_epoch_start=copy)
 
 
 @pytest.mark.parametrize(
@@ -45,11 +42,11 @@ def keep_every_point(monkeypatch, tmp_path):
     [("default", SMALL), ("thesis", PLATEAU), ("thesis", STEPS | {"scheduler_params": {"gamma": 0.5}})],
     ids=["one cycle", "plateau and early stopping", "steps"],
 )
-def test_every_epoch_can_be_gone_on_from(make_cells, tmp_path, keep_every_point, recipe, params):
+def test_every_epoch_can_be_gone_on_from(make_cells, tmp_path, keep, recipe, params):
     """From the checkpoint of any epoch, training ends with bitwise the weights, history and calibration."""
     cells, folder = make_cells(), tmp_path / "run"
-    whole = train(cells, folder, recipe, params)
-    points = sorted(keep_every_point.iterdir())
+    whole = train(cells, folder, recipe, params, callbacks=keep)
+    points = sorted((tmp_path / "points").iterdir())
     assert len(points) == len(whole.history) - 1 >= 2
     for point in points:
         shutil.copy(point, folder / "resume.ckpt")
@@ -64,27 +61,19 @@ def test_every_epoch_can_be_gone_on_from(make_cells, tmp_path, keep_every_point,
 def test_other_trainings_are_not_gone_on_from(make_cells, tmp_path):
     """Other cells, settings or length, and a folder that was moved, are named; the checkpoint stays."""
     cells = make_cells()
-    train(cells, tmp_path / "run", max_epochs=2, settings=SMALL | {"best_epoch": True})
-    before = (tmp_path / "run/resume.ckpt").read_bytes()
-    other = cells.copy()
-    other.X = cells.X[:, ::-1].copy()
     same = {"max_epochs": 2, "settings": SMALL | {"best_epoch": True}}
+    train(cells, tmp_path / "run", **same)
+    before, other = (tmp_path / "run/resume.ckpt").read_bytes(), cells.copy()
+    other.X = cells.X[:, ::-1].copy()
     loss = torch.nn.functional.cross_entropy
-
-    def named(change):
-        return next(iter(change.get("trainer", change)))
-
     for change in (
-        {"seed": 1},
-        {"max_epochs": 3},
-        {"batch_size": 48},
-        {"class_weights": [1, 1, 2]},
-        {"loss": loss},
-        {"trainer": {"accumulate_grad_batches": 2}},
-        {"trainer": {"precision": "bf16-mixed"}},
+        dict(seed=1, max_epochs=3, batch_size=48, class_weights=[1, 1, 2], loss=loss),
+        dict(accumulate_grad_batches=2, precision="bf16-mixed"),
     ):
-        with pytest.raises(SettingError, match=f"differs from this one in: .*{named(change)}"):
-            train(cells, tmp_path / "run", **same | change)
+        for name, value in change.items():
+            changed = {"trainer": {name: value}} if "precision" in change else {name: value}
+            with pytest.raises(SettingError, match=f"differs from this one in: .*{name}"):
+                train(cells, tmp_path / "run", **same | changed)
     for different, named in ((cells[:, :50].copy(), "genes"), (other, "values")):
         with pytest.raises(SettingError, match=f"differs from this one in: {named}"):
             train(different, tmp_path / "run", **same)
@@ -172,11 +161,11 @@ def test_hostile_checkpoints(make_cells, tmp_path, monkeypatch, write):
     assert not Path("was_here").exists()
 
 
-def test_interrupted_pretraining_goes_on(make_cells, tmp_path, keep_every_point):
+def test_interrupted_pretraining_goes_on(make_cells, tmp_path, keep):
     """Pretraining resumes as training does."""
     options = dict(recipe=SMALL, max_epochs=3, checkpoints=tmp_path / "run", verbose=False)
-    whole = sk.pretrain(make_cells(), **options)
-    shutil.copy(keep_every_point / "1.ckpt", tmp_path / "run/resume.ckpt")
+    whole = sk.pretrain(make_cells(), callbacks=keep, **options)
+    shutil.copy(tmp_path / "points/1.ckpt", tmp_path / "run/resume.ckpt")
     again = sk.pretrain(make_cells(), **options)
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
     pd.testing.assert_frame_equal(again.history, whole.history, check_exact=True, check_like=True)

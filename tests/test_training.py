@@ -2,8 +2,9 @@
 
 import contextlib
 import logging
+import os
 import re
-import subprocess
+import signal
 import sys
 import warnings
 
@@ -46,6 +47,8 @@ def test_the_two_lines_are_quiet(make_cells, tmp_path, capfd, recwarn):
     filters, level = list(warnings.filters), logging.getLogger("pytorch_lightning").level
     trainer.fit(model, datamodule=module)
     trainer.validate(model, datamodule=module, verbose=False)
+    (found,) = trainer.test(model, datamodule=module, verbose=False)
+    assert found["test_loss"] > 0 and "test_median_f1" in found
     trainer.predict(model, module.test_dataloader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     assert capfd.readouterr().err == "" and not [w for w in recwarn if "pytorch_lightning" in w.filename]
@@ -79,8 +82,8 @@ def test_same_seed_same_weights(make_cells):
 
 def test_early_stopping_and_the_best_epoch(make_cells):
     """The thesis's recipe stops four epochs after the best validation accuracy, and ends with the weights of then."""
-    options = dict(class_label="cell_type", recipe="thesis", max_epochs=60, **QUIET)
-    trainer, model, module = sk.generate_trainer(make_cells(n_cells=200), **options)
+    options = dict(recipe="thesis", max_epochs=60, **QUIET)
+    trainer, model, module = sk.generate_trainer(make_cells(n_cells=200), None, "cell_type", **options)
     trainer.fit(model, datamodule=module)
     accuracy = model.history["val_accuracy_micro"].to_numpy()
     assert len(accuracy) < 60 and len(accuracy) - 1 - np.argmax(accuracy) == 4
@@ -220,7 +223,7 @@ def test_settings_of_the_recipe(make_cells):
         (dict(enable_progress_bar=False), "verbose=False"),
         (dict(accelerator="cpu"), "trainer=dict(accelerator=...)"),
         (dict(max_epoch=3), "'max_epochs'"),
-        (dict(max_epochs=-1), "max_epochs=-1: give a whole number of epochs, 1 or more"),
+        (dict(max_epochs=-1), "max_epochs=-1: give a whole number, 1 or more"),
         (dict(max_epochs=True), "max_epochs=True: give a whole number"),
         (dict(devices="cuda"), "devices='cuda': give 'auto', a number of GPUs"),
         (dict(devices=[0]), "devices=[0]: give 'auto', a number of GPUs"),
@@ -291,27 +294,13 @@ def test_two_plates_of_real_files(real_data):
     assert (module.input_dim, module.output_dim, len(module.labels)) == (13_723, 5, 604)
 
 
-INTERRUPTED = """
-import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)
-import pytorch_lightning as pl, sims_kit as sk
-class Interrupt(pl.Callback):
-    def on_train_batch_end(self, *arguments):
-        os.kill(os.getpid(), signal.SIGINT)
-cells = sk.datasets.simulate(n_cells=200, n_genes=400, seed=1)
-try:
-    sk.fit(cells, "cell_type", callbacks=[Interrupt()], verbose=False)
-except KeyboardInterrupt:
-    print("interrupted", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
-"""
-
-
-def test_ctrl_c_ends_in_keyboard_interrupt(tmp_path, clean_environment):
+def test_ctrl_c_ends_in_keyboard_interrupt(make_cells):
     """Lightning would end the process; and a second Ctrl-C must reach Python as before."""
-    code = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", INTERRUPTED],
-        **dict(cwd=tmp_path, env=clean_environment, capture_output=True, text=True, timeout=300),
-    )
-    assert code.stdout.strip().endswith("interrupted True"), code.stderr
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt = pl.callbacks.LambdaCallback(on_train_batch_end=lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        sk.fit(make_cells(), "cell_type", callbacks=interrupt, **QUIET)
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("state", ["float64", "inference_mode", "no_grad"])

@@ -4,7 +4,6 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sims_kit.calibration import CalibrationCells, calibration_cells, fit_temperature
+from sims_kit.cells.splits import check_whole
 from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 from sims_kit.metrics import metric_collection
 from sims_kit.model.network import Ensemble, mean_logits
@@ -83,23 +83,17 @@ class SIMSClassifier(Module):
         **unknown,
     ):
         refuse_unknown("SIMSClassifier", unknown, [*inspect.signature(SIMSClassifier).parameters][:-1], HINTS)
-        if not isinstance(network or {}, Mapping):
-            raise SettingError(f"network={network!r}: give names and values, such as {{'n_steps': 3}}.")
-        changes = dict(optimizer=optimizer, optimizer_params=optimizer_params, scheduler_params=scheduler_params)
-        changes = {**(network or {}), **{name: value for name, value in changes.items() if value is not None}}
-        if scheduler is not None:
-            changes["scheduler"] = scheduler or None
-        super().__init__(get_recipe(recipe).changed(**changes), genes and list(genes))
+        check_arguments({"loss": loss, "network": network})
+        changes = dict(optimizer=optimizer, optimizer_params=optimizer_params)
+        changes |= dict(scheduler=scheduler, scheduler_params=scheduler_params)
+        changes = {name: None if value is False else value for name, value in changes.items() if value is not None}
+        super().__init__(get_recipe(recipe).changed(**{**(network or {}), **changes}), genes and list(genes))
         self.input_dim, self.output_dim, self.classes = input_dim, output_dim, classes and list(classes)
-        for name, size, names, what, least in (
-            ("input_dim", input_dim, self.genes, "genes", 1),
-            ("output_dim", output_dim, self.classes, "classes", 2),
-        ):
-            if not isinstance(size, Integral) or size < least:
-                raise SettingError(f"{name} is {size!r}; give the number of {what} of a DataModule, {least} or more.")
+        check_whole("input_dim", input_dim, 1)
+        check_whole("output_dim", output_dim, 2)
+        for names, size, what in ((self.genes, input_dim, "genes"), (self.classes, output_dim, "classes")):
             if names is not None and len(names) != size:
                 raise SettingError(f"{len(names)} {what} were named, but the model has {size}.")
-        check_arguments({"loss": loss})
         self.network = Ensemble(input_dim, output_dim, **self.recipe.network_settings)
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
@@ -178,14 +172,12 @@ class SIMSClassifier(Module):
         self._track("train_", mean_logits([output.logits for output in outputs]), batch.labels, loss / len(losses))
         return loss
 
-    def validation_step(self, batch, batch_index: int, stage: str = "val_") -> None:
-        """Track the metrics of one batch of validation cells."""
-        logits = self.calibrated(self(batch.cells))
+    def validation_step(self, batch, batch_index: int) -> None:
+        """Track the metrics of one batch of validation or test cells."""
+        logits, stage = self.calibrated(self(batch.cells)), "test_" if self.trainer.testing else "val_"
         self._track(stage, logits, batch.labels, self._loss(logits, batch.labels))
 
-    def test_step(self, batch, batch_index: int) -> None:
-        """Track the metrics of one batch of test cells."""
-        self.validation_step(batch, batch_index, "test_")
+    test_step = validation_step
 
     def predict_step(self, batch, batch_index: int) -> Tensor:
         """As `probabilities`."""
@@ -197,11 +189,8 @@ class SIMSClassifier(Module):
             self.on_train_end()
 
     def on_train_end(self) -> None:
-        """Measure batch normalisation on whole cells after gene dropout; then adjust, calibrate and test.
-
-        The model is still on the device where it was trained; afterwards Lightning moves it to the CPU.
-        """
-        module = getattr(self.trainer, "datamodule", None)
+        """Measure batch normalisation on whole cells after gene dropout; then adjust, calibrate and test."""
+        module = getattr(self.trainer, "datamodule", None)  # the model is still on the device that trained it
         if self.recipe.gene_dropout:
             self.network.refresh_statistics(self.trainer.train_dataloader)
         if self.recipe.logit_adjustment and module is not None and not self._weights_given:
@@ -223,16 +212,14 @@ class SIMSClassifier(Module):
     @torch.no_grad()
     def _outputs(self, batches) -> list[Tensor]:
         """Logits, labels and distances of the cells of all devices, on the model's device."""
-        training, parts = self.training, []
+        training, new = self.training, self.temperature.new_empty
+        parts = [(new(0, self.output_dim), new(0, dtype=torch.int64), new(0, 2))]
         self.eval()
         for batch in batches or ():
             cells = batch.cells.to(self.device)
             parts.append((self(cells), batch.labels.to(self.device), self.novelty.distances(cells)))
         self.train(training)
-        if not parts:
-            return [torch.empty(0, self.output_dim), torch.empty(0, dtype=torch.int64), torch.empty(0, 2)]
-        found = (torch.cat(part) for part in zip(*parts, strict=True))
-        return [torch.cat(gather_across_devices(part, self.device)) for part in found]
+        return [torch.cat(gather_across_devices(torch.cat(part), self.device)) for part in zip(*parts, strict=True)]
 
     def calibrate(self, logits: Tensor, labels: Tensor, distances: Tensor) -> None:
         """Fit the temperature on cells that training has not learned from, and keep what they say of confidence.
@@ -283,31 +270,30 @@ class SIMSClassifier(Module):
         except (TypeError, ValueError) as error:
             raise SettingError(f"class_weights={weights!r}: {wanted}") from error
         if weights.shape != self.class_weights.shape or not (weights > 0).all():
-            found = f"shape {tuple(weights.shape)} and smallest value {weights.min():.3g}"
-            raise SettingError(f"class_weights has {found}: {wanted}")
+            raise SettingError(f"class_weights={weights}: {wanted}")
         self.class_weights.copy_(weights)
 
     def _summary(self) -> pd.Series:
         """What the model is, as printable texts by heading; the Series has the title as its name."""
         known, test = self.metadata | self.provenance, {} if self.test_metrics is None else self.test_metrics
-        files = listed(known.get("files"))
-        files = [file.get("dataset") or file.get("file") if isinstance(file, Mapping) else file for file in files]
+        files = (file if isinstance(file, Mapping) else {"file": file} for file in listed(known.get("files")))
         network = {name: value for name, value in self.recipe.network_settings.items() if value != vars(Recipe)[name]}
         cells = known["cells"] if isinstance(known.get("cells"), Mapping) else {}
+        versions = self.metadata.get("versions") or present_versions()
         texts = {
             "classes": ", ".join(self.classes or ()),
             "network": ", ".join(f"{name}={value}" for name, value in network.items()),
-            "trained on": ", ".join(map(printable, files)),
+            "trained on": ", ".join(printable(file.get("dataset") or file.get("file")) for file in files),
             "cells": ", ".join(f"{printable(n)} {part}" for part, n in cells.items()),
             "calibrated": f"temperature {self.temperature.item():.3g}" if self.is_fitted else "",
             "test cells": ", ".join(f"{SHOWN[name]} {test[name]:.3f}" for name in SHOWN if name in test),
             **{name: known.get(name) for name in ("saved", "licence", "notes")},
+            "versions": ", ".join(f"{name} {printable(number)}" for name, number in versions.items()),
         }
         kind = f" ({known['gene_kind']})" if known.get("gene_kind") else ""
-        state = "fitted" if self.is_fitted else "not fitted"
-        title = f"SIMSClassifier, {state}: {self.input_dim:,} genes{kind} to {self.output_dim:,} classes"
-        texts = {name: printable(text) for name, text in texts.items() if text}
-        return pd.Series(texts, dtype=object, name=printable(title))
+        title = f"{self.input_dim:,} genes{kind} to {self.output_dim:,} classes"
+        title = f"SIMSClassifier, {'' if self.is_fitted else 'not '}fitted: {printable(title)}"
+        return pd.Series({name: printable(text) for name, text in texts.items() if text}, dtype=object, name=title)
 
     def __repr__(self) -> str:
         texts = self._summary()
@@ -323,13 +309,9 @@ class SIMSClassifier(Module):
 
         >>> Path("cortex.md").write_text(model.card())
         """
-        texts, versions = self._summary(), self.metadata.get("versions") or present_versions()
-        versions = ", ".join(f"{name} {printable(number)}" for name, number in versions.items())
-        facts = {**texts, "versions": versions}
-        if self.test_metrics is not None:
-            facts |= {f"{name} on test cells": f"{value:.3f}" for name, value in self.test_metrics.items()}
-        lines = [f"- **{printable(name)}**: {printable(text)}" for name, text in facts.items()]
-        return "\n".join([f"# {texts.name}", "", *lines, ""])
+        texts, test = self._summary(), {} if self.test_metrics is None else self.test_metrics
+        facts = [*texts.items(), *((f"{name} on test cells", f"{value:.3f}") for name, value in test.items())]
+        return "\n".join([f"# {texts.name}", "", *(f"- **{printable(name)}**: {text}" for name, text in facts), ""])
 
 
 def present_versions() -> dict[str, str]:

@@ -68,12 +68,11 @@ class Header:
                 raise SettingError(f"{entry.name} is {short(value)}, not {wanted}.")
         if self.kind not in KINDS:
             raise SettingError(f"The model is of kind {short(self.kind)}. {nearest('', KINDS)}")
-        least_classes = 2 if self.kind == "classifier" else 0
         if len(self.history) * len(set().union(*self.history.values())) > 10**6:
             raise SettingError("The history has more than a million values.")
-        for what, names, least in (("genes", self.genes, 1), ("classes", self.classes, least_classes)):
+        for names, least in ((self.genes, 1), (self.classes, 2 if self.kind == "classifier" else 0)):
             if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names) or len(names) < least:
-                raise SettingError(f"The {what} are {short(names)}; expected {least} or more names, each once.")
+                raise SettingError(f"Genes or classes are {short(names)}; expected {least} or more names, each once.")
 
 
 def save_model(model: Module, path: str | os.PathLike, *, licence: str | None = None, notes: str | None = None) -> Path:
@@ -108,8 +107,7 @@ def save_model(model: Module, path: str | os.PathLike, *, licence: str | None = 
         **facts | {"history": {}},
         kind=next(kind for kind, of_kind in KINDS.items() if isinstance(model, of_kind)),
         recipe=known.get("recipe") or model.recipe.plain(),
-        mask_share=getattr(model, "mask_share", None),
-        unexpressed=getattr(model, "unexpressed", None),
+        **{name: getattr(model, name, None) for name in ("mask_share", "unexpressed")},
         saved=date.today().isoformat(),
         versions=present_versions(),
         gene_kind=model.provenance.get("gene_kind", known.get("gene_kind")),
@@ -146,16 +144,16 @@ def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> S
     >>> model = sk.load_model("https://example.org/cortex.safetensors", known_hash="sha256:5d41...")
     """
     path = _find(source, known_hash)
-    is_checkpoint = path.suffix == ".ckpt"
+    read = _read_checkpoint if path.suffix == ".ckpt" else _read
     try:
-        model = _built(*(_read_checkpoint(path) if is_checkpoint else _read(path)))
+        model = _built(*read(path))
     except Exception as error:  # whatever a file that is no model makes of it
         reason = str(error) if isinstance(error, SimsError) else f"{type(error).__name__}: {error}."
         raise ModelFileError(
             f"{str(path)!r} cannot be read as a model. {reason[:300]} Only what `save_model` wrote can be read, and "
             "checkpoints of a SIMSClassifier (*.ckpt). Copy or download a damaged file again."
         ) from error
-    if is_checkpoint and not model.novelty.is_measured:
+    if read is _read_checkpoint and not model.novelty.is_measured:
         warnings.warn("This checkpoint is of a training that had not ended: it is not calibrated.", stacklevel=3)
     return model
 
@@ -180,10 +178,7 @@ def _find(source: str | os.PathLike, known_hash: str | None) -> Path:
     """The file on this machine: named by its path, or downloaded by name or address."""
     if isinstance(source, str) and re.match("https?://", source):
         if not isinstance(known_hash, str) or not re.fullmatch("(sha256:)?[0-9a-fA-F]{64}", known_hash):
-            raise SettingError(
-                f"{source!r} is an address, and known_hash={known_hash!r}. Give the SHA-256 of the file as its author "
-                "publishes it, 64 hexadecimal digits, so that another file is not mistaken for it."
-            )
+            raise SettingError(f"{known_hash=} for {source!r}: give the SHA-256 of the file, 64 hexadecimal digits.")
         sha256 = known_hash.removeprefix("sha256:").lower()
         return fetch(source, "models", DataFile(f"{sha256[:16]}.safetensors", (source,), sha256, None))
     path, published = Path(source).expanduser(), read_registry().models
@@ -209,13 +204,9 @@ def _read(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
     entries = json.loads(texts["header"])
     version = entries.get("format_version") if isinstance(entries, dict) else None
     if type(version) is not int or not 1 <= version <= VERSION:
-        raise ModelFileError(
-            f"It has format version {short(version)}; this sims_kit reads versions 1 to {VERSION}. Install a newer "
-            "sims_kit."
-        )
+        raise ModelFileError(f"It has format version {short(version)}, not 1 to {VERSION}. Install a newer sims_kit.")
     if version < VERSION:
-        is_encoder = texts["format"] != FORMAT  # pretrained encoders had a format of their own
-        entries, tensors = _from_earlier(entries, tensors, is_encoder)
+        entries, tensors = _from_earlier(entries, tensors, is_encoder=texts["format"] != FORMAT)  # theirs was their own
     elif texts.get("sha256") != digest(texts["header"], tensors):
         raise ModelFileError("It is damaged: its content does not have the SHA-256 that it was saved with.")
     return Header(**{entry.name: entries[entry.name] for entry in fields(Header) if entry.name in entries}), tensors
@@ -300,30 +291,24 @@ def _from_earlier(entries: dict[str, Any], tensors: dict[str, torch.Tensor], is_
     network, recipe = entries["network"], entries.get("recipe") or {}
     recipe = {name: value for name, value in recipe.items() if name != "network"} | network
     entries = entries | {"kind": "pretrained encoder" if is_encoder else "classifier", "recipe": recipe}
-    single = {} if "n_models" in network else {r"^network\.": "network.members.0."}  # now an ensemble of one
-    if is_encoder:
-        return entries, _renamed(tensors, single)
-    n_genes, n_classes = len(entries["genes"]), len(entries["classes"])
-    if entries["format_version"] < 4 or not any(name.startswith("profiles.") for name in tensors):
-        if 8 * n_genes * n_classes > 100 * sum(tensor.nbytes for tensor in tensors.values()):
-            raise ModelFileError(f"It is too small for {n_genes:,} genes and {n_classes:,} classes.")
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("profiles.")}
-        tensors |= {f"profiles.{name}": tensor for name, tensor in Novelty(n_genes, n_classes).state_dict().items()}
-    temperature = entries["calibration"]["temperature"] if entries["format_version"] > 1 else 1.0
-    if not isinstance(temperature, float) or not 1e-37 < temperature < 1e38:
-        raise ModelFileError(f"Its temperature is {short(temperature)}, not a positive number of 32 bits.")
-    names = {
-        r"^(?!profiles\.|calibration\.)": "network.",
-        r"^profiles\.": "novelty.",
-        r"^calibration\.": "calibration_cells.",
-        "strangeness": "nonconformity",
-    }
-    tensors = _renamed(tensors, names | single)
-    return entries, tensors | {"temperature": torch.tensor(temperature), "logit_adjustment": torch.zeros(n_classes)}
-
-
-def _renamed(tensors: dict[str, torch.Tensor], patterns: dict[str, str]) -> dict[str, torch.Tensor]:
-    """The tensors, their names changed by regular expressions, one after the other."""
-    for pattern, name in patterns.items():
-        tensors = {re.sub(pattern, name, old): tensor for old, tensor in tensors.items()}
-    return tensors
+    names = {} if "n_models" in network else {r"^network\.": "network.members.0."}  # now an ensemble of one
+    if not is_encoder:
+        n_genes, n_classes = len(entries["genes"]), len(entries["classes"])
+        if entries["format_version"] < 4 or not any(name.startswith("profiles.") for name in tensors):
+            if 8 * n_genes * n_classes > 100 * sum(tensor.nbytes for tensor in tensors.values()):
+                raise ModelFileError(f"It is too small for {n_genes:,} genes and {n_classes:,} classes.")
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("profiles.")}
+            tensors |= {f"profiles.{name}": tensor for name, tensor in Novelty(n_genes, n_classes).state_dict().items()}
+        temperature = entries["calibration"]["temperature"] if entries["format_version"] > 1 else 1.0
+        if not isinstance(temperature, float) or not 1e-37 < temperature < 1e38:
+            raise ModelFileError(f"Its temperature is {short(temperature)}, not a positive number of 32 bits.")
+        tensors |= {"temperature": torch.tensor(temperature), "logit_adjustment": torch.zeros(n_classes)}
+        names = {
+            r"^(?!profiles\.|calibration\.|temperature$|logit_adjustment$)": "network.",
+            r"^profiles\.": "novelty.",
+            r"^calibration\.": "calibration_cells.",
+            "strangeness": "nonconformity",
+        } | names
+    for pattern, new in names.items():
+        tensors = {re.sub(pattern, new, name): tensor for name, tensor in tensors.items()}
+    return entries, tensors

@@ -5,16 +5,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import inf
-from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, get_args
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 
 from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 
-NUMBERS = {bool: ("True or False", bool), int: ("a whole number", Integral), float: ("a number", Real)}
+NUMBERS = {bool: "True or False", int: "a whole number", float: "a number"}
 LIMITS = {  # the smallest value of each number, and the value that it stays below
     **dict.fromkeys(("n_models", "n_d", "n_a", "n_steps", "n_shared", "gamma", "virtual_batch_size"), (1, inf)),
     **dict.fromkeys(("n_independent", "momentum", "input_momentum", "epsilon", "patience", "weight_classes"), (0, inf)),
@@ -73,10 +73,19 @@ class Recipe:
 
     def __post_init__(self):
         for setting in fields(self):
-            value = getattr(self, setting.name)
+            name, value, kinds = setting.name, getattr(self, setting.name), get_args(setting.type) or (setting.type,)
             value = value.item() if isinstance(value, np.generic) else value  # files and loggers hold Python's numbers
-            object.__setattr__(self, setting.name, value)
-            _check(setting.name, setting.type, value)
+            object.__setattr__(self, name, dict(value) if isinstance(value, Mapping) else value)
+            number = next((number for number in NUMBERS if number in kinds), None)
+            if number is None or (value is None and type(None) in kinds):
+                continue
+            wanted, (least, below) = NUMBERS[number], LIMITS.get(name, (-inf, inf))
+            is_kind = type(value) is number or (type(value), number) == (int, float)
+            if not (is_kind and least <= value < below):  # NaN is never in range
+                wanted += f", at least {least}" if least > -inf else ""
+                wanted += f", below {below}" if below < inf else ""
+                wanted += ", or None" if type(None) in kinds else ""
+                raise SettingError(f"{name} is {repr(value)[:200]}; give {wanted}.")
         if self.monitor_mode not in ("min", "max"):
             raise SettingError(f"monitor_mode is {self.monitor_mode!r}; give 'min' or 'max'.")
         for kind in ("optimizer", "scheduler"):
@@ -86,12 +95,6 @@ class Recipe:
     def network_settings(self) -> dict[str, Any]:
         """The settings of the network, as `Ensemble` takes them."""
         return {name: getattr(self, name) for name in NETWORK_FIELDS}
-
-    @property
-    def needs_validation(self) -> bool:
-        """Whether training cannot do without validation cells."""
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-        return self.patience is not None or (isinstance(self.scheduler, type) and issubclass(self.scheduler, plateau))
 
     def changed(self, **settings) -> "Recipe":
         """The recipe with other settings; arguments of the same optimiser and scheduler are added to its own."""
@@ -107,7 +110,7 @@ class Recipe:
 
     def plain(self) -> dict[str, Any]:
         """All settings as JSON has them: classes by their names."""
-        return json.loads(json.dumps(vars(self), default=_plain))
+        return json.loads(json.dumps(vars(self), default=lambda value: getattr(value, "__name__", None) or repr(value)))
 
     def schedule(
         self, n_training_cells: int, batch_size: int | None = None, max_epochs: int | None = None, n_devices: int = 1
@@ -126,22 +129,6 @@ class Recipe:
         return batch_size or max(2, round(together / n_devices)), max_epochs or self.max_epochs or epochs
 
 
-def _check(name: str, kind: Any, value: Any) -> None:
-    """Refuse a value of another kind or out of range; classes and texts are checked elsewhere."""
-    kinds = get_args(kind) or (kind,)
-    number = next((number for number in NUMBERS if number in kinds), None)
-    if number is None or (value is None and type(None) in kinds):
-        return
-    wanted, accepted = NUMBERS[number]
-    least, below = LIMITS.get(name, (-inf, inf))
-    is_kind = isinstance(value, accepted) and isinstance(value, bool) == (number is bool)
-    if not (is_kind and least <= value < below):  # NaN is never in range
-        wanted += f", at least {least}" if least > -inf else ""
-        wanted += f", below {below}" if below < inf else ""
-        wanted += ", or None" if type(None) in kinds else ""
-        raise SettingError(f"{name} is {repr(value)[:200]}; give {wanted}.")
-
-
 def _check_arguments(kind: str, make: Any, params: Any) -> None:
     """Refuse an optimiser or scheduler that is no class, and arguments that it does not have."""
     if not isinstance(params, Mapping):
@@ -156,19 +143,25 @@ def _check_arguments(kind: str, make: Any, params: Any) -> None:
         raise UnknownNameError(f"argument of {make.__name__}", min(unknown), list(options)[1:])
 
 
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else getattr(value, "__name__", None) or repr(value)
-
-
 FIELDS = tuple(setting.name for setting in fields(Recipe))
 NETWORK_FIELDS = FIELDS[: FIELDS.index("optimizer")]
 HINTS = {  # what to write instead of words of other packages, and of words that belong elsewhere
+    **{name: f"It is Lightning's: pass trainer=dict({name}=...)." for name in inspect.signature(pl.Trainer).parameters},
     **{name: f"It is a setting of the recipe: pass recipe=dict({name}=...)." for name in FIELDS},
     **dict.fromkeys(("lr", "learning_rate"), "Pass recipe=dict(optimizer_params={'lr': ...})."),
     "weight_decay": "Pass recipe=dict(optimizer_params={'weight_decay': ...}).",
     **dict.fromkeys(("network", "model_params"), "Settings are fields of the recipe: pass recipe=dict(n_steps=3)."),
     **dict.fromkeys(("epochs", "n_epochs"), "Write max_epochs=..."),
     "class_weights": "Pass class_weights=... to fit or SIMSClassifier, or set weight_classes, a power.",
+    **dict.fromkeys(("batch_key", "sample_key", "donor_key"), "Name the column of donors or samples: groups=..."),
+    **dict.fromkeys(("labels_key", "label_key", "class_label", "labels"), "Name the column of the labels: label=..."),
+    **dict.fromkeys(("gpus", "use_gpu"), "Pass devices=..."),
+    **dict.fromkeys(("enable_progress_bar", "progress_bar"), "Pass verbose=False for silence."),
+    **dict.fromkeys(("threshold", "reject"), "It belongs to sims_kit.annotate(query, model, ...)."),
+    "majority_voting": "It belongs to annotation: sims_kit.annotate(query, model, vote='auto').",
+    "n_top_genes": "Select genes first: cells[:, cells.var['highly_variable']], or genes=[...].",
+    "random_state": "Pass seed=...",
+    "use_raw": "Pass layer='raw'.",
 }
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(

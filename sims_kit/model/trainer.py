@@ -10,12 +10,11 @@ import time
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
 from math import inf
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,6 @@ from sims_kit.progress import in_notebook, progress_bar
 # Lightning's, on what is meant to be so; the last is about a training without validation cells
 NOTES = ".*does not have many workers|.*isinstance.treespec|.*Checkpoint directory|Total length of `list` across ranks"
 SHOWN = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": "median F1"}  # next to the bar
-SAMPLE = 64  # training cells whose values tell one matrix from another
 # Public attributes of a trainer that decide a training's course
 COURSE = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "max_epochs")
 COURSE += ("max_steps", "limit_train_batches", "limit_val_batches", "check_val_every_n_epoch", "world_size")
@@ -87,11 +85,8 @@ class Module(pl.LightningModule):
         """
         recipe, params = self.recipe, dict(self.recipe.optimizer_params)
         if "fused" in inspect.signature(recipe.optimizer).parameters and self.device.type in ("cpu", "cuda"):
-            precision = "32-true"
-            with suppress(RuntimeError):  # without a trainer
-                precision = self.trainer.precision
             # Four times as fast on a CPU; in half precision Lightning cannot clip the gradients of a fused optimiser.
-            params = {"fused": precision == "32-true", **params}
+            params = {"fused": self.trainer.precision == "32-true", **params}
         optimizer = recipe.optimizer(self.parameters(), **params)
         if recipe.scheduler is None:
             return optimizer
@@ -173,10 +168,7 @@ class Trainer(pl.Trainer):
     predict, save_checkpoint = quiet_lightning()(pl.Trainer.predict), quiet_lightning()(pl.Trainer.save_checkpoint)
 
     def fit(self, model: Module, *arguments, ckpt_path=None, **settings) -> None:
-        """Train, from a `ResumePoint` where there is one; Ctrl-C ends in `KeyboardInterrupt`.
-
-        Lightning would raise `SystemExit` and ignore further interrupts: a notebook could not be stopped any more.
-        """
+        """Train, from a `ResumePoint` where there is one; Ctrl-C ends in `KeyboardInterrupt`."""
         handler = signal.getsignal(signal.SIGINT)
         for point in (callback for callback in self.callbacks if isinstance(callback, ResumePoint) and not ckpt_path):
             ckpt_path = point.find(self, model, settings.get("datamodule"))
@@ -187,7 +179,7 @@ class Trainer(pl.Trainer):
                 super().fit(model, *arguments, ckpt_path=ckpt_path, **settings)
                 if self.main_process[1].exists():
                     model.set_facts(torch.load(self.main_process[1], weights_only=True))
-        except SystemExit as error:
+        except SystemExit as error:  # of Lightning, which ignores further interrupts: a notebook could not be stopped
             if not isinstance(error.__context__, KeyboardInterrupt):
                 raise
             signal.signal(signal.SIGINT, handler)
@@ -198,7 +190,9 @@ def make_trainer(recipe: Recipe, arguments: Mapping[str, Any]) -> Trainer:
     """A trainer that follows a recipe and the arguments of `fit`; where `max_epochs` is None, the caller sets it."""
     check_arguments(arguments)
     devices, has_validation = arguments["devices"], arguments["validation"] != 0
-    if recipe.needs_validation and not has_validation:
+    plateau, scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau, recipe.scheduler
+    is_watching = recipe.patience is not None or (isinstance(scheduler, type) and issubclass(scheduler, plateau))
+    if is_watching and not has_validation:
         raise SettingError(
             f"The recipe watches validation cells ({recipe.monitor!r}), and validation=0 leaves none. Set "
             "validation=0.1, or use a recipe with patience=None and another scheduler."
@@ -239,14 +233,10 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise SettingError(f"{name}={arguments[name]!r}: give {wanted}.")
 
 
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
-
-
 def _is_devices(value: Any) -> bool:
     if isinstance(value, list) or value == -1:  # GPUs by number, or all of them
         return torch.cuda.is_available()
-    return value in ("auto", None) or _is_whole(value, 1)
+    return value in ("auto", None) or (type(value) is int and value > 0)
 
 
 def _are(kind: Any, value: Any) -> bool:
@@ -259,8 +249,8 @@ def listed(value: Any) -> list:
 
 
 CHECKS = {  # of arguments: whether a value is allowed, and what to give instead
-    "max_epochs": (lambda value: value is None or _is_whole(value, 1), "a whole number of epochs, 1 or more"),
-    "seed": (lambda value: _is_whole(value, 0) and value <= 2**62, "a whole number, 0 or more, at most 2**62"),
+    "max_epochs": (lambda value: value is None or (type(value) is int and value > 0), "a whole number, 1 or more"),
+    "seed": (lambda value: type(value) is int and 0 <= value <= 2**62, "a whole number, 0 or more, at most 2**62"),
     "devices": (_is_devices, "'auto', a number of GPUs or processes, or a list of GPUs that this machine has"),
     "loss": (lambda value: value is None or callable(value), "a function of logits and labels"),
     "callbacks": (lambda value: _are(Callback, value), "a callback of Lightning, or a list of them"),
@@ -268,6 +258,7 @@ CHECKS = {  # of arguments: whether a value is allowed, and what to give instead
     "checkpoints": (lambda value: value is None or (value and isinstance(value, str | os.PathLike)), "a folder's path"),
     "verbose": (lambda value: isinstance(value, int | np.bool_), "True or False"),
     "trainer": (lambda value: isinstance(value, Mapping | None), "names and values, as {'precision': 'bf16-mixed'}"),
+    "network": (lambda value: isinstance(value, Mapping | None), "names and values, as {'n_steps': 3}"),
 }
 
 
@@ -292,9 +283,9 @@ def _make_logger(logger: Any, folder: str | os.PathLike) -> Any:
         return logger or False
     if logger not in LOGGERS:
         raise UnknownNameError("logger", logger, LOGGERS)
-    project = {"project": "sims_kit"} if logger == "wandb" else {"name": "lightning_logs"}
+    options = {"project": "sims_kit"} if logger == "wandb" else {}
     try:
-        return getattr(pl.loggers, LOGGERS[logger])(save_dir=folder, **project)
+        return getattr(pl.loggers, LOGGERS[logger])(save_dir=folder, **options)
     except ModuleNotFoundError as error:
         raise SettingError(f"{error}. Install what {logger!r} needs with: pip install 'sims_kit[tracking]'") from error
 
@@ -374,11 +365,8 @@ class ResumePoint(Callback):
         self.path, self.run = folder / "resume.ckpt", {}  # Lightning calls its own last.ckpt
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Module) -> None:
-        """Save at the start of each epoch, when the previous one is complete, including its scheduler's step.
-
-        Lightning's `restarting` flag is cleared first; otherwise a resumed run would skip this epoch's batches.
-        """
-        trainer.fit_loop.restarting = False
+        """Save at the start of each epoch, when the previous one is complete, including its scheduler's step."""
+        trainer.fit_loop.restarting = False  # else a resumed run would skip this epoch's batches
         if trainer.current_epoch:
             with atomic_write(self.path) if trainer.is_global_zero else nullcontext(self.path) as part:
                 trainer.save_checkpoint(part, weights_only=False)  # called by all processes, written by the first
@@ -396,10 +384,8 @@ class ResumePoint(Callback):
             states = read_checkpoint(self.path)["callbacks"]
             found, outside = dict(states[self.state_key]), [*_files_elsewhere(trainer, states)]
         except Exception as error:  # whatever damage makes of it
-            raise ModelFileError(
-                f"{str(self.path)!r} is damaged or no checkpoint of such a training ({type(error).__name__}). "
-                "Remove it to start from the beginning, or name another folder."
-            ) from error
+            found = f"{str(self.path)!r} is damaged or no checkpoint of such a training ({type(error).__name__})"
+            raise ModelFileError(f"{found}. Remove it to start from the beginning, or name another folder.") from error
         if differing := [key for key, value in self.run.items() if found.get(key) != value]:
             raise SettingError(
                 f"The training in {str(folder)!r} differs from this one in: {', '.join(differing)}. Call it with the "
@@ -431,7 +417,7 @@ def _files_elsewhere(trainer: pl.Trainer, states: Mapping[str, Any]) -> Iterator
 def _run(trainer: pl.Trainer, model: Module, module: pl.LightningDataModule) -> dict[str, Any]:
     """What decides a training's course: cells, genes, classes, split, settings and length, as short plain values."""
     loader = module.train_dataloader()
-    values = loader.dataset.rows(np.sort(loader.positions)[:SAMPLE])  # another matrix or layer shows in a few cells
+    values = loader.dataset.rows(np.sort(loader.positions)[:64])  # another matrix or layer shows in a few cells
     return {
         "genes": joblib.hash(model.genes),
         "classes": "\n".join(module.classes),
@@ -467,22 +453,20 @@ def gather_across_devices(tensor: Tensor, device: torch.device | str) -> list[Te
     """A tensor of every process, by rank; lengths may differ. `device` is the model's: GPUs send from their memory."""
     if not has_others():
         return [tensor]
-    sent = tensor.to(device)
-    if dist.get_backend() == "nccl":  # sends from GPUs only, also when Lightning has moved the model back
-        sent = sent.cuda()
+    # nccl sends from GPUs only, also when Lightning has moved the model back
+    sent = tensor.cuda() if dist.get_backend() == "nccl" else tensor.to(device)
     return [part.to(tensor.device) for part in gather_all_tensors(sent)]
 
 
 def sum_across_devices(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The sum over processes, the same in each."""
-    first, *others = gather_across_devices(tensor, device)
-    return sum(others, start=first)
+    return torch.stack(gather_across_devices(tensor, device)).sum(0)
 
 
 def average_statistics(network: torch.nn.Module) -> None:
     """Set the running statistics of every batch normalisation to their mean over the processes, in place."""
     for name, statistics in network.named_buffers():
-        if has_others() and name.endswith(("running_mean", "running_var")):
+        if name.endswith(("running_mean", "running_var")):
             statistics.copy_(torch.stack(gather_across_devices(statistics, statistics.device)).mean(0))
 
 

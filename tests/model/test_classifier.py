@@ -4,11 +4,19 @@ import json
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from sims_kit import RECIPES, Recipe, SIMSClassifier
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.model.recipe import get_recipe
+
+
+def configured(**settings):
+    """A model and its optimiser and scheduler, as Lightning asks for them."""
+    model = SIMSClassifier(20, 3, **settings)
+    model.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    return model, model.configure_optimizers()
 
 
 def test_thesis_recipe_is_the_thesis():
@@ -21,10 +29,8 @@ def test_thesis_recipe_is_the_thesis():
     assert (recipe.max_epochs, recipe.patience) == (500, 4)
     assert (recipe.monitor, recipe.monitor_mode) == ("val_accuracy_micro", "max")
     assert recipe.weight_classes and 8 <= recipe.batch_size <= 32 and recipe.gradient_clip_val > 0
-    model = SIMSClassifier(20, 3, recipe="thesis")
-    configured = model.configure_optimizers()
-    assert configured["lr_scheduler"]["monitor"] == "val_loss"
-    assert configured["lr_scheduler"]["scheduler"].factor == 0.75
+    model, found = configured(recipe="thesis")
+    assert found["lr_scheduler"]["monitor"] == "val_loss" and found["lr_scheduler"]["scheduler"].factor == 0.75
     assert model.network.members[0].encoder.att_transformers[0].bn.bn.weight.unique() == 1 and recipe.n_models == 1
 
 
@@ -32,14 +38,13 @@ def test_optimizer_and_scheduler_of_the_caller():
     """They replace the recipe's with its arguments; arguments alone are added; one with a largest rate takes theirs."""
     sgd = dict(optimizer=torch.optim.SGD, optimizer_params={"lr": 0.5, "momentum": 0.9})
     steps = dict(scheduler=torch.optim.lr_scheduler.StepLR, scheduler_params={"step_size": 7})
-    configured = SIMSClassifier(20, 3, **sgd, **steps).configure_optimizers()
-    assert isinstance(configured["optimizer"], torch.optim.SGD) and configured["optimizer"].defaults["momentum"] == 0.9
-    assert configured["lr_scheduler"]["scheduler"].step_size == 7
-    assert configured["lr_scheduler"]["interval"] == "epoch"
-    assert isinstance(SIMSClassifier(20, 3, scheduler=False).configure_optimizers(), torch.optim.Adam)
+    _, found = configured(**sgd, **steps)
+    assert isinstance(found["optimizer"], torch.optim.SGD) and found["optimizer"].defaults["momentum"] == 0.9
+    assert found["lr_scheduler"]["scheduler"].step_size == 7 and found["lr_scheduler"]["interval"] == "epoch"
+    assert isinstance(configured(scheduler=False)[1], torch.optim.Adam)
     assert get_recipe({"optimizer_params": {"lr": 0.5}}).optimizer_params == {"lr": 0.5, "weight_decay": 3e-3}
-    model = SIMSClassifier(20, 3, optimizer_params={"lr": 0.5}, scheduler_params={"total_steps": 10})
-    (group,) = model.configure_optimizers()["optimizer"].param_groups
+    _, found = configured(optimizer_params={"lr": 0.5}, scheduler_params={"total_steps": 10})
+    (group,) = found["optimizer"].param_groups
     assert (group["max_lr"], group["weight_decay"]) == (0.5, 3e-3)
     assert RECIPES["default"].changed(optimizer=torch.optim.SGD).optimizer_params == {}
 
@@ -90,7 +95,7 @@ def test_a_card_and_a_summary(odd):
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        (dict(output_dim=1), SettingError, "number of classes .* 2 or more"),
+        (dict(output_dim=1), SettingError, "output_dim=1: give a whole number, 2 or more"),
         (dict(genes=["a"]), SettingError, "1 genes"),
         (dict(recipe="thesys"), UnknownNameError, "thesis"),
         (dict(n_steps=3), SettingError, r"recipe=dict\(n_steps=...\)"),

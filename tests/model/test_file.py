@@ -1,13 +1,11 @@
 """Model files: they come back the same, files of earlier versions load, and none runs code or takes much memory."""
 
 import hashlib
-import io
 import json
 import pickle
 import subprocess
 import sys
 import tracemalloc
-import zipfile
 from datetime import date
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -17,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 import sims_kit as sk
 from sims_kit.datasets.registry import DataFile, read_registry
@@ -51,17 +49,6 @@ def model():
     return model
 
 
-@pytest.fixture
-def encoder():
-    """A pretrained encoder that saw a training batch."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = MaskedPretraining(4, genes=list("abcd"), recipe=dict(n_models=2), mask_share=0.3)
-        encoder(mask_genes(torch.rand(8, 4).to_sparse_csr(), 0.5))
-    encoder.provenance = {"seed": 3}
-    return encoder.eval()
-
-
 @pytest.mark.parametrize("recipe", ["thesis", "default"])
 def test_round_trip(tmp_path, recipe):
     """Logits, names, provenance and metrics come back, whatever the recipe; loading draws no random numbers."""
@@ -87,10 +74,13 @@ def test_round_trip(tmp_path, recipe):
     loaded.train()(torch.rand(8, 4)).sum().backward()
 
 
-def test_round_trip_of_an_encoder(tmp_path, encoder):
-    """A pretrained encoder comes back the same; it is not taken for a classifier."""
-    path = save_model(encoder, tmp_path / "encoder.safetensors")
-    loaded, masked = load_model(path), mask_genes(torch.rand(20, 4).to_sparse_csr(), 0.5)
+def test_round_trip_of_an_encoder(tmp_path):
+    """A pretrained encoder that saw a training batch comes back the same; it is not taken for a classifier."""
+    encoder = MaskedPretraining(4, genes=list("abcd"), recipe=dict(n_models=2), mask_share=0.3)
+    masked, encoder.provenance = mask_genes(torch.rand(20, 4).to_sparse_csr(), 0.5), {"seed": 3}
+    encoder(masked)
+    path = save_model(encoder.eval(), tmp_path / "encoder.safetensors")
+    loaded = load_model(path)
     torch.testing.assert_close(loaded(masked)[1], encoder(masked)[1], rtol=0, atol=0)
     assert (loaded.genes, loaded.provenance, loaded.mask_share) == (encoder.genes, encoder.provenance, 0.3)
     assert model_file.fitted_model(path, kind=MaskedPretraining).is_fitted
@@ -142,30 +132,21 @@ def test_what_a_file_says_of_itself(model, tmp_path):
     assert "CC-BY-4.0" in repr(again) and "Of adult cortex only." in repr(again)
 
 
-def test_failed_save_keeps_the_old_file(model, tmp_path):
-    """With provenance that is no data, the old file stays whole and nothing half-written is left."""
+def test_what_is_not_saved(model, tmp_path):
+    """Provenance that is no data, a path in the model's place, a model without names or training; old files stay."""
     path = save_model(model, tmp_path / "model.safetensors")
     before, model.provenance["not data"] = path.read_bytes(), object()
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_model(model, path)
-    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
-def test_swapped_arguments(model, tmp_path):
-    """Path and model in the wrong order are told, whether there is such a file or not."""
-    for path in (GOOD, tmp_path / "new.safetensors"):
+    for first in (GOOD, tmp_path / "new.safetensors"):
         with pytest.raises(SettingError, match=r"Mind the order: save_model\(model, path\)"):
-            save_model(path, model)
-
-
-def test_unfitted_model_is_not_saved(tmp_path):
-    """Without names of genes and classes, or without training, a model cannot label anything."""
+            save_model(first, model)
     untrained = SIMSClassifier(4, 2, genes=list("abcd"), classes=["B cell", "T cell"])
     untrained.eval()(torch.rand(8, 4))  # prediction is no training
-    for model in (SIMSClassifier(4, 2), untrained, MaskedPretraining(4)):
+    for unfitted in (SIMSClassifier(4, 2), untrained, MaskedPretraining(4)):
         with pytest.raises(SettingError, match="not fitted"):
-            save_model(model, tmp_path / "model.safetensors")
-    assert not list(tmp_path.iterdir())
+            save_model(unfitted, path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 # --- Damaged and hostile files
@@ -200,21 +181,12 @@ def rewritten(tensors: dict | None = None, path: Path = GOOD, **header) -> bytes
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     texts["header"] = json.dumps(json.loads(texts["header"]) | header)
     texts["sha256"] = model_file.digest(texts["header"], tensors)
-    place = Path(path.name).with_suffix(".tmp")
-    save_file(tensors, place, metadata=texts)
-    content = place.read_bytes()
-    place.unlink()
-    return content
+    return save(tensors, metadata=texts)
 
 
-def with_recipe(**settings) -> bytes:
-    """The good file with other settings."""
-    return rewritten(recipe=parts()[1]["recipe"] | settings)
-
-
-def many(n: int, **settings) -> bytes:
-    """The good file with other settings, and with many tensors without values."""
-    tensors = {f"x{i}": torch.empty(0) for i in range(n)}
+def with_recipe(n_tensors: int = 0, **settings) -> bytes:
+    """The good file with other settings, and more tensors, which hold no values."""
+    tensors = {f"x{i}": torch.empty(0) for i in range(n_tensors)}
     return rewritten(tensors, recipe=parts()[1]["recipe"] | settings)
 
 
@@ -225,31 +197,9 @@ def with_tensor(**changes) -> bytes:
     return packed(index, tensors)
 
 
-def changed(at: int, by: bytes) -> bytes:
-    """The good file with other bytes there, counted from its end."""
-    content = bytearray(GOOD.read_bytes())
-    content[len(content) - at : len(content) - at + len(by)] = by
-    return bytes(content)
-
-
 def texts(**metadata) -> bytes:
     """A file without tensors."""
     return packed({"__metadata__": metadata})
-
-
-def checkpoint() -> bytes:
-    """A file of torch.save that runs code when it is unpickled."""
-    file = io.BytesIO()
-    torch.save({"state_dict": Bomb()}, file)
-    return file.getvalue()
-
-
-def zipped() -> bytes:
-    """A zip archive with a path that leads out of it."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("../../evil.safetensors", GOOD.read_bytes())
-    return file.getvalue()
 
 
 W = next(name for name, entry in parts()[0].items() if name.endswith("final_mapping.weight"))
@@ -258,11 +208,9 @@ MEGABYTE = 2**20
 # fmt: off
 HOSTILE = {
     "pickle": (lambda: pickle.dumps(Bomb()), DAMAGED),
-    "checkpoint that runs code": (checkpoint, DAMAGED),
-    "zip archive": (zipped, DAMAGED),
     "empty": (lambda: b"", DAMAGED),
     "cut short": (lambda: GOOD.read_bytes()[:-100], DAMAGED),
-    "flipped bit in a tensor": (lambda: changed(200, b"\x01"), "SHA-256"),
+    "flipped bit in a tensor": (lambda: GOOD.read_bytes()[:-200] + b"\x01" + GOOD.read_bytes()[-199:], "SHA-256"),
     "no hash": (lambda: GOOD.read_bytes().replace(b"sha256", b"sha257"), "SHA-256"),
     "index of 2 GB": (lambda: packed(*parts()[::2], length=2**31), DAMAGED),
     "header nested deep": (lambda: texts(format="sims_kit", header="[" * MEGABYTE), "RecursionError"),
@@ -290,8 +238,8 @@ HOSTILE = {
     "absurd width": (lambda: with_recipe(n_d=10**12), "needs|RuntimeError"),
     "width beyond 64 bits": (lambda: with_recipe(n_d=10**30), "TypeError|RuntimeError|OverflowError"),
     "absurd depth": (lambda: with_recipe(n_steps=10**9), "layers or more"),
-    "layers shared a million times": (lambda: many(3000, n_steps=1000, n_shared=1000), "layers or more"),
-    "many tensors": (lambda: many(20_001), "more than the 20,000"),
+    "layers shared a million times": (lambda: with_recipe(3000, n_steps=1000, n_shared=1000), "layers or more"),
+    "many tensors": (lambda: with_recipe(20_001), "more than the 20,000"),
     "a table of more than a million values": (
         lambda: rewritten(history={str(i): {str(i): 0.0} for i in range(1001)}), "more than a million values"),
     "validation cells of other lengths": (lambda: rewritten({model_file.CELLS[0]: torch.zeros(2, dtype=torch.int64)}),
@@ -311,9 +259,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("make", "message"), HOSTILE.values(), ids=HOSTILE)
-def test_hostile_files(tmp_path, monkeypatch, make, message):
+def test_hostile_files(tmp_path, make, message):
     """Each is refused with one clear error; no code is run, and little memory taken."""
-    monkeypatch.chdir(tmp_path)
     FLAG.unlink(missing_ok=True)
     path = tmp_path / "model.safetensors"
     path.write_bytes(make())
@@ -364,16 +311,11 @@ def test_addresses_and_names(tmp_path, monkeypatch):
     assert load_model(url, known_hash=f"sha256:{digest.upper()}").classes == load_model("cortex").classes
     with pytest.raises(FileNotFoundError, match=r"no model file 'cortx'.*'cortex'"):
         load_model("cortx")
+    with pytest.raises(ModelFileError, match="is a folder"):
+        load_model(".")
     (tmp_path / "models" / "cortex.safetensors").write_bytes(b"other")
     with pytest.raises(FetchError, match="SHA-256"):
         load_model("cortex")
-
-
-@pytest.mark.parametrize(("source", "error"), [("none.x", FileNotFoundError), (".", ModelFileError), (3, TypeError)])
-def test_no_file(source, error):
-    """What is not a file is named."""
-    with pytest.raises(error, match=r"no model file 'none.x'|is a folder|int"):
-        load_model(source)
 
 
 def test_checkpoints(make_cells, tmp_path):
@@ -384,12 +326,9 @@ def test_checkpoints(make_cells, tmp_path):
     opened = load_model(path)
     assert (opened.genes, opened.classes, opened.is_fitted) == (model.genes, model.classes, True)
     assert opened(torch.rand(5, len(model.genes))).shape == (5, 3)
-    bomb = tmp_path / "bomb.ckpt"
-    bomb.write_bytes(checkpoint())
-    foreign = tmp_path / "foreign.ckpt"
-    torch.save({"state_dict": {}}, foreign)
     FLAG.unlink(missing_ok=True)
-    for wrong in (bomb, foreign):
+    for content in (Bomb(), {}):
+        torch.save({"state_dict": content}, path)
         with pytest.raises(ModelFileError, match="checkpoints of a SIMSClassifier"):
-            load_model(wrong)
+            load_model(path)
     assert not FLAG.exists()
