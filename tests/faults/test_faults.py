@@ -161,7 +161,7 @@ def test_damaged_checkpoints(cells, forked, n_trials):
 
 
 def test_damaged_models(cells, counts, n_trials):
-    """A model file with changed bits, lost pages or a lost end is refused, or holds the same (1 and 3 are both True)."""
+    """A model file with changed bits, lost pages or a lost end is refused, or is the same (1 and 3 are both True)."""
     state = sk.load_model("model.safetensors").state_dict()
     for bad in damaged(Path("model.safetensors").read_bytes(), 15 * n_trials):
         Path("bad.safetensors").write_bytes(bad)
