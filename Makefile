@@ -62,7 +62,7 @@ test: $(STAMP)  ## unit tests, then every notebook
 	SIMS_KIT_FAST=1 $(RUN) -m pytest --nbval-lax --nbval-current-env notebooks || status=1; exit $$status
 
 attack: $(STAMP)  ## the long version of the tests of hostile and damaged files and of faults, with counts
-	@SIMS_KIT_TRIALS=200 $(RUN) -m pytest tests/security tests/faults
+	@SIMS_KIT_TRIALS=200 $(RUN) -m pytest tests/security tests/faults/faults.py
 
 peers: $(PEERS)  ## install the benchmark's other methods too (CellTypist, scANVI, LightGBM), so that their tests run
 
