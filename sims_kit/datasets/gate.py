@@ -56,7 +56,8 @@ def _check_hdf5(file: h5py.File, size: int) -> None:
                 filters = [made.get_filter(i)[0] for i in range(made.get_nfilters())]
                 packers = [code for code in filters if code not in (h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)]
                 _refuse(len(packers) > 1, f"{item.name} is packed {len(packers)} times")
-                claimed += item.dtype.itemsize * max(math.prod(item.shape or ()), math.prod(item.chunks or ()))
+                sizes = (math.prod(max(n, 1) for n in size or ()) for size in (item.shape, item.chunks))
+                claimed += item.dtype.itemsize * max(sizes)
     _check_counts(claimed, size, n_objects, 0)
 
 
@@ -72,12 +73,12 @@ def _check_zarr(store: Path) -> None:
         for node in _nodes(json.loads(table.read_text(encoding="utf-8"))):
             given = [node.get(kind) or [] for kind in ("compressor", "filters", "codecs", "index_codecs")]
             steps = [step for some in given for step in (some if isinstance(some, list) else [some])]
-            names = [str(step.get("id", step.get("name"))).removeprefix("numcodecs.") for step in steps]
+            names = [str(s[key]).removeprefix("numcodecs.") for s in steps for key in s.keys() & {"id", "name"}]
             for name in set(names) - PACKERS - OTHERS:
                 _refuse(True, f"{table} names the codec {name!r}")
             _refuse(sum(name in PACKERS for name in names) > 1, f"{table} packs values twice")
             chunks = node.get("chunks") or node.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape", ())
-            claimed += _width(node) * max(math.prod(node.get("shape", (0,))), math.prod(chunks or (0,)))
+            claimed += _width(node) * max(abs(math.prod(size or (0,))) for size in (node.get("shape"), chunks))
     deepest = max((len(file.relative_to(store).parts) for file in files), default=0)
     _check_counts(claimed, size, len(tables), deepest - 2)
 

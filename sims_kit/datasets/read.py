@@ -291,6 +291,8 @@ def _frame(group: h5py.Group | zarr.Group, columns: list[str] | None = None, n_r
 
 def _csr(matrix: object) -> sp.csr_matrix:
     """A matrix as CSR; a dense one, also in a file, becomes float32 in bands of rows."""
+    if np.dtype(matrix.dtype).kind not in "biuf":
+        raise ValueError(f"a matrix of type {matrix.dtype}; expected real numbers")
     if sp.issparse(matrix):
         is_right = matrix.format == "csr" and matrix.dtype.kind in "iuf"
         return matrix if is_right else sp.csr_matrix(matrix, dtype=np.float32)

@@ -223,6 +223,8 @@ CASES = {
     "values cut": (in_hdf5(lambda f: replaced("X/data", data=f["X/data"][:-1])(f)), WRONG),
     **{f"column beyond the genes in {place}": (in_hdf5(entries("indices", 0, 99, place)), WRONG)
        for place in ("layers/turned", "raw/X", "obsp/near")},
+    "complex numbers": (in_hdf5(lambda f: replaced("X/data", data=f["X/data"][:] + 1j)(f)), "real numbers"),
+    "no columns of many rows": (in_hdf5(replaced("X/data", shape=(10**15, 0), dtype="f4")), "it claims 4,000,0"),
     # --- no files
     "pipe in a 10x folder": (folder_of_10x(b"1 1 1\n1 1 1\n", features=b""), "features.tsv is no file"),
     "pipe in a zarr store": (in_zarr(lambda store: os.mkfifo(store / "X/data/9")), "pipe or device"),
