@@ -271,9 +271,9 @@ def test_errors_have_one_base_and_can_be_sent_between_processes():
     """`except SimsError` catches them all, and so does Python's own class of the same meaning."""
     for error, builtin in ((DataError, ValueError), (FetchError, FileNotFoundError), (UnknownNameError, KeyError)):
         assert issubclass(error, SimsError) and issubclass(error, builtin)
-    told = UnknownNameError("dataset", "pbmc86k", ["pbmc68k"])
-    assert str(told) == str(pickle.loads(pickle.dumps(told)))
-    assert str(told) == "There is no dataset 'pbmc86k'. Did you mean 'pbmc68k'?"
+    error = UnknownNameError("dataset", "pbmc86k", ["pbmc68k"])
+    assert str(error) == str(pickle.loads(pickle.dumps(error)))
+    assert str(error) == "There is no dataset 'pbmc86k'. Did you mean 'pbmc68k'?"
 
 
 def test_numbers_of_numpy_can_be_saved(make_cells, tmp_path):

@@ -83,8 +83,8 @@ def python(tmp_path):
     """A Python that says it is of another release: its path by the release."""
 
     def write(release: tuple[int, ...]) -> Path:
-        path, told = tmp_path / "python3", f"import sys; sys.version_info = {release}; $1"
-        path.write_text(f"#!/bin/sh\nshift; exec '{sys.executable}' -c \"{told}\"\n")
+        path, source = tmp_path / "python3", f"import sys; sys.version_info = {release}; $1"
+        path.write_text(f"#!/bin/sh\nshift; exec '{sys.executable}' -c \"{source}\"\n")
         path.chmod(0o755)
         return path
 

@@ -43,7 +43,7 @@ def test_written_form(labels, texts):
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "says"),
     [
         (["T", "T ", "B"], r"differ only in blanks.*\['T', 'T '\]"),
         (pd.Categorical(["T cell", "T  cell"]), r"\['T  cell', 'T cell'\]|\['T cell', 'T  cell'\]"),
@@ -58,10 +58,10 @@ def test_written_form(labels, texts):
         (pd.Categorical(["T"], categories=["T", "T "]), None),  # no cell has the twin
     ],
 )
-def test_odd_labels_are_said(labels, told):
+def test_odd_labels_are_said(labels, says):
     """Twins and measurements warn, once; labels as usual do not."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert class_labels(labels, "type").equals(label_text(labels))
     said = [str(warning.message) for warning in caught]
-    assert (said == []) if told is None else len(said) == 1 and re.search(f"'type'.*{told}", said[0])
+    assert (said == []) if says is None else len(said) == 1 and re.search(f"'type'.*{says}", said[0])

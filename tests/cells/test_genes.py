@@ -122,11 +122,11 @@ COMMON = [
 ]
 
 
-@pytest.mark.parametrize(("second", "names", "told"), [case[1:] for case in COMMON], ids=[case[0] for case in COMMON])
-def test_references_come_to_one_kind(second, names, told, recwarn):
+@pytest.mark.parametrize(("second", "names", "says"), [case[1:] for case in COMMON], ids=[case[0] for case in COMMON])
+def test_references_come_to_one_kind(second, names, says, recwarn):
     """The first file's names stay; those of the second become its kind, with a warning."""
     assert genes.common_names([var(SYMBOLS), second], ["one", "two"]) == [SYMBOLS, names]
-    assert [told in str(w.message) and "two" in str(w.message) for w in recwarn] == [True] * bool(told)
+    assert [says in str(w.message) and "two" in str(w.message) for w in recwarn] == [True] * bool(says)
 
 
 def test_genes_of_a_panel():

@@ -76,11 +76,11 @@ def test_archive_is_converted_once(toy, monkeypatch):
         load("toy")
 
 
-@pytest.mark.parametrize(("tier", "told"), [("full", pytest.warns(UserWarning)), ("small", pytest.raises(DataError))])
-def test_entry_that_does_not_fit_the_data(toy, monkeypatch, tier, told):
+@pytest.mark.parametrize(("tier", "says"), [("full", pytest.warns(UserWarning)), ("small", pytest.raises(DataError))])
+def test_entry_that_does_not_fit_the_data(toy, monkeypatch, tier, says):
     """When cells, genes, classes or columns differ from the entry, both are named: an error, but of the tier full."""
     monkeypatch.setitem(DATASETS, "toy", replace(DATASETS["toy"], cells=701, region="area", tier=tier))
-    with told as caught:
+    with says as caught:
         load("toy")
     message = str(caught.value) if tier == "small" else str([warning.message for warning in caught])
     assert "toy: after loading there are 3 cells instead of 701, no column 'area' in obs." in message
@@ -89,17 +89,17 @@ def test_entry_that_does_not_fit_the_data(toy, monkeypatch, tier, told):
 def test_selected_cells(toy, monkeypatch):
     """Values are compared as text without regard to case: 1.0 and "1" are the same; what fits nothing is said."""
     entry = replace(DATASETS["toy"], cells=None, classes=None)
-    for keep, drop, told in [
+    for keep, drop, says in [
         ({"donor": [1.0]}, {}, ["b", "c"]),
         ({"donor": ["1", 2]}, {"type": ["NO class"], "donor": [2]}, ["b", "c"]),
         ({"donr": [1]}, {}, "'donor'"),
         ({"donor": [3]}, {}, "No cell of 4 has {'donor': .3.}"),
     ]:
         monkeypatch.setitem(DATASETS, "toy", replace(entry, keep=keep, drop=drop))
-        if isinstance(told, list):
-            assert list(load("toy").obs_names) == told
+        if isinstance(says, list):
+            assert list(load("toy").obs_names) == says
             continue
-        with pytest.raises((UnknownNameError, DataError), match=told):
+        with pytest.raises((UnknownNameError, DataError), match=says):
             load("toy")
 
 
@@ -109,7 +109,7 @@ def test_names_and_paths(tmp_path, make_cells, cache):
     make_cells(n_cells=5, n_genes=4).write_h5ad(path)
     assert load(path).shape == load(str(path)).shape == (5, 4)
     assert prepare("pbmc68k") == prepare("sim-mouse") == []
-    for wrong, error, told in [
+    for wrong, error, says in [
         (lambda: load("pbmc86k"), UnknownNameError, "'pbmc68k'"),
         (lambda: load("pbmc68k.h5ad"), FileNotFoundError, "pbmc68k.h5ad"),
         (lambda: load("mouse-immune"), FetchError, "train_set.csv.gz"),
@@ -117,7 +117,7 @@ def test_names_and_paths(tmp_path, make_cells, cache):
         (lambda: load("sim-cortex", size="ful"), UnknownNameError, "'full'"),
         (lambda: gene_table("gencode"), UnknownNameError, "'gencode-human'"),
     ]:
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=says):
             wrong()
 
 

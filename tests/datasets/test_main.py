@@ -50,9 +50,9 @@ def test_verify(toys, capsys):
     assert main(["verify"]) == 1 and "toy.csv has SHA-256" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "told"), [("fetch", "NAME"), ("fetch worm", "'worm-neurons'"), ("x", "list")])
-def test_wrong_calls(arguments, told, capsys):
+@pytest.mark.parametrize(("arguments", "says"), [("fetch", "NAME"), ("fetch worm", "'worm-neurons'"), ("x", "list")])
+def test_wrong_calls(arguments, says, capsys):
     """A wrong call gives status 2 and says what exists."""
     with pytest.raises(SystemExit) as caught:
         main(arguments.split())
-    assert caught.value.code == 2 and told in capsys.readouterr().err
+    assert caught.value.code == 2 and says in capsys.readouterr().err

@@ -221,14 +221,14 @@ def test_text(tmp_path, monkeypatch, case, block):
     monkeypatch.setattr(module, "BLOCK_VALUES", block)
     content, names, genes, values = TEXTS[case]
     (tmp_path / "a.csv").write_bytes(content)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found, turned = (read(tmp_path / "a.csv", orientation=way) for way in ("cells_by_genes", "genes_by_cells"))
     is_nameless = case.startswith("no names")
     names = [f"cell_{name}" for name in names] if is_nameless else names
     assert (list(found.obs_names), list(found.var_names), found.X.toarray().tolist()) == (names, genes, values)
     assert is_nameless or (list(turned.var_names), turned.X.T.toarray().tolist()) == (names, values)
-    assert ["first column 'ACTB' holds values" in str(warning.message) for warning in told].count(True) == is_nameless
+    assert ["first column 'ACTB' holds values" in str(warning.message) for warning in caught].count(True) == is_nameless
 
 
 WRONG = {

@@ -60,8 +60,8 @@ MISTAKES = [  # a dataset, the way to a key, the new value (None: the key is rem
 ]
 
 
-@pytest.mark.parametrize(("name", "way", "value", "told"), MISTAKES)
-def test_mistake_names_file_entry_key_and_value(tmp_path, name, way, value, told):
+@pytest.mark.parametrize(("name", "way", "value", "says"), MISTAKES)
+def test_mistake_names_file_entry_key_and_value(tmp_path, name, way, value, says):
     """The error leads to the mistake, and says what is allowed."""
     content = copy.deepcopy(yaml.safe_load(PATH.read_text(encoding="utf-8")))
     place = content["datasets"][name]
@@ -74,5 +74,5 @@ def test_mistake_names_file_entry_key_and_value(tmp_path, name, way, value, told
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(RegistryError) as caught:
         read_registry(path)
-    for part in (str(path), f"entry {name!r}", *told):
+    for part in (str(path), f"entry {name!r}", *says):
         assert part in str(caught.value), part

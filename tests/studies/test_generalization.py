@@ -136,9 +136,9 @@ def test_cells_without_label_or_group_are_told(cells, oracle):
     """They are left out with a warning, of each kind."""
     cells.obs.loc[cells.obs_names[:7], "donor"] = None
     cells.obs.loc[cells.obs_names[7:12], "cell_type"] = None
-    with pytest.warns(UserWarning, match="left out") as told:
+    with pytest.warns(UserWarning, match="left out") as caught:
         found = studies.generalization(cells, "cell_type", by="donor", methods=oracle, seeds=0, n_bootstrap=20)
-    messages = " ".join(str(warning.message) for warning in told)
+    messages = " ".join(str(warning.message) for warning in caught)
     assert "have no 'donor'" in messages and "have no 'cell_type'" in messages
     targets = found.scores[~found.scores["in_distribution"]].drop_duplicates("target")
     assert targets["n_cells"].sum() == cells.n_obs - 12
