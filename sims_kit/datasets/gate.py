@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ FREE = 2**26  # bytes that any file may claim: 64 MB
 UNFOLDED = 2000  # times its size that a larger one may claim; gzip packs zeros 1,032 to 1
 MOST_OBJECTS, DEEPEST = 100_000, 20  # groups and arrays, and groups within groups
 PACKERS = {"blosc", "gzip", "lz4", "zlib", "zstd"}  # codecs of zarr; among those left out is "pickle", which runs code
-OTHERS = {
-    *("bytes", "endian", "transpose", "sharding_indexed", "vlen-utf8", "vlen-bytes", "crc32", "crc32c", "adler32"),
-    *("fletcher32", "shuffle", "delta", "quantize", "packbits", "astype", "fixedscaleoffset"),
-}
+OTHERS = {"bytes", "endian", "transpose", "sharding_indexed", "vlen-utf8", "vlen-bytes", "shuffle"}
+OTHERS |= {"crc32", "crc32c", "adler32", "fletcher32"}
+TEXTS = 2**13  # looked at at once
+POINTERS = "indices", "indptr"  # of a sparse matrix
 
 
 def open_store(path: Path) -> h5py.File | zarr.Group:
@@ -36,12 +37,13 @@ def open_store(path: Path) -> h5py.File | zarr.Group:
 
 
 def _check_hdf5(file: h5py.File, size: int) -> None:
-    claimed, n_objects, seen, groups = 0, 0, set(), [(file, 0)]
+    claimed, stored, n_objects, seen, groups = 0, 0, 0, set(), [(file, 0)]
     while groups:
         group, depth = groups.pop()
         place = h5py.h5o.get_info(group.id).addr
         _refuse(place in seen, f"{group.name} lies in itself, or in two places")
         seen.add(place)
+        claimed += 8 * max(group.attrs.get("h5sparse_shape", (0,)))  # before anndata 0.7
         for name in group:
             n_objects += 1
             _check_counts(claimed, size, n_objects, depth)
@@ -56,9 +58,30 @@ def _check_hdf5(file: h5py.File, size: int) -> None:
                 filters = [made.get_filter(i)[0] for i in range(made.get_nfilters())]
                 packers = [code for code in filters if code not in (h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)]
                 _refuse(len(packers) > 1, f"{item.name} is packed {len(packers)} times")
+                is_whole = name not in POINTERS or item.dtype.kind in "iu"
+                _refuse(not is_whole, f"{item.name} has numbers of type {item.dtype}")
+                categories = item.attrs.get("categories")  # a reference, in anndata 0.7
+                is_hidden = isinstance(categories, h5py.Reference) and file[categories].name is None
+                _refuse(is_hidden, f"{item.name} has categories that no path leads to")
                 sizes = (math.prod(max(n, 1) for n in size or ()) for size in (item.shape, item.chunks))
-                claimed += item.dtype.itemsize * max(sizes)
+                claimed += (64 if item.dtype.kind in "OS" else max(item.dtype.itemsize, 8)) * max(sizes)
+                stored += item.id.get_storage_size()
+                for length in _lengths(item):
+                    claimed += length
+                    _check_counts(claimed, size, n_objects, 0)
     _check_counts(claimed, size, n_objects, 0)
+    _refuse(stored > size, f"arrays of {stored:,} bytes share the {size:,} bytes of the file")
+
+
+def _lengths(item: h5py.Dataset) -> Iterator[int]:
+    """Lengths of texts, block by block: thousands may be one long text in the file."""
+    if item.dtype.hasobject and item.size and item.ndim:
+        width = item.size // len(item)
+        _refuse(width > TEXTS, f"{item.name} has {width:,} texts in a row")
+        for start in range(0, len(item), step := TEXTS // width):
+            values = item[start : start + step].ravel().tolist()
+            fields = chain.from_iterable(values) if item.dtype.names else values
+            yield sum(len(field) for field in fields if hasattr(field, "__len__"))
 
 
 def _check_zarr(store: Path) -> None:
@@ -78,7 +101,9 @@ def _check_zarr(store: Path) -> None:
                 _refuse(True, f"{table} names the codec {name!r}")
             _refuse(sum(name in PACKERS for name in names) > 1, f"{table} packs values twice")
             chunks = node.get("chunks") or node.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape", ())
-            claimed += _width(node) * max(abs(math.prod(size or (0,))) for size in (node.get("shape"), chunks))
+            kind = str(node.get("dtype", node.get("data_type", "i")))
+            _refuse(table.parent.name in POINTERS and not set(kind) & {*"iu"}, f"{table} says numbers of type {kind!r}")
+            claimed += max(_width(node), 8) * max(abs(math.prod(size or (0,))) for size in (node.get("shape"), chunks))
     deepest = max((len(file.relative_to(store).parts) for file in files), default=0)
     _check_counts(claimed, size, len(tables), deepest - 2)
 

@@ -43,6 +43,11 @@ NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 NAMES = re.compile(  # headers of a first column whose numbers are names of cells, not values of a gene
     r"[\W_]*|x|v1|unnamed.*|(.*[\W_])?(id|no|nr|number)s?|.*(cell|barcode|index|name|sample|spot|row)s?", re.IGNORECASE
 )
+WAYS_OUT = {
+    MemoryError: "If nothing is wrong with it, leave its matrix on disk (backed=True) or free memory.",
+    ImportError: "Install what is missing, or leave that part out of the file.",
+    Exception: "It is damaged, cut short, or not what its name says. Download or write it again.",
+}
 KNOWN_WARNINGS = "(?s).*(names are not unique|very old version of AnnData)"
 Source = str | Path | zipfile.Path
 
@@ -190,11 +195,11 @@ def _reading(path: Source) -> Iterator[None]:
     """One error that names the path, for whatever a format's library raises."""
     try:
         yield
-    except (SimsError, MemoryError, PermissionError, ImportError):
+    except (SimsError, PermissionError):
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        way_out = "It is damaged, cut short, or not what its name says. Download or write it again."
+        way_out = next(way_out for kind, way_out in WAYS_OUT.items() if isinstance(error, kind))
         raise DataError(f"{path} cannot be read ({reason}). {way_out}") from error
 
 
