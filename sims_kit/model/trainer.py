@@ -44,9 +44,7 @@ SHOWN = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": 
 COURSE = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "max_epochs")
 COURSE += ("max_steps", "limit_train_batches", "limit_val_batches", "check_val_every_n_epoch", "world_size")
 # What Lightning's checkpoints call beside plain data; torch would allow more, such as bytearray(2**40)
-PLAIN = (
-    r"collections OrderedDict|(__builtin__|builtins) set|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage"
-)
+PLAIN = r"collections OrderedDict|\w+ set|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage"
 LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
 WORLD_SIZE = ContextVar("processes of the trainer at work", default=1)  # torch's own process group outlives a training
 
