@@ -24,7 +24,7 @@ from sims_kit.cells.genes import GeneCoverage
 from sims_kit.cells.loaders import CellLoader, query_batches
 from sims_kit.cells.matrix import Scale, open_cells
 from sims_kit.errors import LabelError, SettingError, UnknownNameError, refuse_unknown
-from sims_kit.files import atomic_write, make_folder
+from sims_kit.files import atomic_write, file_to_write
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.model.trainer import listed, plain_torch
@@ -398,11 +398,12 @@ def _categorical(values, names) -> pd.Categorical:
 
 def _new_file(out: str | os.PathLike, query: Cells) -> Path:
     """The file to write; `SettingError` for one that `query` comes from, a folder, or another format."""
-    path = Path(out).expanduser()
-    origin = Path((query.filename if isinstance(query, ad.AnnData) else query) or "").expanduser()
-    if path.suffix.lower() != ".h5ad" or path.is_dir():
+    if Path(out).suffix.lower() != ".h5ad":
         raise SettingError(f"out={str(out)!r}: name a file to write that ends in .h5ad, such as 'annotated.h5ad'.")
-    make_folder(path.parent)
+    if isinstance(query, ad.AnnData):
+        matrix = None if query.isbacked else getattr(query.X, "group", query.X)  # in a file, from `open_backed`
+        query = query.filename or getattr(getattr(matrix, "file", None), "filename", "")
+    path, origin = file_to_write(out), Path(query).expanduser()
     if path.exists() and origin.exists() and path.samefile(origin):
         raise SettingError(f"out={str(out)!r} is the file that the cells come from, which is never changed.")
     return path

@@ -3,9 +3,14 @@
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
+from sims_kit.text import printable
+
 
 class SimsError(Exception):
-    """The base class of all errors of sims_kit."""
+    """The base class of all errors of sims_kit; names in a message cannot steer a terminal, and none fills it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n", most=4000)
 
 
 class DataError(SimsError, ValueError):
@@ -49,7 +54,7 @@ class UnknownNameError(SimsError, KeyError):
 
     def __str__(self) -> str:
         kind, name, options = self.args
-        return f"There is no {kind} {name!r}. {nearest(name, options)}"
+        return printable(f"There is no {kind} {name!r}. {nearest(name, options)}", keep="\n", most=4000)
 
 
 def refuse_unknown(

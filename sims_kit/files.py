@@ -2,20 +2,26 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from uuid import uuid4
 
 from sims_kit.errors import SettingError
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, where they are missing; a `SettingError` names a file in the way."""
+def file_to_write(name: str | os.PathLike) -> Path:
+    """The path of a file to write, its folder made; a `SettingError` names what is in the way."""
+    path = Path(name).expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        way = next(place for place in (folder, *folder.parents) if place.exists())
-        raise SettingError(f"{str(way)!r} is a file, so {str(folder)!r} cannot be a folder. Name another.") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            if not S_ISREG(path.stat().st_mode):
+                raise OSError("it is a folder, pipe or device")
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        files = [f"{str(place)!r} is a file" for place in path.parents if os.path.isfile(place)]
+        raise SettingError(f"{str(path)!r} cannot be written: {next(iter(files), error)}. Name another.") from error
+    return path
 
 
 @contextmanager
@@ -24,8 +30,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     A full disk, an error or a power failure leaves an older file of that name as it was. Missing folders are made.
     """
-    make_folder(path.parent)
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    part = file_to_write(path).with_name(f".{path.name[:40]}.{uuid4().hex}.part")  # no longer than a name may be
     try:
         yield part
         with part.open("rb+") as written:

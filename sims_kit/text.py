@@ -72,9 +72,10 @@ def examples(names: Iterable, n: int = 3) -> str:
     return ", ".join(names[:n] + ["..."] * (len(names) > n))
 
 
-def printable(value: object, keep: str = "") -> str:
+def printable(value: object, keep: str = "", most: int | None = None) -> str:
     """A text whose control characters are written out, but for those to `keep`; a short text of anything else."""
     text = value if isinstance(value, str) else short(value)
+    text = text if most is None or len(text) <= most else f"{text[: most // 2]} [...] {text[-most // 2 :]}"
     return "".join(one if one.isprintable() or one in keep else ascii(one)[1:-1] for one in text)
 
 

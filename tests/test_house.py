@@ -15,7 +15,7 @@ import sims_kit as sk
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = """
-errors text files progress
+text errors files progress
 datasets metrics calibration
 cells plotting lessons
 model

@@ -62,6 +62,8 @@ def cached_path(folder: str, file: DataFile) -> Path:
 def checked_hash(file: DataFile, path: Path) -> str:
     """The SHA-256 of a file, or of its content where it is packed; `ValueError` says why it is not the right file."""
     try:
+        if not path.is_file():
+            raise OSError("it is a folder, pipe or device")
         with gzip.open(path) if path.name == f"{file.name}.gz" else path.open("rb") as opened:
             digest, size = hashlib.file_digest(opened, "sha256").hexdigest(), opened.tell()
     except (OSError, EOFError, zlib.error) as error:
@@ -122,7 +124,9 @@ class _Bounded(io.BufferedWriter):
 
 
 def _as_sent(response, **_):
-    """Refuse an answer that is not the file, such as 202, and keep a packed file packed."""
-    if not response.is_redirect and response.status_code != 200:
+    """Refuse an answer that is not the file, such as 202, keep a packed file packed, and read no page of a redirect."""
+    if response.is_redirect:
+        response.close()  # it may have no end
+    elif response.status_code != 200:
         raise ValueError(f"the answer has status {response.status_code} {response.reason}, not 200")
     response.raw.headers.pop("Content-Encoding", None)

@@ -16,7 +16,7 @@ from anndata import AnnData
 from sims_kit.errors import DataError, LabelError, UnknownNameError
 from sims_kit.text import best_match, examples, label_text
 
-LARGEST, UNFOLDED = 2**26, 100  # bytes of a label file, or times its packed size: a small file could fill the memory
+LARGEST, UNFOLDED, MOST_ROWS = 2**26, 100, 2**22  # bytes of a label file, or times its packed size, and its lines
 AS_TEXT = {"header": None, "dtype": object, "keep_default_na": False, "skipinitialspace": True}
 IN_ORDER = "attach_labels(..., in_order=True) where rows and cells have the same order."
 TURN = 'read the matrix with orientation="genes_by_cells", or turn it: adata = adata.T.copy()'
@@ -55,7 +55,7 @@ def attach_labels(
         )
     elif len(names.columns) and not in_order:
         warnings.warn(f"{labelfile} numbers its rows and names no cells; they are taken in order.", stacklevel=2)
-    is_float = table[class_label].dropna().str.fullmatch(r"-?\d+\.0").all()
+    is_float = table[class_label].dropna().str.fullmatch(r"-?\d{1,15}\.0").all()
     table[class_label] = label_text(_numbers(table[class_label]) if is_float else table[class_label])
     if class_label in adata.obs:
         warnings.warn(f"obs[{class_label!r}] is replaced by the labels of {labelfile}.", stacklevel=2)
@@ -87,6 +87,11 @@ def _read(labelfile: Path | zipfile.Path, class_label: str, cells: pd.Index) -> 
     try:
         data = _unpacked(labelfile)
         lines = [line for line in data[: 2**20].decode(errors="replace").splitlines() if line.strip()][:2]
+        if not lines:
+            raise ValueError("it is empty, or begins with a megabyte of blanks")
+        most = max(MOST_ROWS, 10 * len(cells))
+        if b"\0" in data or max(map(data.count, (b"\n", b"\r"))) > most:
+            raise ValueError(f"it has a zero byte, or more than {most:,} lines")
         delimiters = "\t,; " if data.startswith(b'"') else "\t,;"  # blanks as in R's write.table, which quotes text
         cuts = [(d, *csv.reader([*lines, lines[-1]], delimiter=d, skipinitialspace=True)) for d in delimiters]
         fits = [(len(cut[-1]) - len(cut[1]) in (0, 1), len(cut[-1])) for cut in cuts]
@@ -109,15 +114,12 @@ def _unpacked(labelfile: Path | zipfile.Path) -> bytes:
     """The bytes of a file below its comments."""
     is_member = isinstance(labelfile, zipfile.Path)
     size = labelfile.root.getinfo(labelfile.at).compress_size if is_member else labelfile.stat().st_size
-    most = max(LARGEST, UNFOLDED * size)
+    most = max(LARGEST, size * (UNFOLDED if is_member or labelfile.suffix.lower() == ".gz" else 1))
     with labelfile.open("rb") as packed, gzip.open(packed) if labelfile.suffix.lower() == ".gz" else packed as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"it unpacks to more than {most:,} bytes")
-    data = re.sub(rb"\A(#[# !][^\r\n]*[\r\n]+)+", b"", data.removeprefix(b"\xef\xbb\xbf").strip(b"\r\n"))
-    if not data.strip():
-        raise ValueError("it is empty")
-    return data
+    return re.sub(rb"\A(?>#[# !][^\r\n]*[\r\n]+)*+", b"", data.removeprefix(b"\xef\xbb\xbf").strip(b"\r\n"))
 
 
 def _matched(table: pd.DataFrame, cells: pd.Index) -> tuple[str, str, pd.Index, pd.Index] | None:

@@ -96,7 +96,10 @@ class Dataset:
 def read_registry(path: Path = PATH) -> SimpleNamespace:
     """`datasets`, gene `tables` and `models` of a registry file, by name; a `RegistryError` names entry and key."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if (n := len(re.findall(r"(?<![\w*])\*\w", text))) > 20:  # which could stand for any number of values
+            raise ValueError(f"it has {n:,} aliases (*name). Expected 20 at most.")
+        content = yaml.safe_load(text)
         if content["schema_version"] != 1:
             raise ValueError(f"key 'schema_version': value {content['schema_version']!r}. Expected 1.")
         registry = SimpleNamespace(datasets={}, tables={}, models={})

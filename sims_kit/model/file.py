@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -26,7 +27,7 @@ from sims_kit.calibration import CalibrationCells
 from sims_kit.datasets.fetch import fetch
 from sims_kit.datasets.registry import DataFile, read_registry
 from sims_kit.errors import ModelFileError, SettingError, SimsError, nearest
-from sims_kit.files import atomic_write
+from sims_kit.files import atomic_write, file_to_write
 from sims_kit.model.classifier import SIMSClassifier, present_versions
 from sims_kit.model.novelty import Novelty
 from sims_kit.model.pretraining import MaskedPretraining
@@ -68,8 +69,13 @@ class Header:
                 raise SettingError(f"{entry.name} is {short(value)}, not {wanted}.")
         if self.kind not in KINDS:
             raise SettingError(f"The model is of kind {short(self.kind)}. {nearest('', KINDS)}")
-        if len(self.history) * len(set().union(*self.history.values())) > 10**6:
-            raise SettingError("The history has more than a million values.")
+        texts = {name: value for name, value in vars(self).items() if not isinstance(value, list)}
+        try:  # in pieces: a list that holds another twice, many levels deep, has no end
+            n_values = sum(1 for _ in islice(json.JSONEncoder().iterencode(texts), 10**6))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise SettingError(f"Its recipe, provenance or metrics cannot be written as JSON: {error}.") from error
+        if max(n_values, len(self.history) * len(set().union(*self.history.values()))) >= 10**6:
+            raise SettingError("Its history, recipe, provenance or metrics have more than a million values.")
         for names, least in ((self.genes, 1), (self.classes, 2 if self.kind == "classifier" else 0)):
             if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names) or len(names) < least:
                 raise SettingError(f"Genes or classes are {short(names)}; expected {least} or more names, each once.")
@@ -97,9 +103,7 @@ def save_model(model: Module, path: str | os.PathLike, *, licence: str | None = 
     if isinstance(path, Module):
         raise SettingError("In the path's place is a model. Mind the order: save_model(model, path).")
     model = fitted_model(model, kind=MaskedPretraining if isinstance(model, MaskedPretraining) else SIMSClassifier)
-    path, facts = Path(path).expanduser(), model.facts()
-    if path.is_dir():
-        raise SettingError(f"{str(path)!r} is a folder. Name a file, such as {str(path / 'model.safetensors')!r}.")
+    path, facts = file_to_write(path), model.facts()
     if path.suffix == ".ckpt":
         raise SettingError(f"{str(path)!r} would be taken for a checkpoint of Lightning. End its name in .safetensors.")
     known, cells = model.metadata, facts.pop("calibration_cells", None)
@@ -232,6 +236,8 @@ def digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _built(header: Header, tensors: dict[str, torch.Tensor]) -> SIMSClassifier | MaskedPretraining:
     """The model with these tensors, built without memory and filled once names, shapes and types agree."""
+    if any(tensor.nbytes > tensor.untyped_storage().nbytes() for tensor in tensors.values()):
+        raise ModelFileError("It has a tensor that claims more memory than its values take in the file.")
     cells = [tensors.pop(name) for name in CELLS if name in tensors]
     if unknown := header.recipe.keys() - set(FIELDS):
         raise SettingError(f"There is no setting {short(min(unknown))}.")

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import pickletools
 import re
 import signal
 import tempfile
@@ -32,7 +33,7 @@ from torch import distributed as dist
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from sims_kit.errors import ModelFileError, SettingError, UnknownNameError, refuse_unknown
-from sims_kit.files import atomic_write, make_folder
+from sims_kit.files import atomic_write, file_to_write
 from sims_kit.model.recipe import Recipe
 from sims_kit.progress import in_notebook, progress_bar
 
@@ -42,6 +43,8 @@ SHOWN = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": 
 # Public attributes of a trainer that decide a training's course
 COURSE = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "max_epochs")
 COURSE += ("max_steps", "limit_train_batches", "limit_val_batches", "check_val_every_n_epoch", "world_size")
+# What Lightning's checkpoints call beside plain data; torch would allow more, such as bytearray(2**40)
+PLAIN = r"collections OrderedDict|\w+ set|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage"
 LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
 WORLD_SIZE = ContextVar("processes of the trainer at work", default=1)  # torch's own process group outlives a training
 
@@ -214,7 +217,7 @@ def make_trainer(recipe: Recipe, arguments: Mapping[str, Any]) -> Trainer:
     if arguments["verbose"]:
         callbacks.append(Progress())
     if arguments["checkpoints"]:
-        callbacks.insert(0, ResumePoint(Path(arguments["checkpoints"]).expanduser().resolve()))
+        callbacks.insert(0, ResumePoint(Path(arguments["checkpoints"]).expanduser().absolute()))
     if has_validation and recipe.best_epoch:
         callbacks.append(BestWeights(recipe.monitor, recipe.monitor_mode))
     if has_validation and recipe.patience is not None:
@@ -361,8 +364,7 @@ class ResumePoint(Callback):
     """
 
     def __init__(self, folder: Path):
-        make_folder(folder)
-        self.path, self.run = folder / "resume.ckpt", {}  # Lightning calls its own last.ckpt
+        self.path, self.run = file_to_write(folder / "resume.ckpt"), {}  # Lightning calls its own last.ckpt
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Module) -> None:
         """Save at the start of each epoch, when the previous one is complete, including its scheduler's step."""
@@ -397,11 +399,15 @@ class ResumePoint(Callback):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, as plain data; refused where a part has changed since it was written."""
+    """What a checkpoint holds, as plain data that was not changed since it was written."""
     with zipfile.ZipFile(path) as archive:
         size = sum(part.file_size for part in archive.infolist())
         if size > path.stat().st_size or archive.testzip():
             raise ModelFileError("It is damaged: a part does not have the checksum or the size that it was saved with.")
+        for pickled in (part for part in archive.namelist() if part.endswith("data.pkl")):
+            named = {name for code, name, _ in pickletools.genops(archive.read(pickled)) if code.name == "GLOBAL"}
+            if unknown := [name for name in named if not re.fullmatch(PLAIN, name)]:
+                raise ModelFileError(f"It names {unknown[0]!r}, which is neither a tensor nor plain data.")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

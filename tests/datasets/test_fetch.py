@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import io
+import os
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -139,6 +141,22 @@ def test_wrong_file_in_the_cache_is_left_alone(server, cache, name, content, sha
         fetch("toy", "folder", entry(server.page("/good", GOOD), sha256=sha256, size=1900))
     assert reason in str(caught.value) and str(path) in str(caught.value)
     assert path.read_bytes() == content and server.asked == []
+
+
+def test_page_of_a_redirect_is_not_read(server, cache):
+    """It may have no end."""
+    url = server.page("/moved", bytes(2**26), 302, promised=0, header=f"Location: {server.page('/good', GOOD)}")
+    tracemalloc.start()
+    assert fetch("toy", "folder", entry(url)).read_bytes() == GOOD
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_device_in_the_cache_is_not_read(cache):
+    """It may have no end."""
+    put(cache, name="other").with_name("toy.csv").symlink_to(os.devnull)
+    with pytest.raises(FetchError, match="pipe or device"):
+        fetch("toy", "folder", entry())
 
 
 def test_file_that_somebody_placed(cache):

@@ -96,6 +96,7 @@ def test_row_numbers_are_no_names(tmp_path, cells, header, names):
         (["1.0", "2.0", "", "1.0"], ["1", "2", None, "1"]),
         (["1.0", "1.1", "2", "1.0"], ["1.0", "1.1", "2", "1.0"]),
         (["01", "1", "1", "1"], ["01", "1", "1", "1"]),
+        (["9007199254740993.0", "1.0", "2.0", "3.0"], ["9007199254740993.0", "1.0", "2.0", "3.0"]),  # beyond floats
     ],
 )
 def test_labels_are_text_in_one_form(tmp_path, written, labels):
@@ -146,12 +147,16 @@ def test_other_columns(tmp_path):
         (b"not packed", DataError, "gzip"),
         (table(CODES) + "a,b,c\n", DataError, "Expected 2 fields in line 6"),
         (table(CODES, header="cell,typo"), UnknownNameError, "'typo'"),
+        (table(CODES, ["T\0cell", *LABELS[1:]]), DataError, "zero byte"),  # pandas would end the label there
+        (" " * 2**21 + "\n" + table(CODES), DataError, "megabyte of blanks"),
+        ("x\n" * 200, DataError, "more than 100 lines"),
         (gzip.compress(b"a,b\n" * 2**12), DataError, "unpacks to more than [0-9,]+ bytes"),
     ],
 )
 def test_what_cannot_be_read(tmp_path, monkeypatch, content, error, message):
     """The error names the file, and a small file does not fill the memory."""
     monkeypatch.setattr("sims_kit.datasets.labels.LARGEST", 2**10)
+    monkeypatch.setattr("sims_kit.datasets.labels.MOST_ROWS", 100)
     path = tmp_path / ("labels.csv.gz" if isinstance(content, bytes) else "labels.csv")
     adata = AnnData(obs=pd.DataFrame(index=CODES))
     if content is not None:

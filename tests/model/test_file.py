@@ -55,7 +55,7 @@ def test_round_trip(tmp_path, recipe):
     model = _fitted(recipe)
     model.provenance, model.test_metrics = {"seed": 3}, pd.Series({"loss": 0.5})
     model.temperature.fill_(1.7), model.logit_adjustment.copy_(torch.tensor([0.3, -0.1]))
-    path = save_model(model, tmp_path / "new folder" / "model.safetensors")
+    path = save_model(model, tmp_path / "new folder" / f"{'m' * 243}.safetensors")  # the longest name
     state = torch.get_rng_state()
     loaded = load_model(path)
     assert torch.equal(torch.get_rng_state(), state)
@@ -135,9 +135,13 @@ def test_what_a_file_says_of_itself(model, tmp_path):
 def test_what_is_not_saved(model, tmp_path):
     """Provenance that is no data, a path in the model's place, a model without names or training; old files stay."""
     path = save_model(model, tmp_path / "model.safetensors")
-    before, model.provenance["not data"] = path.read_bytes(), object()
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        save_model(model, path)
+    before, twice = path.read_bytes(), ["a"]
+    for _ in range(60):
+        twice = [twice, twice]
+    for no_data, says in ((object(), "not JSON"), (twice, "a million values"), ({(1, 2): 3}, "not tuple")):
+        model.provenance["no data"] = no_data
+        with pytest.raises(SettingError, match=f"provenance or metrics .*{says}"):
+            save_model(model, path)
     for first in (GOOD, tmp_path / "new.safetensors"):
         with pytest.raises(SettingError, match=r"Mind the order: save_model\(model, path\)"):
             save_model(first, model)
@@ -157,6 +161,13 @@ class Bomb:
 
     def __reduce__(self):
         return (FLAG.touch, ())
+
+
+class Memory:
+    """What takes memory when it is unpickled, which torch allows."""
+
+    def __reduce__(self):
+        return (bytearray, (10**6,))
 
 
 def parts(path: Path = GOOD) -> tuple[dict, dict, bytes]:
@@ -327,8 +338,16 @@ def test_checkpoints(make_cells, tmp_path):
     assert (opened.genes, opened.classes, opened.is_fitted) == (model.genes, model.classes, True)
     assert opened(torch.rand(5, len(model.genes))).shape == (5, 3)
     FLAG.unlink(missing_ok=True)
-    for content in (Bomb(), {}):
-        torch.save({"state_dict": content}, path)
-        with pytest.raises(ModelFileError, match="checkpoints of a SIMSClassifier"):
+    good = torch.load(path, weights_only=True)
+    types = (torch.int64, torch.float32, torch.float32, torch.bool)
+    claimed = [torch.zeros(1, dtype=kind).expand(10**6) for kind in types]  # one value each
+    for change, says in (
+        ({"state_dict": Bomb()}, "neither a tensor"),
+        ({"state_dict": Memory()}, "neither a tensor"),
+        ({"state_dict": {}}, "too many for 0 tensors"),
+        ({"sims_kit": good["sims_kit"] | {"calibration_cells": claimed}}, "more memory"),
+    ):
+        torch.save(good | change, path)
+        with pytest.raises(ModelFileError, match=f"{says}.*checkpoints of a SIMSClassifier"):
             load_model(path)
     assert not FLAG.exists()
