@@ -213,11 +213,11 @@ def embed(
     query, is_own, batches, *_ = _opened(query, model, key_added, layer, species, copy)
 
     def vectors(cells: torch.Tensor) -> list[torch.Tensor]:
-        of_networks = [network.steps(cells) for network in model.network.members]
-        return [sum(torch.cat([step.decision, step.evidence], dim=1) for step in steps) for steps in of_networks]
+        steps = model.network.steps(cells)
+        return [sum(torch.cat([step.decision, step.evidence], dim=-1) for step in steps).flatten(1)]
 
-    parts = predict(vectors, model, progress_bar(batches, desc="embedding", unit="batch"), device)
-    query.obsm[key_added] = torch.cat(parts, dim=1).numpy()
+    (found,) = predict(vectors, model, progress_bar(batches, desc="embedding", unit="batch"), device)
+    query.obsm[key_added] = found.numpy()
     return query if is_own else None
 
 

@@ -7,6 +7,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from sims_kit.cells.genes import ENOUGH, USABLE, GeneAlignment
 from sims_kit.errors import GeneError, refuse_unknown
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import digest, fitted_model
-from sims_kit.model.pretraining import MaskedPretraining, start_encoder
+from sims_kit.model.pretraining import MaskedPretraining, check_settings, start_encoder
 from sims_kit.model.recipe import HINTS, Recipe, get_recipe
 from sims_kit.model.trainer import Trainer, make_trainer, plain_torch
 
@@ -205,5 +206,6 @@ def _start(model: SIMSClassifier, pretrained: MaskedPretraining) -> None:
         )
     if coverage.fraction < ENOUGH:
         warnings.warn(f"The pretrained encoder knows {found}; the others start as usual.", stacklevel=4)
-    start_encoder(model, pretrained, torch.from_numpy(alignment.places))
+    check_settings(model, pretrained)
+    model.start = partial(start_encoder, model, pretrained, torch.from_numpy(alignment.places))
     model.provenance["pretrained"] = pretrained.provenance | {"weights": digest("", pretrained.network.state_dict())}

@@ -15,8 +15,8 @@ from sims_kit.calibration import CalibrationCells, calibration_cells, fit_temper
 from sims_kit.cells.splits import check_whole
 from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 from sims_kit.metrics import metric_collection
-from sims_kit.model.network import Ensemble, mean_logits
-from sims_kit.model.novelty import Novelty
+from sims_kit.model.network import TabNet, mean_logits
+from sims_kit.model.novelty import Novelty, class_sums
 from sims_kit.model.recipe import HINTS, Recipe, get_recipe
 from sims_kit.model.trainer import Module, check_arguments, gather_across_devices, has_others, listed
 from sims_kit.text import printable
@@ -94,7 +94,7 @@ class SIMSClassifier(Module):
         for names, size, what in ((self.genes, input_dim, "genes"), (self.classes, output_dim, "classes")):
             if names is not None and len(names) != size:
                 raise SettingError(f"{len(names)} {what} were named, but the model has {size}.")
-        self.network = Ensemble(input_dim, output_dim, **self.recipe.network_settings)
+        self.network = TabNet(input_dim, output_dim, **self.recipe.network_settings)
         self.register_buffer("class_weights", torch.ones(output_dim), persistent=False)
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("logit_adjustment", torch.zeros(output_dim))
@@ -105,6 +105,7 @@ class SIMSClassifier(Module):
         self.tracked, self.loss = metrics, loss
         self.metrics = torch.nn.ModuleDict()  # made when they are needed: they grow with the square of the classes
         self.test_metrics: pd.Series | None = None
+        self.start: Callable = lambda: None  # called once its genes are chosen: takes a pretrained encoder's weights
         self.calibration_cells: CalibrationCells | None = None
 
     @property
@@ -114,7 +115,7 @@ class SIMSClassifier(Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         """Logits, (B, classes), of a batch of log-normalised cells, (B, genes), dense or CSR."""
-        return mean_logits([output.logits + self.logit_adjustment for output in self.network(cells)])
+        return mean_logits(self.network(cells).logits + self.logit_adjustment)
 
     def calibrated(self, logits: Tensor) -> Tensor:
         """Logits of `forward` at the model's temperature."""
@@ -156,20 +157,21 @@ class SIMSClassifier(Module):
         self.logit_adjustment.zero_()
         self.novelty.is_measured.fill_(False)
         if not self.is_fitted:  # a run that goes on keeps what it has
-            self.network.measure_input(self.trainer.train_dataloader)
+            found = class_sums(self.trainer.train_dataloader, *self.novelty.means.shape, self.device)
+            self.network.measure(*found)
+            self.start()
 
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""
         try:
-            outputs = self.network(batch.cells)
+            logits, mask_entropy = self.network(batch.cells)
         except FloatingPointError as error:
             raise self.diverged(str(error), batch_index) from error
-        penalty = self.recipe.lambda_sparse
-        losses = [self._loss(output.logits, batch.labels) + penalty * output.mask_entropy for output in outputs]
-        loss = sum(losses)  # the networks share no weights, so each has gradients of its own loss
+        losses = torch.stack([self._loss(of_network, batch.labels) for of_network in logits.unbind(1)])
+        loss = (losses + self.recipe.lambda_sparse * mask_entropy).sum()  # each network has gradients of its own loss
         if not torch.isfinite(loss):
             raise self.diverged(f"The training loss is {loss.item()}.", batch_index)
-        self._track("train_", mean_logits([output.logits for output in outputs]), batch.labels, loss / len(losses))
+        self._track("train_", mean_logits(logits), batch.labels, loss / len(losses))
         return loss
 
     def validation_step(self, batch, batch_index: int) -> None:

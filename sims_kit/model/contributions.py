@@ -5,7 +5,7 @@ score. A step reads a cell only through its masked values, and these with a line
 al., ICML 2017) therefore needs gradients of that layer's few outputs alone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,14 +13,13 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from sims_kit.model.network import Ensemble, Step, TabNet, after_first_layer, mean_logits, normalisation
+from sims_kit.model.network import TabNet, after_first_layer, mean_logits, product
 
 NODES = 32  # at which the integral is evaluated; the tests bound its remainder
-PAIRS = 2**16  # of cell and gene, treated at once
 
 
 class Explained(NamedTuple):
-    """What an ensemble looked at in a batch of B cells, and what came of it."""
+    """What networks looked at in a batch of B cells, and what came of it."""
 
     logits: Tensor  # (B, C), logarithms of the mean probabilities
     masks: Tensor  # sparse CSR (B, G), means over networks; rows sum to one, or are zero where no gene was used
@@ -29,7 +28,7 @@ class Explained(NamedTuple):
 
 @torch.no_grad()
 def explain_batch(
-    network: Ensemble, cells: Tensor, towards: Tensor | None = None, adjustment: Tensor | float = 0.0
+    network: TabNet, cells: Tensor, towards: Tensor | None = None, adjustment: Tensor | float = 0.0
 ) -> Explained:
     """Aggregated masks of a batch of cells, (B, G), and what each gene adds to a combination of the logits.
 
@@ -43,17 +42,27 @@ def explain_batch(
 
     >>> explain_batch(model.network, batch.cells).masks.to_dense().sum(1)
     """
-    pairs = [(member, member.steps(cells)) for member in network.members]
-    logits = mean_logits([member.logits_of(steps) + adjustment for member, steps in pairs])
+    steps, table = network.steps(cells), network.encoder.initial_splitter.shared.shared_layers[0].weight  # (M, W, G)
+    logits = mean_logits(network.logits_of(steps) + adjustment)
     if towards is None:
         towards = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)[logits.argmax(1)]
         towards -= 1 / logits.shape[1]
-    parts = [_of_member(*pair, cells, towards) for pair in pairs]
-    both = sum(parts[1:], start=parts[0]).coalesce()  # (B, G, 2)
-    (rows, genes), values = both.indices(), both.values() / len(parts)
-    starts = torch.searchsorted(rows, torch.arange(len(cells) + 1, device=rows.device))
-    masks, added = (torch.sparse_csr_tensor(starts, genes, part.contiguous(), cells.shape) for part in values.unbind(1))
-    return Explained(logits, masks, added)
+    of_all = towards[:, None].expand(-1, network.recipe.n_models, -1)  # (B, M, C)
+    masks, added = torch.zeros_like(steps[0].mask), torch.zeros_like(steps[0].mask)
+    for step, transform in zip(steps, network.encoder.feat_transformers, strict=True):
+        masks += step.mask * (step.decision.sum(-1) + step.evidence.abs().sum(-1))[..., None]  # by what it decides
+        effects = product(_mean_slopes(network, transform, product(step.values, table.mT), of_all), table)
+        if network.additive_weight is not None:
+            effects += product(of_all, network.additive_weight.mT)
+        added += step.values * effects
+    masks /= masks.sum(-1, keepdim=True).clamp(min=torch.finfo(masks.dtype).tiny)
+    masks, added = masks.mean(1), added.mean(1)  # (B, G)
+    rows, places = ((masks > 0) | (added != 0)).nonzero(as_tuple=True)
+    starts, shape = torch.searchsorted(rows, torch.arange(len(cells) + 1, device=rows.device)), tuple(cells.shape)
+    parts = (
+        torch.sparse_csr_tensor(starts, network.genes[places], part[rows, places], shape) for part in (masks, added)
+    )
+    return Explained(logits, *parts)
 
 
 def explain_batches(model: nn.Module, batches: Iterable) -> tuple[sparse.csr_matrix, sparse.csr_matrix, np.ndarray]:
@@ -85,43 +94,14 @@ def csr(matrix: Tensor) -> sparse.csr_matrix:
     return sparse.csr_matrix(tuple(part.cpu().numpy() for part in parts), shape=tuple(matrix.shape))
 
 
-def _of_member(network: TabNet, steps: Sequence[Step], cells: Tensor, towards: Tensor) -> Tensor:
-    """Masks divided by their sums, and contributions: sparse COO (B, G, 2)."""
-    encoder, dense, parts = network.encoder, cells.to_dense(), []
-    scale, shift = normalisation(encoder.initial_bn, cells, dense)
-    table = encoder.initial_splitter.shared.glu_layers[0].fc.weight.T  # (G, W)
-    for (step_mask, decision, evidence), transform in zip(steps, encoder.feat_transformers, strict=True):
-        mask = step_mask.to_sparse()
-        (rows, genes), weights = mask.indices(), mask.values()  # (P,)
-        values = weights * (dense[rows, genes] * scale[genes] + shift[genes])  # (P,)
-        if network.recipe.rescale_masked:
-            squares = weights.new_zeros(len(cells)).index_add(0, rows, weights.square())
-            values = values / squares.clamp(min=torch.finfo(values.dtype).tiny)[rows]
-        read = torch.sparse_coo_tensor(mask.indices(), values, mask.shape) @ table  # (B, W)
-        slopes = _mean_slopes(network, transform, read, towards)
-        effects = [  # of one unit of each pair's masked value on the combination, (P,)
-            (table[some_genes] * slopes[some_rows]).sum(1)
-            + (0 if (w := network.additive_weight) is None else (w[some_genes] * towards[some_rows]).sum(1))
-            for some_rows, some_genes in zip(rows.split(PAIRS), genes.split(PAIRS), strict=True)
-        ]
-        strength = decision.sum(1) + evidence.abs().sum(1)  # (B,), what the step adds to the decision
-        both = torch.stack([weights * strength[rows], values * torch.cat(effects)], dim=1)
-        parts.append(torch.sparse_coo_tensor(mask.indices(), both, (*mask.shape, 2)))
-    total = sum(parts[1:], start=parts[0]).coalesce()
-    rows, values = total.indices()[0], total.values()
-    sums = values.new_zeros(len(cells)).index_add(0, rows, values[:, 0]).clamp(min=torch.finfo(values.dtype).tiny)
-    both = torch.stack([values[:, 0] / sums[rows], values[:, 1]], dim=1)
-    return torch.sparse_coo_tensor(total.indices(), both, total.shape)
-
-
-def _mean_slopes(network: TabNet, transform, read: Tensor, towards: Tensor) -> Tensor:
-    """Mean gradient, (B, W), with respect to the first layer's output, on the straight path to it from zero."""
+def _mean_slopes(network: TabNet, transform: nn.Module, read: Tensor, towards: Tensor) -> Tensor:
+    """Mean gradient, (B, M, W), with respect to the first layer's output, on the straight path to it from zero."""
     nodes, weights = np.polynomial.legendre.leggauss(NODES)  # on -1 to 1
     total = torch.zeros_like(read)
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
         with torch.inference_mode(False), torch.enable_grad():  # in a callback, Lightning has turned gradients off
             point = (read * node).requires_grad_()
-            decision = torch.relu(after_first_layer(transform, point)[:, : network.encoder.n_d])
+            decision = torch.relu(after_first_layer(transform, point)[..., : network.recipe.n_d])
             (slope,) = torch.autograd.grad(network.final_mapping(decision), point, towards)
         total += slope * weight
     return total

@@ -1,6 +1,6 @@
 """Models as files: one safetensors file, which is data and never runs code when it is opened.
 
-Format version 5, for classifiers and pretrained encoders. The metadata holds ``format``, ``header`` (JSON: kind, genes,
+Format version 6, for classifiers and pretrained encoders. The metadata holds ``format``, ``header`` (JSON: kind, genes,
 classes, recipe, provenance, test metrics, versions, licence, notes) and ``sha256`` of header and tensors. The tensors
 are those of the model's `state_dict`, layers that steps share once, and the calibration cells.
 """
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import date
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -34,7 +34,7 @@ from sims_kit.model.pretraining import MaskedPretraining
 from sims_kit.model.recipe import FIELDS, NETWORK_FIELDS, Recipe
 from sims_kit.model.trainer import Module, plain_torch, read_checkpoint
 
-FORMAT, VERSION = "sims_kit", 5
+FORMAT, VERSION = "sims_kit", 6
 KINDS = {"classifier": SIMSClassifier, "pretrained encoder": MaskedPretraining}
 METADATA = ("saved", "versions", "recipe", "gene_kind", "licence", "notes")  # of the header, kept in `model.metadata`
 CELLS = tuple(f"calibration_cells.{name}" for name in CalibrationCells._fields)
@@ -209,10 +209,12 @@ def _read(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
     version = entries.get("format_version") if isinstance(entries, dict) else None
     if type(version) is not int or not 1 <= version <= VERSION:
         raise ModelFileError(f"It has format version {short(version)}, not 1 to {VERSION}. Install a newer sims_kit.")
-    if version < VERSION:
-        entries, tensors = _from_earlier(entries, tensors, is_encoder=texts["format"] != FORMAT)  # theirs was their own
-    elif texts.get("sha256") != digest(texts["header"], tensors):
+    if version >= 5 and texts.get("sha256") != digest(texts["header"], tensors):
         raise ModelFileError("It is damaged: its content does not have the SHA-256 that it was saved with.")
+    if version < 5:
+        entries, tensors = _from_earlier(entries, tensors, is_encoder=texts["format"] != FORMAT)  # theirs was their own
+    if version < 6:
+        tensors = _side_by_side(tensors) | {"network.genes": torch.arange(len(entries["genes"]))}
     return Header(**{entry.name: entries[entry.name] for entry in fields(Header) if entry.name in entries}), tensors
 
 
@@ -242,9 +244,10 @@ def _built(header: Header, tensors: dict[str, torch.Tensor]) -> SIMSClassifier |
     if unknown := header.recipe.keys() - set(FIELDS):
         raise SettingError(f"There is no setting {short(min(unknown))}.")
     recipe = Recipe(**{name: value for name, value in header.recipe.items() if name in NETWORK_FIELDS})
-    n_layers = recipe.n_models * recipe.n_steps * (1 + recipe.n_independent + recipe.n_shared)
-    if 5 * n_layers > min(len(tensors), MOST_TENSORS):  # each has a batch normalisation
-        raise SettingError(f"Its network has {n_layers:,} layers or more, too many for {len(tensors):,} tensors.")
+    n_layers = recipe.n_steps * (1 + recipe.n_independent + recipe.n_shared)
+    if 5 * n_layers > len(tensors) or n_layers * recipe.n_models > MOST_TENSORS:  # each has a batch normalisation
+        found = f"{n_layers:,} layers or more in {recipe.n_models:,} networks"
+        raise SettingError(f"It has {found}, too many for {len(tensors):,} tensors.")
     n_genes, names = len(header.genes), dict(genes=header.genes, recipe=recipe)
     with torch.device("meta"):
         if header.kind == "classifier":
@@ -318,3 +321,17 @@ def _from_earlier(entries: dict[str, Any], tensors: dict[str, torch.Tensor], is_
     for pattern, new in names.items():
         tensors = {re.sub(pattern, new, name): tensor for name, tensor in tensors.items()}
     return entries, tensors
+
+
+def _side_by_side(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a file of version 5, where each network had its own, as version 6 has them."""
+    found = {name: tensor for name, tensor in tensors.items() if not name.startswith("network.members.")}
+    first = "network.members.0."
+    for name in [name.removeprefix(first) for name in tensors if name.startswith(first)]:
+        others = (tensors.get(f"network.members.{number}.{name}") for number in range(len(tensors)))
+        parts = list(takewhile(lambda part: part is not None, others))
+        if name.endswith(("num_batches_tracked", "initial_bn.scale", "initial_bn.shift")):
+            found[f"network.{name}"] = parts[0]
+        else:
+            found[f"network.{name}"] = torch.cat(parts) if "bn." in name else torch.stack(parts)
+    return found

@@ -1,154 +1,138 @@
-"""TabNet at transcriptome width (Arik and Pfister 2021; thesis section 0.2.5, Fig. 0.3), and ensembles of it.
+"""TabNet at transcriptome width (Arik and Pfister 2021; thesis section 0.2.5, Fig. 0.3), several networks at once.
 
-The layers, their names and their numbers are those of pytorch-tabnet: its weights load here, and it is the oracle of
-the tests. The path between the layers differs: pytorch-tabnet multiplies every mask by a dense genes x genes matrix,
-this network never makes one (`sims_kit.model.sparse`).
+The layers, their names and their numbers are those of pytorch-tabnet, which is the oracle of the tests. Three things
+differ: no genes x genes matrix is made, networks are computed side by side, and a network may read chosen genes only.
 
-Shapes: B cells, G genes, C classes, P pairs of cell and gene, W = 2 (n_d + n_a) outputs of a linear layer.
+Shapes: B cells, M networks, G genes that the networks read, C classes, W = 2 (n_d + n_a) outputs of a linear layer.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from pytorch_tabnet.tab_network import AttentiveTransformer, FeatTransformer, initialize_non_glu
+from pytorch_tabnet.tab_network import GBN, initialize_glu, initialize_non_glu
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import SettingError, refuse_unknown
 from sims_kit.model.recipe import NETWORK_FIELDS, Recipe
-from sims_kit.model.sparse import (
-    Mask,
-    expressed,
-    first_layer,
-    masked_first_layer,
-    moments,
-    step_mask,
-    update_statistics,
-)
-from sims_kit.model.trainer import average_statistics, sum_across_devices
+from sims_kit.model.trainer import average_statistics
 
 HALF = torch.tensor(0.5, dtype=torch.float32).sqrt().item()  # rounded as in pytorch-tabnet
+WIDE = 1024  # genes: among more, sparsemax looks at the largest logits first
+FIRST = 128  # so many of them
+DIVERGED = (
+    "The attention produced NaN or infinite values, so no mask can be drawn. Training has diverged: "
+    "lower the learning rate, clip gradients, or look for extreme values in the input."
+)
 
 
 class TabNetOutput(NamedTuple):
-    """The result of one pass through a network."""
+    """The result of one pass through the networks."""
 
-    logits: Tensor  # (B, C), before softmax
-    mask_entropy: Tensor  # scalar, in nats, mean over cells and steps; lower is sparser
+    logits: Tensor  # (B, M, C), before softmax
+    mask_entropy: Tensor  # (M,), in nats, mean over cells and steps; lower is sparser
 
 
 class Step(NamedTuple):
     """One decision step."""
 
-    mask: Mask  # which genes it looks at; `mask.to_dense()` is (B, G), non-negative, rows sum to one
-    decision: Tensor  # (B, n_d), the step's contribution to the decision, after its ReLU
-    evidence: Tensor  # (B, C), what the masked genes add to the logits; (B, 0) where the network is not additive
+    mask: Tensor  # (B, M, G), which genes it looks at; non-negative, sums to one, or zero in a cell without genes
+    values: Tensor  # (B, M, G), what it reads: normalised and masked
+    decision: Tensor  # (B, M, n_d), the step's contribution to the decision, after its ReLU
+    evidence: Tensor  # (B, M, C), what the masked genes add to the logits; (B, M, 0) where networks are not additive
 
 
 class TabNet(nn.Module):
-    """A network that looks at a cell in a few steps, each through a sparse mask over genes.
+    """Networks that look at a cell in a few steps, each through a sparse mask over genes.
 
-    `settings` are fields of `sims_kit.model.recipe.Recipe`, from ``n_d`` to ``epsilon``.
+    They have different initial weights and gene dropout, are trained on the same batches, and learn from their own
+    errors alone. `settings` are fields of `sims_kit.model.recipe.Recipe`, from ``n_models`` to ``epsilon``.
 
-    >>> network = TabNet(n_genes=2000, n_classes=5, mask_temperature=30.0).eval()
+    >>> network = TabNet(n_genes=2000, n_classes=5, n_models=4, mask_temperature=30.0).eval()
     >>> network(torch.rand(8, 2000)).logits.shape
-    torch.Size([8, 5])
+    torch.Size([8, 4, 5])
     """
-
-    narrow = 1 / 16  # share of the genes: masks up to this width are computed on pairs of cell and gene
 
     def __init__(self, n_genes: int, n_classes: int, **settings):
         super().__init__()
-        known = NETWORK_FIELDS[1:]  # all but n_models
-        refuse_unknown("The network", settings.keys() - set(known), known, kind="setting")
+        refuse_unknown("The network", settings.keys() - set(NETWORK_FIELDS), NETWORK_FIELDS, kind="setting")
         self.recipe = recipe = Recipe(**settings)
+        n_models, n_read = recipe.n_models, min(n_genes, recipe.n_top_genes or n_genes)
         self.gene_dropout = recipe.gene_dropout
-        self.encoder = _Encoder(n_genes, recipe)
-        self.final_mapping = nn.Linear(recipe.n_d, n_classes, bias=False)
-        initialize_non_glu(self.final_mapping, recipe.n_d, n_classes)
-        self.additive_weight = nn.Parameter(torch.zeros(n_genes, n_classes)) if recipe.additive else None
-        self.additive_bias = nn.Parameter(torch.zeros(n_classes)) if recipe.additive else None
+        self.register_buffer("genes", torch.arange(n_read))  # positions of the genes that are read, ascending
+        self.encoder = _Encoder(n_read, recipe)
+        self.final_mapping = Linear(n_models, recipe.n_d, n_classes, initialize_non_glu)
+        is_additive = recipe.additive
+        self.additive_weight = nn.Parameter(torch.zeros(n_models, n_read, n_classes)) if is_additive else None
+        self.additive_bias = nn.Parameter(torch.zeros(n_models, n_classes)) if is_additive else None
+        self.n_genes = n_genes
 
     def forward(self, cells: Tensor) -> TabNetOutput:
-        """Logits and mask entropy of a batch of log-normalised cells, (B, G), dense or sparse (CSR).
+        """Logits and mask entropies of a batch of log-normalised cells, (B, all genes), dense or sparse (CSR).
 
         NaN or infinite values that reach the attention raise `FloatingPointError`.
         """
         with torch.autocast(cells.device.type, enabled=False):
             steps, epsilon = self.steps(cells), self.recipe.epsilon
-            entropies = [(mask.weights * torch.log(mask.weights + epsilon)).sum() for mask, *_ in steps]
-            return TabNetOutput(self.logits_of(steps), -sum(entropies) / (len(cells) * len(steps)))
+            sums = [(step.mask * torch.log(step.mask + epsilon)).sum((0, 2)) for step in steps]
+            return TabNetOutput(self.logits_of(steps), -sum(sums) / (len(cells) * len(steps)))
 
     def steps(self, cells: Tensor) -> list[Step]:
         """The decision steps of a batch."""
         n_cells, size = len(cells), self.recipe.virtual_batch_size
         if not n_cells:
             raise SettingError("A batch of no cells was passed to the network; it needs at least one.")
-        if self.training:
-            if n_cells < 2 or n_cells % math.ceil(n_cells / math.ceil(n_cells / size)) == 1:
-                found = f"{n_cells} cells leave a ghost batch of one cell (virtual_batch_size={size}), without variance"
-                raise SettingError(f"{found}. Choose another batch_size or virtual_batch_size.")
-            cells = _hide(cells, self.gene_dropout)
+        if self.training and (n_cells < 2 or n_cells % math.ceil(n_cells / math.ceil(n_cells / size)) == 1):
+            found = f"{n_cells} cells leave a ghost batch of one cell (virtual_batch_size={size}), without variance"
+            raise SettingError(f"{found}. Choose another batch_size or virtual_batch_size.")
         with torch.autocast(cells.device.type, enabled=False):  # 16 bits are too few to tell logits apart
-            return self._steps(cells)
+            return self._steps(self._read(cells))
+
+    def _read(self, cells: Tensor) -> Tensor:
+        """The genes that are read, (B, M, G), and in training a share of them set to zero, as happens in real cells."""
+        cells = cells.to_dense()
+        cells = cells if len(self.genes) == self.n_genes else cells[:, self.genes]
+        cells = cells[:, None].expand(-1, self.recipe.n_models, -1)
+        return cells * (torch.rand_like(cells) >= self.gene_dropout) if self.training and self.gene_dropout else cells
 
     def _steps(self, cells: Tensor) -> list[Step]:
-        encoder, n_d, temperature = self.encoder, self.recipe.n_d, self.recipe.mask_temperature
-        dense = cells.to_dense()  # (B, G)
-        pairs = None if temperature is None else expressed(cells)  # (P,) twice: cells, genes
-        scale, shift = normalisation(encoder.initial_bn, cells, dense)  # (G,), (G,)
-        weight = encoder.initial_splitter.shared.glu_layers[0].fc.weight  # (W, G), shared by all steps
-        out, table = first_layer(cells, dense, scale, shift, weight)  # (B, W), (G, W)
-        attention = after_first_layer(encoder.initial_splitter, out)[:, n_d:]  # (B, n_a)
-        steps, past, widest = [], [], self.narrow * dense.shape[1]
+        encoder, recipe, prior, steps = self.encoder, self.recipe, 1.0, []
+        expressed = None if recipe.mask_temperature is None else cells > 0
+        cells = encoder.initial_bn(cells)
+        first = encoder.initial_splitter.shared.shared_layers[0]
+        attention = after_first_layer(encoder.initial_splitter, first(cells))[..., recipe.n_d :]  # (B, M, n_a)
         for attend, transform in zip(encoder.att_transformers, encoder.feat_transformers, strict=True):
-            mask = step_mask(attention, attend, past, encoder.gamma, widest, pairs, temperature or 1.0)
-            past.append(mask)
-            out = masked_first_layer(mask, dense, scale, shift, table, self.additive_weight, cells.is_sparse_csr)
-            if self.recipe.rescale_masked:
-                squares = mask.sum_of(mask.weights.square())  # (B,); 0 in a cell without genes
-                out = out / squares.clamp(min=torch.finfo(out.dtype).tiny)[:, None]
-            out, evidence = out.tensor_split([table.shape[1]], dim=1)  # (B, W), (B, C) or (B, 0)
-            out = after_first_layer(transform, out)  # (B, n_d + n_a)
-            attention = out[:, n_d:]
-            steps.append(Step(mask, torch.relu(out[:, :n_d]), evidence))
+            mask = sparsemax(attend(attention) / (recipe.mask_temperature or 1.0) * prior, expressed)
+            prior = prior * (recipe.gamma - mask)
+            values = mask * cells
+            if recipe.rescale_masked:
+                squares = mask.square().sum(-1, keepdim=True)  # (B, M, 1); 0 in a cell without genes
+                values = values / squares.clamp(min=torch.finfo(mask.dtype).tiny)
+            out = after_first_layer(transform, first(values))  # (B, M, n_d + n_a)
+            attention = out[..., recipe.n_d :]
+            evidence = values[..., :0] if self.additive_weight is None else product(values, self.additive_weight)
+            steps.append(Step(mask, values, torch.relu(out[..., : recipe.n_d]), evidence))
         return steps
 
     def logits_of(self, steps: Sequence[Step]) -> Tensor:
-        """The logits, (B, C), that the steps of a batch add up to."""
+        """The logits, (B, M, C), that the steps of a batch add up to."""
         logits = self.final_mapping(sum(step.decision for step in steps))
         if self.additive_bias is not None:
             logits = logits + sum(step.evidence for step in steps) + self.additive_bias
         return logits
 
+    def measure(self, sums: Tensor, squares: Tensor, n_cells: Tensor) -> None:
+        """Choose the genes, and with `fixed_scale` measure them, from training cells.
 
-class Ensemble(nn.Module):
-    """`TabNet` networks with different initial weights and gene dropout, trained on the same batches.
-
-    Each learns from its own errors alone. The probabilities of the ensemble are the mean of its members'.
-
-    >>> ensemble = Ensemble(2000, 5, n_models=4, n_steps=1).eval()
-    >>> mean_logits([output.logits for output in ensemble(torch.rand(8, 2000))]).softmax(1).shape
-    torch.Size([8, 5])
-    """
-
-    def __init__(self, n_genes: int, n_classes: int, *, n_models: int, **settings):
-        super().__init__()
-        self.members = nn.ModuleList(TabNet(n_genes, n_classes, **settings) for _ in range(n_models))
-
-    def forward(self, cells: Tensor) -> list[TabNetOutput]:
-        """The output of each member."""
-        return [member(cells) for member in self.members]
-
-    def measure_input(self, batches: Iterable) -> None:
-        """With `fixed_scale`, measure the genes on training cells, once for all members, before training."""
-        first, *others = (member.encoder.initial_bn for member in self.members)
-        if isinstance(first, FixedScale):
-            first.measure(batches)
-            for other in others:
-                other.load_state_dict(first.state_dict())
+        Takes the sums of each class, (C, all genes), the sums of squares, (all genes,), and the cells of each class.
+        """
+        if len(self.genes) < self.n_genes:
+            self.genes.copy_(top_genes(sums, squares, n_cells, len(self.genes)))
+        if self.recipe.fixed_scale:
+            self.encoder.initial_bn.measure(sums.sum(0)[self.genes], squares[self.genes], n_cells.sum())
 
     def refresh_statistics(self, batches: Iterable) -> None:
         """Measure every batch normalisation again, on batches without hidden genes, as predictions see them.
@@ -156,53 +140,137 @@ class Ensemble(nn.Module):
         Training with `gene_dropout` measures them on cells with hidden genes.
         """
         try:
-            for member in self.members:
-                member.gene_dropout = 0.0
+            self.gene_dropout = 0.0
             update_bn(batches, self, device=next(self.parameters()).device)
         finally:
-            for member in self.members:
-                member.gene_dropout = member.recipe.gene_dropout
+            self.gene_dropout = self.recipe.gene_dropout
         average_statistics(self)
 
 
-def mean_logits(logits: Sequence[Tensor]) -> Tensor:
-    """Logarithms of the mean of the softmax probabilities, (B, C); a single network's logits as they are."""
-    if len(logits) == 1:
-        return logits[0]
-    return torch.stack([part.log_softmax(1) for part in logits]).logsumexp(0) - math.log(len(logits))
+def top_genes(sums: Tensor, squares: Tensor, n_cells: Tensor, n: int) -> Tensor:
+    """Positions, ascending, of at most `n` genes whose mean differs most between a class and the other cells.
+
+    Each class names as many, by the size of a t statistic with the variance of all cells, until there are `n`. Takes
+    sums of each class, (C, genes), sums of squares, (genes,), and the cells of each class, (C,); all float64.
+
+    >>> top_genes(sums, squares, n_cells, 500)
+    """
+    total, n_all = sums.sum(0), n_cells.sum()
+    variance = (squares / n_all - (total / n_all).square()).clamp(min=0)
+    size, n_other = n_cells.clamp(min=1)[:, None], (n_all - n_cells).clamp(min=1)[:, None]
+    difference = (sums / size - (total - sums) / n_other).abs()
+    t = difference * (size * n_other / n_all).sqrt() / (variance + 1e-3 * variance.max()).sqrt().clamp(min=1e-30)
+    ranks = t.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    first = ranks.amin(0)  # of each gene, in its best class
+    order = np.lexsort((-t.amax(0).cpu().numpy(), first.cpu().numpy()))
+    return torch.from_numpy(np.sort(order[:n])).to(sums.device)
 
 
-def normalisation(norm: nn.BatchNorm1d, cells: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-    """The factor and the summand of each gene, (G,); in training running statistics are updated."""
-    if isinstance(norm, FixedScale):
-        return norm.scale, norm.shift
-    mean, variance = norm.running_mean, norm.running_var
-    if norm.training:
-        mean, variance = moments(cells, dense)
-        update_statistics(norm, mean[None], variance[None], [len(cells)])
-    scale = norm.weight * torch.rsqrt(variance + norm.eps)
-    return scale, norm.bias - mean * scale
+def mean_logits(logits: Tensor) -> Tensor:
+    """Logarithms of the mean of the networks' probabilities, (B, C), of logits (B, M, C); of one network, its logits.
+
+    >>> mean_logits(network(cells).logits).softmax(1)
+    """
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    return logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
 
 
-def after_first_layer(transform: FeatTransformer, out: Tensor) -> Tensor:
-    """The rest of a feature transformer, (B, n_d + n_a), on the output of its first linear layer, (B, W)."""
-    first, *others = transform.shared.glu_layers
-    value, gate = first.bn(out).chunk(2, dim=1)  # (B, n_d + n_a) each
-    out = value * torch.sigmoid(gate)
-    for layer in others:
-        out = (out + layer(out)) * HALF
-    return transform.specifics(out)
+def sparsemax(logits: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Sparsemax over the last dimension: a softmax whose small entries are exactly zero.
+
+    Each row of the result is non-negative and sums to one. With `allowed`, of the same shape, entries elsewhere are
+    zero, and so is a row without any. NaN or infinite logits raise `FloatingPointError`.
+    Source: Martins and Astudillo 2016, arXiv:1602.02068; thesis section 0.2.5.
+
+    >>> sparsemax(torch.tensor([1.0, 0.5, -2.0]))
+    tensor([0.7500, 0.2500, 0.0000])
+    """
+    return _Sparsemax.apply(logits, allowed)
 
 
-def _hide(cells: Tensor, share: float) -> Tensor:
-    """Set a random share of each cell's values to zero, without the rescaling of dropout: zeros occur in real cells."""
-    if not share:
-        return cells
-    if cells.layout == torch.strided:
-        return cells * (torch.rand_like(cells) >= share)
-    values = cells.values()
-    values = values * (torch.rand_like(values) >= share)
-    return torch.sparse_csr_tensor(cells.crow_indices(), cells.col_indices(), values, cells.shape)
+class _Sparsemax(torch.autograd.Function):
+    """Projection of each row onto the probability simplex, with its exact gradient."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, allowed: Tensor | None) -> Tensor:
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        top = logits.amax(-1, keepdim=True)
+        if allowed is not None:
+            top = top.where(allowed.any(-1, keepdim=True), 0)
+        if not torch.isfinite(top).all():
+            raise FloatingPointError(DIVERGED)
+        logits = logits - top  # differences of small numbers round less
+        looked_at = logits.topk(FIRST)[0] if logits.shape[-1] > WIDE else logits
+        tau = _threshold(looked_at)
+        if looked_at is not logits and (looked_at[..., -1:] > tau).any():  # further ones may count
+            tau = _threshold(logits)
+        mask = (logits - tau).clamp_(min=0)
+        ctx.save_for_backward(mask)
+        return mask
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        support = mask > 0
+        gradient = gradient * support
+        mean = gradient.sum(-1, keepdim=True) / support.sum(-1, keepdim=True).clamp(min=1)
+        return gradient.sub_(mean * support), None
+
+
+def _threshold(logits: Tensor) -> Tensor:
+    """What sparsemax subtracts from each row, whose largest logit is 0: Michelot 1986, doi 10.1007/BF00938486."""
+    tau, size = torch.full_like(logits[..., :1], -1), None
+    while True:  # raise each row's threshold to that of the logits above it, until none falls below
+        excess = (logits - tau).clamp_(min=0)
+        size, before = excess.count_nonzero(-1).unsqueeze(-1).clamp(min=1), size
+        if before is not None and torch.equal(before, size):
+            return tau
+        tau = tau + (excess.sum(-1, keepdim=True) - 1) / size
+
+
+def product(values: Tensor, weights: Tensor) -> Tensor:
+    """Each network's values, (B, M, in), times its weights, (M, in, out): (B, M, out)."""
+    return torch.bmm(values.transpose(0, 1), weights).transpose(0, 1)
+
+
+def after_first_layer(transform: "_FeatTransformer", out: Tensor) -> Tensor:
+    """The rest of a feature transformer, (B, M, n_d + n_a), on the output of its first linear layer, (B, M, W)."""
+    (first, *shared), own = transform.shared.glu_layers, transform.specifics.glu_layers
+    out = first.gated(out)
+    for layer in (*shared, *own):
+        out = (out + layer.gated(layer.fc(out))) * HALF
+    return out
+
+
+class Linear(nn.Module):
+    """A linear layer of each network, without a bias."""
+
+    def __init__(self, n_models: int, n_in: int, n_out: int, initialize):
+        super().__init__()
+        layers = [nn.Linear(n_in, n_out, bias=False) for _ in range(n_models)]
+        for layer in layers:
+            initialize(layer, n_in, n_out)
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))  # (M, out, in)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B, M, out) of (B, M, in)."""
+        return product(values, self.weight.mT)
+
+
+class _InputNorm(nn.BatchNorm1d):
+    """Batch normalisation of the input, (B, M, G), as in the thesis."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values.flatten(1)).view(values.shape)
+
+
+class _GhostNorm(GBN):
+    """Batch normalisation in ghost batches, of (B, M, F)."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values.flatten(1)).view(values.shape)
 
 
 class FixedScale(nn.Module):
@@ -217,18 +285,13 @@ class FixedScale(nn.Module):
         self.register_buffer("scale", torch.ones(n_genes))
         self.register_buffer("shift", torch.zeros(n_genes))
 
+    def forward(self, values: Tensor) -> Tensor:
+        """Normalised values, of any shape that ends with the genes."""
+        return torch.addcmul(self.shift, values, self.scale)
+
     @torch.no_grad()
-    def measure(self, batches: Iterable) -> None:
-        """Measure the cells of all processes: batches (B, G), dense or CSR, or tuples that start with one."""
-        n_cells, sums = torch.zeros((), dtype=torch.float64), torch.zeros(len(self.scale), dtype=torch.float64)
-        squares = sums.clone()
-        for batch in batches:
-            cells = (batch[0] if isinstance(batch, tuple | list) else batch).cpu().to_sparse_coo()
-            genes, values = cells.indices()[1], cells.values().double()
-            n_cells += len(cells)
-            sums.index_add_(0, genes, values)
-            squares.index_add_(0, genes, values.square())
-        n_cells, sums, squares = (sum_across_devices(part, self.scale.device) for part in (n_cells, sums, squares))
+    def measure(self, sums: Tensor, squares: Tensor, n_cells: Tensor) -> None:
+        """Take sums and sums of squares of the training cells' genes, (G,), and their number; float64."""
         mean = sums / n_cells
         variance = (squares / n_cells - mean.square()).clamp_(min=0)
         if (variance > 0).any():  # else scale and shift stay as they are
@@ -238,24 +301,59 @@ class FixedScale(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """pytorch-tabnet's encoder: the same layers under the same names, without its genes x genes matrix."""
+    """pytorch-tabnet's encoder: the same layers under the same names, for several networks."""
 
     def __init__(self, n_genes: int, recipe: Recipe):
         super().__init__()
-        self.n_d, self.gamma, width = recipe.n_d, recipe.gamma, recipe.n_d + recipe.n_a
+        n_models, width = recipe.n_models, recipe.n_d + recipe.n_a
         ghost = dict(virtual_batch_size=recipe.virtual_batch_size, momentum=recipe.momentum)
         inputs = [n_genes] + [width] * (recipe.n_shared - 1)
-        shared = nn.ModuleList(nn.Linear(size, 2 * width, bias=False) for size in inputs)
-
-        def feature_transformer():
-            return FeatTransformer(n_genes, width, shared, n_glu_independent=recipe.n_independent, **ghost)
-
-        batch_norm = nn.BatchNorm1d(n_genes, momentum=recipe.input_momentum)
+        shared = nn.ModuleList(Linear(n_models, size, 2 * width, initialize_glu) for size in inputs)
+        batch_norm = _InputNorm(n_models * n_genes, momentum=recipe.input_momentum)
         self.initial_bn = FixedScale(n_genes) if recipe.fixed_scale else batch_norm
-        self.initial_splitter = feature_transformer()
-        self.feat_transformers = nn.ModuleList(feature_transformer() for _ in range(recipe.n_steps))
-        self.att_transformers = nn.ModuleList(
-            AttentiveTransformer(recipe.n_a, n_genes, group_matrix=None, **ghost) for _ in range(recipe.n_steps)
-        )
-        for attend in self.att_transformers:
-            nn.init.constant_(attend.bn.bn.weight, recipe.mask_start)
+        self.initial_splitter = _FeatTransformer(shared, recipe, ghost)
+        self.feat_transformers = nn.ModuleList(_FeatTransformer(shared, recipe, ghost) for _ in range(recipe.n_steps))
+        self.att_transformers = nn.ModuleList(_Attention(n_genes, recipe, ghost) for _ in range(recipe.n_steps))
+
+
+class _FeatTransformer(nn.Module):
+    """Gated layers, the first of them with the linear layers that all steps share."""
+
+    def __init__(self, shared: nn.ModuleList, recipe: Recipe, ghost: dict):
+        super().__init__()
+        n_models, width = recipe.n_models, recipe.n_d + recipe.n_a
+        own = [Linear(n_models, width, 2 * width, initialize_glu) for _ in range(recipe.n_independent)]
+        self.shared, self.specifics = (_GluBlock(layers, 2 * n_models * width, ghost) for layers in (shared, own))
+
+
+class _GluBlock(nn.Module):
+    def __init__(self, layers: nn.ModuleList | list[Linear], width: int, ghost: dict):
+        super().__init__()
+        if isinstance(layers, nn.ModuleList):
+            self.shared_layers = layers
+        self.glu_layers = nn.ModuleList(_Layer(layer, _GhostNorm(width, **ghost)) for layer in layers)
+
+
+class _Layer(nn.Module):
+    """A linear layer and its normalisation in ghost batches."""
+
+    def __init__(self, fc: Linear, bn: _GhostNorm):
+        super().__init__()
+        self.fc, self.bn = fc, bn
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.bn(self.fc(values))
+
+    def gated(self, out: Tensor) -> Tensor:
+        """Half of the normalised outputs, (B, M, W / 2), times the sigmoid of the other half."""
+        value, gate = self.bn(out).chunk(2, dim=-1)
+        return value * torch.sigmoid(gate)
+
+
+class _Attention(_Layer):
+    """The logits of a mask, (B, M, G)."""
+
+    def __init__(self, n_genes: int, recipe: Recipe, ghost: dict):
+        norm = _GhostNorm(recipe.n_models * n_genes, **ghost)
+        super().__init__(Linear(recipe.n_models, recipe.n_a, n_genes, initialize_non_glu), norm)
+        nn.init.constant_(norm.bn.weight, recipe.mask_start)

@@ -48,8 +48,6 @@ class Novelty(nn.Module):
     def measure(self, batches: Iterable) -> None:
         """Take means, weights and planes from training cells: tuples of cells (B, G) and labels (B,)."""
         n_classes, n_genes = self.means.shape
-        sums = torch.zeros(n_classes * n_genes, dtype=torch.float64)
-        squares, sizes = torch.zeros(n_genes, dtype=torch.float64), torch.zeros(n_classes, dtype=torch.float64)
         sample, room = [], torch.full((n_classes,), max(FEWEST, SAMPLE // n_classes))
         for cells, labels in batches:
             labels = labels.cpu()
@@ -61,13 +59,10 @@ class Novelty(nn.Module):
             if kept.any():
                 some = csr_matrix((values, (rows, genes)), cells.shape)[kept.numpy()]
                 sample.append((some, labels[kept].numpy()))
-            values = values.double()
-            sums.index_add_(0, labels[rows] * n_genes + genes, values)
-            squares.index_add_(0, genes, values.square())
-            sizes += labels.bincount(minlength=n_classes)
-        found = (sums, squares, sizes, *_planes(sample, n_classes, n_genes))
-        sums, squares, sizes, planes, offsets, fitted = (sum_across_devices(part, self.means.device) for part in found)
-        means = sums.view(n_classes, n_genes) / sizes.clamp(min=1)[:, None]
+        sums, squares, sizes = class_sums(batches, n_classes, n_genes, self.means.device)
+        found = _planes(sample, n_classes, n_genes)
+        planes, offsets, fitted = (sum_across_devices(part, self.means.device) for part in found)
+        means = sums / sizes.clamp(min=1)[:, None]
         within = squares - (sizes[:, None] * means.square()).sum(0)
         variance = (within / (sizes.sum() - n_classes).clamp(min=1)).clamp(min=0)  # (G,)
         self.means.copy_(means)
@@ -100,6 +95,22 @@ class Novelty(nn.Module):
         """The score, (B,): 0 for a typical cell, higher for a cell that is less like any class."""
         parts = (score_parts(logits, distances) - self.centre) / self.spread.clamp(min=LEAST_SPREAD)
         return parts.logsumexp(1) - math.log(parts.shape[1])
+
+
+def class_sums(batches: Iterable, n_classes: int, n_genes: int, device: torch.device) -> list[Tensor]:
+    """Sums of each class, (C, G), sums of squares, (G,), and cells of each class, (C,), over all processes; float64.
+
+    `batches` are tuples of cells (B, G) and labels (B,).
+    """
+    sums = torch.zeros(n_classes * n_genes, dtype=torch.float64)
+    squares, sizes = torch.zeros(n_genes, dtype=torch.float64), torch.zeros(n_classes, dtype=torch.float64)
+    for cells, labels in batches:
+        labels, cells = labels.cpu(), cells.cpu().to_sparse_coo()
+        (rows, genes), values = cells.indices(), cells.values().double()
+        sums.index_add_(0, labels[rows] * n_genes + genes, values)
+        squares.index_add_(0, genes, values.square())
+        sizes += labels.bincount(minlength=n_classes)
+    return [sum_across_devices(part, device) for part in (sums.view(n_classes, n_genes), squares, sizes)]
 
 
 def score_parts(logits: Tensor, distances: Tensor) -> Tensor:

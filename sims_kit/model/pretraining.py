@@ -4,7 +4,7 @@ TabNet's self-supervised task (Arik and Pfister 2021, arXiv:1908.07442; thesis s
 over pairs of cell and gene, so that nothing here is as large as cells x genes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sims_kit.errors import SettingError
-from sims_kit.model.network import Ensemble, FixedScale, TabNet
+from sims_kit.model.network import FixedScale, TabNet
+from sims_kit.model.novelty import class_sums
 from sims_kit.model.recipe import Recipe, get_recipe
 from sims_kit.model.trainer import Module, sum_across_devices
 
@@ -40,7 +41,7 @@ class MaskedPretraining(Module):
     that of predicting each gene's mean, and rare genes count less than markers.
 
     `input_dim`, `genes` and `recipe` are as in `SIMSClassifier`. A share of each cell's genes, `mask_share`, is hidden,
-    drawn anew for every batch and network. `unexpressed` genes are drawn for each hidden expressed one; more make the
+    drawn anew for every batch. `unexpressed` genes are drawn for each hidden expressed one; more make the
     loss less noisy. `history` has ``val_explained``, the share of the variance of hidden genes around their training
     means that the network explains.
     """
@@ -61,32 +62,33 @@ class MaskedPretraining(Module):
         super().__init__(get_recipe(recipe), genes and list(genes), mask_share=mask_share, unexpressed=unexpressed)
         self.input_dim, self.mask_share, self.unexpressed = input_dim, mask_share, unexpressed
         # classes are unknown, and genes are hidden by this module
-        settings = self.recipe.network_settings | {"additive": False, "gene_dropout": 0.0}
-        self.network = Ensemble(input_dim, 1, **settings)
+        settings = self.recipe.network_settings | {"additive": False, "gene_dropout": 0.0, "n_top_genes": None}
+        self.network = TabNet(input_dim, 1, **settings)
+        self.network.final_mapping.requires_grad_(False)  # unused; several devices would wait for its gradients
         sizes = {name: settings[name] for name in ("n_d", "n_steps", "virtual_batch_size")}
-        self.decoders = nn.ModuleList(TabNetDecoder(input_dim, **sizes) for _ in self.network.members)
-        for member, decoder in self._pairs():
-            member.final_mapping.requires_grad_(False)  # unused; several devices would wait for its gradients
+        self.decoders = nn.ModuleList(TabNetDecoder(input_dim, **sizes) for _ in range(settings["n_models"]))
+        for decoder in self.decoders:
             nn.init.zeros_(decoder.reconstruction_layer.weight)  # starts from the genes' means, not from noise
         self.scale = FixedScale(input_dim)
 
     def on_train_start(self) -> None:
         """Measure the genes on the training cells."""
         if not self.is_fitted:  # a run that goes on keeps what it has
-            self.scale.measure(self.trainer.train_dataloader)
-            self.network.measure_input(self.trainer.train_dataloader)
+            cells = ((batch.cells, torch.zeros_like(batch.labels)) for batch in self.trainer.train_dataloader)
+            sums, squares, n_cells = class_sums(cells, 1, self.input_dim, self.device)
+            self.scale.measure(sums[0], squares, n_cells)
+            self.network.measure(sums, squares, n_cells)
 
     def forward(self, masked: MaskedCells) -> list[Tensor]:
         """Each network's predictions of the pairs, (P,), on the scale of the loss."""
-        return [reconstruct(*pair, masked) for pair in self._pairs()]
+        decisions = torch.stack([step.decision for step in self.network.steps(masked.cells)])  # (steps, B, M, n_d)
+        return [reconstruct(*pair, masked) for pair in zip(self.decoders, decisions.unbind(2), strict=True)]
 
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""
-        losses = []
-        for pair in self._pairs():
-            masked = mask_genes(batch.cells, self.mask_share, self.unexpressed)
-            errors = (reconstruct(*pair, masked) - self._target(masked)).square()
-            losses.append((masked.weights * errors).sum() / masked.weights.sum())
+        masked = mask_genes(batch.cells, self.mask_share, self.unexpressed)
+        target, total = self._target(masked), masked.weights.sum()
+        losses = [(masked.weights * (found - target).square()).sum() / total for found in self(masked)]
         loss = sum(losses)  # the networks share no weights, so each has gradients of its own loss
         if not torch.isfinite(loss):
             raise self.diverged(f"The loss of pretraining is {loss.item()}.", batch_index)
@@ -112,9 +114,6 @@ class MaskedPretraining(Module):
         weights, errors, variance = sum_across_devices(self._sums, self.device)
         self.log("val_loss", (errors / weights).float())
         self.log("val_explained", (1 - errors / variance).float())
-
-    def _pairs(self) -> Iterator[tuple[TabNet, TabNetDecoder]]:
-        return zip(self.network.members, self.decoders, strict=True)
 
     def _target(self, masked: MaskedCells) -> Tensor:
         return masked.values * self.scale.scale[masked.genes] + self.scale.shift[masked.genes]
@@ -153,20 +152,14 @@ def mask_genes(
     )
 
 
-def reconstruct(network: TabNet, decoder: TabNetDecoder, masked: MaskedCells) -> Tensor:
-    """The decoder's predictions of the pairs, (P,), from the steps of a batch."""
-    steps = network.steps(masked.cells)
-    cells = sum(part(step.decision) for part, step in zip(decoder.feat_transformers, steps, strict=True))  # (B, n_d)
+def reconstruct(decoder: TabNetDecoder, decisions: Tensor, masked: MaskedCells) -> Tensor:
+    """The decoder's predictions of the pairs, (P,), from a network's decisions, (steps, B, n_d)."""
+    cells = sum(part(decision) for part, decision in zip(decoder.feat_transformers, decisions, strict=True))  # (B, n_d)
     return (cells[masked.rows] * F.embedding(masked.genes, decoder.reconstruction_layer.weight)).sum(1)
 
 
-@torch.no_grad()
-def start_encoder(model: Module, pretrained: MaskedPretraining, places: Tensor) -> None:
-    """Give an untrained classifier's encoder the weights of a pretrained one with the same settings of the network.
-
-    `places`, (genes of the model,), is the position of each gene in the pretrained model, -1 where it has none; such
-    genes start as usual.
-    """
+def check_settings(model: Module, pretrained: MaskedPretraining) -> None:
+    """Refuse a pretrained encoder whose settings of the network differ from the classifier's."""
     ours, theirs = model.recipe.network_settings, pretrained.recipe.network_settings
     differing = [f"{name} {ours[name]} (pretrained: {theirs[name]})" for name in SETTINGS if ours[name] != theirs[name]]
     if differing:
@@ -174,13 +167,25 @@ def start_encoder(model: Module, pretrained: MaskedPretraining, places: Tensor) 
             f"The pretrained encoder does not fit the network: {', '.join(differing)}. Pretrain with the classifier's "
             "recipe, or fit with the pretrained one's."
         )
-    sources, here = pretrained.network.state_dict(), (places >= 0).nonzero().squeeze(1)
+
+
+@torch.no_grad()
+def start_encoder(model: Module, pretrained: MaskedPretraining, places: Tensor) -> None:
+    """Give an untrained classifier's encoder the weights of a pretrained one.
+
+    `places`, (genes of the model,), is the position of each gene in the pretrained model, -1 where it has none; such
+    genes start as usual.
+    """
+    sources, places = pretrained.network.state_dict(), places[model.network.genes]
+    here = (places >= 0).nonzero().squeeze(1)
+    sizes = len(places), pretrained.input_dim
     for name, target in [*model.network.named_parameters(), *model.network.named_buffers()]:
-        if "encoder." not in name or name.endswith("num_batches_tracked"):  # else it would count as fitted
-            continue
-        is_first = ".initial_splitter.shared.shared_layers.0." in name  # (width, genes)
-        if is_first or ".initial_bn." in name or ".att_transformers." in name:
-            axis = 1 if is_first else 0
-            target.index_copy_(axis, here, sources[name].index_select(axis, places[here]))
+        if "encoder." not in name or name.endswith(("num_batches_tracked", "scale", "shift")):
+            continue  # a number of batches would count as fitted; the scale is measured on the cells
+        source, axis = sources[name], 2 if ".shared_layers.0." in name else 1  # (networks, width, genes)
+        if axis == 2 or ".initial_bn." in name or ".att_transformers." in name:
+            if target.dim() == 1:  # (networks x genes,)
+                target, source = (part.view(-1, size) for part, size in zip((target, source), sizes, strict=True))
+            target.index_copy_(axis, here, source.index_select(axis, places[here]))
         else:
-            target.copy_(sources[name])
+            target.copy_(source)

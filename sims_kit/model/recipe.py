@@ -16,7 +16,9 @@ from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 
 NUMBERS = {bool: "True or False", int: "a whole number", float: "a number"}
 LIMITS = {  # the smallest value of each number, and the value that it stays below
-    **dict.fromkeys(("n_models", "n_d", "n_a", "n_steps", "n_shared", "gamma", "virtual_batch_size"), (1, inf)),
+    **dict.fromkeys(
+        ("n_models", "n_top_genes", "n_d", "n_a", "n_steps", "n_shared", "gamma", "virtual_batch_size"), (1, inf)
+    ),
     **dict.fromkeys(("n_independent", "momentum", "input_momentum", "epsilon", "patience", "weight_classes"), (0, inf)),
     **dict.fromkeys(("logit_adjustment", "lambda_sparse", "gradient_clip_val"), (0, inf)),
     **dict.fromkeys(("gene_dropout", "label_smoothing"), (0, 1)),
@@ -37,6 +39,7 @@ class Recipe:
 
     # The network. Defaults are those of pytorch-tabnet.
     n_models: int = 1  # networks trained side by side, whose probabilities are averaged
+    n_top_genes: int | None = None  # genes that the networks read, chosen on the training cells; None: all
     n_d: int = 8  # width of the decision part of each step
     n_a: int = 8  # width of the attention part of each step
     n_steps: int = 3  # decision steps, each with a mask of its own
@@ -93,7 +96,7 @@ class Recipe:
 
     @property
     def network_settings(self) -> dict[str, Any]:
-        """The settings of the network, as `Ensemble` takes them."""
+        """The settings of the network, as `TabNet` takes them."""
         return {name: getattr(self, name) for name in NETWORK_FIELDS}
 
     def changed(self, **settings) -> "Recipe":
@@ -159,7 +162,6 @@ HINTS = {  # what to write instead of words of other packages, and of words that
     **dict.fromkeys(("enable_progress_bar", "progress_bar"), "Pass verbose=False for silence."),
     **dict.fromkeys(("threshold", "reject"), "It belongs to sims_kit.annotate(query, model, ...)."),
     "majority_voting": "It belongs to annotation: sims_kit.annotate(query, model, vote='auto').",
-    "n_top_genes": "Select genes first: cells[:, cells.var['highly_variable']], or genes=[...].",
     "random_state": "Pass seed=...",
     "use_raw": "Pass layer='raw'.",
 }
@@ -184,6 +186,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         # One recipe for every dataset, chosen on training and validation cells alone.
         "default": Recipe(
             n_models=4,  # averaging was better on all four tissues tried, benchmarks/RECIPE.md
+            n_top_genes=1000,
             n_d=32,
             n_a=32,  # with TabNet's 8, several classes are never learned
             n_steps=1,  # three steps were no better with narrow masks; not tried again since

@@ -63,7 +63,7 @@ class Module(pl.LightningModule):
     @property
     def is_fitted(self) -> bool:
         """Whether its genes have names and its weights have seen a training batch."""
-        norm = self.network.members[0].encoder.att_transformers[0].bn.bn
+        norm = self.network.encoder.att_transformers[0].bn.bn
         return self.genes is not None and bool(norm.num_batches_tracked > 0)
 
     def setup(self, stage: str) -> None:

@@ -109,8 +109,8 @@ def test_earlier_encoder():
     """A pretrained encoder of the first format loads."""
     answers = json.loads((FILES / "encoder_1.json").read_text())
     encoder = load_model(FILES / "encoder_1.safetensors")
-    steps = encoder.network.members[0].steps(torch.tensor(answers["cells"]))
-    torch.testing.assert_close(torch.stack([step.decision for step in steps]), torch.tensor(answers["decisions"]))
+    steps = encoder.network.steps(torch.tensor(answers["cells"]))
+    torch.testing.assert_close(torch.stack([step.decision[:, 0] for step in steps]), torch.tensor(answers["decisions"]))
     assert encoder.provenance == {"seed": 0} and encoder.is_fitted
 
 
@@ -289,7 +289,7 @@ def test_hostile_files(tmp_path, make, message):
 def test_memory_stays_within_four_files(tmp_path):
     """Loading takes no more than four times the file: for 20,000 genes, measured in a process of its own."""
     model = SIMSClassifier(20_000, 10, genes=[f"gene {i}" for i in range(20_000)], classes=list("abcdefghij"))
-    model.network.members[0].encoder.att_transformers[0].bn.bn.num_batches_tracked += 1  # as if it had been trained
+    model.network.encoder.att_transformers[0].bn.bn.num_batches_tracked += 1  # as if it had been trained
     path = save_model(model, tmp_path / "model.safetensors")
     code = (
         "import sys; from sims_kit.model import load_model\n"
