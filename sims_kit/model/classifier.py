@@ -115,7 +115,7 @@ class SIMSClassifier(Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         """Logits, (B, classes), of a batch of log-normalised cells, (B, genes), dense or CSR."""
-        return mean_logits(self.network(cells).logits + self.logit_adjustment)
+        return mean_logits(self.network.logits_of(self.network.steps(cells)) + self.logit_adjustment)
 
     def calibrated(self, logits: Tensor) -> Tensor:
         """Logits of `forward` at the model's temperature."""
@@ -164,11 +164,14 @@ class SIMSClassifier(Module):
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""
         try:
-            logits, mask_entropy = self.network(batch.cells)
+            steps = self.network.steps(batch.cells)
         except FloatingPointError as error:
             raise self.diverged(str(error), batch_index) from error
-        losses = torch.stack([self._loss(of_network, batch.labels) for of_network in logits.unbind(1)])
-        loss = (losses + self.recipe.lambda_sparse * mask_entropy).sum()  # each network has gradients of its own loss
+        logits = self.network.logits_of(steps)
+        losses = [self._loss(of_network, batch.labels) for of_network in logits.unbind(1)]
+        loss = sum(losses)  # the networks share no weights, so each has gradients of its own loss
+        if self.recipe.lambda_sparse:
+            loss = loss + self.recipe.lambda_sparse * self.network.entropy_of(steps).sum()
         if not torch.isfinite(loss):
             raise self.diverged(f"The training loss is {loss.item()}.", batch_index)
         self._track("train_", mean_logits(logits), batch.labels, loss / len(losses))

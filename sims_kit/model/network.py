@@ -76,9 +76,8 @@ class TabNet(nn.Module):
         NaN or infinite values that reach the attention raise `FloatingPointError`.
         """
         with torch.autocast(cells.device.type, enabled=False):
-            steps, epsilon = self.steps(cells), self.recipe.epsilon
-            sums = [(step.mask * torch.log(step.mask + epsilon)).sum((0, 2)) for step in steps]
-            return TabNetOutput(self.logits_of(steps), -sum(sums) / (len(cells) * len(steps)))
+            steps = self.steps(cells)
+            return TabNetOutput(self.logits_of(steps), self.entropy_of(steps))
 
     def steps(self, cells: Tensor) -> list[Step]:
         """The decision steps of a batch."""
@@ -99,14 +98,18 @@ class TabNet(nn.Module):
         return cells * (torch.rand_like(cells) >= self.gene_dropout) if self.training and self.gene_dropout else cells
 
     def _steps(self, cells: Tensor) -> list[Step]:
-        encoder, recipe, prior, steps = self.encoder, self.recipe, 1.0, []
+        encoder, recipe, steps = self.encoder, self.recipe, []
         expressed = None if recipe.mask_temperature is None else cells > 0
         cells = encoder.initial_bn(cells)
         first = encoder.initial_splitter.shared.shared_layers[0]
         attention = after_first_layer(encoder.initial_splitter, first(cells))[..., recipe.n_d :]  # (B, M, n_a)
         for attend, transform in zip(encoder.att_transformers, encoder.feat_transformers, strict=True):
-            mask = sparsemax(attend(attention) / (recipe.mask_temperature or 1.0) * prior, expressed)
-            prior = prior * (recipe.gamma - mask)
+            logits = attend(attention)
+            if recipe.mask_temperature is not None:
+                logits = logits / recipe.mask_temperature
+            for step in steps:
+                logits = logits * (recipe.gamma - step.mask)
+            mask = sparsemax(logits, expressed)
             values = mask * cells
             if recipe.rescale_masked:
                 squares = mask.square().sum(-1, keepdim=True)  # (B, M, 1); 0 in a cell without genes
@@ -123,6 +126,11 @@ class TabNet(nn.Module):
         if self.additive_bias is not None:
             logits = logits + sum(step.evidence for step in steps) + self.additive_bias
         return logits
+
+    def entropy_of(self, steps: Sequence[Step]) -> Tensor:
+        """The mask entropy of each network, (M,)."""
+        sums = [(step.mask * torch.log(step.mask + self.recipe.epsilon)).sum((0, 2)) for step in steps]
+        return -sum(sums) / (len(steps) * len(steps[0].mask))
 
     def measure(self, sums: Tensor, squares: Tensor, n_cells: Tensor) -> None:
         """Choose the genes, and with `fixed_scale` measure them, from training cells.
