@@ -1,16 +1,20 @@
-"""TabNet against pytorch-tabnet's without its genes x genes identity, in float64; its additions; ensembles."""
+"""TabNet against pytorch-tabnet's without its genes x genes identity, in float64; its additions; several networks."""
 
 import copy
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
+from pytorch_tabnet.sparsemax import Sparsemax
 from pytorch_tabnet.tab_network import TabNetNoEmbeddings
+from sklearn.feature_selection import f_classif
 from torch.nn.functional import cross_entropy
 
 from sims_kit.errors import SettingError, UnknownNameError
 from sims_kit.model.contributions import explain_batch
-from sims_kit.model.network import Ensemble, FixedScale, TabNet, mean_logits
+from sims_kit.model.network import FixedScale, TabNet, mean_logits, sparsemax, top_genes
+from sims_kit.model.novelty import class_sums
 
 CASES = {  # cells, genes, how the attention came about, settings
     "defaults": (64, 200, "trained", {}),
@@ -30,12 +34,6 @@ CASES = {  # cells, genes, how the attention came about, settings
     **{f"{n_genes}-genes": (24, n_genes, "trained", {}) for n_genes in (1, 2, 15, 16, 17, 33)},
 }
 FORMS = {"dense": torch.Tensor.to_dense, "csr": torch.Tensor.to_sparse_csr}
-PATHS = {  # how the cells come, and up to which share of the genes masks are computed on pairs
-    "pairs": (torch.Tensor.to_sparse_csr, 1),
-    "pairs-of-dense-cells": (torch.Tensor.to_dense, 1),
-    "all-genes": (torch.Tensor.to_sparse_csr, -1),
-    "its-own-choice-of-dense-cells": (torch.Tensor.to_dense, 1 / 16),
-}
 ATTENTION = {  # initial weights of the attention's batch normalisation, step by step; the last goes on
     "uniform": [0.0],
     "broad": [0.01],
@@ -47,7 +45,6 @@ N_CLASSES = 4
 
 forms = pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
 modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-narrows = pytest.mark.parametrize("narrow", [1, -1], ids=["pairs", "all-genes"])
 
 
 class NoMatrix:
@@ -97,8 +94,9 @@ def _case(name):
 
 def _twin(oracle, n_genes, **settings):
     ours = TabNet(n_genes, N_CLASSES, **settings)
-    missing, unexpected = ours.load_state_dict(oracle.state_dict(), strict=False)
-    assert not missing and all(name.startswith("initial_bn.") for name in unexpected)  # never used by the oracle
+    state = {name: part[None] if part.dim() == 2 else part for name, part in oracle.state_dict().items()}
+    missing, unexpected = ours.load_state_dict(state, strict=False)
+    assert missing == ["genes"] and all(name.startswith("initial_bn.") for name in unexpected)  # the oracle's is unused
     return ours
 
 
@@ -128,38 +126,39 @@ def assert_equal_step(ours, oracle, cells, given):
     """Logits, both losses, every gradient and the running statistics of one batch agree; in evaluation also masks."""
     labels = torch.arange(len(cells)) % N_CLASSES
     output, (logits, negative_entropy) = ours(given), oracle(cells)
-    assert_same(output.logits, logits, "logits")
-    assert_same(output.mask_entropy, -negative_entropy, "mask entropy")
+    assert_same(output.logits[:, 0], logits, "logits")
+    assert_same(output.mask_entropy[0], -negative_entropy, "mask entropy")
     expected = dict(_gradients(oracle, logits, -negative_entropy, labels))
-    for name, gradient in _gradients(ours, *output, labels):
-        assert_same(gradient, expected[name], name)
+    for name, gradient in _gradients(ours, output.logits[:, 0], output.mask_entropy[0], labels):
+        assert_same(gradient[0] if gradient.dim() == 3 else gradient, expected[name], name)
+    assert_same_statistics(ours, oracle)
+    steps, masks = ((), ()) if ours.training else (ours.steps(given), oracle.forward_masks(cells)[1].values())
+    for step, mask in zip(steps, masks, strict=True):
+        assert_same(step.mask[:, 0], mask, "masks")
+
+
+def assert_same_statistics(ours, oracle):
+    """The running statistics of all normalisations agree."""
     statistics = dict(oracle.named_buffers())
     for name, buffer in ours.named_buffers():
-        assert_same(buffer, statistics[name], name)
-    steps, masks = ((), ()) if ours.training else (ours.steps(given), oracle.forward_masks(cells)[1].values())
-    for (found, *_), mask in zip(steps, masks, strict=True):
-        assert_same(found.to_dense(), mask, "masks")
-        assert_same(found.to_sparse().to_dense(), mask, "sparse masks")
-        assert (found.to_sparse().values() > 0).all()  # what counts the genes that are looked at sees no others
+        if name != "genes":
+            assert_same(buffer, statistics[name], name)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@forms
 @pytest.mark.parametrize("mode", ["train", "eval", "one-cell"])
-def test_equals_pytorch_tabnet(twins, mode, path):
-    """Logits, both losses, every gradient, statistics and masks agree to 1e-9, whatever the path; also for one cell."""
+def test_equals_pytorch_tabnet(twins, mode, make):
+    """Logits, both losses, every gradient, statistics and masks agree to 1e-9, however cells come; also for one."""
     ours, oracle, cells = twins
-    make, ours.narrow = PATHS[path]
     cells = cells[-1:] if mode == "one-cell" else cells
     assert_equal_step(ours.train(mode == "train"), oracle.train(mode == "train"), cells, make(cells))
 
 
-@narrows
 @pytest.mark.parametrize("name", ["defaults", "narrow", "broad-narrow"])
-def test_gradient_of_dense_cells(name, narrow):
+def test_gradient_of_dense_cells(name):
     """In evaluation, dense cells get the oracle's gradient."""
     oracle, cells = _case(name)
     ours, gradients = _twin(oracle, cells.shape[1], **CASES[name][3]), []
-    ours.narrow = narrow
     for network in (ours.eval(), copy.deepcopy(oracle).eval()):
         given = cells.clone().requires_grad_()
         gradients.append(torch.autograd.grad(network(given)[0].square().mean(), given)[0])
@@ -174,7 +173,6 @@ def test_transcriptome_width():
     assert max(tensor.numel() for tensor in ours.state_dict().values()) < 40 * 20_000
     assert_equal_step(ours, oracle, cells, cells.to_sparse_csr())
     assert_equal_step(ours.eval(), oracle.eval(), cells, cells.to_sparse_csr())
-    assert all(step.mask.genes is not None for step in ours.steps(cells))
 
 
 @pytest.mark.parametrize("name", ["defaults", "narrow", "broad-narrow"])
@@ -184,7 +182,7 @@ def test_single_precision(name, training):
     oracle, cells = _case(name)
     exact = _twin(oracle, cells.shape[1], **CASES[name][3]).train(training)
     single, labels = copy.deepcopy(exact).float(), torch.arange(len(cells)) % N_CLASSES
-    logits, found = exact(cells).logits, single(cells.float().to_sparse_csr()).logits
+    logits, found = exact(cells).logits[:, 0], single(cells.float().to_sparse_csr()).logits[:, 0]
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), logits, rtol=0, atol=1e-3)
     cross_entropy(logits, labels).backward(), cross_entropy(found, labels).backward()
@@ -193,48 +191,42 @@ def test_single_precision(name, training):
         torch.testing.assert_close(other.grad.double(), parameter.grad, rtol=0, atol=1e-2 * largest.item())
 
 
-@narrows
 @pytest.mark.parametrize("settings", [{}, DEFAULT], ids=["thesis", "default"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @forms
-def test_mixed_precision(narrow, settings, dtype, make):
+def test_mixed_precision(settings, dtype, make):
     """Under autocast a step computes in 32 bits and equals one without."""
     network, cells = TabNet(500, 3, **settings).float(), make(torch.poisson(torch.rand(40, 500)).float())
-    network.narrow = narrow
     exact = copy.deepcopy(network)(cells)
     with torch.autocast("cpu", dtype):
         found = network(cells)
-        loss = found.logits.square().mean() + found.mask_entropy
+        loss = found.logits.square().mean() + found.mask_entropy.sum()
     loss.backward()
     torch.testing.assert_close(found, exact, rtol=0, atol=0)
 
 
-@narrows
 @forms
-def test_deterministic_algorithms(narrow, make):
+def test_deterministic_algorithms(make):
     """A step, refreshed statistics and an explanation run under torch's deterministic algorithms."""
     torch.use_deterministic_algorithms(True)
     try:
         for settings in ({}, DEFAULT):
-            ensemble, cells = Ensemble(200, 3, n_models=1, **settings), make(torch.poisson(torch.rand(20, 200)))
-            ensemble.members[0].narrow = narrow
-            (output,) = ensemble(cells)
-            (output.logits.square().mean() + output.mask_entropy).backward()
-            ensemble.refresh_statistics([cells])
-            explain_batch(ensemble.eval(), cells)
+            network, cells = TabNet(200, 3, n_models=2, **settings), make(torch.poisson(torch.rand(20, 200)))
+            output = network(cells)
+            (output.logits.square().mean() + output.mask_entropy.sum()).backward()
+            network.refresh_statistics([cells])
+            explain_batch(network.eval(), cells)
     finally:
         torch.use_deterministic_algorithms(False)
 
 
-@narrows
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("place", ["cells", "encoder.att_transformers.1.fc.weight", "encoder.initial_bn.weight"])
 @forms
 @modes
-def test_not_finite_is_an_error(narrow, bad, place, training, make):
-    """NaN or infinite cells or weights are one clear error on every path."""
+def test_not_finite_is_an_error(bad, place, training, make):
+    """NaN or infinite cells or weights are one clear error."""
     broken, cells = TabNet(200, 3).train(training), torch.poisson(torch.rand(20, 200)).log1p()
-    broken.narrow = narrow
     (cells if place == "cells" else dict(broken.named_parameters())[place].data).view(-1)[-1] = bad
     with pytest.raises(FloatingPointError, match="diverged"):
         broken(make(cells))
@@ -246,66 +238,47 @@ def test_ghost_batch_of_one_cell(n_cells, virtual_batch_size):
     network = TabNet(6, 2, virtual_batch_size=virtual_batch_size)
     with pytest.raises(SettingError, match="one cell"):
         network(torch.rand(n_cells, 6))
-    assert network.eval()(torch.rand(n_cells, 6)).logits.shape == (n_cells, 2)
+    assert network.eval()(torch.rand(n_cells, 6)).logits.shape == (n_cells, 1, 2)
     with pytest.raises(SettingError, match="no cells"):
         network(torch.rand(0, 6))
 
 
-def _one_step(network, cells, narrow=1):
-    """Logits, entropy, gradients and statistics of a training batch, from the same seed."""
+def _one_step(network, cells):
+    """Logits, entropies, gradients and statistics of a training batch, from the same seed."""
     network = copy.deepcopy(network)
-    network.narrow = narrow
     torch.manual_seed(1)
-    output = network(cells)
-    (output.logits.square().mean() + output.mask_entropy).backward()
-    gradients = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
+    output, labels = network(cells), torch.arange(len(cells)) % N_CLASSES
+    losses = [cross_entropy(logits, labels) for logits in output.logits.unbind(1)]
+    (sum(losses) + output.mask_entropy.sum()).backward()
+    gradients = {f"d {name}": value.grad for name, value in network.named_parameters() if value.grad is not None}
     return output._asdict() | gradients | dict(network.named_buffers())
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [dict(rescale_masked=True), dict(gene_dropout=0.3), dict(mask_start=0.01, rescale_masked=True, gene_dropout=0.1)],
-    ids="-".join,
-)
-@modes
-def test_additions_are_the_same_on_both_paths(settings, training):
-    """What the oracle lacks gives the same on pairs as on all genes."""
-    network = TabNet(400, N_CLASSES, virtual_batch_size=16, **settings).train(training)
-    cells = torch.poisson(torch.rand(37, 400)).log1p().to_sparse_csr()
-    expected = _one_step(network, cells, -1)
-    for name, found in _one_step(network, cells, 1).items():
-        assert_same(found, expected[name], name)
-
-
-@narrows
-def test_refreshed_statistics(narrow):
+def test_refreshed_statistics():
     """`refresh_statistics` gives each normalisation the mean of its batches' statistics, as the oracle's layers do."""
     oracle, cells = (copy.deepcopy(part) for part in _case("many-ghost-batches"))
-    ensemble, batches = Ensemble(cells.shape[1], N_CLASSES, n_models=1), [cells[:20], cells[20:]]
-    ours = ensemble.members[0] = _twin(oracle, cells.shape[1], **CASES["many-ghost-batches"][3], gene_dropout=0.5)
-    ours.narrow = narrow
-    ensemble.refresh_statistics([(batch.to_sparse_csr(), None) for batch in batches])
+    ours, batches = _twin(oracle, cells.shape[1], virtual_batch_size=16, gene_dropout=0.5), [cells[:20], cells[20:]]
+    ours.refresh_statistics([(batch.to_sparse_csr(), None) for batch in batches])
     torch.optim.swa_utils.update_bn(batches, oracle)
-    statistics = dict(oracle.named_buffers())
-    for name, buffer in ours.named_buffers():
-        assert_same(buffer, statistics[name], name)
+    assert_same_statistics(ours, oracle)
     assert ours.gene_dropout == 0.5 and ours.encoder.att_transformers[0].bn.bn.momentum == 0.02
 
 
 @forms
 def test_gene_dropout(make):
-    """A share of the genes is hidden in training, drawn for each cell, and none in evaluation."""
-    network = TabNet(2000, 3, gene_dropout=0.25, input_momentum=1.0)
-    seen = network.encoder.initial_bn.running_mean  # of each gene, the share of cells where it is seen
-    network.train()(make(torch.ones(8, 2000)))
+    """A share of the genes is hidden in training, drawn for each cell and network, and none in evaluation."""
+    network = TabNet(1000, 3, n_models=2, gene_dropout=0.25, input_momentum=1.0)
+    seen = network.encoder.initial_bn.running_mean  # of each network's genes, the share of cells where it is seen
+    network.train()(make(torch.ones(8, 1000)))
     assert seen.mean() == pytest.approx(0.75, abs=0.02)
     torch.testing.assert_close(8 * seen, (8 * seen).round())
     assert seen.std() == pytest.approx((0.75 * 0.25 / 8) ** 0.5, rel=0.1)
-    logits = network.eval()(make(torch.ones(8, 2000))).logits
+    assert abs(np.corrcoef(seen.view(2, 1000))[0, 1]) < 0.15
+    logits = network.eval()(make(torch.ones(8, 1000))).logits
     assert (logits == logits[0]).all()
 
 
-@pytest.mark.parametrize("settings", [dict(n_steps=0), dict(gamma=0.5), dict(n_models=3), dict(depth=1)], ids=str)
+@pytest.mark.parametrize("settings", [dict(n_steps=0), dict(gamma=0.5), dict(n_top_genes=0), dict(depth=1)], ids=str)
 def test_impossible_settings(settings):
     """Settings out of range or of something else are named."""
     with pytest.raises((SettingError, UnknownNameError), match=next(iter(settings))):
@@ -320,30 +293,48 @@ def cells():
     return values
 
 
-def _ensemble(cells, n_models=1, **changes):
+def _default(cells, **changes):
     torch.manual_seed(1)
-    ensemble = Ensemble(50, 3, n_models=n_models, **DEFAULT | changes)
-    ensemble.measure_input([cells])
-    for member in ensemble.members:
-        torch.nn.init.normal_(member.additive_weight)
-    return ensemble
+    network = TabNet(cells.shape[1], N_CLASSES, **DEFAULT | changes)
+    network.measure(*class_sums([(cells, torch.arange(len(cells)) % N_CLASSES)], N_CLASSES, cells.shape[1], "cpu"))
+    torch.nn.init.normal_(network.additive_weight)
+    return network
 
 
 @modes
 def test_dense_and_sparse_cells_agree(cells, training):
     """Logits and gradients do not depend on how cells come, and an empty cell has finite ones."""
-    network = _ensemble(cells).members[0].train(training)
+    network = _default(cells).train(training)
     sparse = _one_step(network, cells.to_sparse_csr())
     for name, dense in _one_step(network, cells).items():
         assert torch.isfinite(dense).all()
         torch.testing.assert_close(sparse[name], dense)
 
 
+@modes
+def test_steps_of_the_default(cells, training):
+    """Masks are among expressed genes and widened by a temperature, and what is read does not depend on their width."""
+    network, logits = _default(cells, n_models=2).train(training), []
+    for attend in network.encoder.att_transformers:
+        attend.register_forward_hook(lambda layer, given, out: logits.append(out.detach()))
+    scale, prior = network.encoder.initial_bn, torch.ones(12, 2, 50)
+    for number, step in enumerate(network.steps(cells)):
+        wanted = torch.zeros(12, 2, 50)
+        for cell, of in np.ndindex(11, 2):  # the last cell is empty
+            seen = cells[cell] > 0
+            wanted[cell, of, seen] = Sparsemax(-1)((logits[number] * prior)[cell, of, seen][None] / 5.0)[0]
+        assert_same(step.mask, wanted, "masks")
+        prior = prior * (1.3 - wanted)
+        values = wanted * (cells * scale.scale + scale.shift)[:, None]
+        assert_same(step.values[:-1], (values / wanted.square().sum(-1, keepdim=True))[:-1], "values")
+        assert_same(step.evidence, torch.einsum("bmg,mgc->bmc", step.values, network.additive_weight), "evidence")
+
+
 @pytest.mark.parametrize("name, values", [("mask_temperature", (0.1, 1.0, 10.0)), ("mask_start", (3.0, 0.1))])
 def test_wider_masks(cells, name, values):
     """Masks widen with the temperature, and begin broad when the attention's normalisation starts near zero."""
-    networks = [_ensemble(cells, **{"mask_temperature": 1.0, name: value}).members[0] for value in values]
-    widths = [len(network.steps(cells)[0].mask.weights) for network in networks]
+    networks = [_default(cells, **{"mask_temperature": 1.0, name: value}) for value in values]
+    widths = [network.steps(cells)[0].mask.count_nonzero().item() for network in networks]
     assert widths == sorted(widths) and widths[0] < widths[-1]
 
 
@@ -351,26 +342,165 @@ def test_fixed_scale(cells):
     """It centres, brings the mean square to one, does not blow up rare genes, and is the same over any batches."""
     cells[:, 0] = 0
     cells[0, 0] = 1e-4
+    batches, labels = (cells[:5].to_sparse_csr(), cells[5:]), torch.arange(12) % 3
     whole, parts = FixedScale(50), FixedScale(50)
-    whole.measure([cells])
-    parts.measure([(cells[:5].to_sparse_csr(), None), (cells[5:].to_sparse_csr(), None)])
+    whole.measure(cells.sum(0), cells.square().sum(0), torch.tensor(12.0))
+    sums, squares, n_cells = class_sums(zip(batches, labels.split([5, 7]), strict=True), 3, 50, "cpu")
+    parts.measure(sums.sum(0), squares, n_cells.sum())
     torch.testing.assert_close(whole.state_dict(), parts.state_dict())
-    out = cells * whole.scale + whole.shift
+    out = whole(cells)
     torch.testing.assert_close(out.mean(0), torch.zeros(50), rtol=0, atol=1e-5)
     torch.testing.assert_close(out.square().mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
     assert out[:, 0].abs().max() < 0.01
 
 
-def test_ensemble(cells):
-    """Members share the scale alone, probabilities are their mean, and each learns from its own errors."""
-    ensemble, labels = _ensemble(cells, 2).eval(), torch.arange(12) % 3
-    first, second = ensemble.members
-    torch.testing.assert_close(first.encoder.initial_bn.state_dict(), second.encoder.initial_bn.state_dict())
-    assert not torch.equal(first.final_mapping.weight, second.final_mapping.weight)
-    logits = [output.logits for output in ensemble(cells)]
-    torch.testing.assert_close(mean_logits(logits).softmax(1), sum(part.softmax(1) for part in logits) / 2)
-    sum(cross_entropy(part, labels) for part in logits).backward()
-    together = second.final_mapping.weight.grad.clone()
-    second.zero_grad()
-    cross_entropy(second(cells).logits, labels).backward()
-    torch.testing.assert_close(second.final_mapping.weight.grad, together)
+@modes
+@pytest.mark.parametrize("settings", [{}, DEFAULT, dict(n_shared=1, n_independent=1, n_d=3)], ids=str)
+def test_networks_side_by_side_equal_each_alone(settings, training):
+    """Logits, entropies, gradients and statistics are those of each network alone; none learns from others' errors."""
+    cells, sizes = torch.poisson(torch.rand(37, 200)).log1p(), dict(virtual_batch_size=16) | settings
+    both, alone = (TabNet(200, N_CLASSES, n_models=n, **sizes).train(training) for n in (3, 1))
+    for parameter in both.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    together = _one_step(both, cells)
+    for number in range(3):
+        alone.load_state_dict({name: _of(number, name, part) for name, part in both.state_dict().items()})
+        for name, part in _one_step(alone, cells).items():
+            found = together[name][:, [number]] if name == "logits" else _of(number, name, together[name])
+            assert_same(found, part, name)
+
+
+def _of(number, name, part):
+    """The part of one of three networks; the gene scale and counts are of all of them."""
+    if part.dim() == 0 or name == "genes" or name.endswith((".scale", ".shift")):
+        return part
+    return part[number::3] if name == "mask_entropy" else part.chunk(3)[number]
+
+
+def test_mean_logits():
+    """Probabilities of several networks are averaged; logits of one are left as they are."""
+    logits = 10 * torch.randn(7, 3, N_CLASSES)
+    torch.testing.assert_close(mean_logits(logits).softmax(1), logits.softmax(2).mean(1))
+    assert torch.equal(mean_logits(logits[:, :1]), logits[:, 0])
+    first, second, _ = TabNet(9, N_CLASSES, n_models=3).final_mapping.weight
+    assert not torch.equal(first, second)
+
+
+@pytest.fixture
+def marked():
+    """Sums, squares and cells of three classes of 400 cells x 60 genes of one variance, and squares of all t statistics."""
+    labels = torch.arange(400) % 10 % 3  # not as many in each
+    values = torch.randn(400, 60) + 2 * torch.rand(3, 60)[labels]
+    values = (values / values.std(0, correction=0)).numpy()
+    squared = np.stack([f_classif(values, labels == of)[0] for of in range(3)])
+    return class_sums([(torch.from_numpy(values), labels)], 3, 60, "cpu"), squared
+
+
+@pytest.mark.parametrize("n", [1, 3, 20, 59, 60, 100])
+def test_top_genes(marked, n):
+    """Classes name their best genes in turns, those of a turn by size, until there are enough; positions ascend."""
+    sums, squared = marked
+    ranked, chosen = (-squared).argsort(axis=1), []
+    for turn in ranked.T:
+        chosen += sorted(set(turn) - set(chosen), key=lambda gene: -squared[:, gene].max())
+    assert top_genes(*sums, n).tolist() == sorted(chosen[:n])
+    assert n != 20 or all(len(set(own[:7]) & set(chosen[:n])) >= 6 for own in ranked)
+
+
+def test_top_genes_of_odd_cells():
+    """A tie goes to the first genes; genes that hardly vary come after markers, however well they separate classes."""
+    same = class_sums([(torch.ones(6, 1).expand(6, 9) * torch.arange(6)[:, None], torch.arange(6) % 2)], 2, 9, "cpu")
+    assert top_genes(*same, 4).tolist() == [0, 1, 2, 3]
+    labels = torch.arange(200) % 2
+    values = torch.stack([1e-4 * labels, torch.zeros(200), torch.full((200,), 3.0), labels + torch.randn(200)], 1)
+    sums = class_sums([(values, labels)], 2, 4, "cpu")
+    assert top_genes(*sums, 1).tolist() == [3] and top_genes(*sums, 2).tolist() == [0, 3]
+
+
+@modes
+def test_other_genes_are_not_read(cells, training):
+    """A network of ten of the genes is one that was given these ten, and its masks are found at their places."""
+    network = _default(cells, n_models=2, n_top_genes=10).train(training)
+    few = TabNet(10, N_CLASSES, n_models=2, **DEFAULT).train(training)
+    few.load_state_dict(network.state_dict() | {"genes": torch.arange(10)})
+    assert len(network.genes) == 10 and not torch.equal(network.genes, torch.arange(10))
+    changed = torch.rand(12, 50)
+    changed[:, network.genes] = cells[:, network.genes]
+    expected = _one_step(few, cells[:, network.genes])
+    for name, part in _one_step(network, changed.to_sparse_csr()).items():
+        assert name == "genes" or torch.equal(part, expected[name])
+    found, wanted = explain_batch(network.eval(), changed), explain_batch(few.eval(), cells[:, network.genes])
+    for part, of_few in zip(found, wanted, strict=True):
+        assert part.is_sparse_csr == of_few.is_sparse_csr
+        placed = torch.zeros(12, 50).index_copy(1, network.genes, of_few.to_dense()) if part.is_sparse_csr else of_few
+        torch.testing.assert_close(part.to_dense(), placed, rtol=0, atol=0)
+
+
+LOGITS = {
+    "random": lambda rows, genes: torch.randn(rows, genes),
+    "one-hot": lambda rows, genes: 50 * torch.randn(rows, genes),
+    "broad": lambda rows, genes: 1e-2 * torch.randn(rows, genes),
+    "heavy-tailed": lambda rows, genes: torch.randn(rows, genes) / torch.randn(rows, genes),
+    "tied": lambda rows, genes: (2 * torch.randn(rows, genes)).round() / 4,
+    "constant": lambda rows, genes: torch.full((rows, genes), 0.7),
+    "far-from-zero": lambda rows, genes: torch.randn(rows, genes) - 300,
+    "huge": lambda rows, genes: 1e20 * torch.randn(rows, genes),
+    "ascending": lambda rows, genes: torch.linspace(0, torch.pi, genes).expand(rows, genes),
+    "in-stairs": lambda rows, genes: (-0.77 / genes * (torch.arange(genes) * 8 // genes)).expand(rows, -1),
+    "mixed-widths": lambda rows, genes: (
+        torch.logspace(-4, 1, rows)[torch.randperm(rows), None] * torch.randn(rows, genes)
+    ),
+    **{f"{wide}-genes": lambda rows, genes, wide=wide: _steep(rows, genes, wide) for wide in (40, 127, 128, 129, 900)},
+}
+
+
+def _steep(rows, genes, wide):
+    """Narrow masks, but for a few rows with masks of so many genes."""
+    logits = 20 * torch.randn(rows, genes)
+    logits[::7] = 0
+    logits[::7, torch.randperm(genes)[:wide]] = 5
+    return logits
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (3, 2), (5, 15), (9, 33), (130, 700), (20, 1024), (20, 1025), (20, 2001), (5, 4096)]
+)
+@pytest.mark.parametrize("kind", LOGITS)
+def test_sparsemax(kind, shape):
+    """Masks and gradients are those of the oracle, whatever the logits; with a choice, among the chosen of each row."""
+    logits, upstream, rows = LOGITS[kind](*shape), torch.randn(shape), torch.linspace(0, 1, shape[0])
+    before, allowed = logits.clone(), torch.rand(shape) < rows[:, None] ** 2  # the first row has none
+    for among in (None, allowed):
+        ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+        found = sparsemax(ours, among)
+        if among is None:
+            expected = Sparsemax(dim=-1)(theirs * 1.0)
+        else:
+            expected = 0 * theirs
+            for row in among.any(1).nonzero()[:, 0]:
+                expected[row, among[row]] = Sparsemax(dim=-1)(theirs[row, among[row]][None])[0]
+        (found * upstream).sum().backward(), (expected * upstream).sum().backward()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-12)
+    assert torch.equal(logits, before) and not found[0].any()
+
+
+@pytest.mark.parametrize("n_genes", [500, 5000])
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e9, 1e30])
+def test_large_logits_in_single_precision(size, n_genes):
+    """Large but finite logits give masks that sum to one, on the gene that the oracle chooses."""
+    logits = size * torch.randn(40, n_genes).float() + size
+    mask, expected = sparsemax(logits), Sparsemax(dim=-1)(logits.clone())
+    torch.testing.assert_close(mask.sum(1), torch.ones(40, dtype=torch.float32))
+    assert (mask.argmax(1) == expected.argmax(1)).all()
+
+
+@pytest.mark.parametrize("n_genes", [5, 2000])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_sparsemax_of_what_is_not_finite(bad, n_genes):
+    """One such logit is an error, unless it is not among those that count."""
+    logits = torch.zeros(3, n_genes)
+    logits[1, 2] = bad
+    with pytest.raises(FloatingPointError, match="diverged"):
+        sparsemax(logits)
+    assert torch.isfinite(sparsemax(logits, torch.isfinite(logits))).all()
