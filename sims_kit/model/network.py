@@ -232,10 +232,10 @@ def _threshold(logits: Tensor) -> Tensor:
     tau, size = torch.full_like(logits[..., :1], -1), None
     while True:  # raise each row's threshold to that of the logits above it, until none falls below
         excess = (logits - tau).clamp_(min=0)
-        size, before = excess.count_nonzero(-1).unsqueeze(-1).clamp(min=1), size
+        size, before = excess.count_nonzero(-1).unsqueeze(-1), size
         if before is not None and torch.equal(before, size):
             return tau
-        tau = tau + (excess.sum(-1, keepdim=True) - 1) / size
+        tau = torch.maximum(tau, tau + (excess.sum(-1, keepdim=True) - 1) / size)  # whatever rounding says
 
 
 def product(values: Tensor, weights: Tensor) -> Tensor:
