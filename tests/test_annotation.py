@@ -175,14 +175,14 @@ def test_vote_of_over_clusters(model, make_cells):
 
 def test_embedding(model, make_cells):
     """What the logits are made of, of each network: they are linear in it."""
-    query, networks = make_cells(n_cells=120), model.network.members
+    query, network, n_models = make_cells(n_cells=120), model.network, model.recipe.n_models
     assert sk.embed(query, model) is None
-    vectors, width = query.obsm["X_sims"], networks[0].encoder.n_d + 3
-    assert vectors.shape == (120, len(networks) * width) and vectors.dtype == np.float32
-    decision, evidence = torch.from_numpy(vectors[:, :width]).split([width - 3, 3], dim=1)
+    vectors, width = query.obsm["X_sims"], model.recipe.n_d + 3
+    assert vectors.shape == (120, n_models * width) and vectors.dtype == np.float32
+    decision, evidence = torch.from_numpy(vectors).view(120, n_models, width).split([width - 3, 3], dim=2)
     with torch.no_grad():
-        logits = networks[0].final_mapping(decision) + evidence + networks[0].additive_bias
-        expected = networks[0](torch.from_numpy(log_normalised(query, model.genes).toarray())).logits
+        logits = network.final_mapping(decision) + evidence + network.additive_bias
+        expected = network(torch.from_numpy(log_normalised(query, model.genes).toarray())).logits
         torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
 
 

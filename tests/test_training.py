@@ -17,6 +17,8 @@ import torch
 import sims_kit as sk
 from sims_kit.calibration import fit_temperature
 from sims_kit.errors import SettingError, UnknownNameError
+from sims_kit.model.network import top_genes
+from sims_kit.model.novelty import class_sums
 
 QUIET = dict(verbose=False)
 ONE = dict(n_models=1)
@@ -200,8 +202,24 @@ def test_settings_of_the_recipe(make_cells):
     """A recipe as a dict changes the default one; the data module and the trainer follow it."""
     recipe = dict(n_steps=2, batch_size=48, label_smoothing=0.1, max_epochs=7)
     trainer, model, module = sk.generate_trainer(make_cells(), class_label="cell_type", recipe=recipe, **QUIET)
-    assert len(model.network.members[0].encoder.att_transformers) == 2 and model.recipe.label_smoothing == 0.1
+    assert len(model.network.encoder.att_transformers) == 2 and model.recipe.label_smoothing == 0.1
     assert (module.batch_size, trainer.max_epochs) == (48, 7) and trainer.num_devices == 1
+
+
+def test_genes_that_are_read(make_cells, tmp_path):
+    """They are chosen on the training cells alone, are markers of all classes, and are kept in the model's file."""
+    cells, recipe = make_cells(n_cells=300, n_genes=200), dict(ONE) | dict(n_top_genes=24)
+    trainer, model, module = sk.generate_trainer(cells, None, "cell_type", recipe=recipe, max_epochs=2, **QUIET)
+    trainer.fit(model, datamodule=module)
+    found = class_sums(module.train_dataloader(), 3, 200, "cpu")
+    assert found[2].sum() == len(module.split.train) < 300
+    genes = model.network.genes
+    assert torch.equal(genes, top_genes(*found, 24))
+    owners = cells.var["marker_of"].iloc[genes.numpy()].value_counts()
+    assert owners[model.classes].min() >= 6
+    opened = sk.load_model(sk.save_model(model, tmp_path / "model.safetensors"))
+    assert torch.equal(opened.network.genes, genes)
+    assert set(np.flatnonzero(sk.explain(opened, cells).cells.sum(axis=0))) <= set(genes.tolist())
 
 
 @pytest.mark.parametrize(
@@ -218,7 +236,7 @@ def test_settings_of_the_recipe(make_cells):
         (dict(labels_key="cell_type"), "label="),
         (dict(use_raw=True), "layer='raw'"),
         (dict(gpus=1), "devices="),
-        (dict(n_top_genes=2000), "highly_variable"),
+        (dict(n_top_genes=2000), "recipe=dict(n_top_genes=...)"),
         (dict(majority_voting=True), "annotate(query, model, vote='auto')"),
         (dict(enable_progress_bar=False), "verbose=False"),
         (dict(accelerator="cpu"), "trainer=dict(accelerator=...)"),

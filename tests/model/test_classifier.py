@@ -31,7 +31,7 @@ def test_thesis_recipe_is_the_thesis():
     assert recipe.weight_classes and 8 <= recipe.batch_size <= 32 and recipe.gradient_clip_val > 0
     model, found = configured(recipe="thesis")
     assert found["lr_scheduler"]["monitor"] == "val_loss" and found["lr_scheduler"]["scheduler"].factor == 0.75
-    assert model.network.members[0].encoder.att_transformers[0].bn.bn.weight.unique() == 1 and recipe.n_models == 1
+    assert model.network.encoder.att_transformers[0].bn.bn.weight.unique() == 1 and recipe.n_models == 1
 
 
 def test_optimizer_and_scheduler_of_the_caller():
@@ -127,7 +127,7 @@ def test_schedule():
 def test_diverged_training_stops(part, value):
     """A loss or a mask that is not a number stops training with the batch and the way out."""
     model = SIMSClassifier(20, 3)
-    torch.nn.init.constant_(model.network.members[0].get_submodule(part).weight, value)
+    torch.nn.init.constant_(model.network.get_submodule(part).weight, value)
     batch = type("Batch", (), {"cells": torch.rand(8, 20), "labels": torch.arange(8) % 3})
     with pytest.raises(FloatingPointError, match=r"batch 4 of epoch 0.*Lower the learning rate"):
         model.training_step(batch, 4)

@@ -388,7 +388,7 @@ def test_mean_logits():
 
 @pytest.fixture
 def marked():
-    """Sums, squares and cells of three classes of 400 cells x 60 genes of one variance, and squares of all t statistics."""
+    """Sums, squares and cells of three classes of 400 cells x 60 genes of one variance; squares of all t statistics."""
     labels = torch.arange(400) % 10 % 3  # not as many in each
     values = torch.randn(400, 60) + 2 * torch.rand(3, 60)[labels]
     values = (values / values.std(0, correction=0)).numpy()

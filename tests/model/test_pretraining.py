@@ -10,7 +10,7 @@ from sims_kit.errors import GeneError, SettingError, UnknownNameError
 from sims_kit.model.pretraining import MaskedPretraining, mask_genes, reconstruct
 
 QUIET = dict(verbose=False)
-SMALL = {"n_models": 1, "n_d": 8, "n_a": 8}
+SMALL = {"n_models": 2, "n_d": 8, "n_a": 8}
 
 
 @pytest.fixture
@@ -70,11 +70,11 @@ def test_decoder_is_that_of_pytorch_tabnet(batch, recipe):
     """At the pairs asked for, the answer is that of pytorch-tabnet's decoder for all genes."""
     torch.manual_seed(0)
     model = MaskedPretraining(30, recipe=sk.RECIPES[recipe].changed(n_models=1, n_steps=2)).eval()
-    (member,), (decoder,) = model.network.members, model.decoders
+    (decoder,) = model.decoders
     torch.nn.init.normal_(decoder.reconstruction_layer.weight)
     masked = mask_genes(batch, 0.3)
-    steps = [step.decision for step in member.steps(masked.cells)]
-    torch.testing.assert_close(reconstruct(member, decoder, masked), decoder(steps)[masked.rows, masked.genes])
+    steps = [step.decision[:, 0] for step in model.network.steps(masked.cells)]
+    torch.testing.assert_close(reconstruct(decoder, steps, masked), decoder(steps)[masked.rows, masked.genes])
 
 
 def test_hidden_genes_are_found(pretrained):
@@ -89,18 +89,20 @@ def test_explained_variance_is_that_of_its_definition(batch):
     """`val_explained` compares the errors with those of each gene's mean over the training cells."""
     torch.manual_seed(0)
     model = MaskedPretraining(30, recipe=SMALL).eval()
-    torch.nn.init.normal_(model.decoders[0].reconstruction_layer.weight)
-    model.scale.measure([batch])
+    for decoder in model.decoders:
+        torch.nn.init.normal_(decoder.reconstruction_layer.weight)
+    dense = batch.to_dense().double()
+    model.scale.measure(dense.sum(0), dense.square().sum(0), torch.tensor(40.0))
     logged = {}
     model.log = lambda name, value: logged.update({name: value.item()})
     model.on_validation_epoch_start()
     model.validation_step(type("Batch", (), {"cells": batch}), 0)
     model.on_validation_epoch_end()
     masked = mask_genes(batch, 0.2, 3.0, torch.Generator().manual_seed(0))
-    said, means = model(masked)[0].detach().numpy(), batch.to_dense().numpy().mean(0)
+    said, means = torch.stack(model(masked)).detach().numpy(), batch.to_dense().numpy().mean(0)
     values, weights = masked.values.numpy() - means[masked.genes], masked.weights.numpy()
     scale = batch.to_dense().var(0, correction=0).mean().rsqrt().item()  # every gene varies
-    error = np.average((said - scale * values) ** 2, weights=weights)
+    error = np.average(((said - scale * values) ** 2).mean(0), weights=weights)
     assert logged["val_loss"] == pytest.approx(error, rel=1e-4)
     variance = np.average((scale * values) ** 2, weights=weights)
     assert logged["val_explained"] == pytest.approx(1 - error / variance, rel=1e-4)
@@ -112,7 +114,7 @@ def test_files_whose_genes_differ(make_cells):
     first.obs["cell_type"] = None
     model = sk.pretrain([first, second], recipe=SMALL, max_epochs=1, **QUIET)
     assert model.genes == list(first.var_names[10:]) and sum(model.provenance["cells"].values()) == 140
-    assert model.network.members[0].encoder.initial_bn.shift.any()  # measured on the cells
+    assert model.network.encoder.initial_bn.shift.any()  # measured on the cells
 
 
 def test_same_seed_same_encoder(make_cells):
@@ -126,27 +128,37 @@ def test_same_seed_same_encoder(make_cells):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_classifier_starts_from_it_gene_by_gene(make_cells, pretrained, tmp_path):
-    """From its file or itself, each gene takes its own weights; genes that are new start as without pretraining."""
+@pytest.mark.parametrize("n_read", [60, 20])
+def test_classifier_starts_from_it_gene_by_gene(make_cells, pretrained, tmp_path, n_read):
+    """From its file or itself, each gene that is read takes its own weights; new ones start as without pretraining."""
     cells = make_cells(n_cells=60)[:, ::-1].copy()
-    cells.var_names = ["NEW1", "NEW2", *cells.var_names[2:]]
-    options = dict(class_label="cell_type", recipe=SMALL, **QUIET)
+    cells.var_names = [f"NEW{i}" if i % 9 == 0 else gene for i, gene in enumerate(cells.var_names)]
+    still = {**SMALL, "n_top_genes": n_read, "optimizer_params": {"lr": 0.0}}  # it learns nothing after its start
     path = sk.save_model(pretrained, tmp_path / "encoder.safetensors")
-    (_, model, _), (_, usual, _) = (sk.generate_trainer(cells, pretrained=one, **options) for one in (path, None))
-    theirs = dict(pretrained.network.named_parameters())
-    for (name, own), (_, plain) in zip(model.network.named_parameters(), usual.network.named_parameters(), strict=True):
-        if ".fc.weight" in name and ".att_" in name:
-            torch.testing.assert_close(own[2:], theirs[name].flip(0)[2:])
-            torch.testing.assert_close(own[:2], plain[:2])
-        elif ".shared_layers.0." in name:
-            torch.testing.assert_close(own[:, 2:], theirs[name].flip(1)[:, 2:])
-            torch.testing.assert_close(own[:, :2], plain[:, :2])
-        elif "encoder." not in name:
-            torch.testing.assert_close(own, plain)
-    assert not model.is_fitted
-    before = theirs["members.0.encoder.att_transformers.0.fc.weight"].clone()
+    from_file, from_it, usual = (
+        sk.fit(cells, "cell_type", pretrained=one, recipe=still, max_epochs=1, **QUIET).network
+        for one in (path, pretrained, None)
+    )
+    genes, theirs = usual.genes, dict(pretrained.network.named_parameters())
+    new, known = (genes % 9 == 0).nonzero()[:, 0], genes % 9 > 0
+    assert torch.equal(from_it.genes, genes) and len(genes) == n_read and 0 < len(new) < n_read
+    for (name, own), (_, plain) in zip(from_it.named_parameters(), usual.named_parameters(), strict=True):
+        torch.testing.assert_close(own, from_file.get_parameter(name), rtol=0, atol=0)
+        if "encoder." not in name:
+            torch.testing.assert_close(own, plain, rtol=0, atol=0)
+        elif ".shared_layers.0." in name or ".att_" in name:
+            axis = 2 if ".shared_layers.0." in name else 1
+            own, plain, their = (
+                part.view(2, -1) if part.dim() == 1 else part for part in (own, plain, theirs[name])
+            )  # (networks, genes) or (networks, width, genes), either way round
+            wanted = plain.index_copy(axis, known.nonzero()[:, 0], their.index_select(axis, 59 - genes[known]))
+            torch.testing.assert_close(own, wanted, rtol=0, atol=0)
+            assert (own != plain).any() or ".bn." in name
+        else:
+            torch.testing.assert_close(own, theirs[name], rtol=0, atol=0)
+    before = {name: value.clone() for name, value in theirs.items()}
     sk.fit(cells, "cell_type", pretrained=pretrained, recipe=SMALL, max_epochs=1, **QUIET)
-    torch.testing.assert_close(theirs["members.0.encoder.att_transformers.0.fc.weight"], before)  # a copy was trained
+    torch.testing.assert_close(theirs, before, rtol=0, atol=0)  # a copy was trained
 
 
 def test_what_does_not_fit_is_refused(make_cells, pretrained):
