@@ -10,7 +10,6 @@ stressed: a leak that it must find. Integrated gradients need `pip install 'sims
 """
 
 import argparse
-import copy
 from importlib.metadata import version
 from pathlib import Path
 
@@ -185,10 +184,8 @@ def agreement(models: list, train, label: str) -> dict[str, pd.DataFrame]:
     """Rank-biased overlap between seeds: of single networks, of whole models, and of means over more networks."""
     singles = []
     for model in models:
-        for place in range(len(model.network.members)):
-            single = copy.deepcopy(model)
-            single.network.members = single.network.members[place : place + 1]
-            singles.append(sk.explain(single, train, groupby=label))
+        ones = (alone(model, place) for place in range(model.recipe.n_models))
+        singles += [sk.explain(one, train, groupby=label) for one in ones]
     whole = [sk.explain(model, train, groupby=label) for model in models]
     n, tables, random = len(singles) // len(models), {}, np.random.default_rng(0)
     for measure, attribute in (("contributions", "class_contributions"), ("masks", "classes")):
@@ -206,6 +203,18 @@ def agreement(models: list, train, label: str) -> dict[str, pd.DataFrame]:
                 rows.append((size, draw, sk.studies.stability(means)["rbo"].mean()))
         tables[f"consensus_{measure}"] = pd.DataFrame(rows, columns=["n_members", "draw", "rbo"])
     return tables
+
+
+def alone(model, place: int):
+    """A model of one of its networks; the chosen genes and their scale are those of all."""
+    options = dict(genes=model.genes, classes=model.classes, recipe=model.recipe.changed(n_models=1))
+    single, state = sk.SIMSClassifier(model.input_dim, model.output_dim, **options), model.state_dict()
+    for name, part in state.items():
+        if name.startswith("network.") and part.dim() and not name.endswith((".genes", ".scale", ".shift")):
+            state[name] = part.chunk(model.recipe.n_models)[place]
+    single.load_state_dict({name: state[name] for name in single.state_dict()})
+    single.set_facts(model.facts())
+    return single.eval()
 
 
 def stress(task: str, model, test, label: str) -> dict[str, pd.DataFrame]:

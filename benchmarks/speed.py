@@ -45,7 +45,7 @@ from sims_kit.cells.matrix import Expression, log_normalised
 from sims_kit.datasets.read import open_backed
 from sims_kit.datasets.simulate import PRESETS, Simulation, simulate
 from sims_kit.model.contributions import explain_batch
-from sims_kit.model.network import Ensemble
+from sims_kit.model.network import TabNet
 from sims_kit.model.recipe import get_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,19 +123,18 @@ def one_step(method: str, n_genes: int, n_cells: int, device: str) -> list[str]:
     torch.manual_seed(0)
     settings = get_recipe("thesis" if method == "thesis" else "default").network_settings | {"n_models": 1}
     n_classes, is_ours = int(labels.max()) + 1, method in METHODS[2:]
-    network = Ensemble(n_genes, n_classes, **settings) if is_ours else stock(n_genes, n_classes, method)
+    network = TabNet(n_genes, n_classes, **settings) if is_ours else stock(n_genes, n_classes, method)
     network, cells = network.to(device), (cells if is_ours else cells.to_dense()).to(device)
-    single = network.members[0] if is_ours else network
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)  # pytorch-tabnet's default
 
     def train():
         optimizer.zero_grad()
-        cross_entropy(single.train()(cells)[0], labels).backward()
+        cross_entropy(network.train()(cells)[0].view(n_cells, -1), labels).backward()
         optimizer.step()
 
     for _ in range(WARM_UP if is_ours else 1):
         train()
-    predict = torch.no_grad()(lambda: single.eval()(cells))
+    predict = torch.no_grad()(lambda: network.eval()(cells))
     masks = torch.no_grad()(lambda: network.eval().forward_masks(cells))
     explain = (lambda: explain_batch(network.eval(), cells)) if is_ours else masks  # ours has contributions, too
     found = []
