@@ -208,7 +208,7 @@ def test_settings_of_the_recipe(make_cells):
 
 def test_genes_that_are_read(make_cells, tmp_path):
     """They are chosen on the training cells alone, are markers of all classes, and are kept in the model's file."""
-    cells, recipe = make_cells(n_cells=300, n_genes=200), dict(ONE) | dict(n_top_genes=24)
+    cells, recipe = make_cells(n_cells=300, n_genes=200), dict(ONE) | dict(genes_per_class=8)
     trainer, model, module = sk.generate_trainer(cells, None, "cell_type", recipe=recipe, max_epochs=2, **QUIET)
     trainer.fit(model, datamodule=module)
     found = class_sums(module.train_dataloader(), 3, 200, "cpu")

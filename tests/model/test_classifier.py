@@ -115,9 +115,10 @@ def test_refused(arguments, error, message):
 def test_schedule():
     """Batches grow with the training set, and epochs make up the steps aimed at; the caller's and the thesis's stay."""
     recipe = Recipe(training_steps=1000)
-    for n_cells, expected in ((100, (32, 250)), (3_200, (32, 10)), (1_600, (32, 20)), (10**6, (256, 10))):
+    for n_cells, expected in ((100, (32, 250)), (3_200, (32, 10)), (1_600, (32, 20)), (10**6, (256, 4))):
         assert recipe.schedule(n_cells) == expected
     assert recipe.schedule(2000, batch_size=50) == (50, 25)
+    assert [Recipe(steps_per_class=20).schedule(3_200, n_classes=n)[1] for n in (3, 50)] == [5, 10]
     assert recipe.schedule(2000, batch_size=25, n_devices=2) == (25, 25)
     assert Recipe(batch_size=50).schedule(2000, n_devices=2, max_epochs=3) == (25, 3)
     assert RECIPES["thesis"].schedule(10**6) == (32, 500)

@@ -128,12 +128,16 @@ def test_same_seed_same_encoder(make_cells):
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("n_read", [60, 20])
-def test_classifier_starts_from_it_gene_by_gene(make_cells, pretrained, tmp_path, n_read):
+@pytest.mark.parametrize("per_class, n_read", [(None, 60), (7, 21)])
+def test_classifier_starts_from_it_gene_by_gene(make_cells, pretrained, tmp_path, per_class, n_read):
     """From its file or itself, each gene that is read takes its own weights; new ones start as without pretraining."""
     cells = make_cells(n_cells=60)[:, ::-1].copy()
     cells.var_names = [f"NEW{i}" if i % 9 == 0 else gene for i, gene in enumerate(cells.var_names)]
-    still = {**SMALL, "n_top_genes": n_read, "optimizer_params": {"lr": 0.0}}  # it learns nothing after its start
+    still = {
+        **SMALL,
+        "genes_per_class": per_class,
+        "optimizer_params": {"lr": 0.0},
+    }  # it learns nothing after its start
     path = sk.save_model(pretrained, tmp_path / "encoder.safetensors")
     from_file, from_it, usual = (
         sk.fit(cells, "cell_type", pretrained=one, recipe=still, max_epochs=1, **QUIET).network
