@@ -165,7 +165,9 @@ def pretrain(
     """
     settings = _settings(pretrain, settings, without=NOT_OF_ENCODERS)
     # The pull of weight decay is stronger than this loss's, and there is no accuracy.
-    recipe = get_recipe(recipe).changed(optimizer_params={"weight_decay": 0.0}, monitor="val_loss", monitor_mode="min")
+    recipe = get_recipe(recipe)
+    recipe = recipe.changed(optimizer_params={"weight_decay": 0.0}, monitor="val_loss", monitor_mode="min")
+    recipe = recipe.changed(training_steps=max(1000, recipe.training_steps))
     trainer, module = _assemble(recipe, settings | {"test": 0.0}, data, labelled=False)
     hidden = dict(mask_share=mask_share, unexpressed=unexpressed)
     with torch.random.fork_rng(devices=[]):
@@ -189,7 +191,7 @@ def _assemble(recipe: Recipe, settings: Mapping[str, Any], *data, labelled: bool
     trainer = make_trainer(recipe, settings)
     module = DataModule(*data, labelled=labelled, **{name: settings[name] for name in OF_DATA})
     module.batch_size, trainer.fit_loop.max_epochs = recipe.schedule(
-        len(module.split.train), settings["batch_size"], settings["max_epochs"], trainer.world_size
+        len(module.split.train), settings["batch_size"], settings["max_epochs"], trainer.world_size, module.output_dim
     )
     return trainer, module
 

@@ -60,7 +60,7 @@ class TabNet(nn.Module):
         super().__init__()
         refuse_unknown("The network", settings.keys() - set(NETWORK_FIELDS), NETWORK_FIELDS, kind="setting")
         self.recipe = recipe = Recipe(**settings)
-        n_models, n_read = recipe.n_models, min(n_genes, recipe.n_top_genes or n_genes)
+        n_models, n_read = recipe.n_models, min(n_genes, (recipe.genes_per_class or n_genes) * n_classes)
         self.gene_dropout = recipe.gene_dropout
         self.register_buffer("genes", torch.arange(n_read))  # positions of the genes that are read, ascending
         self.encoder = _Encoder(n_read, recipe)

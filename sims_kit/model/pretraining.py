@@ -62,7 +62,7 @@ class MaskedPretraining(Module):
         super().__init__(get_recipe(recipe), genes and list(genes), mask_share=mask_share, unexpressed=unexpressed)
         self.input_dim, self.mask_share, self.unexpressed = input_dim, mask_share, unexpressed
         # classes are unknown, and genes are hidden by this module
-        settings = self.recipe.network_settings | {"additive": False, "gene_dropout": 0.0, "n_top_genes": None}
+        settings = self.recipe.network_settings | {"additive": False, "gene_dropout": 0.0, "genes_per_class": None}
         self.network = TabNet(input_dim, 1, **settings)
         self.network.final_mapping.requires_grad_(False)  # unused; several devices would wait for its gradients
         sizes = {name: settings[name] for name in ("n_d", "n_steps", "virtual_batch_size")}

@@ -17,12 +17,13 @@ from sims_kit.errors import SettingError, UnknownNameError, refuse_unknown
 NUMBERS = {bool: "True or False", int: "a whole number", float: "a number"}
 LIMITS = {  # the smallest value of each number, and the value that it stays below
     **dict.fromkeys(
-        ("n_models", "n_top_genes", "n_d", "n_a", "n_steps", "n_shared", "gamma", "virtual_batch_size"), (1, inf)
+        ("n_models", "genes_per_class", "n_d", "n_a", "n_steps", "n_shared", "gamma", "virtual_batch_size"), (1, inf)
     ),
     **dict.fromkeys(("n_independent", "momentum", "input_momentum", "epsilon", "patience", "weight_classes"), (0, inf)),
     **dict.fromkeys(("logit_adjustment", "lambda_sparse", "gradient_clip_val"), (0, inf)),
     **dict.fromkeys(("gene_dropout", "label_smoothing"), (0, 1)),
-    **dict(batch_size=(2, inf), max_epochs=(1, inf), training_steps=(1, inf), mask_temperature=(1e-6, inf)),
+    **dict(batch_size=(2, inf), max_epochs=(1, inf), training_steps=(1, inf), steps_per_class=(0, inf)),
+    "mask_temperature": (1e-6, inf),
 }
 
 
@@ -39,7 +40,7 @@ class Recipe:
 
     # The network. Defaults are those of pytorch-tabnet.
     n_models: int = 1  # networks trained side by side, whose probabilities are averaged
-    n_top_genes: int | None = None  # genes that the networks read, chosen on the training cells; None: all
+    genes_per_class: int | None = None  # genes that the networks read, by tests on the training cells; None: all
     n_d: int = 8  # width of the decision part of each step
     n_a: int = 8  # width of the attention part of each step
     n_steps: int = 3  # decision steps, each with a mask of its own
@@ -66,8 +67,9 @@ class Recipe:
     label_smoothing: float = 0.0  # share of the target spread evenly over the classes
     lambda_sparse: float = 0.0  # weight of the mask entropy in the loss
     batch_size: int | None = None  # cells; None: a hundredth of the training cells, within 32 to 256
-    max_epochs: int | None = None  # None: as many as make `training_steps`, within 10 to 250
-    training_steps: int = 500  # optimiser steps aimed at when `max_epochs` is None
+    max_epochs: int | None = None  # None: as many as make these steps, within 4 to 250
+    training_steps: int = 500  # optimiser steps aimed at when `max_epochs` is None, and at least
+    steps_per_class: int = 0  # so many for each class
     patience: int | None = None  # epochs without a better `monitor` before stopping; None: never stop early
     monitor: str = "val_loss"  # decides the best epoch
     monitor_mode: str = "min"
@@ -116,9 +118,14 @@ class Recipe:
         return json.loads(json.dumps(vars(self), default=lambda value: getattr(value, "__name__", None) or repr(value)))
 
     def schedule(
-        self, n_training_cells: int, batch_size: int | None = None, max_epochs: int | None = None, n_devices: int = 1
+        self,
+        n_training_cells: int,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        n_devices: int = 1,
+        n_classes: int = 1,
     ) -> tuple[int, int]:
-        """Cells per batch and device, and number of epochs: many for small data; large data is seen ten times.
+        """Cells per batch and device, and number of epochs: many for small data; large data is seen four times.
 
         A `batch_size` given here is that of each device; the recipe's is divided among them.
 
@@ -128,7 +135,8 @@ class Recipe:
         together = batch_size * n_devices if batch_size else self.batch_size
         together = together or min(256, max(32, n_training_cells // 100))
         steps_per_epoch = max(1, round(n_training_cells / together))
-        epochs = min(250, max(10, round(self.training_steps / steps_per_epoch)))
+        steps = max(self.training_steps, self.steps_per_class * n_classes)
+        epochs = min(250, max(4, round(steps / steps_per_epoch)))
         return batch_size or max(2, round(together / n_devices)), max_epochs or self.max_epochs or epochs
 
 
@@ -186,13 +194,13 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         # One recipe for every dataset, chosen on training and validation cells alone.
         "default": Recipe(
             n_models=4,  # averaging was better on all four tissues tried, benchmarks/RECIPE.md
-            n_top_genes=1000,
+            genes_per_class=100,
             n_d=32,
             n_a=32,  # with TabNet's 8, several classes are never learned
             n_steps=1,  # three steps were no better with narrow masks; not tried again since
             n_shared=1,  # one gated layer before and after the mask; more of them overfit
             n_independent=0,
-            mask_temperature=30.0,  # 150 to 400 genes per mask; at 10 genes accuracy is .16 lower
+            mask_temperature=10.0,  # some 50 genes per mask
             rescale_masked=True,  # broad and narrow masks pass on values of one size
             fixed_scale=True,  # no noise from small batches, and rare genes stay small
             additive=True,  # what makes linear methods strong on small data
@@ -201,7 +209,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             scheduler=torch.optim.lr_scheduler.OneCycleLR,  # warm-up, then down to zero
             weight_classes=1,  # gains most where many types are rare, and costs little where few types overlap
             logit_adjustment=4.0,  # classes with few cells are overfitted, then under-predicted
-            training_steps=1000,  # twice what simple data needs: many types and new regions gain
+            training_steps=200,  # more did not help on real cells
+            steps_per_class=20,  # but many types need them
             best_epoch=False,  # at a learning rate of zero the last epoch is as good, and not chosen by chance
         ),
     }
