@@ -35,6 +35,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except Exception as error:  # libhdf5 and safetensors say so in errors of their own
         if not (full := [code for code in (ENOSPC, EDQUOT, EFBIG) if os.strerror(code) in str(error)]):
             raise
-        raise OSError(full[0], f"{os.strerror(full[0])}. Make room, or name another disk", str(path)) from error
+        raise OSError(full[0], f"{os.strerror(full[0])}. Make room, also for temporary files", str(path)) from error
     finally:
         part.unlink(missing_ok=True)
