@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -69,11 +70,12 @@ def test_metrics_and_loss_of_ones_own(make_cells):
         sk.fit(make_cells(), "cell_type", metrics=["median_f1"], recipe=dict(monitor="val_mcc"), **QUIET)
 
 
-def test_same_seed_same_weights(make_cells):
+@pytest.mark.parametrize("train", [partial(sk.fit, label="cell_type"), sk.pretrain], ids=["fit", "pretrain"])
+def test_same_seed_same_weights(make_cells, train):
     """The seed decides everything, and the caller's random state is left alone."""
     state = torch.get_rng_state()
     first, again, other = (
-        sk.fit(make_cells(), "cell_type", seed=seed, max_epochs=2, **QUIET).network.state_dict() for seed in (1, 1, 2)
+        train(make_cells(), seed=seed, max_epochs=2, **QUIET).network.state_dict() for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)

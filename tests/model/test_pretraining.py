@@ -115,17 +115,6 @@ def test_files_whose_genes_differ(make_cells):
     assert model.network.members[0].encoder.initial_bn.shift.any()  # measured on the cells
 
 
-def test_same_seed_same_encoder(make_cells):
-    """The seed decides everything, and the caller's random state is left alone."""
-    state = torch.get_rng_state()
-    first, again, other = (
-        sk.pretrain(make_cells(), seed=seed, recipe=SMALL, max_epochs=1, **QUIET).state_dict() for seed in (1, 1, 2)
-    )
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert any(not torch.equal(first[name], other[name]) for name in first)
-    assert torch.equal(state, torch.get_rng_state())
-
-
 def test_classifier_starts_from_it_gene_by_gene(make_cells, pretrained, tmp_path):
     """From its file or itself, each gene takes its own weights; genes that are new start as without pretraining."""
     cells = make_cells(n_cells=60)[:, ::-1].copy()
