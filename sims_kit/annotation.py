@@ -226,8 +226,7 @@ def gene_coverage(query: Cells, model: Model, *, layer: str | None = None, speci
 
     >>> print(sk.gene_coverage(query, model))
     """
-    model = fitted_model(model)
-    query, layer = open_cells(query, layer)
+    model, (query, layer) = fitted_model(model), open_cells(query, layer)
     with warnings.catch_warnings():  # the report says it
         warnings.filterwarnings("ignore", "Only .* genes found")
         return batches_for(model, query, layer=layer, species=species)[1]

@@ -150,8 +150,7 @@ def explain(
     >>> explanation = sk.explain(model, query)
     >>> explanation.top_genes(5)  # of each class
     """
-    model = fitted_model(model)
-    cells, layer = open_cells(cells, layer, backed)
+    model, (cells, layer) = fitted_model(model), open_cells(cells, layer, backed)
     if groupby is not None and groupby not in cells.obs:
         raise UnknownNameError("obs column", groupby, cells.obs.columns)
     batches, _, _ = batches_for(model, cells, layer=layer, batch_size=batch_size, species=species)

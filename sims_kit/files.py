@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from stat import S_ISREG
 from uuid import uuid4
@@ -36,5 +37,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with part.open("rb+") as written:
             os.fsync(written.fileno())  # on the disk before it replaces the older file
         os.replace(part, path)
+    except Exception as error:  # libhdf5 and safetensors say so in errors of their own
+        if not (full := [code for code in (ENOSPC, EDQUOT, EFBIG) if os.strerror(code) in str(error)]):
+            raise
+        raise OSError(full[0], f"{os.strerror(full[0])}. Make room, also for temporary files", str(path)) from error
     finally:
         part.unlink(missing_ok=True)

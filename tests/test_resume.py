@@ -16,6 +16,7 @@ from sims_kit.model.trainer import loss_identity
 
 SMALL = dict(n_models=2, n_d=2, n_a=2)
 PLATEAU = dict(n_models=1, n_d=2, n_a=2, scheduler_params={"patience": 0, "factor": 0.5}, patience=2)
+Bomb = type("Bomb", (), {"__reduce__": lambda self: (Path("was_here").touch, ())})  # runs code when it is unpickled
 STEPS = dict(n_models=1, n_d=2, n_a=2, scheduler=torch.optim.lr_scheduler.ExponentialLR, patience=None)
 
 
@@ -139,13 +140,6 @@ def test_another_encoder_is_another_training(make_cells, tmp_path):
     for other in (encoders[1], None):
         with pytest.raises(SettingError, match="differs from this one in: pretrained"):
             train(cells, tmp_path / "run", max_epochs=2, pretrained=other)
-
-
-class Bomb:
-    """Runs code when it is unpickled."""
-
-    def __reduce__(self):
-        return (Path("was_here").touch, ())
 
 
 @pytest.mark.parametrize("write", [lambda path: path.write_bytes(pickle.dumps(Bomb())), lambda path: path.touch(),

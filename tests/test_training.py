@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -71,11 +72,12 @@ def test_metrics_and_loss_of_ones_own(make_cells):
         sk.fit(make_cells(), "cell_type", metrics=["median_f1"], recipe=dict(monitor="val_mcc"), **QUIET)
 
 
-def test_same_seed_same_weights(make_cells):
+@pytest.mark.parametrize("train", [partial(sk.fit, label="cell_type"), sk.pretrain], ids=["fit", "pretrain"])
+def test_same_seed_same_weights(make_cells, train):
     """The seed decides everything, and the caller's random state is left alone."""
     state = torch.get_rng_state()
     first, again, other = (
-        sk.fit(make_cells(), "cell_type", seed=seed, max_epochs=2, **QUIET).network.state_dict() for seed in (1, 1, 2)
+        train(make_cells(), seed=seed, max_epochs=2, **QUIET).network.state_dict() for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -156,8 +158,7 @@ def test_logits_are_adjusted_after_training(make_cells):
         assert torch.equal(before, after)
     (batch,) = module.val_dataloader()
     with torch.no_grad():
-        outputs = [output.logits + 4 / n_cells**0.25 for output in plain.network(batch.cells)]
-        expected = torch.stack([logits.softmax(1) for logits in outputs]).mean(0)
+        expected = (plain.network(batch.cells).logits + 4 / n_cells**0.25).softmax(2).mean(1)
         torch.testing.assert_close(adjusted(batch.cells).softmax(1), expected)
     assert not plain.logit_adjustment.any() and not own.logit_adjustment.any()
     assert sk.RECIPES["default"].logit_adjustment > 0 == sk.RECIPES["thesis"].logit_adjustment
@@ -236,7 +237,7 @@ def test_genes_that_are_read(make_cells, tmp_path):
         (dict(labels_key="cell_type"), "label="),
         (dict(use_raw=True), "layer='raw'"),
         (dict(gpus=1), "devices="),
-        (dict(n_top_genes=2000), "recipe=dict(n_top_genes=...)"),
+        (dict(n_top_genes=2000), "highly_variable"),
         (dict(majority_voting=True), "annotate(query, model, vote='auto')"),
         (dict(enable_progress_bar=False), "verbose=False"),
         (dict(accelerator="cpu"), "trainer=dict(accelerator=...)"),

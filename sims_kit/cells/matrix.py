@@ -190,14 +190,14 @@ def _look_linear(rows: Sequence[np.ndarray]) -> bool:
 def normalise(cells: sp.csr_matrix, scale: Scale) -> sp.csr_matrix:
     """Model input, CSR (cells, genes) float32: the scale undone, each cell brought to a sum of 10,000, then ``log1p``.
 
-    Of the model's genes only, so that others never change a label. Cells without counts stay zero. Indices are shared.
+    Of the model's genes only: others never change a label. Cells of a sum below 1e-34 stay zero. Indices are shared.
     """
     values = cells.data.astype(np.float32, copy=False)
     if scale != AS_IS:
         values = UNDO[scale.transform](values)
         linear = sp.csr_matrix((values, cells.indices, cells.indptr), shape=cells.shape)
         sums = linear.sum(axis=1, dtype=np.float64).A1
-        factor = np.divide(1e4, sums, out=np.zeros_like(sums), where=sums > 0).astype(np.float32)
+        factor = np.divide(1e4, sums, out=np.zeros_like(sums), where=sums > 1e-34).astype(np.float32)
         values = np.log1p(values * np.repeat(factor, np.diff(cells.indptr)))
     return sp.csr_matrix((values, cells.indices, cells.indptr), shape=cells.shape)
 

@@ -137,18 +137,21 @@ def convert(
     """
     sources = [source] if isinstance(source, Source) else list(source)
     sources = [_checked(one, orientation) for one in sources]
+    files = [Path(one.root.filename if isinstance(one, zipfile.Path) else one).resolve() for one in sources]
     if target is None:
-        target = _place_in_cache(sources, orientation)
+        target = _place_in_cache(sources, files, orientation)
         if target.exists():
             return target
     target, cells = Path(target).expanduser(), []
+    if target.exists() and any(map(target.samefile, files)):
+        raise SettingError(f"{target} is what the cells come from, which is never changed. Name another target.")
     if len(sources) > 1 or orientation != "cells_by_genes" or not sources[0].name.lower().endswith(TEXT):
         adata, *others = [read(one, orientation=orientation) for one in sources]
         if not all(one.obs_names.equals(adata.obs_names) and one.var_names.equals(adata.var_names) for one in others):
             raise DataError(f"{sources[0]} and the others cannot be summed: names of their cells or genes differ.")
         adata.X = sum((one.X for one in others), start=adata.X)
         with atomic_write(target) as part:
-            anndata.io.write_h5ad(part, adata, dataset_kwargs=STORAGE)
+            adata.write_h5ad(part, compression="gzip", compression_opts=1)
         return target
     genes, blocks = _text(sources[0], orientation)
     with atomic_write(target) as part, h5py.File(part, "w") as file:
@@ -165,9 +168,8 @@ def convert(
     return target
 
 
-def _place_in_cache(sources: list[Path | zipfile.Path], orientation: str) -> Path:
+def _place_in_cache(sources: list[Path | zipfile.Path], files: list[Path], orientation: str) -> Path:
     """A path in the cache that depends on the names, sizes and times of the source's files, and the orientation."""
-    files = [Path(one.root.filename if isinstance(one, zipfile.Path) else one).resolve() for one in sources]
     files = [one for file in files for one in (sorted(file.rglob("*")) if file.is_dir() else [file])]
     versions = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     stamp = hashlib.sha256(repr([*map(str, sources), versions, orientation]).encode()).hexdigest()[:16]

@@ -169,6 +169,7 @@ HINTS = {  # what to write instead of words of other packages, and of words that
     **dict.fromkeys(("gpus", "use_gpu"), "Pass devices=..."),
     **dict.fromkeys(("enable_progress_bar", "progress_bar"), "Pass verbose=False for silence."),
     **dict.fromkeys(("threshold", "reject"), "It belongs to sims_kit.annotate(query, model, ...)."),
+    "n_top_genes": "Select genes first: cells[:, cells.var['highly_variable']], or genes=[...].",
     "majority_voting": "It belongs to annotation: sims_kit.annotate(query, model, vote='auto').",
     "random_state": "Pass seed=...",
     "use_raw": "Pass layer='raw'.",

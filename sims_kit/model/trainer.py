@@ -54,8 +54,7 @@ class Module(pl.LightningModule):
 
     def __init__(self, recipe: Recipe, genes: list[str] | None, **hyperparameters):
         super().__init__()
-        self.recipe, self.genes = recipe, genes
-        self.history = pd.DataFrame()
+        self.recipe, self.genes, self.history = recipe, genes, pd.DataFrame()
         self.provenance: dict[str, Any] = {}
         self.metadata: dict[str, Any] = {}
         self.hparams.update(recipe.plain() | hyperparameters)  # for loggers and Lightning's checkpoints
@@ -302,8 +301,7 @@ class BestWeights(Callback):
     """Keeps the weights of the best epoch, and puts them back when training ends."""
 
     def __init__(self, monitor: str, mode: str):
-        self.monitor, self.sign = monitor, 1 if mode == "max" else -1
-        self.score, self.weights = -inf, {}
+        self.monitor, self.sign, self.score, self.weights = monitor, 1 if mode == "max" else -1, -inf, {}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Module) -> None:
         """Copy the weights if the metric is better than ever; NaN is worse than any number."""

@@ -108,8 +108,7 @@ def plain_cells(cells: AnnData, label: str, name: str = "cells") -> AnnData:
     """The cells that have a label, numbered, with matrix, genes and ``obs["label"]``: nothing else that could leak."""
     check_orientation(cells, label, f"The matrix of {name}")
     labels = class_labels(obs_values(cells, label), label)
-    expression = Expression(cells, name=f"The matrix of {name}")
-    places = np.flatnonzero(labels.notna())
+    expression, places = Expression(cells, name=f"The matrix of {name}"), np.flatnonzero(labels.notna())
     if n_unknown := int((labels == UNKNOWN).sum()):
         found = f'{name}: {n_unknown} cells are labelled "Unknown", as rejected cells are'
         raise LabelError(f"{found}. Leave them out, or rename the class.")

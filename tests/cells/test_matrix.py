@@ -101,6 +101,7 @@ def test_scales_are_recognised_and_undone(matrix, transform, counts):
         warnings.simplefilter("ignore" if counts is None else "error")
         scale = detect_scale(matrix := matrix.astype(np.float32))
     assert scale.transform == transform
+    assert np.isfinite(normalise(matrix * np.float32(1e-38), Scale("linear")).data).all()  # no factor is infinite
     if counts is not None:
         expected = normalise(sp.csr_matrix(counts), Scale("linear", is_counts=True)).toarray()
         np.testing.assert_allclose(normalise(matrix, scale).toarray(), expected, atol=1e-5, rtol=0)

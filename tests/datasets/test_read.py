@@ -270,6 +270,20 @@ def test_convert_members_of_an_archive(cells, times, orientation):
     assert h5py.File("new/a.h5ad")["X/data"].compression == "gzip" and len(os.listdir("new")) == 1
 
 
+def test_convert_of_its_own_work(cells, tmp_path):
+    """Notes of any kind are kept, and a file is never converted into itself."""
+    path = tmp_path / "a.h5ad"
+    cells.uns = {"title": "cells", "number": 3.0, "nothing": None}
+    cells.write_h5ad(path)
+    assert read(convert(path, tmp_path / "b.h5ad")).uns == cells.uns
+    before, link = path.read_bytes(), tmp_path / "link.h5ad"
+    os.link(path, link)
+    for target in (path, link):
+        with pytest.raises(SettingError, match="never changed"):
+            convert(path, target)
+    assert path.read_bytes() == before
+
+
 def test_convert_into_the_cache(tmp_path, cache):
     """One file per content and orientation of the source; an explicit target is always written anew."""
     source, other = tmp_path / "a.csv", tmp_path / "b.csv"

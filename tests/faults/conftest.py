@@ -63,6 +63,7 @@ def forked():
         answer.close()
         if send is not None and not answers.poll(after):
             os.kill(child, send)
+            count(f"{send.name} sent")
         try:
             outcome = answers.recv() if answers.poll(limit) else Outcome("death", signal.SIGALRM, "too slow")
         except EOFError:

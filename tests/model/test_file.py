@@ -27,6 +27,8 @@ from sims_kit.model.pretraining import mask_genes
 FILES = Path(__file__).with_name("files")
 GOOD = FILES / f"version_{model_file.VERSION}.safetensors"
 FLAG = Path("/tmp/sims_kit_was_here")
+Bomb = type("Bomb", (), {"__reduce__": lambda self: (FLAG.touch, ())})  # runs code when it is unpickled
+Memory = type("Memory", (), {"__reduce__": lambda self: (bytearray, (10**6,))})  # takes memory, which torch allows
 
 
 def _fitted(recipe):
@@ -154,20 +156,6 @@ def test_what_is_not_saved(model, tmp_path):
 
 
 # --- Damaged and hostile files
-
-
-class Bomb:
-    """What runs code when it is unpickled."""
-
-    def __reduce__(self):
-        return (FLAG.touch, ())
-
-
-class Memory:
-    """What takes memory when it is unpickled, which torch allows."""
-
-    def __reduce__(self):
-        return (bytearray, (10**6,))
 
 
 def parts(path: Path = GOOD) -> tuple[dict, dict, bytes]:

@@ -21,15 +21,9 @@ import sims_kit as sk
 from sims_kit.errors import DataError
 
 FLAG = Path("/tmp/sims_kit_test_code_ran")
+Bomb = type("Bomb", (), {"__reduce__": lambda self: (FLAG.touch, ())})  # runs code when it is unpickled
 SECRET = b"what another file says."
 SMALL = dict(recipe=dict(n_models=1, n_d=2, n_a=2), max_epochs=1, verbose=False)
-
-
-class Bomb:
-    """What runs code when it is unpickled."""
-
-    def __reduce__(self):
-        return (FLAG.touch, ())
 
 
 def in_hdf5(change):
@@ -60,29 +54,18 @@ def written(name, content):
     """A file of this name and content."""
 
     def make(good: Path) -> Path:
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_bytes(content() if callable(content) else content)
+        Path(name).write_bytes(content())
         return Path(name)
 
     return make
 
 
-def replaced(name, **options):
-    """A dataset put in place of another one."""
+def replaced(name, link=None, **options):
+    """A link, or another dataset, put in place of a group or dataset."""
 
     def change(file: h5py.File) -> None:
         del file[name]
-        file.create_dataset(name, **options)
-
-    return change
-
-
-def linked(name, link):
-    """A link put in place of a group or dataset."""
-
-    def change(file: h5py.File) -> None:
-        del file[name]
-        file[name] = link
+        file.__setitem__(name, link) if link else file.create_dataset(name, **options)
 
     return change
 
@@ -139,8 +122,7 @@ def json_of(name, **entries):
 
 def of_pandas(file: h5py.File) -> None:
     """As `DataFrame.to_hdf` writes, with an attribute that is unpickled when it is read."""
-    for key in list(file):
-        del file[key]
+    file.clear()
     group = file.create_group("df")
     group.attrs["pandas_type"], group.attrs["info"] = b"frame", np.void(pickle.dumps(Bomb()))
     file["df/block0_values"] = np.ones((3, 3))
@@ -148,8 +130,7 @@ def of_pandas(file: h5py.File) -> None:
 
 def to_loom(file: h5py.File) -> None:
     """A loom file whose values are in another file."""
-    for key in list(file):
-        del file[key]
+    file.clear()
     file["row_attrs/Gene"], file["col_attrs/CellID"] = [b"G1", b"G2"], [b"c1", b"c2", b"c3"]
     file.create_dataset("matrix", (2, 3), "f4", external=[("secret", 0, 24)])
 
@@ -225,10 +206,10 @@ CASES = {
     "zarr 2, pickle": (in_zarr(codec({"id": "pickle", "protocol": 5})), "codec 'pickle'"),
     "zarr 3, pickle": (in_zarr(codec({"name": "numcodecs.pickle", "configuration": {}}), 3), "codec 'pickle'"),
     # --- other files
-    "external link": (in_hdf5(linked("obs", h5py.ExternalLink("other.h5", "/"))), "link to another"),
+    "external link": (in_hdf5(replaced("obs", h5py.ExternalLink("other.h5", "/"))), "link to another"),
     "external link deep down": (in_hdf5(lambda f: f["uns"].create_group("a").__setitem__(
         "b", h5py.ExternalLink("other.h5", "secret"))), "link to another"),
-    "soft link": (in_hdf5(linked("uns", h5py.SoftLink("/obs"))), "link to another"),
+    "soft link": (in_hdf5(replaced("uns", h5py.SoftLink("/obs"))), "link to another"),
     "external storage": (in_hdf5(replaced("X/data", shape=(4,), dtype="f4", external=[("secret", 0, 16)])),
                          "values in another file"),
     "virtual dataset": (in_hdf5(virtual), "values in another file"),
