@@ -163,6 +163,7 @@ def top_genes(sums: Tensor, squares: Tensor, n_cells: Tensor, n: int) -> Tensor:
 
     >>> top_genes(sums, squares, n_cells, 500)
     """
+    sums, n_cells = sums[n_cells > 0], n_cells[n_cells > 0]  # a class without cells names none
     total, n_all = sums.sum(0), n_cells.sum()
     variance = (squares / n_all - (total / n_all).square()).clamp(min=0)
     size, n_other = n_cells.clamp(min=1)[:, None], (n_all - n_cells).clamp(min=1)[:, None]

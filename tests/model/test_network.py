@@ -389,8 +389,11 @@ def test_top_genes(marked, n):
     assert n != 20 or all(len(set(own[:7]) & set(chosen[:n])) >= 6 for own in ranked)
 
 
-def test_top_genes_of_odd_cells():
-    """A tie goes to the first genes; genes that hardly vary come after markers, however well they separate classes."""
+def test_top_genes_of_odd_cells(marked):
+    """A tie goes to the first genes; markers come before genes that hardly vary; a class without cells names none."""
+    sums, squares, n_cells = marked[0]
+    absent = torch.cat([sums, 0 * sums[:1]]), squares, torch.cat([n_cells, 0 * n_cells[:1]])
+    assert torch.equal(top_genes(*absent, 12), top_genes(*marked[0], 12))
     same = class_sums([(torch.ones(6, 1).expand(6, 9) * torch.arange(6)[:, None], torch.arange(6) % 2)], 2, 9, "cpu")
     assert top_genes(*same, 4).tolist() == [0, 1, 2, 3]
     labels = torch.arange(200) % 2
