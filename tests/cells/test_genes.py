@@ -1,4 +1,4 @@
-"""Gene names: one table of queries and models, and properties against a dense pandas reference."""
+"""Gene names: one table of queries and models, and any names against a dense reference."""
 
 import warnings
 from importlib import import_module
@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from sims_kit.cells import genes
 from sims_kit.cells.genes import GeneAlignment, align_genes, shared_genes
@@ -161,3 +164,37 @@ def test_one_vocabulary_for_several_files():
         shared_genes([["GAPDH", *IDS], ["GAPDH", *MOUSE]])
     with pytest.raises(GeneError, match=r"two.h5ad shares no gene with one.h5ad: .*Ensembl.*symbols such as 'TP53'"):
         shared_genes([["TP53", "GAPDH"], IDS], union=True, names=["one.h5ad", "two.h5ad"])
+
+
+SOME = st.sampled_from(["ACTB", "actb", "ENSG00000000001", "ENSG00000000001.5", "ENSG00000000002.1", "7157", ""])
+
+
+@st.composite
+def counts(draw):
+    """A small matrix of counts, many of them zero; CSR float32."""
+    shape = draw(st.tuples(st.integers(1, 8), st.integers(1, 8)))
+    values = st.integers(0, 2**20) if draw(st.booleans()) else st.sampled_from([0, 0, 0, 1, 2, 1000])
+    return sp.csr_matrix(draw(arrays(np.float32, shape, elements=values.map(np.float32))))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(counts(), st.data())
+def test_alignment(cells, data):
+    """Columns of one gene are summed, others dropped, absent ones zero, Ensembl versions set aside; order is free."""
+    n_genes = cells.shape[1]
+    query = data.draw(st.lists(SOME, min_size=n_genes, max_size=n_genes))
+    vocabulary = data.draw(st.lists(SOME, min_size=1, unique=True))
+    expected = np.zeros((cells.shape[0], len(vocabulary)), np.float64)
+    plain = [gene.split(".")[0] if gene.startswith("ENSG") else gene for gene in vocabulary]
+    for column, gene in enumerate(query):
+        bare = gene.split(".")[0] if gene.startswith("ENSG") else gene
+        place = vocabulary.index(gene) if gene in vocabulary else plain.index(bare) if bare in plain else None
+        if place is not None:
+            expected[:, place] += cells[:, [column]].toarray()[:, 0]
+    before, alignment = cells.copy(), GeneAlignment(query, vocabulary)
+    np.testing.assert_allclose(alignment.apply(cells).toarray(), expected, rtol=1e-6)
+    assert (cells != before).nnz == 0
+    assert alignment.coverage.n_matched + len(alignment.coverage.missing) == len(vocabulary)
+    order = data.draw(st.permutations(range(n_genes)))
+    turned = GeneAlignment([query[i] for i in order], vocabulary).apply(cells[:, order])
+    np.testing.assert_allclose(turned.toarray(), expected, rtol=1e-6)

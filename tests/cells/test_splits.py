@@ -14,10 +14,14 @@ RARE = """1 .1 .1 1 0 0; 1 .9 0 1 0 0; 2 .1 .1 1 0 1; 2 .1 0 1 1 0; 2 0 .4 1 0 1
 
 @pytest.mark.parametrize("case", RARE.split(";"))
 def test_rare_classes(case):
-    """Classes of 1, 2 and 3 cells are dealt out as documented, beside a large class."""
+    """Classes of 1, 2 and 3 cells are dealt out as documented, beside a large class; every cell is in one part."""
     n_cells, validation, test, *sizes = map(float, case.split())
     split = stratified_split(["rare"] * int(n_cells) + ["common"] * 500, validation, test, seed=1)
     assert [(part < n_cells).sum() for part in split] == sizes
+    np.testing.assert_array_equal(np.sort(np.concatenate(split)), np.arange(n_cells + 500))
+    np.testing.assert_allclose(
+        [len(part) - n for part, n in zip(split, sizes, strict=True)][1:], [500 * validation, 500 * test]
+    )
 
 
 def test_seed_decides():

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from pytorch_lightning.callbacks import LambdaCallback
 
 import sims_kit as sk
+from sims_kit.datasets import attach_labels
 from sims_kit.datasets.read import convert
 from sims_kit.errors import ModelFileError, SettingError, SimsError
 
@@ -238,6 +240,18 @@ def test_damaged_matrices(cells, forked, counts, n_trials):
         if found.kind == "done":
             counts("the same labels" if found.found == whole else "other labels")
     assert n_slow <= max(3, n_trials)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_texts(cells, n_trials):
+    """A table of cells or labels with a changed bit, a lost part or a lost end is read, or refused by name."""
+    cells.obs.to_csv("labels.csv")
+    readers = {"cells.csv": sk.read, "labels.csv": lambda path: attach_labels(cells.copy(), path, "cell_type")}
+    for name, read in readers.items():
+        for bad in damaged(Path(name).read_bytes(), 5 * n_trials, page=64):
+            Path("bad.csv").write_bytes(bad)
+            with suppress(SimsError):
+                read("bad.csv")
 
 
 def test_end_of_a_slurm_job(cells, forked, monkeypatch):
