@@ -23,6 +23,7 @@ from sims_kit.model.trainer import average_statistics
 HALF = torch.tensor(0.5, dtype=torch.float32).sqrt().item()  # rounded as in pytorch-tabnet
 WIDE = 1024  # genes: among more, sparsemax looks at the largest logits first
 FIRST = 128  # so many of them
+AT_ONCE = 2**22  # values of cells, networks and genes in evaluation: 16 MB
 DIVERGED = (
     "The attention produced NaN or infinite values, so no mask can be drawn. Training has diverged: "
     "lower the learning rate, clip gradients, or look for extreme values in the input."
@@ -78,6 +79,16 @@ class TabNet(nn.Module):
         with torch.autocast(cells.device.type, enabled=False):
             steps = self.steps(cells)
             return TabNetOutput(self.logits_of(steps), self.entropy_of(steps))
+
+    @property
+    def cells_at_once(self) -> int:
+        """How many cells to predict at once, so that a network of many genes does not fill the memory."""
+        return max(2, AT_ONCE // (self.recipe.n_models * len(self.genes)))
+
+    def logits(self, cells: Tensor) -> Tensor:
+        """The logits, (B, M, C), in evaluation of `cells_at_once`."""
+        parts = [cells] if self.training else cells.to_dense().split(self.cells_at_once)
+        return torch.cat([self.logits_of(self.steps(part)) for part in parts])
 
     def steps(self, cells: Tensor) -> list[Step]:
         """The decision steps of a batch."""
@@ -189,7 +200,7 @@ def sparsemax(logits: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Sparsemax over the last dimension: a softmax whose small entries are exactly zero.
 
     Each row of the result is non-negative and sums to one. With `allowed`, of the same shape, entries elsewhere are
-    zero, and so is a row without any. NaN or infinite logits raise `FloatingPointError`.
+    zero, and so is a row without any. A row whose largest logit is NaN or infinite raises `FloatingPointError`.
     Source: Martins and Astudillo 2016, arXiv:1602.02068; thesis section 0.2.5.
 
     >>> sparsemax(torch.tensor([1.0, 0.5, -2.0]))
