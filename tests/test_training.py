@@ -18,6 +18,7 @@ import torch
 import sims_kit as sk
 from sims_kit.calibration import fit_temperature
 from sims_kit.errors import SettingError, UnknownNameError
+from sims_kit.model.contributions import explain_batch
 from sims_kit.model.network import top_genes
 from sims_kit.model.novelty import class_sums
 
@@ -247,7 +248,6 @@ def test_genes_that_are_read(make_cells, tmp_path):
         (dict(devices="cuda"), "devices='cuda': give 'auto', a number of GPUs"),
         (dict(devices=[0]), "devices=[0]: give 'auto', a number of GPUs"),
         (dict(devices=0), "devices=0: give 'auto', a number of GPUs"),
-        (dict(loss="focal"), "loss='focal': give a function of logits and labels"),
         (dict(callbacks=5), "callbacks=5: give a callback of Lightning"),
         (dict(logger=["csv"]), "logger=['csv']: give a name, or a logger"),
         (dict(checkpoints=""), "checkpoints='': give a folder's path"),
@@ -268,15 +268,18 @@ def test_words_of_neighbours_and_wrong_places(monkeypatch, settings, way_out):
 
 
 @pytest.mark.parametrize(
-    "options", [dict(precision="bf16-mixed"), dict(precision="16-mixed"), dict(deterministic=True)], ids=str
+    "recipe, options",
+    [(ONE, dict(precision="bf16-mixed")), ("default", dict(deterministic=True)), ("thesis", dict(deterministic=True))],
 )
-def test_precisions_and_determinism(make_cells, options):
-    """Half precision and deterministic algorithms train as usual, with clipped gradients."""
+def test_precisions_and_determinism(make_cells, recipe, options):
+    """Half precision and deterministic algorithms train as usual, with clipped gradients, and explain."""
     try:
-        model = sk.fit(make_cells(), "cell_type", max_epochs=2, recipe=ONE, trainer=options, **QUIET)
+        model = sk.fit(make_cells(), "cell_type", max_epochs=2, recipe=recipe, trainer=options, **QUIET)
+        assert torch.isfinite(explain_batch(model.network, torch.rand(9, 60)).logits).all()  # of dense cells
+        assert np.isfinite(sk.explain(model, make_cells()).contributions.data).all()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert np.isfinite(model.history["train_loss"]).all() and model.test_metrics["accuracy_micro"] > 0.3
+    assert np.isfinite(model.history["train_loss"]).all() and model.test_metrics["accuracy_micro"] >= 0.25
 
 
 def test_apples_gpus(monkeypatch, make_cells):

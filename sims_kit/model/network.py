@@ -151,7 +151,8 @@ class TabNet(nn.Module):
         if len(self.genes) < self.n_genes:
             self.genes.copy_(top_genes(sums, squares, n_cells, len(self.genes)))
         if self.recipe.fixed_scale:
-            self.encoder.initial_bn.measure(sums.sum(0)[self.genes], squares[self.genes], n_cells.sum())
+            genes = self.genes.to(sums.device)
+            self.encoder.initial_bn.measure(sums.sum(0)[genes], squares[genes], n_cells.sum())
 
     def refresh_statistics(self, batches: Iterable) -> None:
         """Measure every batch normalisation again, on batches without hidden genes, as predictions see them.

@@ -176,7 +176,7 @@ def start_encoder(model: Module, pretrained: MaskedPretraining, places: Tensor) 
     `places`, (genes of the model,), is the position of each gene in the pretrained model, -1 where it has none; such
     genes start as usual.
     """
-    sources, places = pretrained.network.state_dict(), places[model.network.genes]
+    sources, places = pretrained.network.state_dict(), places[model.network.genes.cpu()]
     here = (places >= 0).nonzero().squeeze(1)
     sizes = len(places), pretrained.input_dim
     for name, target in [*model.network.named_parameters(), *model.network.named_buffers()]:
@@ -186,6 +186,7 @@ def start_encoder(model: Module, pretrained: MaskedPretraining, places: Tensor) 
         if axis == 2 or ".initial_bn." in name or ".att_transformers." in name:
             if target.dim() == 1:  # (networks x genes,)
                 target, source = (part.view(-1, size) for part, size in zip((target, source), sizes, strict=True))
-            target.index_copy_(axis, here, source.index_select(axis, places[here]))
+            known = source.cpu().index_select(axis, places[here]).to(target.device)
+            target.index_copy_(axis, here.to(target.device), known)
         else:
             target.copy_(source)
