@@ -14,7 +14,6 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import sims_kit as sk
 from sims_kit.cells.loaders import CellLoader
-from sims_kit.errors import SettingError
 
 TWO = dict(devices=2, trainer=dict(accelerator="cpu", strategy="ddp_fork"))  # forked: Python is not started anew
 QUIET = dict(verbose=False)
@@ -132,14 +131,6 @@ def test_a_process_group_of_others_does_not_count(make_cells, tmp_path):
     expected = [sk.fit(own, "cell_type", **ALONE) for own in cells]
     arguments = (cells, tmp_path, expected)
     torch.multiprocessing.start_processes(_alone_among_others, arguments, nprocs=2, start_method="fork")
-
-
-def test_too_few_cells_for_the_processes(make_cells, tmp_path, monkeypatch):
-    """A part with fewer than two cells for each process is refused by name."""
-    monkeypatch.chdir(tmp_path)
-    trainer, model, module = sk.generate_trainer(make_cells(n_cells=21), None, "cell_type", **TWO, **QUIET)
-    with pytest.raises((SettingError, ProcessRaisedException), match="test part has 3 cells for 2 processes"):
-        trainer.fit(model, datamodule=module)
 
 
 def test_two_processes_pretrain_one_encoder(make_cells, tmp_path, monkeypatch):

@@ -34,9 +34,6 @@ def ranges(*requirements: str) -> dict[str, str]:
     return {canonicalize_name(r.name): str(r.specifier) for r in parsed if r.name != "sims_kit"}
 
 
-# --- packaging and environments -------------------------------------------------------------------------------
-
-
 @pytest.mark.skipif(find_spec("hatchling") is None, reason="hatchling is not installed")
 def test_wheel_carries_registry_and_package_only(tmp_path):
     """A wheel has the registry of datasets inside the package, byte for byte, and no tests or notebooks."""
@@ -106,9 +103,6 @@ def test_binder_hook_is_executable_and_keeps_the_environment():
     assert "--no-deps" in hook.read_text()
 
 
-# --- one address ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CITATION.cff", *LESSONS], ids=lambda path: path.name)
 def test_address_and_version_are_in_step(path):
     """Badges, clone command, citation and Colab cells have the address and version of pyproject.toml."""
@@ -125,9 +119,6 @@ def test_address_and_version_are_in_step(path):
         assert all(re.fullmatch(expected, found) for found in re.findall(place, text)), (place, expected)
 
 
-# --- pages ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_pages_link_to_files_that_exist(path):
     """Every relative link and picture of a page leads to a file of the repository; README lists every lesson."""
@@ -135,9 +126,6 @@ def test_pages_link_to_files_that_exist(path):
     if path.name == "README.md":
         lessons = {f"notebooks/{lesson.name}" for lesson in LESSONS}
         assert set(re.findall(r"\]\((notebooks/[\w.]+)\)", path.read_text())) == lessons
-
-
-# --- the Makefile ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

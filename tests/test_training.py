@@ -227,7 +227,6 @@ def test_genes_that_are_read(make_cells, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "way_out"),
     [
-        (dict(n_steps=2), "recipe=dict(n_steps=...)"),
         (dict(model_params={"n_steps": 2}), "recipe=dict(n_steps=3"),
         (dict(recipe=dict(label_smooting=2)), "'label_smoothing'"),
         (dict(recipe=dict(lr=1e-3)), "optimizer_params={'lr': ...}"),

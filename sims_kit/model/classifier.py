@@ -105,7 +105,7 @@ class SIMSClassifier(Module):
         self.tracked, self.loss = metrics, loss
         self.metrics = torch.nn.ModuleDict()  # made when they are needed: they grow with the square of the classes
         self.test_metrics: pd.Series | None = None
-        self.start: Callable = lambda: None  # called once its genes are chosen: takes a pretrained encoder's weights
+        self.start: Callable | None = None  # called once its genes are chosen: takes a pretrained encoder's weights
         self.calibration_cells: CalibrationCells | None = None
 
     @property
@@ -159,7 +159,8 @@ class SIMSClassifier(Module):
         if not self.is_fitted:  # a run that goes on keeps what it has
             found = class_sums(self.trainer.train_dataloader, *self.novelty.means.shape, self.device)
             self.network.measure(*found)
-            self.start()
+            if self.start is not None:
+                self.start = self.start()
 
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""

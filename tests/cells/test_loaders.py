@@ -1,7 +1,5 @@
 """Batches hold the right cells in the right order, from memory and from files, whatever prepares them."""
 
-import subprocess
-import sys
 from itertools import chain, islice
 from types import SimpleNamespace
 
@@ -122,19 +120,6 @@ def test_an_error_while_reading_reaches_the_loop(make_cells, tmp_path, num_worke
     assert len(list(islice(batches, 2))) == 2
     with pytest.raises(DataError, match=rf"taken for counts by a sample .* {found}"):
         list(batches)
-
-
-def test_torchs_beta_warning_is_silent():
-    """A fresh process that makes batches prints no warning about sparse tensors, and hides no other one."""
-    program = """
-import warnings; warnings.simplefilter("always")
-from sims_kit.cells.loaders import CellDataset
-import scipy.sparse as sp
-CellDataset([]).batch(sp.csr_matrix([[1.0]]), [])
-warnings.warn("another one")
-"""
-    errors = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
-    assert "Sparse" not in errors and "another one" in errors
 
 
 def test_a_query_equals_scanpy_on_the_models_genes(make_cells):
