@@ -107,8 +107,7 @@ def _make_cells(n_cells=120, n_genes=60, n_classes=3, seed=0, state="counts") ->
     return AnnData(
         X.astype(np.float32) if state == "scaled" else sp.csr_matrix(X, dtype=np.float32),
         obs=pd.DataFrame(
-            {"cell_type": [f"class_{label}" for label in labels]},
-            index=[f"cell_{i:04d}" for i in range(n_cells)],
+            {"cell_type": [f"class_{label}" for label in labels]}, index=[f"cell_{i:04d}" for i in range(n_cells)]
         ),
         var=pd.DataFrame(
             {"marker_of": [f"class_{o}" if o >= 0 else "" for o in owner]},

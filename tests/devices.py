@@ -65,9 +65,8 @@ def test_two_processes_train_one_model(make_cells, tmp_path, monkeypatch, backed
     monkeypatch.setattr(CellLoader, "block_size", 8)
     monkeypatch.setattr(CellLoader, "buffer_size", 64)
     options = dict(backed=backed, max_epochs=8, **QUIET)
-    trainer, model, module = sk.generate_trainer(
-        "cells.h5ad", None, "cell_type", callbacks=Watch(tmp_path, cells), **TWO, **options
-    )
+    more = dict(callbacks=Watch(tmp_path, cells), **TWO, **options)
+    trainer, model, module = sk.generate_trainer("cells.h5ad", None, "cell_type", **more)
     assert module.batch_size == 16 and len(module.split.train) == 241
     trainer.fit(model, datamodule=module)
     one, other = ranks(tmp_path)

@@ -110,8 +110,6 @@ CASES = [
     # --- Orientation
     ("AnnData turned", lambda b: b.cells.T, fit,
      DataError, ["AnnData 1 seems to be turned", ") are named like genes, its columns (120", "adata.T.copy()"]),
-    ("AnnData turned, genes with names of one's own", lambda b: AnnData(b.cells.X.T, var=b.cells.obs), fit,
-     DataError, ["turned", ") have no 'cell_type', its columns (120", "in var", "adata.T.copy()"]),
     ("csv turned, with label file", Bench.turned, lambda x, b: sk.generate_trainer(x, "labels.csv", "cell_type"),
      DataError, ["cells.csv seems to be turned", 'orientation="genes_by_cells"']),
     ("query turned", lambda b: b.cells.T, annotate,

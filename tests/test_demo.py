@@ -129,9 +129,8 @@ def test_demo_stops_with_one_message(files, capsys):
 def test_readme_lines_run(real_data, tmp_path, monkeypatch):
     """README's lines of Python run as they stand and do what their comments say."""
     monkeypatch.chdir(tmp_path)
-    lines, reasons, promises, comparison = re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
-    )
+    readme = (ROOT / "README.md").read_text()
+    lines, reasons, promises, comparison = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     fit = sk.fit
     monkeypatch.setattr(sk, "fit", lambda *data, **options: fit(*data, max_epochs=8, **options))  # the lines, sooner
     variables = {}
@@ -147,9 +146,8 @@ def test_readme_lines_run(real_data, tmp_path, monkeypatch):
     exec(promises, variables)
     assert {"sims_set", "sims_vote", "sims_unseen"} <= set(query.obs) and "X_sims" in query.obsm
     named = re.search(r"\[(.*?)\]", comparison)[1]
-    quick = comparison.replace(named, '"linear SVM", "kNN on PCs"').replace(
-        ")\n", ", folder='rows', cv=2, n_bootstrap=20)\n", 1
-    )
+    quick = comparison.replace(named, '"linear SVM", "kNN on PCs"')
+    quick = quick.replace(")\n", ", folder='rows', cv=2, n_bootstrap=20)\n", 1)
     assert set(re.findall(r'"(.*?)"', named)) <= set(sk.studies.METHODS)
     variables["cells"] = variables["reference"].copy()
     variables["cells"].obs["cell_type"] = variables["cells"].obs["cell_line_demuxlet"]

@@ -147,9 +147,8 @@ def test_demo_passes_parameters_and_runs_in_its_own_environment(make, make_noteb
     folder.mkdir()
     reference, out = folder / "a reference's.h5ad", folder / "out"
     reference.touch()
-    seen = (
-        'import sys, pathlib\npathlib.Path(OUT, "seen.txt").write_text("|".join([REFERENCE, LABEL, QUERY, sys.prefix]))'
-    )
+    seen = "import sys\nfrom pathlib import Path\n"
+    seen += 'Path(OUT, "seen.txt").write_text("|".join([REFERENCE, LABEL, QUERY, sys.prefix]))'
     tiny = make_notebook(folder / "tiny.ipynb", seen)
     bad = folder / "kernels/python3/kernel.json"  # somebody else's kernel of the same name
     bad.parent.mkdir(parents=True)
@@ -171,21 +170,16 @@ def test_demo_passes_parameters_and_runs_in_its_own_environment(make, make_noteb
         (["LABELFILE=labels"], "There is no label file labels"),
         (["ORIENTATION=sideways"], "neither cells_by_genes nor genes_by_cells"),
         (["PYTHON=no-such-python"], "Install Python 3.11 or newer"),
+        (["PYTHON={old}"], "Python 3.9; sims_kit needs 3.11 or newer"),
+        (["PYTHON={old}"], "make PYTHON="),
     ],
 )
-def test_demo_names_bad_input_before_installing(make, tmp_path, arguments, complaint):
-    """A missing file, label or Python is said at once, and no environment is begun."""
+def test_demo_names_bad_input_before_installing(make, python, tmp_path, arguments, complaint):
+    """A missing file, label or Python, or an old one, is said at once, and no environment is begun."""
+    arguments = [argument.format(old=python((3, 9, 1))) for argument in arguments]
     result = make("demo", f"VENV={tmp_path}/venv", *arguments)
     assert result.returncode != 0 and complaint in result.stderr
     assert not (tmp_path / "venv").exists()
-
-
-@needs_make
-def test_old_python_is_refused_with_a_way_out(make, python):
-    """A Python before 3.11 is refused with its version and the argument that names another."""
-    result = make("check-python", f"PYTHON={python((3, 9, 1))}")
-    assert result.returncode != 0
-    assert "Python 3.9; sims_kit needs 3.11 or newer" in result.stderr and "make PYTHON=" in result.stderr
 
 
 @needs_make

@@ -217,17 +217,18 @@ class _Sparsemax(torch.autograd.Function):
     def forward(ctx, logits: Tensor, allowed: Tensor | None) -> Tensor:
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -torch.inf)
-        top = logits.amax(-1, keepdim=True)
+        is_wide = logits.shape[-1] > WIDE
+        looked_at = logits.topk(FIRST)[0] if is_wide else logits
+        top = looked_at.amax(-1, keepdim=True)
         if allowed is not None:
             top = top.where(allowed.any(-1, keepdim=True), 0)
         if not torch.isfinite(top).all():
             raise FloatingPointError(DIVERGED)
-        logits = logits - top  # differences of small numbers round less
-        looked_at = logits.topk(FIRST)[0] if logits.shape[-1] > WIDE else logits
+        looked_at = looked_at - top  # differences of small numbers round less
         tau = _threshold(looked_at)
-        if looked_at is not logits and (looked_at[..., -1:] > tau).any():  # further ones may count
-            tau = _threshold(logits)
-        mask = (logits - tau).clamp_(min=0)
+        if is_wide and (looked_at[..., -1:] > tau).any():  # further ones may count
+            tau = _threshold(logits - top)
+        mask = (logits - top).sub_(tau).clamp_(min=0)
         ctx.save_for_backward(mask)
         return mask
 

@@ -13,7 +13,7 @@ import torch
 from sims_kit.cells.loaders import CellDataset, CellLoader, query_batches
 from sims_kit.cells.matrix import Expression
 from sims_kit.datasets.read import open_backed
-from sims_kit.errors import DataError, SettingError
+from sims_kit.errors import DataError
 
 SOURCES = {"csr.h5ad": (90, "counts"), "csr.zarr": (61, "log-normalised"), "dense.h5ad": (45, "normalised")}
 N_CELLS = 196  # of all sources
@@ -137,5 +137,3 @@ def test_a_query_equals_scanpy_on_the_models_genes(make_cells):
     assert not cells[:, [0, -1]].any() and all((batch.labels == -1).all() for batch in loader) and len(loader) == 4
     assert scale.is_counts and coverage.missing == [vocabulary[0], vocabulary[-1]] and coverage.extra == 1
     np.testing.assert_array_equal(dense(query_batches(query, vocabulary, cells=[5, 9, 80])[0]), cells[[5, 9, 80]])
-    with pytest.raises(SettingError, match="batch_size=0"):
-        query_batches(query, vocabulary, batch_size=0)

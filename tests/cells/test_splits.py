@@ -19,9 +19,8 @@ def test_rare_classes(case):
     split = stratified_split(["rare"] * int(n_cells) + ["common"] * 500, validation, test, seed=1)
     assert [(part < n_cells).sum() for part in split] == sizes
     np.testing.assert_array_equal(np.sort(np.concatenate(split)), np.arange(n_cells + 500))
-    np.testing.assert_allclose(
-        [len(part) - n for part, n in zip(split, sizes, strict=True)][1:], [500 * validation, 500 * test]
-    )
+    sizes = [len(part) - n for part, n in zip(split, sizes, strict=True)]
+    np.testing.assert_allclose(sizes[1:], [500 * validation, 500 * test])
 
 
 def test_seed_decides():

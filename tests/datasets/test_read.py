@@ -115,9 +115,8 @@ def test_layers_that_stay_on_disk(cells):
 @pytest.mark.parametrize("release", ["genes.tsv", "genes.tsv.gz", "features.tsv", "features.tsv.gz"])
 def test_10x_folder(cells, release):
     """A folder of any release, packed or not; the path of one of several matrices chooses its sample."""
-    genes = pd.DataFrame(
-        {0: [f"ENSG{i:011}" for i in range(5)], 1: ["A", "A", "NA", "B", "C"], 2: ["Gene Expression"] * 5}
-    )
+    ids, names = [f"ENSG{i:011}" for i in range(5)], ["A", "A", "NA", "B", "C"]
+    genes = pd.DataFrame({0: ids, 1: names, 2: ["Gene Expression"] * 5})
     for prefix in ("GSM1_", "GSM2_"):
         scipy.io.mmwrite(f"{prefix}matrix.mtx", cells.X.T.astype(int))
         genes.iloc[:, : 2 + ("feat" in release)].to_csv(prefix + release, sep="\t", header=False, index=False)

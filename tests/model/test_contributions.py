@@ -61,14 +61,6 @@ def test_masks_are_those_of_the_steps(kind):
         torch.testing.assert_close(found.logits, oracle(cells)[0])
 
 
-def test_within_inference_mode():
-    """In a callback of Lightning, which turns gradients off, contributions are the same."""
-    network, cells, towards = make("default")
-    expected = added(network, cells, towards).to_dense()
-    with torch.inference_mode():
-        torch.testing.assert_close(added(network, cells.clone(), towards.clone()).to_dense(), expected)
-
-
 @pytest.mark.parametrize("nodes, remainder", [(contributions.NODES, 0.03), (500, 0.003)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_sum_to_what_the_cell_adds(monkeypatch, kind, nodes, remainder):

@@ -287,14 +287,6 @@ def test_steps_of_the_default(cells, training):
         assert_same(step.evidence, torch.einsum("bmg,mgc->bmc", step.values, network.additive_weight), "evidence")
 
 
-@pytest.mark.parametrize("name, values", [("mask_temperature", (0.1, 1.0, 10.0)), ("mask_start", (3.0, 0.1))])
-def test_wider_masks(cells, name, values):
-    """Masks widen with the temperature, and begin broad when the attention's normalisation starts near zero."""
-    networks = [_default(cells, **{"mask_temperature": 1.0, name: value}) for value in values]
-    widths = [network.steps(cells)[0].mask.count_nonzero().item() for network in networks]
-    assert widths == sorted(widths) and widths[0] < widths[-1]
-
-
 def test_fixed_scale(cells):
     """It centres, brings the mean square to one, does not blow up rare genes, and is the same over any batches."""
     cells[:, 0] = 0
@@ -411,9 +403,7 @@ def _wide(logits, wide):
     return logits
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 1), (3, 2), (5, 15), (9, 33), (130, 700), (20, 1024), (20, 1025), (20, 2001), (5, 4096)]
-)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 15), (9, 33), (99, 700), (9, 1024), (9, 1025), (20, 2001)])
 @pytest.mark.parametrize("kind", LOGITS)
 def test_sparsemax(kind, shape):
     """Masks and gradients are those of the oracle, whatever the logits; with a choice, among the chosen of each row."""

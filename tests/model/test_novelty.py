@@ -33,9 +33,8 @@ def test_angles_and_margins_are_scikit_learns(cells, n_classes):
     """To the nearest class mean, each gene divided by its spread within classes; and of a linear SVM for each class."""
     values, labels = cells[0].numpy(), (cells[1] + (n_classes == 4) * (cells[0][:, 15] > 0.5)).numpy()
     novelty = Novelty(30, n_classes)  # the fourth class has no cells, and every cell is outside of it
-    novelty.measure(
-        [(cells[0][part].to_sparse_csr(), torch.tensor(labels[part])) for part in np.split(range(120), [50])]
-    )
+    parts = np.split(range(120), [50])
+    novelty.measure([(cells[0][part].to_sparse_csr(), torch.tensor(labels[part])) for part in parts])
     means = np.stack([values[labels == number].mean(0) for number in np.unique(labels)])
     within = ((values - means[labels]) ** 2).sum(0) / (120 - n_classes)
     scale = np.sqrt(within + within.mean())

@@ -107,12 +107,7 @@ STUDIES = {
         (studies.generalization, {"by": "one"}, SettingError, "1 group"),
         (studies.generalization, {"label": "poor"}, LabelError, "'00'.: training needs two classes"),
         (studies.generalization, {"label": "unknown"}, LabelError, 'labelled "Unknown"'),
-        (
-            studies.generalization,
-            {"cells": "parts", "by": None, "leave_one_out": True},
-            SettingError,
-            "different states",
-        ),
+        (studies.generalization, dict(cells="parts", by=None, leave_one_out=True), SettingError, "different states"),
         (studies.inference, {"label": None}, SettingError, "Which obs column"),
         (studies.inference, {"label": "celltype"}, UnknownNameError, "cell_type"),
         (studies.inference, {"sample": "doner"}, UnknownNameError, "donor"),
