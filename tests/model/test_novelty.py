@@ -19,15 +19,6 @@ def cells():
         return values * (torch.rand(120, 30) < 0.7), labels
 
 
-@pytest.fixture
-def novelty(cells):
-    """Novelty measured on the cells, in batches."""
-    values, labels = cells
-    novelty = Novelty(30, 2)
-    novelty.measure([(values[:50].to_sparse_csr(), labels[:50]), (values[50:].to_sparse_csr(), labels[50:])])
-    return novelty
-
-
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_angles_and_margins_are_scikit_learns(cells, n_classes):
     """To the nearest class mean, each gene divided by its spread within classes; and of a linear SVM for each class."""
@@ -65,9 +56,10 @@ def test_odds():
     assert odds[0].item() == pytest.approx(torch.log((1 - p) / p).item(), rel=1e-5) and odds[1] < -80
 
 
-def test_each_way_is_noticed(cells, novelty):
+def test_each_way_is_noticed(cells):
     """An uncertain cell, at an angle to both classes, or outside of both stands out; a typical one does not."""
-    values, _ = cells
+    novelty, (values, labels) = Novelty(30, 2), cells
+    novelty.measure([(values[part].to_sparse_csr(), labels[part]) for part in np.split(range(120), [50])])
     sure = torch.tensor([[6.0, 0.0]]).repeat(120, 1) + torch.linspace(-1, 1, 120)[:, None] * torch.tensor([1.0, 0.0])
     distances = novelty.distances(values)
     assert not novelty.is_calibrated

@@ -206,7 +206,6 @@ CASES = {
     "zarr 2, pickle": (in_zarr(codec({"id": "pickle", "protocol": 5})), "codec 'pickle'"),
     "zarr 3, pickle": (in_zarr(codec({"name": "numcodecs.pickle", "configuration": {}}), 3), "codec 'pickle'"),
     # --- other files
-    "external link": (in_hdf5(replaced("obs", h5py.ExternalLink("other.h5", "/"))), "link to another"),
     "external link deep down": (in_hdf5(lambda f: f["uns"].create_group("a").__setitem__(
         "b", h5py.ExternalLink("other.h5", "secret"))), "link to another"),
     "soft link": (in_hdf5(replaced("uns", h5py.SoftLink("/obs"))), "link to another"),
