@@ -112,8 +112,6 @@ CASES = [
      DataError, ["AnnData 1 seems to be turned", ") are named like genes, its columns (120", "adata.T.copy()"]),
     ("csv turned, with label file", Bench.turned, lambda x, b: sk.generate_trainer(x, "labels.csv", "cell_type"),
      DataError, ["cells.csv seems to be turned", 'orientation="genes_by_cells"']),
-    ("query turned", lambda b: b.cells.T, annotate,
-     DataError, ["turned", "60 rows are named like the model's genes ('ENSG", "query.T.copy()"]),
     ("second AnnData turned", lambda b: [b.cells, b.cells.T], fit, DataError, ["AnnData 2", "genes_by_cells"]),
 
     # --- Labels
@@ -125,8 +123,6 @@ CASES = [
     ("all labels missing", lambda b: [b.cells, b.labels(np.nan)], fit,
      LabelError, ["AnnData 2: none of 120 cells has a 'cell_type'", "Check class_label"]),
     ("one class only", lambda b: b.labels("neuron"), fit, LabelError, ["one class only, 'neuron'", "at least two"]),
-    ("no label column named, label file", Bench.turned, lambda x, b: sk.fit(x, labelfiles="labels.csv"),
-     LabelError, ["class_label is missing"]),
     ("label file that is a folder", lambda b: b.folder("labels"), lambda x, b: fit(b.cells, b, labelfiles=x),
      FileNotFoundError, ["no label file labels"]),
 

@@ -23,11 +23,12 @@ def files(make_cells, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_first_listing(files):
-    """Three objects that fit together; training leaves no folder behind, as no logger was asked for."""
-    trainer, model, module = generate_trainer(
-        datafiles=["data.h5ad"], labelfiles=["labels.csv"], class_label="Cell Type", max_epochs=3
-    )
+@pytest.mark.parametrize("recipe", ["default", "thesis"])
+def test_first_listing(files, monkeypatch, recipe):
+    """Three objects that fit together; training leaves nothing behind, also where temporary files lie."""
+    monkeypatch.setattr("tempfile.tempdir", str(files))
+    settings = dict(max_epochs=3, recipe=recipe)
+    trainer, model, module = generate_trainer(["data.h5ad"], ["labels.csv"], class_label="Cell Type", **settings)
     trainer.fit(model, datamodule=module)
     assert len(model.history) == 3 and model.classes == module.classes and model.is_fitted
     assert {path.name for path in files.iterdir()} == {"data.h5ad", "labels.csv"}

@@ -97,16 +97,6 @@ def test_early_stopping_and_the_best_epoch(make_cells):
     assert metrics["val_accuracy_micro"] == pytest.approx(accuracy.max())
 
 
-def test_nothing_is_left_behind(make_cells, tmp_path, monkeypatch):
-    """Neither in the working folder nor in that of temporary files; the best weights are kept in memory."""
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    for options in (dict(recipe="thesis"), dict(validation=0)):
-        trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", max_epochs=2, **options, **QUIET)
-        trainer.fit(model, datamodule=module)
-        assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]
-
-
 def test_trainer_arguments_pass_through(make_cells):
     """Any Trainer argument, own callbacks, no test part; without validation cells training runs to its end."""
     epochs, none, cpu = [], dict(test=0, validation=0), dict(accelerator="cpu")
@@ -177,20 +167,13 @@ def test_finished_once(make_cells):
 def test_a_module_of_ones_own(make_cells):
     """Without an adjustment nothing is asked of the data module but its batches and its sizes."""
     ours = sk.DataModule(make_cells(), class_label="cell_type", verbose=False)
-
-    class Own(pl.LightningDataModule):
-        input_dim, output_dim, genes, classes, provenance = ours.input_dim, 3, ours.genes, ours.classes, {}
-
-        def train_dataloader(self):
-            return ours.train_dataloader()
-
-        def val_dataloader(self):
-            return ours.val_dataloader()
-
+    own = pl.LightningDataModule()
+    for name in ("input_dim", "output_dim", "genes", "classes", "provenance", "train_dataloader", "val_dataloader"):
+        setattr(own, name, getattr(ours, name))
     recipe = dict(weight_classes=0, logit_adjustment=0, n_models=1)
     model = sk.SIMSClassifier(input_dim=ours.input_dim, output_dim=3, recipe=recipe)
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    pl.Trainer(max_epochs=1, **quiet).fit(model, datamodule=Own())
+    pl.Trainer(max_epochs=1, **quiet).fit(model, datamodule=own)
     assert model.is_fitted and model.temperature != 1
 
 
@@ -229,9 +212,7 @@ def test_genes_that_are_read(make_cells, tmp_path):
         (dict(accelerator="cpu"), "trainer=dict(accelerator=...)"),
         (dict(max_epoch=3), "'max_epochs'"),
         (dict(max_epochs=-1), "max_epochs=-1: give a whole number, 1 or more"),
-        (dict(max_epochs=True), "max_epochs=True: give a whole number"),
         (dict(devices="cuda"), "devices='cuda': give 'auto', a number of GPUs"),
-        (dict(devices=[0]), "devices=[0]: give 'auto', a number of GPUs"),
         (dict(devices=0), "devices=0: give 'auto', a number of GPUs"),
         (dict(callbacks=5), "callbacks=5: give a callback of Lightning"),
         (dict(logger=["csv"]), "logger=['csv']: give a name, or a logger"),

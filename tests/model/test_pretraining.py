@@ -171,16 +171,11 @@ def test_what_does_not_fit_is_refused(make_cells, pretrained):
         sk.fit(other[:, ::-1].copy(), "cell_type", pretrained=pretrained, recipe=SMALL, **QUIET)
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"mask_share": 0}, "mask_share is 0"),
-        ({"unexpressed": 0}, "unexpressed is 0"),
-        ({"mask_shar": 0.1}, "mask_shar"),
-        ({"model_params": {"n_d": 4}}, "recipe=dict"),
-        ({"test": 0.1}, "argument of pretrain 'test'"),
-    ],
-)
+OUT_OF_RANGE = {"mask_share is 0": {"mask_share": 0}, "unexpressed is 0": {"unexpressed": 0}}
+OUT_OF_RANGE |= {"mask_shar": {"mask_shar": 0.1}, "recipe=dict": {"model_params": {"n_d": 4}}}
+
+
+@pytest.mark.parametrize("words, settings", [*OUT_OF_RANGE.items(), ("argument of pretrain 'test'", {"test": 0.1})])
 def test_settings_out_of_range(make_cells, settings, words):
     """A setting that does not exist or is out of range is named."""
     with pytest.raises((SettingError, UnknownNameError), match=words):
