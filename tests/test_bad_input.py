@@ -62,12 +62,6 @@ class Bench:
         self.folder("x")
         return self.file("file", "text")
 
-    def turned(self) -> Path:
-        """The cells as a table with genes in rows, beside a labels.csv."""
-        self.cells.to_df().T.to_csv("cells.csv")
-        self.cells.obs.to_csv("labels.csv")
-        return Path("cells.csv")
-
 
 def scaled(bench):
     """Scaled values in X, counts in a layer."""
@@ -110,8 +104,6 @@ CASES = [
     # --- Orientation
     ("AnnData turned", lambda b: b.cells.T, fit,
      DataError, ["AnnData 1 seems to be turned", ") are named like genes, its columns (120", "adata.T.copy()"]),
-    ("csv turned, with label file", Bench.turned, lambda x, b: sk.generate_trainer(x, "labels.csv", "cell_type"),
-     DataError, ["cells.csv seems to be turned", 'orientation="genes_by_cells"']),
     ("second AnnData turned", lambda b: [b.cells, b.cells.T], fit, DataError, ["AnnData 2", "genes_by_cells"]),
 
     # --- Labels
