@@ -174,7 +174,7 @@ def shared_chunk(good: Path) -> Path:
     for i, chunk in enumerate(chunks):
         keys = [struct.pack("<IIQQQQ", c.size, 0, 0, i, 0, c.byte_offset) for c in (chunk, chunks[0])]
         content = content.replace(*keys)
-    return written("bad.h5ad", content)(good)
+    return written("bad.h5ad", lambda: content)(good)
 
 
 def packed_twice(file: h5py.File) -> None:
