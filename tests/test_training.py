@@ -243,7 +243,7 @@ def test_precisions_and_determinism(make_cells, options, recipe):
         assert np.isfinite(sk.explain(model, make_cells()).contributions.data).all()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert np.isfinite(model.history["train_loss"]).all() and model.test_metrics["accuracy_micro"] >= 0.25
+    assert model.history["train_loss"].iloc[-1] < model.history["train_loss"].iloc[0]
 
 
 def test_apples_gpus(monkeypatch, make_cells):

@@ -155,7 +155,8 @@ def mask_genes(
 def reconstruct(decoder: TabNetDecoder, decisions: Tensor, masked: MaskedCells) -> Tensor:
     """The decoder's predictions of the pairs, (P,), from a network's decisions, (steps, B, n_d)."""
     cells = sum(part(decision) for part, decision in zip(decoder.feat_transformers, decisions, strict=True))  # (B, n_d)
-    return (cells[masked.rows] * F.embedding(masked.genes, decoder.reconstruction_layer.weight)).sum(1)
+    of_genes = F.embedding(masked.genes, decoder.reconstruction_layer.weight)
+    return (F.embedding(masked.rows, cells) * of_genes).sum(1)  # several threads add up its gradient in one order
 
 
 def check_settings(model: Module, pretrained: MaskedPretraining) -> None:

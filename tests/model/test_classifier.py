@@ -32,7 +32,7 @@ def test_thesis_recipe_is_the_thesis():
     model, found = configured(recipe="thesis")
     assert found["lr_scheduler"]["monitor"] == "val_loss" and found["lr_scheduler"]["scheduler"].factor == 0.75
     assert model.network.encoder.att_transformers[0].bn.bn.weight.unique() == 1 and recipe.n_models == 1
-    model, _ = configured(recipe=dict(mask_start=0.125))
+    model, _ = configured(recipe=RECIPES["thesis"].changed(mask_start=0.125))
     assert model.network.encoder.att_transformers[0].bn.bn.weight.unique() == 0.125  # broad masks
 
 
