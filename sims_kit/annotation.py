@@ -20,10 +20,10 @@ import torch
 
 from sims_kit import calibration
 from sims_kit.calibration import UNKNOWN, check_share
-from sims_kit.cells.genes import GeneCoverage
+from sims_kit.cells.genes import ENOUGH, USABLE, GeneCoverage
 from sims_kit.cells.loaders import CellLoader, query_batches
 from sims_kit.cells.matrix import Scale, open_cells
-from sims_kit.errors import LabelError, SettingError, UnknownNameError, refuse_unknown
+from sims_kit.errors import GeneError, LabelError, SettingError, UnknownNameError, refuse_unknown
 from sims_kit.files import atomic_write, file_to_write
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
@@ -276,7 +276,15 @@ def predict(function: Callable, model: SIMSClassifier, batches, device=None) -> 
 
 def batches_for(model: SIMSClassifier, adata: ad.AnnData, **options) -> tuple[CellLoader, GeneCoverage, Scale]:
     """Return the batches of cells as a model takes them, gene coverage and scale; options of `query_batches`."""
-    return query_batches(adata, model.genes, trained_on=[state for _, state in _files(model)], **options)
+    batches, coverage, scale = query_batches(adata, model.genes, trained_on=[s for _, s in _files(model)], **options)
+    read = {model.genes[place].strip() for place in model.network.genes.tolist()}
+    n_found = len(read.difference(coverage.missing))
+    found = f"The query has {n_found:,} of the {len(read):,} genes that the model tells its classes by"
+    if n_found < USABLE * len(read):
+        raise GeneError(f"{found}; at least {USABLE:.0%} are needed. Take cells whose genes were not selected.")
+    if n_found < ENOUGH * len(read) and coverage.fraction >= ENOUGH:  # else it was said of all genes
+        warnings.warn(f"{found}: its labels may be wrong.", stacklevel=5)
+    return batches, coverage, scale
 
 
 def _files(model: SIMSClassifier) -> list[tuple[str, str]]:

@@ -9,8 +9,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d
 
-from sims_kit.annotation import predict_logits
-from sims_kit.cells.loaders import query_batches
+from sims_kit.annotation import batches_for, predict_logits
 from sims_kit.cells.matrix import as_csr
 from sims_kit.errors import LabelError, UnknownNameError
 from sims_kit.model.recipe import Recipe
@@ -67,7 +66,7 @@ class SIMS(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X) -> np.ndarray:
         """Probabilities, (cells, classes) float32, on the scale that validation cells calibrated."""
         check_is_fitted(self)
-        batches, *_ = query_batches(as_cells(X, self._genes), self.model_.genes)
+        batches, *_ = batches_for(self.model_, as_cells(X, self._genes))
         return predict_logits(self.model_, batches)[0].softmax(dim=1).numpy()[:, self._columns]
 
     def predict(self, X) -> np.ndarray:

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 import sims_kit as sk
 from sims_kit.calibration import CalibrationCells, hierarchical_labels, rejection_threshold
 from sims_kit.cells.matrix import log_normalised
-from sims_kit.errors import LabelError, SettingError, UnknownNameError
+from sims_kit.errors import GeneError, LabelError, SettingError, UnknownNameError
 from sims_kit.model.network import TabNet
 
 
@@ -89,6 +89,19 @@ def test_a_disk_that_fails_at_the_end_loses_nothing(model, make_cells, tmp_path,
         sk.annotate(path, model, out=tmp_path / "out.h5ad")
     assert "sims_label" in error.value.cells.obs and "lost" in error.value.__notes__[0]
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_the_genes_that_are_read(make_cells):
+    """A query that has most genes, but few of those that the networks read, is told so or refused."""
+    cells = make_cells(n_genes=200)
+    model = sk.fit(cells, "cell_type", recipe=dict(n_models=1, genes_per_class=4), max_epochs=1, verbose=False)
+    others = np.setdiff1d(np.arange(200), model.network.genes[:4])
+    with pytest.warns(UserWarning, match="8 of the 12 genes that the model tells"):
+        sk.annotate(cells[:, others].copy(), model)
+    others = np.setdiff1d(np.arange(200), model.network.genes[:10])
+    for call in (sk.annotate, sk.explain, sk.gene_coverage):
+        with pytest.raises(GeneError, match="2 of the 12 genes"):
+            call(*((model, cells[:, others]) if call is sk.explain else (cells[:, others].copy(), model)))
 
 
 def test_genes_in_any_order(model, make_cells):
