@@ -22,7 +22,7 @@ PROTOCOLS = ("cell-lines-celseq2", "cell-lines-dropseq")
 
 @dataclass(frozen=True)
 class Task:
-    """Datasets of the registry; of several, each is a fold. A `group` is not divided between folds."""
+    """Datasets of the registry; of several, each is a fold, with the classes of all. A `group` is not divided."""
 
     datasets: tuple[str, ...]
     group: str | None = None
@@ -34,6 +34,11 @@ TASKS: Mapping[str, Task] = {
     "worm-neurons": Task(("worm-neurons",)),
     "cell lines across plates": Task(PLATES),
     "cell lines across protocols": Task(PROTOCOLS),
+    "blood across donors and conditions": Task(("kang-donors",), group="sample_id"),
+    "blood to interferon and back": Task(("kang-interferon",), group="condition"),
+    "blood across chemistries": Task(("pbmc-chemistries",), group="donor"),
+    "islets across studies": Task(("islets-xin", "islets-wang")),
+    "pancreas across species": Task(("pancreas-human-mouse",), group="Batch"),
     "sim-cortex": Task(("sim-cortex",)),
     "sim-mouse": Task(("sim-mouse",)),
     "sim-cortex across regions": Task(("sim-cortex",), group="region"),
@@ -54,7 +59,8 @@ class Folds:
             columns["sample"] = dataset if len(parts) > 1 else cells.obs.get(known.get("sample"))
             parts[dataset] = AnnData(cells.X, obs=pd.DataFrame(columns, cells.obs_names), var=cells.var[[]])
         cells = anndata.concat(parts, index_unique="-")  # on the common genes
-        sizes = cells.obs["label"].value_counts()
+        shared = set.intersection(*(set(part.obs["label"]) for part in parts.values()))
+        sizes = cells.obs["label"][cells.obs["label"].isin(shared)].value_counts()
         cells = cells[cells.obs["label"].isin(sizes.index[sizes > TOO_FEW])].copy()
         cells.obs_names = np.arange(cells.n_obs).astype(str)
         labels = cells.obs["label"].to_numpy(str)
