@@ -160,7 +160,8 @@ class SIMSClassifier(Module):
             found = class_sums(self.trainer.train_dataloader, *self.novelty.means.shape, self.device)
             self.network.measure(*found)
             if self.start is not None:
-                self.start = self.start()
+                self.start()
+        self.start = None
 
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Loss of one batch; raises FloatingPointError when it is no longer a number."""

@@ -16,7 +16,7 @@ from pytorch_tabnet.tab_network import GBN, initialize_glu, initialize_non_glu
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from sims_kit.errors import SettingError, refuse_unknown
+from sims_kit.errors import ModelFileError, SettingError, refuse_unknown
 from sims_kit.model.recipe import NETWORK_FIELDS, Recipe
 from sims_kit.model.trainer import average_statistics
 
@@ -70,6 +70,7 @@ class TabNet(nn.Module):
         self.additive_weight = nn.Parameter(torch.zeros(n_models, n_read, n_classes)) if is_additive else None
         self.additive_bias = nn.Parameter(torch.zeros(n_models, n_classes)) if is_additive else None
         self.n_genes = n_genes
+        self.register_load_state_dict_post_hook(_check_genes)
 
     def forward(self, cells: Tensor) -> TabNetOutput:
         """Logits and mask entropies of a batch of log-normalised cells, (B, all genes), dense or sparse (CSR).
@@ -165,6 +166,13 @@ class TabNet(nn.Module):
         finally:
             self.gene_dropout = self.recipe.gene_dropout
         average_statistics(self)
+
+
+def _check_genes(network: TabNet, _) -> None:
+    """Refuse genes of a file that a network could not read; other places would be read or written in their stead."""
+    genes = network.genes.tolist()
+    if genes != sorted(set(genes)) or not 0 <= genes[0] <= genes[-1] < network.n_genes:
+        raise ModelFileError("The positions of the genes that it reads do not rise, or lie beyond its genes.")
 
 
 def top_genes(sums: Tensor, squares: Tensor, n_cells: Tensor, n: int) -> Tensor:

@@ -225,6 +225,8 @@ HOSTILE = {
     "path in a name": (lambda: rewritten({"../../etc/passwd": torch.ones(1)}), "does not hold the tensors"),
     "gene twice": (lambda: rewritten(genes=list("abcc")), "1 or more names, each once"),
     "other genes": (lambda: rewritten(genes=list("abcde")), "needs"),
+    **{f"genes at {places}": (lambda places=places: rewritten({"network.genes": torch.tensor(places)}), "do not rise")
+       for places in ([-1, 0, 1, 2], [0, 1, 2, 4], [0, 1, 1, 2], [3, 2, 1, 0])},
     "one class": (lambda: rewritten(classes=["B cell"]), "2 or more names"),
     "a hundred thousand classes": (lambda: rewritten(classes=list(map(str, range(100_000)))), "needs"),
     "metric that is text": (lambda: rewritten(test_metrics={"accuracy": "high"}), "could not convert string"),
