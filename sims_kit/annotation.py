@@ -277,6 +277,7 @@ def predict(function: Callable, model: SIMSClassifier, batches, device=None) -> 
 def batches_for(model: SIMSClassifier, adata: ad.AnnData, **options) -> tuple[CellLoader, GeneCoverage, Scale]:
     """Return the batches of cells as a model takes them, gene coverage and scale; options of `query_batches`."""
     batches, coverage, scale = query_batches(adata, model.genes, trained_on=[s for _, s in _files(model)], **options)
+    batches.batch_size = min(batches.batch_size, model.network.cells_at_once)
     read = {model.genes[place].strip() for place in model.network.genes.tolist()}
     n_found = len(read.difference(coverage.missing))
     found = f"The query has {n_found:,} of the {len(read):,} genes that the model tells its classes by"

@@ -154,7 +154,6 @@ def explain(
     if groupby is not None and groupby not in cells.obs:
         raise UnknownNameError("obs column", groupby, cells.obs.columns)
     batches, _, _ = batches_for(model, cells, layer=layer, batch_size=batch_size, species=species)
-    batches.batch_size = min(batches.batch_size, model.network.cells_at_once)
     with on_device(model, device):
         masks, contributions, best = explain_batches(model, progress_bar(batches, desc="explaining", unit="batch"))
     predicted = np.asarray(model.classes)[best]

@@ -165,9 +165,11 @@ def pretrain(
     """
     settings = _settings(pretrain, settings, without=NOT_OF_ENCODERS)
     # The pull of weight decay is stronger than this loss's, and there is no accuracy.
-    recipe = get_recipe(recipe)
-    recipe = recipe.changed(optimizer_params={"weight_decay": 0.0}, monitor="val_loss", monitor_mode="min")
-    recipe = recipe.changed(training_steps=max(1000, recipe.training_steps))
+    is_chosen = isinstance(recipe, Recipe) or (isinstance(recipe, Mapping) and "training_steps" in recipe)
+    length = {} if is_chosen else {"training_steps": 1000}  # hidden genes take longer to learn than labels
+    recipe = get_recipe(recipe).changed(
+        optimizer_params={"weight_decay": 0.0}, monitor="val_loss", monitor_mode="min", **length
+    )
     trainer, module = _assemble(recipe, settings | {"test": 0.0}, data, labelled=False)
     hidden = dict(mask_share=mask_share, unexpressed=unexpressed)
     with torch.random.fork_rng(devices=[]):

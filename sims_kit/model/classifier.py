@@ -115,7 +115,7 @@ class SIMSClassifier(Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         """Logits, (B, classes), of a batch of log-normalised cells, (B, genes), dense or CSR."""
-        return mean_logits(self.network.logits(cells) + self.logit_adjustment)
+        return mean_logits(self.network.logits_of(self.network.steps(cells)) + self.logit_adjustment)
 
     def calibrated(self, logits: Tensor) -> Tensor:
         """Logits of `forward` at the model's temperature."""

@@ -86,11 +86,6 @@ class TabNet(nn.Module):
         """How many cells to predict at once, so that a network of many genes does not fill the memory."""
         return max(2, AT_ONCE // (self.recipe.n_models * len(self.genes)))
 
-    def logits(self, cells: Tensor) -> Tensor:
-        """The logits, (B, M, C), in evaluation of `cells_at_once`."""
-        parts = [cells] if self.training else cells.to_dense().split(self.cells_at_once)
-        return torch.cat([self.logits_of(self.steps(part)) for part in parts])
-
     def steps(self, cells: Tensor) -> list[Step]:
         """The decision steps of a batch."""
         n_cells, size = len(cells), self.recipe.virtual_batch_size

@@ -40,7 +40,7 @@ class Recipe:
 
     # The network. Defaults are those of pytorch-tabnet.
     n_models: int = 1  # networks trained side by side, whose probabilities are averaged
-    genes_per_class: int | None = None  # genes that the networks read, by tests on the training cells; None: all
+    genes_per_class: int | None = None  # genes that the networks read, chosen on the training cells; None: all
     n_d: int = 8  # width of the decision part of each step
     n_a: int = 8  # width of the attention part of each step
     n_steps: int = 3  # decision steps, each with a mask of its own
@@ -68,8 +68,8 @@ class Recipe:
     lambda_sparse: float = 0.0  # weight of the mask entropy in the loss
     batch_size: int | None = None  # cells; None: a hundredth of the training cells, within 32 to 256
     max_epochs: int | None = None  # None: as many as make these steps, within 4 to 250
-    training_steps: int = 500  # optimiser steps aimed at when `max_epochs` is None, and at least
-    steps_per_class: int = 0  # so many for each class
+    training_steps: int = 500  # optimiser steps, at least, when `max_epochs` is None
+    steps_per_class: int = 0  # optimiser steps for each class, where this makes more
     patience: int | None = None  # epochs without a better `monitor` before stopping; None: never stop early
     monitor: str = "val_loss"  # decides the best epoch
     monitor_mode: str = "min"

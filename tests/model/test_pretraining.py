@@ -85,6 +85,15 @@ def test_hidden_genes_are_found(pretrained):
     assert pretrained.is_fitted and not pretrained.training
 
 
+def test_length(make_cells):
+    """It takes a thousand steps, unless the recipe that was given says otherwise."""
+    twelve = SMALL | {"training_steps": 12}
+    recipes = twelve, sk.RECIPES["default"].changed(**twelve), SMALL
+    models = [sk.pretrain(make_cells(), recipe=recipe, **QUIET) for recipe in recipes]
+    assert [model.recipe.training_steps for model in models] == [12, 12, 1000]
+    assert len(models[0].history) == len(models[1].history) < len(models[2].history)
+
+
 def test_explained_variance_is_that_of_its_definition(batch):
     """`val_explained` compares the errors with those of each gene's mean over the training cells."""
     torch.manual_seed(0)
