@@ -194,11 +194,12 @@ def explain_cell(model: Model, cells: ad.AnnData, name: str, *, layer: str | Non
     (batch,), _, _ = batches_for(model, cells, layer=layer, cells=[_position(name, cells.obs_names)])
     model.eval()
     values = batch.cells.to(model.device)
-    explained = explain_batch(model.network, values, adjustment=model.logit_adjustment)
+    linear = model.novelty, model.linear_share
+    explained = explain_batch(model.network, values, None, model.logit_adjustment, *linear)
     best, second = explained.logits[0].topk(2).indices.tolist()
     versus = torch.zeros_like(explained.logits)
     versus[0, best], versus[0, second] = 1, -1
-    against = csr(explain_batch(model.network, values, versus).contributions)
+    against = csr(explain_batch(model.network, values, versus, 0.0, *linear).contributions)
     genes = pd.Index(model.genes, name="gene")
     table = _genes_of_cell(csr(explained.masks), csr(explained.contributions), genes)
     table["against_second"] = pd.Series(against.toarray()[0], genes)

@@ -115,7 +115,13 @@ class SIMSClassifier(Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         """Logits, (B, classes), of a batch of log-normalised cells, (B, genes), dense or CSR."""
-        return mean_logits(self.network.logits_of(self.network.steps(cells)) + self.logit_adjustment)
+        logits = mean_logits(self.network.logits_of(self.network.steps(cells)) + self.logit_adjustment)
+        return self.novelty.joined(logits, cells, self.linear_share)
+
+    @property
+    def linear_share(self) -> float:
+        """The share of linear classifiers in the answer; 0 as long as training has not ended."""
+        return self.recipe.linear_share if self.novelty.is_measured else 0.0
 
     def calibrated(self, logits: Tensor) -> Tensor:
         """Logits of `forward` at the model's temperature."""
@@ -206,7 +212,8 @@ class SIMSClassifier(Module):
             # et al. (NeurIPS 2019); adding it after training follows Menon et al. (ICLR 2021).
             raised = self.recipe.logit_adjustment * n_cells.clip(1) ** -0.25
             self.logit_adjustment.copy_(torch.from_numpy(raised))
-        self.novelty.measure(self.trainer.train_dataloader)
+        given = self.class_weights if self._weights_given else torch.ones(self.output_dim)
+        self.novelty.measure(self.trainer.train_dataloader, given)
         self.calibrate(*self._outputs(self.trainer.val_dataloaders))
         if len(getattr(getattr(module, "split", None), "test", ())):
             logits, labels, _ = self._outputs(module.test_dataloader())

@@ -14,6 +14,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from sims_kit.model.network import TabNet, after_first_layer, mean_logits, product
+from sims_kit.model.novelty import Novelty
 
 NODES = 32  # at which the integral is evaluated; the tests bound its remainder
 
@@ -28,7 +29,12 @@ class Explained(NamedTuple):
 
 @torch.no_grad()
 def explain_batch(
-    network: TabNet, cells: Tensor, towards: Tensor | None = None, adjustment: Tensor | float = 0.0
+    network: TabNet,
+    cells: Tensor,
+    towards: Tensor | None = None,
+    adjustment: Tensor | float = 0.0,
+    linear: Novelty | None = None,
+    share: float = 0.0,
 ) -> Explained:
     """Aggregated masks of a batch of cells, (B, G), and what each gene adds to a combination of the logits.
 
@@ -38,12 +44,14 @@ def explain_batch(
 
     `towards`, (B, C), are the weights of the logits: 1 for one class and -1 for another compares the two; by default
     the predicted class against the mean of all. `adjustment`, (C,), is the classifier's `logit_adjustment`, added to
-    the logits of each network. The network is in evaluation mode, cells are (B, G), dense or CSR.
+    the logits of each network; `linear` are its linear classifiers and `share` theirs in the answer: what they add is
+    counted from a cell that expresses nothing. The network is in evaluation mode, cells are (B, G), dense or CSR.
 
     >>> explain_batch(model.network, batch.cells).masks.to_dense().sum(1)
     """
     steps, table = network.steps(cells), network.encoder.initial_splitter.shared.shared_layers[0].weight  # (M, W, G)
     logits = mean_logits(network.logits_of(steps) + adjustment)
+    logits = linear.joined(logits, cells, share) if share else logits
     if towards is None:
         towards = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)[logits.argmax(1)]
         towards -= 1 / logits.shape[1]
@@ -56,12 +64,18 @@ def explain_batch(
             effects += product(of_all, network.additive_weight.mT)
         added += step.values * effects
     masks /= masks.sum(-1, keepdim=True).clamp(min=torch.finfo(masks.dtype).tiny)
-    masks, added = masks.mean(1), added.mean(1)  # (B, G)
+    masks, added, genes = masks.mean(1), (1 - share) * added.mean(1), network.genes  # (B, G) twice
+    if share:  # genes that networks or linear classifiers read
+        used = linear.planes.any(0).nonzero()[:, 0]
+        genes = torch.cat([network.genes, used]).unique()
+        own = (torch.searchsorted(genes, part) for part in (network.genes, used))
+        whole = masks.new_zeros(2, len(cells), len(genes))
+        whole[:, :, next(own)] = torch.stack([masks, added])
+        whole[1, :, next(own)] += share * (towards * linear.slopes(cells)) @ linear.planes[:, used] * cells.to_dense()[:, used]
+        masks, added = whole
     rows, places = ((masks > 0) | (added != 0)).nonzero(as_tuple=True)
     starts, shape = torch.searchsorted(rows, torch.arange(len(cells) + 1, device=rows.device)), tuple(cells.shape)
-    parts = (
-        torch.sparse_csr_tensor(starts, network.genes[places], part[rows, places], shape) for part in (masks, added)
-    )
+    parts = (torch.sparse_csr_tensor(starts, genes[places], part[rows, places], shape) for part in (masks, added))
     return Explained(logits, *parts)
 
 
@@ -77,7 +91,7 @@ def explain_batches(model: nn.Module, batches: Iterable) -> tuple[sparse.csr_mat
     predicted = []
     for batch in batches:
         cells = batch.cells.to(model.device)
-        found = explain_batch(model.network, cells, adjustment=model.logit_adjustment)
+        found = explain_batch(model.network, cells, None, model.logit_adjustment, model.novelty, model.linear_share)
         _append(rows, rows[-1] + found.masks.crow_indices()[1:])
         _append(genes, found.masks.col_indices())
         _append(weights, found.masks.values())

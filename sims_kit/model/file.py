@@ -38,6 +38,7 @@ FORMAT, VERSION = "sims_kit", 6
 KINDS = {"classifier": SIMSClassifier, "pretrained encoder": MaskedPretraining}
 METADATA = ("saved", "versions", "recipe", "gene_kind", "licence", "notes")  # of the header, kept in `model.metadata`
 CELLS = tuple(f"calibration_cells.{name}" for name in CalibrationCells._fields)
+OF_MODEL = (*NETWORK_FIELDS, "linear_share")  # settings that decide what a fitted model answers
 MOST_TENSORS = 20_000  # a network of as many is built in seconds
 
 
@@ -243,7 +244,7 @@ def _built(header: Header, tensors: dict[str, torch.Tensor]) -> SIMSClassifier |
     cells = [tensors.pop(name) for name in CELLS if name in tensors]
     if unknown := header.recipe.keys() - set(FIELDS):
         raise SettingError(f"There is no setting {short(min(unknown))}.")
-    recipe = Recipe(**{name: value for name, value in header.recipe.items() if name in NETWORK_FIELDS})
+    recipe = Recipe(**{name: value for name, value in header.recipe.items() if name in OF_MODEL})
     n_layers = recipe.n_steps * (1 + recipe.n_independent + recipe.n_shared)
     if 5 * n_layers > len(tensors) or n_layers * recipe.n_models > MOST_TENSORS:  # each has a batch normalisation
         found = f"{n_layers:,} layers or more in {recipe.n_models:,} networks"

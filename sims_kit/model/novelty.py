@@ -1,4 +1,4 @@
-"""Novelty: how far a cell is from every class, in the network's answer and in its expression."""
+"""Linear classifiers, and novelty: how far a cell is from every class, in the model's answer and in its expression."""
 
 import math
 import warnings
@@ -8,16 +8,18 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix, vstack
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.svm import LinearSVC
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import logsigmoid, one_hot
 
 from sims_kit.model.trainer import sum_across_devices
 
 ROBUST = 1.4826  # median absolute deviations of a normal distribution make one standard deviation
 LEAST_SPREAD = 1e-3  # of scores that hardly differ
-SAMPLE = 2048  # cells that the linear classifiers are fitted on, shared by the classes; more gain little
+SAMPLE = 10_000  # cells that the linear classifiers are fitted on, shared by the classes
 FEWEST = 20  # cells of each class even so, if it has as many
+L1 = dict(solver="liblinear", max_iter=1000)
+L1 |= {"penalty": "l1"} if LogisticRegression().penalty == "l2" else {"l1_ratio": 1}  # since scikit-learn 1.8
 
 
 class Novelty(nn.Module):
@@ -26,7 +28,8 @@ class Novelty(nn.Module):
     A network looks at genes that separate its classes, so that a new type which shares these genes with a class is
     assigned to it with high confidence. The score is the soft maximum of three parts, each counted in robust standard
     deviations above the median validation cell: the log odds against the most probable class; the angle between the
-    cell and the nearest class mean; the largest margin of linear classifiers of each class against all others.
+    cell and the nearest class mean; the largest margin of linear classifiers of each class against all others, which are
+    logistic regressions with an L1 penalty.
     """
 
     def __init__(self, n_genes: int, n_classes: int):
@@ -45,8 +48,11 @@ class Novelty(nn.Module):
         return bool(self.is_measured and (self.spread > 0).all())
 
     @torch.no_grad()
-    def measure(self, batches: Iterable) -> None:
-        """Take means, weights and planes from training cells: tuples of cells (B, G) and labels (B,)."""
+    def measure(self, batches: Iterable, class_weights: Tensor) -> None:
+        """Take means, weights and planes from training cells: tuples of cells (B, G) and labels (B,).
+
+        `class_weights`, (C,), are those of the linear classifiers.
+        """
         n_classes, n_genes = self.means.shape
         sample, room = [], torch.full((n_classes,), max(FEWEST, SAMPLE // n_classes))
         for cells, labels in batches:
@@ -60,7 +66,7 @@ class Novelty(nn.Module):
                 some = csr_matrix((values, (rows, genes)), cells.shape)[kept.numpy()]
                 sample.append((some, labels[kept].numpy()))
         sums, squares, sizes = class_sums(batches, n_classes, n_genes, self.means.device)
-        found = _planes(sample, n_classes, n_genes)
+        found = _planes(sample, class_weights.cpu().numpy(), n_genes)
         planes, offsets, fitted = (sum_across_devices(part, self.means.device) for part in found)
         means = sums / sizes.clamp(min=1)[:, None]
         within = squares - (sizes[:, None] * means.square()).sum(0)
@@ -68,10 +74,25 @@ class Novelty(nn.Module):
         self.means.copy_(means)
         self.weights.copy_((variance + variance.mean().clamp(min=1e-12)).rsqrt())  # rare genes are not blown up
         self.planes.copy_(planes / fitted.clamp(min=1)[:, None])  # the mean over the devices that had the class
-        self.offsets.copy_((offsets / fitted).where(fitted > 0, -1.0))  # a class without cells contains no cell
+        self.offsets.copy_((offsets / fitted).where(fitted > 0, -10.0))  # a class without cells contains no cell
         self.centre.zero_()
         self.spread.zero_()
         self.is_measured.fill_(True)
+
+    def margins(self, cells: Tensor) -> Tensor:
+        """Those of the linear classifiers, (B, C), of cells (B, G)."""
+        return torch.sparse.mm(cells.to_sparse_csr(), self.planes.T) + self.offsets
+
+    def joined(self, logits: Tensor, cells: Tensor, share: float) -> Tensor:
+        """Logits of networks, (B, C), joined with the linear classifiers: the geometric mean of both answers."""
+        return (1 - share) * logits + share * logsigmoid(self.margins(cells)) if share else logits
+
+    def slopes(self, cells: Tensor) -> Tensor:
+        """Mean slope of each `logsigmoid` of a margin, (B, C), on the straight path from a cell without expression."""
+        margins = self.margins(cells)
+        way = margins - self.offsets
+        steep = (logsigmoid(margins) - logsigmoid(self.offsets)) / way
+        return steep.where(way.abs() > 1e-3, torch.sigmoid(-(margins + self.offsets) / 2))
 
     def distances(self, cells: Tensor) -> Tensor:
         """Minus the cosine with the nearest class mean, and minus the largest margin, (B, 2), of cells (B, G)."""
@@ -79,10 +100,9 @@ class Novelty(nn.Module):
         (rows, genes), values = entries.indices(), entries.values()
         means = self.means * self.weights  # (C, G)
         squares = values.new_zeros(len(cells)).index_add(0, rows, (values * self.weights[genes]).square())  # (B,)
-        table = torch.cat([means * self.weights, self.planes]).T  # (G, 2 C)
-        inner, margins = torch.sparse.mm(cells.to_sparse_csr(), table).chunk(2, dim=1)
+        inner = torch.sparse.mm(cells.to_sparse_csr(), (means * self.weights).T)
         cosines = inner / (squares.sqrt()[:, None] * means.norm(dim=1)).clamp(min=1e-12)  # (B, C)
-        return -torch.stack([cosines.max(1).values, (margins + self.offsets).max(1).values], 1)
+        return -torch.stack([cosines.max(1).values, self.margins(cells).max(1).values], 1)
 
     def set_reference(self, logits: Tensor, distances: Tensor) -> None:
         """Centre and spread of validation cells: calibrated logits (B, C), and their `distances` (B, 2)."""
@@ -120,16 +140,15 @@ def score_parts(logits: Tensor, distances: Tensor) -> Tensor:
     return torch.cat([odds, distances], 1)
 
 
-def _planes(sample: list[tuple[csr_matrix, np.ndarray]], n_classes: int, n_genes: int) -> tuple[Tensor, Tensor, Tensor]:
+def _planes(sample: list[tuple[csr_matrix, np.ndarray]], weights: np.ndarray, n_genes: int) -> list[Tensor]:
     """A linear classifier of each class against the others: planes (C, G), offsets (C,), and 1 where there is one."""
-    planes, offsets, fitted = torch.zeros(n_classes, n_genes), torch.zeros(n_classes), torch.zeros(n_classes)
+    planes, offsets, fitted = torch.zeros(len(weights), n_genes), torch.zeros(len(weights)), torch.zeros(len(weights))
     labels = np.concatenate([of_cells for _, of_cells in sample]) if sample else np.empty(0, int)
     if len(found := np.unique(labels)) > 1:
-        machine = LinearSVC(C=0.01, random_state=0)
+        cells, machine = vstack([cells for cells, _ in sample]), LogisticRegression(**L1, random_state=0)
         with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-            machine.fit(vstack([cells for cells, _ in sample]), labels)
-        sign = np.array([[-1], [1]]) if len(found) == 2 else np.ones((1, 1))  # of two classes it gives the second's
-        planes[found] = torch.from_numpy(sign * machine.coef_).float()
-        offsets[found] = torch.from_numpy(sign[:, 0] * machine.intercept_).float()
-        fitted[found] = 1
-    return planes, offsets, fitted
+            for label in found:
+                machine.fit(cells, labels == label, weights[labels])
+                planes[label] = torch.from_numpy(machine.coef_[0])
+                offsets[label], fitted[label] = machine.intercept_.item(), 1
+    return [planes, offsets, fitted]

@@ -24,9 +24,8 @@ from sims_kit.cells.genes import shared_genes
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.errors import LabelError, UnknownNameError
 from sims_kit.estimator import SIMS, as_cells
+from sims_kit.model.novelty import L1
 
-L1 = dict(solver="liblinear", max_iter=1000)
-L1 |= {"penalty": "l1"} if LogisticRegression().penalty == "l2" else {"l1_ratio": 1}  # since scikit-learn 1.8
 
 
 class LogNormalise(TransformerMixin, BaseEstimator):
