@@ -121,7 +121,7 @@ def align_genes(
     fractions = coverage.fraction, (coverage.n_read - len(coverage.missing_read)) / coverage.n_read
     if max(fractions) >= USABLE:
         if min(fractions) < ENOUGH:
-            warn(f"Only {share}. Missing ones are zero: expect lower accuracy, and unseen scores that mean little.")
+            warn(f"Only {share}. Missing ones are zero: expect lower accuracy, and unseen scores that mean less.")
         return best
     if len(cell_names) and GeneAlignment(cell_names, vocabulary).coverage.fraction >= USABLE:
         found = f"its {len(cell_names):,} rows are named like the model's genes ({examples(cell_names)})"
