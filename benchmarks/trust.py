@@ -201,7 +201,7 @@ def unseen(task: str, left_out: str, models: Path) -> pd.DataFrame:
 def outputs(model, cells) -> tuple[np.ndarray, np.ndarray]:
     """Calibrated logits, and how far from any class the cells are."""
     batches, *_ = query_batches(cells, model.genes)
-    return tuple(found.numpy() for found in predict_logits(model, batches))
+    return tuple(found.numpy() for found in predict_logits(model, batches)[:2])
 
 
 def confidences(logits: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ import torch
 
 from sims_kit import calibration
 from sims_kit.calibration import UNKNOWN, check_share
-from sims_kit.cells.genes import ENOUGH, USABLE, GeneCoverage
+from sims_kit.cells.genes import USABLE, GeneCoverage
 from sims_kit.cells.loaders import CellLoader, query_batches
 from sims_kit.cells.matrix import Scale, open_cells
 from sims_kit.errors import GeneError, LabelError, SettingError, UnknownNameError, refuse_unknown
@@ -29,7 +29,7 @@ from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.model.trainer import listed, plain_torch
 from sims_kit.progress import progress_bar
-from sims_kit.text import label_text
+from sims_kit.text import label_text, warn
 
 Cells = ad.AnnData | str | os.PathLike  # or where to read them from
 Model = SIMSClassifier | str | os.PathLike
@@ -100,7 +100,7 @@ def annotate(
     for types that the model never saw, in standard deviations above the median validation cell), and with `vote`
     ``sims_vote`` and ``sims_vote_proportion`` (share of the cluster's cells that have it).
     ``obsm["sims_probabilities"]`` is float32, cells x classes, in the order of ``uns["sims_kit"]["sims"]["classes"]``,
-    beside which stand scale, gene coverage, reference and threshold.
+    beside which stand scale, gene coverage, reference, threshold, and how many cells have hardly a gene that is read.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def annotate(
         raise UnknownNameError("obs column", vote, ["auto", *query.obs.columns])
     if out is not None:
         _try_to_write(query, out, [*colours])
-    logits, unseen = predict_logits(model, progress_bar(batches, desc="annotating", unit="batch"), device)
+    logits, unseen, blind = predict_logits(model, progress_bar(batches, desc="annotating", unit="batch"), device)
     probabilities = logits.softmax(dim=1)
     second = probabilities.argsort(dim=1, descending=True, stable=True)[:, 1].numpy()
     found = calibration.hierarchical_labels(probabilities.numpy(), model.classes, hierarchy or {}, threshold or 0)
@@ -143,6 +143,7 @@ def annotate(
     query.obsm[f"{key_added}_probabilities"] = probabilities.numpy()
     notes = {"classes": list(model.classes), "state": str(scale), "trained_on": [name for name, _ in _files(model)]}
     notes |= {"genes_matched": coverage.n_matched, "genes_of_model": coverage.n_model}
+    notes["cells_unread"] = int(blind.sum())
     add_notes(query, key_added, **notes, **({} if threshold is None else {"threshold": threshold}))
     try:
         if out is not None:
@@ -180,7 +181,7 @@ def prediction_sets(
     cells = _calibration_cells(model)
     quantiles = calibration.conformal_quantiles(cells.nonconformity, cells.labels, len(model.classes), alpha)
     query, is_own, batches, *_ = _opened(query, model, key_added, layer, species, copy)
-    logits, _ = predict_logits(model, progress_bar(batches, desc="predicting", unit="batch"), device)
+    logits, *_ = predict_logits(model, progress_bar(batches, desc="predicting", unit="batch"), device)
     sets = calibration.nonconformity(logits.numpy()) <= quantiles
     order, names = logits.argsort(dim=1, descending=True, stable=True).numpy(), np.array(model.classes, dtype=object)
     texts = [" | ".join(names[row[own[row]]]) or UNKNOWN for row, own in zip(order, sets, strict=True)]
@@ -213,8 +214,7 @@ def embed(
     query, is_own, batches, *_ = _opened(query, model, key_added, layer, species, copy)
 
     def vectors(cells: torch.Tensor) -> list[torch.Tensor]:
-        steps = model.network.steps(cells)
-        return [sum(torch.cat([step.decision, step.evidence], dim=-1) for step in steps).flatten(1)]
+        return [sum(torch.cat([step.decision, step.evidence], -1) for step in model.network.steps(cells)).flatten(1)]
 
     (found,) = predict(vectors, model, progress_bar(batches, desc="embedding", unit="batch"), device)
     query.obsm[key_added] = found.numpy()
@@ -229,7 +229,7 @@ def gene_coverage(query: Cells, model: Model, *, layer: str | None = None, speci
     model, (query, layer) = fitted_model(model), open_cells(query, layer)
     with warnings.catch_warnings():  # the report says it
         warnings.filterwarnings("ignore", "Only .* genes found")
-        return batches_for(model, query, layer=layer, species=species)[1]
+        return query_batches(query, model.genes, layer=layer, species=species, read=model.network.genes.tolist())[1]
 
 
 @plain_torch()
@@ -249,20 +249,28 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
     if not (codes >= 0).any():
         raise LabelError(f"None of {len(codes):,} cells has a label in {label!r} that is a class of the model.")
     if (codes < 0).any():
-        warnings.warn(f"{(codes < 0).sum():,} cells have no label that the model knows; left out.", stacklevel=2)
+        warn(f"{(codes < 0).sum():,} cells have no label that the model knows; left out.")
     batches, _, _ = batches_for(model, cells, layer=layer, cells=np.flatnonzero(codes >= 0))
     logits, distances = predict(lambda cells: (model(cells), model.novelty.distances(cells)), model, batches)
     model.calibrate(logits, torch.from_numpy(codes[codes >= 0]), distances)
 
 
 def predict_logits(model: SIMSClassifier, batches, device=None) -> list[torch.Tensor]:
-    """Return logits of cells at the model's temperature, (cells, classes), and their novelty, (cells,); float32."""
+    """Logits at the model's temperature, (cells, classes), novelty, and which cells have hardly a gene that is read."""
+    read = torch.zeros(model.input_dim, 1).index_fill(0, model.network.genes.cpu(), 1)
 
-    def logits_and_novelty(cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def outputs(cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits = model.calibrated(model(cells))
-        return logits, model.novelty.scores(logits, model.novelty.distances(cells))
+        novelty = model.novelty.scores(logits, model.novelty.distances(cells))
+        return logits, novelty, (cells.sign() @ read.to(cells))[:, 0]
 
-    return predict(logits_and_novelty, model, batches, device)
+    logits, novelty, n_expressed = predict(outputs, model, batches, device)
+    blind = n_expressed <= (few := min(2, read.sum().item() // 100))  # two give a label that is right in a fifth
+    if blind.any():
+        found = f"{blind.sum():,} of {len(blind):,} cells express {f'at most {few:.0f}' if few else 'none'}"
+        genes = f"of the {read.sum():,.0f} genes that the model tells its classes by: their labels mean little"
+        warn(f"{found} {genes}. Leave out cells with few counts, or check the query's genes.")
+    return [logits, novelty, blind]
 
 
 @torch.no_grad()
@@ -276,15 +284,12 @@ def predict(function: Callable, model: SIMSClassifier, batches, device=None) -> 
 
 def batches_for(model: SIMSClassifier, adata: ad.AnnData, **options) -> tuple[CellLoader, GeneCoverage, Scale]:
     """Return the batches of cells as a model takes them, gene coverage and scale; options of `query_batches`."""
-    batches, coverage, scale = query_batches(adata, model.genes, trained_on=[s for _, s in _files(model)], **options)
+    options |= {"trained_on": [scale for _, scale in _files(model)], "read": model.network.genes.tolist()}
+    batches, coverage, scale = query_batches(adata, model.genes, **options)
     batches.batch_size = min(batches.batch_size, model.network.cells_at_once)
-    read = {model.genes[place].strip() for place in model.network.genes.tolist()}
-    n_found = len(read.difference(coverage.missing))
-    found = f"The query has {n_found:,} of the {len(read):,} genes that the model tells its classes by"
-    if n_found < USABLE * len(read):
-        raise GeneError(f"{found}; at least {USABLE:.0%} are needed. Take cells whose genes were not selected.")
-    if n_found < ENOUGH * len(read) and coverage.fraction >= ENOUGH:  # else it was said of all genes
-        warnings.warn(f"{found}: its labels may be wrong.", stacklevel=5)
+    if coverage.n_read - len(coverage.missing_read) < USABLE * coverage.n_read:
+        way_out = f"at least {USABLE:.0%} of the latter are needed. Take cells whose genes were not selected."
+        raise GeneError(f"Only {coverage.share()}; {way_out}")
     return batches, coverage, scale
 
 

@@ -63,13 +63,13 @@ class Explanation:
     def top_genes(self, n: int = 10, *, by: str = "contribution") -> pd.DataFrame:
         """Return the `n` first genes of each class, ranks x classes, by mean ``"contribution"`` or mask ``"weight"``.
 
-        Contributions tell the markers of a class from other genes that the model looks at.
+        Contributions tell the markers of a class from other genes that the model looks at; unused genes have no rank.
         """
         tables = {"contribution": self.class_contributions, "weight": self.classes}
         if by not in tables:
             raise UnknownNameError("ranking", by, tables)
-        n = min(n, len(self.gene_names))
-        names = {label: values.nlargest(n).index for label, values in tables[by].iterrows()}
+        n = min(n, len(used := np.flatnonzero(self.cells.getnnz(axis=0))))
+        names = {label: values.iloc[used].nlargest(n).index for label, values in tables[by].iterrows()}
         return pd.DataFrame(names, index=pd.RangeIndex(1, n + 1, name="rank"))
 
     def add_to(self, adata: ad.AnnData, *, key_added: str = "sims") -> None:
@@ -87,9 +87,9 @@ class Explanation:
         if list(adata.obs_names) != list(self.cell_names):
             sizes = f"adata has {adata.n_obs} cells, the explanation {len(self.cell_names)}, or in another order"
             raise DataError(f"{sizes}; pass the AnnData that was explained.")
+        used, rows = np.flatnonzero(self.cells.getnnz(axis=0)), np.flatnonzero(gene_rows(adata.var))
         with warnings.catch_warnings(action="ignore"):  # given already when the cells were explained
-            rows = np.flatnonzero(gene_rows(adata.var))
-            places = align_genes(adata.var.iloc[rows], self.gene_names, species=self.species).places
+            places = align_genes(adata.var.iloc[rows], self.gene_names, species=self.species, read=used).places
         classes, values = self.classes.index, self.class_contributions.to_numpy()
         found = np.flatnonzero(places >= 0)
         parts = np.ones(len(found), np.float32), (found, rows[places[found]])
@@ -100,7 +100,7 @@ class Explanation:
         adata.varm[f"{key_added}_class_contributions"] = (values @ known).T
         adata.obs[f"{key_added}_explained"] = pd.Categorical(self.labels, classes)
         add_notes(adata, key_added, explained_classes=list(classes))
-        order = np.argsort(-values, axis=1, kind="stable")  # equal ones in the order of the genes
+        order = used[np.argsort(-values[:, used], axis=1, kind="stable")]  # equal ones as genes come
         ranked = self.gene_names.to_numpy(object)[order], np.take_along_axis(values, order, axis=1).astype(np.float32)
         names, scores = (pd.DataFrame(table.T, columns=classes).to_records(index=False) for table in ranked)
         # "logreg" has neither p-values nor fold changes

@@ -1,5 +1,6 @@
 """Labels in one written form, names that mean the same cell, and names for messages."""
 
+import sys
 import unicodedata
 import warnings
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ CLEARLY_MORE = 0.1  # of the names that could agree; barcodes of unrelated 10x s
 BARCODE = "[ACGTN]{8}"
 SUFFIX = rf"(?<={BARCODE})(x|x?\.(?!{BARCODE}).*)$|\.\d{{1,3}}$"  # of names with "." for all punctuation
 PREFIX = rf"^(?!{BARCODE})(.*?\.(?={BARCODE})|[^.]+\.)"
+BETWEEN = {"sims_kit", "contextlib", "sklearn", "joblib", "pytorch_lightning"}  # the user's line and a warning
 LEFT_OUT = ("blanks and punctuation", "suffix", "prefix", "prefix and suffix")
 
 
@@ -34,12 +36,12 @@ def class_labels(column: Iterable, name: str) -> pd.Series:
     labels, found = _written(column)
     if len(twins := found[found["text"].duplicated(keep=False)].groupby("text")["value"].agg(list)):
         alike = f"labels that differ only in blanks, Unicode form or type are one class: {'; '.join(map(ascii, twins))}"
-        warnings.warn(f"{name!r}: {alike}.", stacklevel=2)
+        warn(f"{name!r}: {alike}.")
     is_measured = any(isinstance(value, float | np.floating) and not value.is_integer() for value in found["value"])
     most = min(20, max(5, len(labels) / 2)) if is_measured else max(50, 3 * len(labels) ** 0.5)
     if len(found) > most and pd.to_numeric(found["text"], errors="coerce").notna().all():
         numbers = f"{len(found):,} different numbers in {len(labels):,} cells (such as {examples(found['text'])})"
-        warnings.warn(f"{name!r} holds {numbers}. It may be a measurement: expected labels.", stacklevel=2)
+        warn(f"{name!r} holds {numbers}. It may be a measurement: expected labels.")
     return labels
 
 
@@ -77,6 +79,14 @@ def printable(value: object, keep: str = "", most: int | None = None) -> str:
     text = value if isinstance(value, str) else short(value)
     text = text if most is None or len(text) <= most else f"{text[: most // 2]} [...] {text[-most // 2 :]}"
     return "".join(one if one.isprintable() or one in keep else ascii(one)[1:-1] for one in text)
+
+
+def warn(message: str) -> None:
+    """Warn at the user's line, however many functions of this package, and of those that call it, lie between."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def _written(labels: Iterable) -> tuple[pd.Series, pd.DataFrame]:

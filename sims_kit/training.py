@@ -5,7 +5,6 @@
 
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -24,6 +23,7 @@ from sims_kit.model.file import digest, fitted_model
 from sims_kit.model.pretraining import MaskedPretraining, check_settings, start_encoder
 from sims_kit.model.recipe import HINTS, Recipe, get_recipe
 from sims_kit.model.trainer import Trainer, make_trainer, plain_torch
+from sims_kit.text import warn
 
 OF_DATA = ("orientation", "layer", "groups", "genes", "validation", "test", "batch_size", "num_workers", "backed")
 OF_DATA += ("seed", "verbose")
@@ -204,12 +204,10 @@ def _start(model: SIMSClassifier, pretrained: MaskedPretraining) -> None:
     coverage = alignment.coverage
     found = f"{coverage.n_matched:,} of the {coverage.n_model:,} genes of these cells ({coverage.fraction:.0%})"
     if coverage.fraction < USABLE:
-        raise GeneError(
-            f"The pretrained encoder knows {found}; at least {USABLE:.0%} are needed. It has ids such as "
-            f"{pretrained.genes[0]!r}, these cells {model.genes[0]!r}. Pretrain on cells with ids of this kind."
-        )
+        ids = f"It has ids such as {pretrained.genes[0]!r}, these cells {model.genes[0]!r}: pretrain on ids like these."
+        raise GeneError(f"The pretrained encoder knows {found}; at least {USABLE:.0%} are needed. {ids}")
     if coverage.fraction < ENOUGH:
-        warnings.warn(f"The pretrained encoder knows {found}; the others start as usual.", stacklevel=4)
+        warn(f"The pretrained encoder knows {found}; the others start as usual.")
     check_settings(model, pretrained)
     model.start = partial(start_encoder, model, pretrained, torch.from_numpy(alignment.places))
     model.provenance["pretrained"] = pretrained.provenance | {"weights": digest("", pretrained.network.state_dict())}

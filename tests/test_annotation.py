@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partial
 from unittest.mock import Mock
 
 import anndata as ad
@@ -92,16 +93,44 @@ def test_a_disk_that_fails_at_the_end_loses_nothing(model, make_cells, tmp_path,
 
 
 def test_the_genes_that_are_read(make_cells):
-    """A query that has most genes, but few of those that the networks read, is told so or refused."""
-    cells = make_cells(n_genes=200)
-    model = sk.fit(cells, "cell_type", recipe=dict(n_models=1, genes_per_class=4), max_epochs=1, verbose=False)
-    others = np.setdiff1d(np.arange(200), model.network.genes[:4])
-    with pytest.warns(UserWarning, match="8 of the 12 genes that the model tells"):
-        sk.annotate(cells[:, others].copy(), model)
-    others = np.setdiff1d(np.arange(200), model.network.genes[:10])
-    for call in (sk.annotate, sk.explain, sk.gene_coverage):
-        with pytest.raises(GeneError, match="2 of the 12 genes"):
-            call(*((model, cells[:, others]) if call is sk.explain else (cells[:, others].copy(), model)))
+    """They decide what is refused, missing ones are named, also before; a panel of them is annotated and explained."""
+    cells, recipe = make_cells(n_genes=200), dict(n_models=1, genes_per_class=4)
+    model = sk.fit(cells, "cell_type", recipe=recipe, max_epochs=1, verbose=False)
+    read = [model.genes[place] for place in model.network.genes]
+    most, few = (cells[:, ~cells.var_names.isin(read[:n])].copy() for n in (4, 10))
+    lost, panel = f"genes that it tells its classes by, but not '{read[0]}', '{read[1]}'", cells[:, read].copy()
+    for query, words in ((most, rf"genes found \(98.0%\), and 8 of the 12 {lost}"), (panel, "zero: .*unseen scores")):
+        with pytest.warns(UserWarning, match=words):
+            sk.annotate(query, model)
+    for call in (sk.annotate, sk.embed):
+        with pytest.raises(GeneError, match=f"2 of the 12 {lost}.*at least 20% of the latter"):
+            call(few, model)
+    with warnings.catch_warnings(action="error"):
+        coverage = sk.gene_coverage(few, model)
+    assert coverage.missing_read == read[:10] and f"(95.0%), and 2 of the 12 {lost}" in str(coverage)
+    explanation = sk.explain(model, panel)
+    explanation.add_to(panel)
+    for ranked in (explanation.top_genes(50)["class_0"], panel.uns["rank_genes_sims"]["names"]["class_0"]):
+        assert len(ranked) == (explanation.genes["cells"] > 0).sum() and {*ranked} <= {*read}
+    panel.var_names = [f"ENSG{i:011d}" for i in range(12)]
+    with pytest.raises(GeneError, match=r"expects 200 symbols .* are 12 Ensembl ids .*ids of the model's kind"):
+        sk.annotate(panel, model)
+
+
+@pytest.mark.parametrize(("per_class", "words", "n_left"), [(4, "none of the 12", 0), (100, "at most 2 of the 300", 2)])
+def test_cells_that_have_hardly_a_gene_that_is_read(make_cells, per_class, words, n_left):
+    """They are counted, in the notes and in a warning at the user's line; other cells are not."""
+    cells, recipe = make_cells(n_genes=400), dict(n_models=1, genes_per_class=per_class)
+    one = sk.SIMS(recipe, max_epochs=1).fit(cells, "cell_type")
+    counts, read = cells.X.toarray(), one.model_.network.genes.numpy()
+    counts[:6, read] = np.arange(len(read)) < n_left + np.repeat([0, 1], [5, 1])[:, None]  # the last has one more
+    query, score = ad.AnnData(counts, cells.obs, cells.var), partial(one.score, y=cells.obs["cell_type"])
+    for call in (partial(sk.annotate, model=one), one.predict, one.predict_proba, score):
+        with pytest.warns(UserWarning, match=f"5 of 120 cells express {words} genes that.*Leave out") as caught:
+            call(query)
+        assert [found.filename for found in caught] == [__file__] and query.uns["sims_kit"]["sims"]["cells_unread"] == 5
+    with warnings.catch_warnings(action="error"):
+        sk.annotate(cells, one)
 
 
 def test_genes_in_any_order(model, make_cells):

@@ -1,6 +1,7 @@
 """Training through the public face: two lines, one line, and what they promise."""
 
 import contextlib
+import copy
 import logging
 import os
 import re
@@ -180,12 +181,17 @@ def test_a_module_of_ones_own(make_cells):
 def test_genes_that_are_read(make_cells, tmp_path):
     """They are chosen on the training cells alone, are markers of all classes, and are kept in the model's file."""
     cells, recipe = make_cells(n_cells=300, n_genes=200), dict(ONE) | dict(genes_per_class=8)
-    trainer, model, module = sk.generate_trainer(cells, None, "cell_type", recipe=recipe, max_epochs=2, **QUIET)
+    seen = []  # by a callback, when training starts
+    note = pl.callbacks.LambdaCallback(on_train_start=lambda _, model: seen.append(copy.deepcopy(model)))
+    options = dict(max_epochs=2, callbacks=note, **QUIET)
+    trainer, model, module = sk.generate_trainer(cells, None, "cell_type", recipe=recipe, **options)
     trainer.fit(model, datamodule=module)
     found = class_sums(module.train_dataloader(), 3, 200, "cpu")
     assert found[2].sum() == len(module.split.train) < 300
     genes = model.network.genes
-    assert torch.equal(genes, top_genes(*found, 24))
+    assert torch.equal(genes, top_genes(*found, 24)) and torch.equal(seen[0].network.genes, genes)
+    scale = sk.pretrain(cells, recipe=ONE, **options).scale.scale
+    assert torch.equal(seen[1].scale.scale, scale) and scale[0] != 1
     owners = cells.var["marker_of"].iloc[genes.numpy()].value_counts()
     assert owners[model.classes].min() >= 6
     opened = sk.load_model(sk.save_model(model, tmp_path / "model.safetensors"))

@@ -23,7 +23,7 @@ from sims_kit.cells.splits import Split, check_shares, check_whole, stratified_s
 from sims_kit.datasets.labels import attach_labels, check_orientation
 from sims_kit.datasets.read import ORIENTATIONS
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
-from sims_kit.text import class_labels, label_text, printable
+from sims_kit.text import class_labels, label_text, printable, warn
 
 
 class DataModule(LightningDataModule):
@@ -95,7 +95,7 @@ class DataModule(LightningDataModule):
         scales = [source.scale for source in sources]
         if len({(scale.state, scale == AS_IS) for scale in scales}) > 1:
             taken = "All but those of unknown scale are brought to log1p of 10,000; counts everywhere would be safer"
-            warnings.warn(f"The files differ in scale: {', '.join(map(str, scales))}. {taken}.", stacklevel=2)
+            warn(f"The files differ in scale: {', '.join(map(str, scales))}. {taken}.")
         self._dataset = CellDataset(sources, self.labels)
         if verbose:
             rank_zero_only(print)(self)
@@ -219,8 +219,7 @@ class DataModule(LightningDataModule):
             return [], np.full(sum(len(file.labels) for file in self._files), -1)
         labels = class_labels(pd.concat([file.labels for file in self._files]), self.class_label).to_numpy()
         if n_missing := sum(file.expression.matrix.shape[0] for file in self._files) - len(labels):
-            left_out = f"{n_missing:,} of {n_missing + len(labels):,} cells have no {self.class_label!r}"
-            warnings.warn(f"{left_out} and are left out.", stacklevel=3)
+            warn(f"{n_missing:,} of {n_missing + len(labels):,} cells have no {self.class_label!r} and are left out.")
         codes, classes = pd.factorize(labels, sort=True)
         if len(classes) < 2:
             found = f"Column {self.class_label!r} has one class only, {classes[0]!r}, in {len(labels):,} cells"

@@ -1,16 +1,15 @@
 """Gene names: a query's genes matched to a model's, with a report; one vocabulary for several references."""
 
 import re
-import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from sims_kit.errors import DataError, FetchError, GeneError, SettingError
-from sims_kit.text import examples, printable
+from sims_kit.text import examples, printable, warn
 
 ENOUGH = 0.8  # share of the model's genes below which columns and tables are tried, then a warning is given
 USABLE = 0.2  # share of the model's genes below which a prediction would mean nothing
@@ -36,22 +35,26 @@ class GeneCoverage:
     missing: list[str] = field(repr=False)  # model genes that the query lacks; zero in every cell
     extra: int  # query genes that the model does not know; ignored
     duplicates: int  # query genes beyond the first that match the same model gene; summed
+    n_read: int  # genes that the model tells its classes by; the unseen score takes all
+    missing_read: list[str] = field(repr=False)  # those of them that the query lacks
     kind_model: str  # "ensembl", "entrez" or "symbol"
     kind_query: str
     column: str  # where the query's names are: "var_names" or a column of var
     matched_by: dict[str, int]  # model genes by what matched them
 
     def share(self) -> str:
-        """How many genes were found, in words."""
-        return f"{self.n_matched:,} of the model's {self.n_model:,} genes found ({self.fraction:.1%})"
+        """How many genes were found, and which of those that are read were not, in words."""
+        n_found, is_part = self.n_read - len(self.missing_read), self.n_read < self.n_model
+        read = f", and {n_found:,} of the {self.n_read:,} genes that it tells its classes by" if is_part else ""
+        lost = f", but not {examples(self.missing_read)}" if self.missing_read else ""
+        return f"{self.n_matched:,} of the model's {self.n_model:,} genes found ({self.fraction:.1%}){read}{lost}"
 
     def __str__(self) -> str:
-        found = f", for example {examples(self.missing)}" if self.missing else ""
         lines = [
             f"Gene coverage: {self.share()}",
             f"  ids      model {self.kind_model}, query {self.kind_query}",
             f"  matched  {', '.join(f'{n:,} by {how}' for how, n in self.matched_by.items())}",
-            f"  missing  {len(self.missing):,} model genes, taken as zero{found}",
+            f"  missing  {len(self.missing):,} model genes, taken as zero",
             f"  ignored  {self.extra:,} of the query's {self.n_query:,} genes, unknown to the model",
             f"  summed   {self.duplicates:,} query genes that share a model gene with another one",
         ]
@@ -87,7 +90,7 @@ class GeneAlignment:
         n_matched, n_found = n_model - len(missing), len(source)
         found = n_model, n_query, n_matched, n_matched / n_model, missing, n_query - n_found, n_found - n_matched
         report = {"kind_query": id_kind(self.names), "matched_by": {column: n_matched}} | report
-        self.coverage = GeneCoverage(*found, kind_model=id_kind(self.vocabulary), column=column, **report)
+        self.coverage = GeneCoverage(*found, n_model, missing, id_kind(self.vocabulary), column=column, **report)
 
     def apply(self, cells: sp.csr_matrix) -> sp.csr_matrix:
         """Cells (n, query genes) as (n, vocabulary), in O(nonzeros); identical gene lists return `cells` itself."""
@@ -101,20 +104,24 @@ class GeneAlignment:
 
 
 def align_genes(
-    var: pd.DataFrame, vocabulary: Sequence[str], cell_names: Sequence[str] = (), *, species: str | None = None
+    var: pd.DataFrame, vocabulary: Sequence[str], cell_names: Sequence[str] = (), *, species: str | None = None, read=()
 ) -> GeneAlignment:
     """Align a query, by its `var`, to a model; under 80 % of the model's genes is a warning, under 20 % a GeneError.
 
     Below 80 %, columns of `var` and tables of Ensembl ids are tried, and of orthologs with `species`, that of the query
-    ("human" or "mouse"). `cell_names` help to recognise a transposed matrix.
+    ("human" or "mouse"). `cell_names` help to recognise a transposed matrix. 20 % of those at places `read` will do.
 
     >>> print(align_genes(query.var, model.genes, species="mouse").coverage)
     """
     best = _best_alignment(var, vocabulary, species, ENOUGH * len(vocabulary))
+    if len(read):
+        lost = [best.vocabulary[place] for place in read if best.places[place] < 0]
+        best.coverage = replace(best.coverage, n_read=len(read), missing_read=lost)
     coverage, share = best.coverage, best.coverage.share()
-    if coverage.fraction >= USABLE:
-        if coverage.fraction < ENOUGH:
-            warnings.warn(f"Only {share}. Missing ones are taken as zero: expect lower accuracy.", stacklevel=2)
+    fractions = coverage.fraction, (coverage.n_read - len(coverage.missing_read)) / coverage.n_read
+    if max(fractions) >= USABLE:
+        if min(fractions) < ENOUGH:
+            warn(f"Only {share}. Missing ones are zero: expect lower accuracy, and unseen scores that mean less.")
         return best
     if len(cell_names) and GeneAlignment(cell_names, vocabulary).coverage.fraction >= USABLE:
         found = f"its {len(cell_names):,} rows are named like the model's genes ({examples(cell_names)})"
@@ -144,7 +151,7 @@ def restrict_genes(vocabulary: Sequence[str], genes: Sequence[str] | pd.DataFram
         named_genes(var, "genes=")
         raise GeneError(f"{found} Give at least 2 genes of the reference, and names of its kind and species.")
     if len(chosen) < enough:
-        warnings.warn(found, stacklevel=2)
+        warn(found)
     return chosen
 
 
@@ -170,7 +177,7 @@ def common_names(variables: Sequence[pd.DataFrame], names: Sequence[str]) -> lis
             named_genes(var, name)
         else:
             ways = ", ".join(f"{n:,} by {how}" for how, n in best.coverage.matched_by.items())
-            warnings.warn(f"Genes of {name} take the names of {names[0]}: {ways}.", stacklevel=2)
+            warn(f"Genes of {name} take the names of {names[0]}: {ways}.")
         lists.append(best.names)
     return lists
 
@@ -205,8 +212,7 @@ def shared_genes(gene_lists: Sequence, *, union: bool = False, names: Sequence[s
             shared = shared | here | shared  # places and names of the first file that has a gene
     if not union and len(shared) < USABLE * (smallest := min(map(len, gene_lists))):
         advice = 'Check that they use one kind of gene id and one species; genes="union" takes absent genes as zero.'
-        found = f"The files share only {len(shared):,} genes; the smallest has {smallest:,}."
-        warnings.warn(f"{found} {advice}", stacklevel=2)
+        warn(f"The files share only {len(shared):,} genes; the smallest has {smallest:,}. {advice}")
     return list(shared.values())
 
 
@@ -247,7 +253,7 @@ def _translations(sources: dict, wanted: set, species: str | None) -> dict[str, 
         try:
             tables[name] = gene_table(name).drop_duplicates()
         except FetchError as error:
-            warnings.warn(f"The table {name!r}, which may translate the names, is missing. {error}", stacklevel=4)
+            warn(f"The table {name!r}, which may translate the names, is missing. {error}")
     genes, pairs = tables.values()
     symbols = dict(genes[["gene_id", "symbol"]].to_numpy())
     genes = genes[genes["gene_id"].isin(wanted) | ~genes["symbol"].duplicated(keep=False)]

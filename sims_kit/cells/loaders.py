@@ -16,6 +16,7 @@ from anndata import AnnData
 from sims_kit.cells.genes import GeneCoverage
 from sims_kit.cells.matrix import AS_IS, Expression, Scale
 from sims_kit.cells.splits import check_whole
+from sims_kit.text import warn
 
 
 class CellBatch(NamedTuple):
@@ -170,13 +171,13 @@ def query_batches(
     *,
     layer: str | None = None,
     batch_size: int = 1024,
-    species: str | None = None,
     trained_on: Sequence[str] = (),
     cells: Sequence[int] | None = None,
+    **options,
 ) -> tuple[CellLoader, GeneCoverage, Scale]:
     """The cells of a query in order, as a model with this vocabulary takes them, gene coverage, and scale.
 
-    `layer` is as in `Expression`, `species` as in `align_genes`; `trained_on` has the scales of the model's reference.
+    `layer` is as in `Expression`, `options` as in `align_genes`; `trained_on` has the scales of the model's reference.
     `cells` are rising positions, all by default; the scale is recognised from all cells either way.
     """
     check_whole("batch_size", batch_size, 1)
@@ -185,8 +186,7 @@ def query_batches(
         query.scale = AS_IS
     elif str(AS_IS) in trained_on and query.scale != AS_IS:
         found = f"The query's matrix holds {query.scale}, but the model was trained on values of unknown scale"
-        way_out = "Train on counts, or prepare it as the reference was."
-        warnings.warn(f"{found}: its labels may be wrong. {way_out}", stacklevel=2)
-    coverage = query.align(vocabulary, adata.obs_names, species)
+        warn(f"{found}: its labels may be wrong. Train on counts, or prepare it as the reference was.")
+    coverage = query.align(vocabulary, adata.obs_names, **options)
     positions = range(len(query)) if cells is None else cells
     return CellLoader(CellDataset([query]), positions, batch_size), coverage, query.scale

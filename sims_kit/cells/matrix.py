@@ -1,7 +1,6 @@
 """From an AnnData or a file to model input: find the matrix, recognise its scale, align genes, take log1p of 10,000."""
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from sims_kit.cells.genes import GeneAlignment, GeneCoverage, align_genes, gene_
 from sims_kit.datasets.load import load
 from sims_kit.datasets.read import convert, is_backable, open_backed, read
 from sims_kit.errors import DataError, SettingError, UnknownNameError
+from sims_kit.text import warn
 
 SAMPLE_BLOCKS, SAMPLE_CELLS = 16, 24  # cells that a scale is recognised from, spread over the matrix
 MEMORY_SHARE = 0.1  # of the memory: larger files stay on disk; compressed ones are several times as large when read
@@ -140,11 +140,10 @@ def _scale_of_fractions(cells: sp.csr_matrix, name: str, log1p) -> Scale:
     guess = "linear" if is_flat or _look_linear(rows) else AS_IS.transform
     transform = {2: "log2(x + 1)", 10: "log10(x + 1)"}.get(base and round(float(base)), guess)
     taken = {"linear": "estimated counts", AS_IS.transform: "values to use as they are"}.get(transform, transform)
-    warnings.warn(
+    warn(
         f"The scale of {name[0].lower()}{name[1:]} cannot be recognised for certain: its values are no counts, and no "
         f"logarithm of counts or of values with equal sums. They are taken for {taken}, which is right only if "
-        "reference and query were prepared in the same way. Counts are safer: pass the layer that has them.",
-        stacklevel=4,
+        "reference and query were prepared in the same way. Counts are safer: pass the layer that has them."
     )
     return Scale(transform)
 
@@ -217,7 +216,7 @@ class Expression:
         layers = list(filter(None, adata.layers))  # anndata 0.13 lists X as None
         is_raw = layer == "raw" and "raw" not in layers
         if layer == "raw" and not is_raw and adata.raw is not None:
-            warnings.warn('layer="raw": both a layer "raw" and adata.raw exist; the layer is used.', stacklevel=3)
+            warn('layer="raw": both a layer "raw" and adata.raw exist; the layer is used.')
         layers += ["raw"] * (adata.raw is not None and "raw" not in layers)
         if layer is not None and layer not in layers:
             raise UnknownNameError("layer", layer, layers or ["X, by layer=None"])
@@ -234,15 +233,14 @@ class Expression:
         self.cells = np.arange(self.matrix.shape[0])  # rows of the matrix that count; `DataModule` drops some
         if not is_gene.all():
             kinds = ", ".join(self.genes["feature_types"][~is_gene].astype(str).unique()[:3])
-            left_out = f"{(~is_gene).sum():,} columns that are no gene expression ({kinds}); they are left out."
-            warnings.warn(f"{name} has {left_out}", stacklevel=3)
+            warn(f"{name} has {(~is_gene).sum():,} columns that are no gene expression ({kinds}); they are left out.")
             self.genes, self.matrix = self.genes[is_gene], self.matrix if self.in_file else self.matrix[:, is_gene]
         sample = self.matrix.sample() if self.in_file else self.matrix
         self.scale = detect_scale(sample, name=name, layers=layers, log1p=adata.uns.get("log1p"))
 
-    def align(self, vocabulary: Sequence[str], cell_names: Sequence = (), species: str | None = None) -> GeneCoverage:
+    def align(self, vocabulary: Sequence[str], cell_names: Sequence = (), **options) -> GeneCoverage:
         """Bring the genes onto a model's vocabulary when rows are read, see `align_genes`."""
-        self.alignment = align_genes(self.genes, vocabulary, cell_names, species=species)
+        self.alignment = align_genes(self.genes, vocabulary, cell_names, **options)
         return self.alignment.coverage
 
     def use(self, alignment: GeneAlignment) -> None:

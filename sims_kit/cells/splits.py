@@ -1,6 +1,5 @@
 """Seeded splits, stratified by class, rare ones too, and by donor or sample where these are given."""
 
-import warnings
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sims_kit.errors import LabelError, SettingError
-from sims_kit.text import examples, label_text
+from sims_kit.text import examples, label_text, warn
 
 
 class Split(NamedTuple):
@@ -96,8 +95,7 @@ def _split_by_group(codes: np.ndarray, groups: Sequence, validation: float, test
     scale = len(cells) / len(rest)  # shares are of all cells
     if by_cell := {part: min(share * scale, max(share, 0.5)) for part, share in asked.items() if part not in whole}:
         few = f"Too few groups ({len(sizes)}) for {' and '.join(asked)} cells from groups of their own"
-        also = f"{' and '.join(by_cell)} cells come from groups that train, too"
-        warnings.warn(f"{few} that leave every class in training: {also}.", stacklevel=3)
+        warn(f"{few} that leave every class in training: {' and '.join(by_cell)} cells come from groups that train.")
     inner = stratified_split(codes[rest], by_cell.get("validation", 0), by_cell.get("test", 0), seed)
     parts = {part: rest[chosen] for part, chosen in inner._asdict().items()}
     parts |= {part: np.flatnonzero(part_of_cell == number) for number, part in enumerate(whole, 1)}

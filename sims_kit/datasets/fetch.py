@@ -6,7 +6,6 @@ import io
 import os
 import shlex
 import shutil
-import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,6 +16,7 @@ import pooch
 from sims_kit.datasets.registry import DataFile
 from sims_kit.errors import FetchError
 from sims_kit.progress import is_switched_on, progress_bar
+from sims_kit.text import warn
 
 LARGEST = 2**36  # bytes of a file whose size is not published: an answer may have no end
 
@@ -46,8 +46,7 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str,
             + f"\nThe same cells are also in: {', '.join(alternatives)}." * bool(alternatives)
         ) from error
     if file.sha256 is None:
-        unchecked = f"No SHA-256 of {file.name} is published, so it was not checked. It has SHA-256 {digest}."
-        warnings.warn(f"{dataset}: {unchecked}", stacklevel=3)
+        warn(f"{dataset}: No SHA-256 of {file.name} is published, so it was not checked. It has SHA-256 {digest}.")
     return path
 
 

@@ -4,7 +4,6 @@ import csv
 import gzip
 import io
 import re
-import warnings
 import zipfile
 import zlib
 from collections.abc import Collection
@@ -14,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from sims_kit.errors import DataError, LabelError, UnknownNameError
-from sims_kit.text import best_match, examples, label_text
+from sims_kit.text import best_match, examples, label_text, warn
 
 LARGEST, UNFOLDED, MOST_ROWS = 2**26, 100, 2**22  # bytes of a label file, or times its packed size, and its lines
 AS_TEXT = {"header": None, "dtype": object, "keep_default_na": False, "skipinitialspace": True}
@@ -54,13 +53,13 @@ def attach_labels(
             f"{way_out}"
         )
     elif len(names.columns) and not in_order:
-        warnings.warn(f"{labelfile} numbers its rows and names no cells; they are taken in order.", stacklevel=2)
+        warn(f"{labelfile} numbers its rows and names no cells; they are taken in order.")
     is_float = table[class_label].dropna().str.fullmatch(r"-?\d{1,15}\.0").all()
     table[class_label] = label_text(_numbers(table[class_label]) if is_float else table[class_label])
     if class_label in adata.obs:
-        warnings.warn(f"obs[{class_label!r}] is replaced by the labels of {labelfile}.", stacklevel=2)
+        warn(f"obs[{class_label!r}] is replaced by the labels of {labelfile}.")
     if taken := [column for column in names if column in adata.obs]:
-        warnings.warn(f"obs has the columns {taken} already; those of {labelfile} are left out.", stacklevel=2)
+        warn(f"obs has the columns {taken} already; those of {labelfile} are left out.")
     for column in table.columns.difference([*taken, ""], sort=False):
         numbers = None if column in {class_label, *text} else _numbers(table[column])
         adata.obs[column] = (table[column] if numbers is None else numbers).to_numpy()
@@ -151,10 +150,9 @@ def _by_name(table: pd.DataFrame, cells: pd.Index, labelfile: object, match: tup
     names = table.pop(column).set_axis(cells)
     if way:
         cell, row = next((cell, row) for cell, row in names.dropna().items() if cell != row)
-        warnings.warn(f"{labelfile}: names are matched without {way}: {row!r} is cell {cell!r}.", stacklevel=3)
+        warn(f"{labelfile}: names are matched without {way}: {row!r} is cell {cell!r}.")
     if missing := list(cells[names.isna()]):
-        found = f"{len(missing):,} of {len(cells):,} cells ({examples(missing)}); they stay unlabelled"
-        warnings.warn(f"{labelfile} has no row for {found}.", stacklevel=3)
+        warn(f"{labelfile} has no row for {len(missing):,} of {len(cells):,} cells ({examples(missing)}): unlabelled.")
     return table
 
 

@@ -18,7 +18,7 @@ from sims_kit.datasets.read import TEXT, convert, read
 from sims_kit.datasets.registry import Dataset, read_registry
 from sims_kit.datasets.simulate import simulate
 from sims_kit.errors import DataError, SettingError, UnknownNameError
-from sims_kit.text import label_text
+from sims_kit.text import label_text, warn
 
 COLUMNS = [key.name for key in fields(Dataset)]
 COLUMNS = COLUMNS[: COLUMNS.index("source")]  # of the catalogue; the texts among them also travel with the data
@@ -170,4 +170,4 @@ def _check(name: str, entry: Dataset, adata: AnnData, size: str) -> None:
     if wrong and entry.tier != "full":
         raise DataError(message)
     if wrong:
-        warnings.warn(f"{message} The numbers are those of publications: check the file.", stacklevel=4)
+        warn(f"{message} The numbers are those of publications: check the file.")

@@ -29,6 +29,7 @@ from sims_kit.datasets.gate import open_store
 from sims_kit.datasets.r_files import read_r
 from sims_kit.errors import DataError, SettingError, SimsError, UnknownNameError, nearest
 from sims_kit.files import atomic_write
+from sims_kit.text import warn
 
 ORIENTATIONS = ("cells_by_genes", "genes_by_cells")
 TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
@@ -365,7 +366,7 @@ def _text(path: Source, orientation: str) -> tuple[list[str], Iterator[tuple[lis
     is_nameless = are_values and n == n_header and orientation == "cells_by_genes" and not NAMES.fullmatch(header[0])
     if is_nameless:
         columns, reason = header, f"its first column {header[0]!r} holds values, so it is read as a gene"
-        warnings.warn(f"{path} names no cells: {reason}, and cells are called cell_1, cell_2, ...", stacklevel=3)
+        warn(f"{path} names no cells: {reason}, and cells are called cell_1, cell_2, ...")
     return columns, _blocks(path, delimiter, columns, is_nameless, len(top[0]))
 
 

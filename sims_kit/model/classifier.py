@@ -158,11 +158,15 @@ class SIMSClassifier(Module):
             self._set_class_weights(module.class_weights ** float(self.recipe.weight_classes))
 
     def on_train_start(self) -> None:
-        """Measure the genes on the training cells; drop what an earlier training had fitted after its end."""
+        """Drop what an earlier training had fitted after its end."""
         self.temperature.fill_(1)
         self.logit_adjustment.zero_()
         self.novelty.is_measured.fill_(False)
+
+    def on_fit_start(self) -> None:
+        """Measure the genes on the training cells, before callbacks hear that training starts."""
         if not self.is_fitted:  # a run that goes on keeps what it has
+            self.trainer.fit_loop.setup_data()
             found = class_sums(self.trainer.train_dataloader, *self.novelty.means.shape, self.device)
             self.network.measure(*found)
             if self.start is not None:

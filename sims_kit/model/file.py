@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import date
@@ -33,6 +32,7 @@ from sims_kit.model.novelty import Novelty
 from sims_kit.model.pretraining import MaskedPretraining
 from sims_kit.model.recipe import FIELDS, NETWORK_FIELDS, Recipe
 from sims_kit.model.trainer import Module, plain_torch, read_checkpoint
+from sims_kit.text import warn
 
 FORMAT, VERSION = "sims_kit", 6
 KINDS = {"classifier": SIMSClassifier, "pretrained encoder": MaskedPretraining}
@@ -159,7 +159,7 @@ def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> S
             "checkpoints of a SIMSClassifier (*.ckpt). Copy or download a damaged file again."
         ) from error
     if read is _read_checkpoint and not model.novelty.is_measured:
-        warnings.warn("This checkpoint is of a training that had not ended: it is not calibrated.", stacklevel=3)
+        warn("This checkpoint is of a training that had not ended: it is not calibrated.")
     return model
 
 

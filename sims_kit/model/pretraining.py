@@ -71,9 +71,10 @@ class MaskedPretraining(Module):
             nn.init.zeros_(decoder.reconstruction_layer.weight)  # starts from the genes' means, not from noise
         self.scale = FixedScale(input_dim)
 
-    def on_train_start(self) -> None:
-        """Measure the genes on the training cells."""
+    def on_fit_start(self) -> None:
+        """Measure the genes on the training cells, before callbacks hear that training starts."""
         if not self.is_fitted:  # a run that goes on keeps what it has
+            self.trainer.fit_loop.setup_data()
             cells = ((batch.cells, torch.zeros_like(batch.labels)) for batch in self.trainer.train_dataloader)
             sums, squares, n_cells = class_sums(cells, 1, self.input_dim, self.device)
             self.scale.measure(sums[0], squares, n_cells)

@@ -31,12 +31,7 @@ def top_genes(genes: pd.DataFrame, n: int = 20, *, ax: Axes | None = None) -> Ax
 
 
 def explain_matrix(
-    cells: sparse.csr_matrix,
-    gene_names: Sequence[str],
-    *,
-    labels: Sequence,
-    n_genes: int = 50,
-    ax: Axes | None = None,
+    cells: sparse.csr_matrix, gene_names: Sequence[str], *, labels: Sequence, n_genes: int = 50, ax: Axes | None = None
 ) -> Axes:
     """Draw the mask weights of cells x genes, the most used gene first (thesis figures 0.11b, 0.12b).
 

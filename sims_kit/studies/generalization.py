@@ -1,7 +1,6 @@
 """Generalization: train on one tissue, region, donor or protocol, test on every other (thesis section 0.3.4)."""
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.estimator import obs_values
 from sims_kit.studies.resampling import differences, intervals, mean_over_seeds, resample, score_counts
 from sims_kit.studies.runs import Methods, Tables, plain_cells, run_all
-from sims_kit.text import label_text
+from sims_kit.text import label_text, warn
 
 KEYS = ["method", "trained_on", "target", "in_distribution"]
 
@@ -96,7 +95,7 @@ def _groups(cells: AnnData | Mapping[str, AnnData], label: str, by: str | None) 
     if by is not None:
         group_of = label_text(obs_values(cells, by))
         if n_without := int(group_of.isna().sum()):
-            warnings.warn(f"{n_without:,} of {cells.n_obs:,} cells have no {by!r} and are left out.", stacklevel=3)
+            warn(f"{n_without:,} of {cells.n_obs:,} cells have no {by!r} and are left out.")
         cells = {name: cells[(group_of == name).to_numpy()] for name in sorted(group_of.dropna().unique())}
     if len(cells) < 2:
         raise SettingError(f"Found {len(cells)} group, {list(cells)}; generalization needs two or more. Check {by=}.")

@@ -1,6 +1,5 @@
 """What an explanation is worth: true markers, faithfulness, stability, and sets of genes that should not matter."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
@@ -12,7 +11,7 @@ from scipy import sparse
 from scipy.stats import false_discovery_control, hypergeom
 from sklearn.metrics import average_precision_score
 
-from sims_kit.annotation import Model, predict_logits
+from sims_kit.annotation import Model, predict
 from sims_kit.cells.loaders import CellDataset
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.datasets.simulate import STRESS_GENES
@@ -23,7 +22,7 @@ from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.progress import progress_bar
 from sims_kit.studies.methods import METHODS, known
-from sims_kit.text import examples, label_text
+from sims_kit.text import examples, label_text, warn
 
 RANKINGS = ("SIMS masks", "SIMS contributions", "logistic regression", "linear SVM", "Wilcoxon")
 CELL_RANKINGS = ("SIMS masks", "SIMS contributions", "random", "random matched by expression")
@@ -165,8 +164,7 @@ def stability(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     if not classes or not genes:
         raise GeneError(f"The tables share {len(classes)} classes and {len(genes)} genes. Name both alike in all.")
     if left := {name for table in tables for axis in table.axes for name in axis} - {*classes, *genes}:
-        found = f"Not every table has {len(left):,} classes and genes ({examples(sorted(left, key=str))})"
-        warnings.warn(f"{found}; they are left out.", stacklevel=2)
+        warn(f"Not every table has {len(left):,} classes and genes ({examples(sorted(left, key=str))}); left out.")
     rankings = [
         [list(row[row > 0].nlargest(100).index) for _, row in table.loc[classes, genes].iterrows()]
         for table in tables  # sparse masks leave thousands of genes at zero
@@ -278,4 +276,4 @@ def _probabilities(model: SIMSClassifier, values: sparse.csr_matrix) -> np.ndarr
     """Class probabilities of values that are model input already."""
     dataset, starts = CellDataset([]), range(0, values.shape[0], 512)
     batches = (dataset.batch(values[start : start + 512], []) for start in starts)
-    return predict_logits(model, batches)[0].softmax(dim=1).numpy()
+    return predict(lambda cells: [model.probabilities(cells)], model, batches)[0].numpy()

@@ -2,7 +2,6 @@
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -20,7 +19,7 @@ from sims_kit.errors import LabelError, SettingError
 from sims_kit.estimator import obs_values
 from sims_kit.progress import progress_bar
 from sims_kit.studies.methods import METHODS, known
-from sims_kit.text import class_labels
+from sims_kit.text import class_labels, warn
 
 Methods = str | Sequence[str] | Mapping[str, Callable[[int], BaseEstimator]]
 
@@ -113,6 +112,6 @@ def plain_cells(cells: AnnData, label: str, name: str = "cells") -> AnnData:
         found = f'{name}: {n_unknown} cells are labelled "Unknown", as rejected cells are'
         raise LabelError(f"{found}. Leave them out, or rename the class.")
     if n_without := len(labels) - len(places):
-        warnings.warn(f"{name}: {n_without:,} of {len(labels):,} cells have no {label!r}; left out.", stacklevel=4)
+        warn(f"{name}: {n_without:,} of {len(labels):,} cells have no {label!r}; left out.")
     obs = pd.DataFrame({"label": labels.iloc[places].to_numpy(str)}, index=places.astype(str))
     return AnnData(expression.raw_rows(places), obs=obs, var=pd.DataFrame(index=expression.genes.index.astype(str)))
