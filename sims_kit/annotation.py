@@ -229,7 +229,7 @@ def gene_coverage(query: Cells, model: Model, *, layer: str | None = None, speci
     model, (query, layer) = fitted_model(model), open_cells(query, layer)
     with warnings.catch_warnings():  # the report says it
         warnings.filterwarnings("ignore", "Only .* genes found")
-        return query_batches(query, model.genes, layer=layer, species=species, read=model.network.genes.tolist())[1]
+        return query_batches(query, model.genes, layer=layer, species=species, read=model.genes_read.tolist())[1]
 
 
 @plain_torch()
@@ -257,7 +257,7 @@ def calibrate(model: SIMSClassifier, cells: ad.AnnData, label: str, *, layer: st
 
 def predict_logits(model: SIMSClassifier, batches, device=None) -> list[torch.Tensor]:
     """Logits at the model's temperature, (cells, classes), novelty, and which cells have hardly a gene that is read."""
-    read = torch.zeros(model.input_dim, 1).index_fill(0, model.network.genes.cpu(), 1)
+    read = torch.zeros(model.input_dim, 1).index_fill(0, model.genes_read.cpu(), 1)
 
     def outputs(cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits = model.calibrated(model(cells))
@@ -284,7 +284,7 @@ def predict(function: Callable, model: SIMSClassifier, batches, device=None) -> 
 
 def batches_for(model: SIMSClassifier, adata: ad.AnnData, **options) -> tuple[CellLoader, GeneCoverage, Scale]:
     """Return the batches of cells as a model takes them, gene coverage and scale; options of `query_batches`."""
-    options |= {"trained_on": [scale for _, scale in _files(model)], "read": model.network.genes.tolist()}
+    options |= {"trained_on": [scale for _, scale in _files(model)], "read": model.genes_read.tolist()}
     batches, coverage, scale = query_batches(adata, model.genes, **options)
     batches.batch_size = min(batches.batch_size, model.network.cells_at_once)
     if coverage.n_read - len(coverage.missing_read) < USABLE * coverage.n_read:

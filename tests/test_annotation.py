@@ -95,8 +95,8 @@ def test_a_disk_that_fails_at_the_end_loses_nothing(model, make_cells, tmp_path,
 def test_the_genes_that_are_read(make_cells):
     """They decide what is refused, missing ones are named, also before; a panel of them is annotated and explained."""
     cells, recipe = make_cells(n_genes=200), dict(n_models=1, genes_per_class=4)
-    model = sk.fit(cells, "cell_type", recipe=recipe, max_epochs=1, verbose=False)
-    read = [model.genes[place] for place in model.network.genes]
+    model = sk.fit(cells, "cell_type", recipe=recipe | dict(linear_share=0), max_epochs=1, verbose=False)
+    read = [model.genes[place] for place in model.genes_read]
     most, few = (cells[:, ~cells.var_names.isin(read[:n])].copy() for n in (4, 10))
     lost, panel = f"genes that it tells its classes by, but not '{read[0]}', '{read[1]}'", cells[:, read].copy()
     for query, words in ((most, rf"genes found \(98.0%\), and 8 of the 12 {lost}"), (panel, "zero: .*unseen scores")):
@@ -120,9 +120,9 @@ def test_the_genes_that_are_read(make_cells):
 @pytest.mark.parametrize(("per_class", "words", "n_left"), [(4, "none of the 12", 0), (100, "at most 2 of the 300", 2)])
 def test_cells_that_have_hardly_a_gene_that_is_read(make_cells, per_class, words, n_left):
     """They are counted, in the notes and in a warning at the user's line; other cells are not."""
-    cells, recipe = make_cells(n_genes=400), dict(n_models=1, genes_per_class=per_class)
+    cells, recipe = make_cells(n_genes=400), dict(n_models=1, genes_per_class=per_class, linear_share=0)
     one = sk.SIMS(recipe, max_epochs=1).fit(cells, "cell_type")
-    counts, read = cells.X.toarray(), one.model_.network.genes.numpy()
+    counts, read = cells.X.toarray(), one.model_.genes_read.numpy()
     counts[:6, read] = np.arange(len(read)) < n_left + np.repeat([0, 1], [5, 1])[:, None]  # the last has one more
     query, score = ad.AnnData(counts, cells.obs, cells.var), partial(one.score, y=cells.obs["cell_type"])
     for call in (partial(sk.annotate, model=one), one.predict, one.predict_proba, score):

@@ -132,8 +132,9 @@ def test_logits_are_adjusted_after_training(make_cells):
     """By a number over the fourth root of the class's cells, in each network; not with the caller's class weights."""
     cells = make_cells(n_cells=120, n_classes=3)
     cells = cells[(cells.obs["cell_type"] != "class_0") | (np.arange(120) % 4 == 0)].copy()  # a rare one
+    alone = dict(linear_share=0)
     plain, adjusted, own = (
-        sk.fit(cells, "cell_type", recipe=dict(logit_adjustment=much), max_epochs=2, test=0, **more, **QUIET)
+        sk.fit(cells, "cell_type", recipe=alone | dict(logit_adjustment=much), max_epochs=2, test=0, **more, **QUIET)
         for much, more in ((0.0, {}), (4.0, {}), (4.0, {"class_weights": np.array([2.0, 1.0, 1.0])}))
     )
     module = sk.DataModule(cells, class_label="cell_type", test=0, verbose=False)

@@ -123,6 +123,12 @@ class SIMSClassifier(Module):
         """The share of linear classifiers in the answer; 0 as long as training has not ended."""
         return self.recipe.linear_share if self.novelty.is_measured else 0.0
 
+    @property
+    def genes_read(self) -> Tensor:
+        """Positions, ascending, of the genes that its answers depend on."""
+        of_linear = self.novelty.planes.any(0) & (self.linear_share > 0)
+        return torch.cat([self.network.genes, of_linear.nonzero()[:, 0]]).unique()
+
     def calibrated(self, logits: Tensor) -> Tensor:
         """Logits of `forward` at the model's temperature."""
         return logits / self.temperature

@@ -68,10 +68,11 @@ def explain_batch(
     if share:  # genes that networks or linear classifiers read
         used = linear.planes.any(0).nonzero()[:, 0]
         genes = torch.cat([network.genes, used]).unique()
-        own = (torch.searchsorted(genes, part) for part in (network.genes, used))
+        of_networks, of_linear = (torch.searchsorted(genes, part) for part in (network.genes, used))
         whole = masks.new_zeros(2, len(cells), len(genes))
-        whole[:, :, next(own)] = torch.stack([masks, added])
-        whole[1, :, next(own)] += share * (towards * linear.slopes(cells)) @ linear.planes[:, used] * cells.to_dense()[:, used]
+        whole[:, :, of_networks] = torch.stack([masks, added])
+        slopes = share * towards * linear.slopes(cells)
+        whole[1, :, of_linear] += (slopes @ linear.planes[:, used]) * cells.to_dense()[:, used]
         masks, added = whole
     rows, places = ((masks > 0) | (added != 0)).nonzero(as_tuple=True)
     starts, shape = torch.searchsorted(rows, torch.arange(len(cells) + 1, device=rows.device)), tuple(cells.shape)

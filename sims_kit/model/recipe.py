@@ -64,7 +64,7 @@ class Recipe:
     scheduler_params: Mapping[str, Any] = field(default_factory=dict)
     weight_classes: float = 0.0  # class weights are inverse frequencies of the training cells to this power
     logit_adjustment: float = 0.0  # over the fourth root of a class's cells, is added to its logits after training
-    linear_share: float = 0.0  # share of linear classifiers, one for each class, in the answer; the rest is the networks'
+    linear_share: float = 0.0  # of linear classifiers in the answer, as a geometric mean with the networks'; 0: none
     label_smoothing: float = 0.0  # share of the target spread evenly over the classes
     lambda_sparse: float = 0.0  # weight of the mask entropy in the loss
     batch_size: int | None = None  # cells; None: a hundredth of the training cells, within 32 to 256
@@ -211,7 +211,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             scheduler=torch.optim.lr_scheduler.OneCycleLR,  # warm-up, then down to zero
             weight_classes=1,  # gains most where many types are rare, and costs little where few types overlap
             logit_adjustment=4.0,  # classes with few cells are overfitted, then under-predicted
-            linear_share=0.4,  # what sparse linear models are better at, a stimulus or many types; both are better than one
+            linear_share=0.4,  # together better than either on most tissues
             training_steps=200,  # more did not help on real cells
             steps_per_class=20,  # but many types need them
             best_epoch=False,  # at a learning rate of zero the last epoch is as good, and not chosen by chance

@@ -27,7 +27,6 @@ from sims_kit.estimator import SIMS, as_cells
 from sims_kit.model.novelty import L1
 
 
-
 class LogNormalise(TransformerMixin, BaseEstimator):
     """From counts, cells x genes, to log1p of 10,000 a cell on the genes of the training cells: what SIMS sees."""
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from pytorch_tabnet.tab_network import TabNetNoEmbeddings
-from torch.nn.functional import one_hot
+from torch.nn.functional import logsigmoid, one_hot
 
 from sims_kit.model import contributions
 from sims_kit.model.contributions import explain_batch
 from sims_kit.model.network import TabNet, after_first_layer
-from sims_kit.model.novelty import class_sums
+from sims_kit.model.novelty import Novelty, class_sums
 
 N_GENES, N_CLASSES = 60, 4
 KINDS = {
@@ -98,6 +98,24 @@ def test_a_linear_network_gives_value_times_weight():
         found = added(network, form, towards).to_dense()
         torch.testing.assert_close(found, expected)
         assert not found[mask == 0].any()
+
+
+def test_linear_classifiers_add_their_share():
+    """Of each gene in proportion to value times weight, together what expression adds to the classifiers' answer."""
+    network, cells, towards = make("default")
+    linear = Novelty(N_GENES, N_CLASSES).double()
+    linear.planes.normal_().mul_(torch.arange(N_GENES) % 3 == 0), linear.offsets.normal_()
+    cells[0], cells[1, 3:] = 0, 0  # nothing, and a step so small that its slope is that of a point
+    cells[1, :3] = 1e-6
+    for form in (cells, cells.to_sparse_csr()):
+        found = explain_batch(network, form, towards, 0.0, linear, 0.25)
+        own = found.contributions.to_dense() - 0.75 * added(network, cells, towards).to_dense()
+        more = logsigmoid(linear.margins(cells)) - logsigmoid(linear.offsets)
+        torch.testing.assert_close(own.sum(1), 0.25 * (more * towards).sum(1), rtol=1e-6, atol=1e-9)
+        slopes = 0.25 * towards * more / (linear.margins(cells) - linear.offsets)
+        torch.testing.assert_close(own[2:], (slopes @ linear.planes * cells)[2:])
+        torch.testing.assert_close(found.logits, linear.joined(explain_batch(network, cells).logits, cells, 0.25))
+        torch.testing.assert_close(found.masks.to_dense(), explain_batch(network, cells).masks.to_dense())
 
 
 @pytest.mark.parametrize("adjustment", [None, 2], ids=["as it is", "adjusted"])

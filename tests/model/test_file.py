@@ -46,7 +46,7 @@ def model():
     model, labels = _fitted("thesis"), torch.tensor([0, 1, 1])
     model.provenance = {"files": ["cells.h5ad"], "seed": 0}
     model.test_metrics = pd.Series({"accuracy_micro": 0.9})
-    model.novelty.measure([(torch.rand(3, 4), labels)])
+    model.novelty.measure([(torch.rand(3, 4), labels)], torch.ones(len(model.classes)))
     model.calibrate(torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), labels, torch.rand(3, 2))
     return model
 

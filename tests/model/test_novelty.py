@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import cosine_similarity
-from sklearn.svm import LinearSVC
+from torch.nn.functional import logsigmoid
 
-from sims_kit.model.novelty import Novelty, score_parts
+from sims_kit.model.novelty import L1, Novelty, score_parts
 
 
 @pytest.fixture
@@ -21,19 +22,26 @@ def cells():
 
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_angles_and_margins_are_scikit_learns(cells, n_classes):
-    """To the nearest class mean, each gene divided by its spread within classes; and of a linear SVM for each class."""
+    """To the nearest class mean, each gene divided by its spread within classes; of a weighted regression per class."""
     values, labels = cells[0].numpy(), (cells[1] + (n_classes == 4) * (cells[0][:, 15] > 0.5)).numpy()
     novelty = Novelty(30, n_classes)  # the fourth class has no cells, and every cell is outside of it
     parts = np.split(range(120), [50])
-    novelty.measure([(cells[0][part].to_sparse_csr(), torch.tensor(labels[part])) for part in parts])
+    weights = torch.arange(1.0, n_classes + 1)
+    novelty.measure([(cells[0][part].to_sparse_csr(), torch.tensor(labels[part])) for part in parts], weights)
     means = np.stack([values[labels == number].mean(0) for number in np.unique(labels)])
     within = ((values - means[labels]) ** 2).sum(0) / (120 - n_classes)
     scale = np.sqrt(within + within.mean())
     angle = cosine_similarity(values / scale, means / scale).max(1)
-    margins = LinearSVC(C=0.01, random_state=0).fit(values, labels).decision_function(values)
-    margin = np.abs(margins) if n_classes == 2 else margins.max(1).clip(min=-1)
+    margins = np.full((120, n_classes), -10.0)
+    for label in np.unique(labels):
+        machine = LogisticRegression(**L1, random_state=0).fit(values, labels == label, weights.numpy()[labels])
+        margins[:, label] = machine.decision_function(values)
+    logits = torch.rand(120, n_classes)
+    together = 0.75 * logits + 0.25 * logsigmoid(torch.tensor(margins)).float()
     for given in (cells[0], cells[0].to_sparse_csr()):
-        np.testing.assert_allclose(novelty.distances(given), -np.stack([angle, margin], 1), rtol=1e-3, atol=1e-3)
+        wanted = -np.stack([angle, margins.max(1)], 1)
+        np.testing.assert_allclose(novelty.distances(given), wanted, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(novelty.joined(logits, given, 0.25), together, rtol=1e-3, atol=1e-3)
 
 
 def test_planes_come_from_some_cells_of_each_class(cells, monkeypatch):
@@ -42,11 +50,10 @@ def test_planes_come_from_some_cells_of_each_class(cells, monkeypatch):
     labels = (torch.arange(120) >= 110).long()
     monkeypatch.setattr("sims_kit.model.novelty.SAMPLE", 60)
     novelty = Novelty(30, 2)
-    novelty.measure([(values[start : start + 40], labels[start : start + 40]) for start in (0, 40, 80)])
+    novelty.measure([(values[start : start + 40], labels[start : start + 40]) for start in (0, 40, 80)], torch.ones(2))
     some = np.r_[0:30, 110:120]
-    machine = LinearSVC(C=0.01, random_state=0).fit(values.numpy()[some], labels.numpy()[some])
+    machine = LogisticRegression(**L1, random_state=0).fit(values.numpy()[some], labels.numpy()[some])
     np.testing.assert_allclose(novelty.planes[1], machine.coef_[0], atol=1e-4)
-    np.testing.assert_allclose(novelty.planes[0], -machine.coef_[0], atol=1e-4)
 
 
 def test_odds():
@@ -59,7 +66,8 @@ def test_odds():
 def test_each_way_is_noticed(cells):
     """An uncertain cell, at an angle to both classes, or outside of both stands out; a typical one does not."""
     novelty, (values, labels) = Novelty(30, 2), cells
-    novelty.measure([(values[part].to_sparse_csr(), labels[part]) for part in np.split(range(120), [50])])
+    parts = np.split(range(120), [50])
+    novelty.measure([(values[part].to_sparse_csr(), labels[part]) for part in parts], torch.ones(2))
     sure = torch.tensor([[6.0, 0.0]]).repeat(120, 1) + torch.linspace(-1, 1, 120)[:, None] * torch.tensor([1.0, 0.0])
     distances = novelty.distances(values)
     assert not novelty.is_calibrated

@@ -25,7 +25,7 @@ def main() -> None:
     model.provenance = {"files": [{"file": "cells.h5ad", "cells": 8}], "class_label": "cell_type", "seed": 0}
     model.test_metrics = pd.Series({"accuracy_micro": 0.75, "median_f1": float("nan")})
     cells, labels = torch.rand(8, 4), torch.arange(8) % 2
-    model.novelty.measure([(cells, labels)])
+    model.novelty.measure([(cells, labels)], torch.ones(len(model.classes)))
     model.logit_adjustment.copy_(torch.tensor([0.5, 0.0]))
     model.calibrate(model.eval()(cells).detach(), labels, model.novelty.distances(cells))
     model.temperature.fill_(1.5)
