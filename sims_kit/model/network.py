@@ -3,7 +3,8 @@
 The layers, their names and their numbers are those of pytorch-tabnet, which is the oracle of the tests. Three things
 differ: no genes x genes matrix is made, networks are computed side by side, and a network may read chosen genes only.
 
-Shapes: B cells, M networks, G genes that the networks read, C classes, W = 2 (n_d + n_a) outputs of a linear layer.
+Shapes: B cells, M networks, G genes that the networks read, U of them that some mask of a step may use, C classes,
+W = 2 (n_d + n_a) outputs of a linear layer.
 """
 
 import math
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from pytorch_tabnet.tab_network import GBN, initialize_glu, initialize_non_glu
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import ModelFileError, SettingError, refuse_unknown
@@ -23,6 +25,8 @@ from sims_kit.model.trainer import average_statistics
 HALF = torch.tensor(0.5, dtype=torch.float32).sqrt().item()  # rounded as in pytorch-tabnet
 WIDE = 1024  # genes: among more, sparsemax looks at the largest logits first
 FIRST = 128  # so many of them
+BLOCK = 64  # genes whose largest logit is looked at, in a search for the genes of a batch's masks
+SEARCHED = 2**18  # logits at once in this search on a CPU: 1 MB, as a core's cache holds
 AT_ONCE = 2**22  # values of cells, networks and genes in evaluation: 16 MB
 DIVERGED = (
     "The attention produced NaN or infinite values, so no mask can be drawn. Training has diverged: "
@@ -40,10 +44,16 @@ class TabNetOutput(NamedTuple):
 class Step(NamedTuple):
     """One decision step."""
 
-    mask: Tensor  # (B, M, G), which genes it looks at; non-negative, sums to one, or zero in a cell without genes
-    values: Tensor  # (B, M, G), what it reads: normalised and masked
+    genes: Tensor | slice  # positions of its U genes, ascending, or slice(None), all; its masks are zero at the others
+    mask: Tensor  # (B, M, U), which genes it looks at; non-negative, sums to one, or zero in a cell without genes
+    values: Tensor  # (B, M, U), what it reads: normalised and masked
     decision: Tensor  # (B, M, n_d), the step's contribution to the decision, after its ReLU
     evidence: Tensor  # (B, M, C), what the masked genes add to the logits; (B, M, 0) where networks are not additive
+
+    def mask_of(self, genes: Tensor) -> Tensor:
+        """Its mask of other genes, which is zero where a gene is not among its own."""
+        places = torch.searchsorted(self.genes, genes).clamp_(max=len(self.genes) - 1)
+        return self.mask[..., places] * (self.genes[places] == genes)
 
 
 class TabNet(nn.Module):
@@ -107,24 +117,33 @@ class TabNet(nn.Module):
     def _steps(self, cells: Tensor) -> list[Step]:
         encoder, recipe, steps = self.encoder, self.recipe, []
         expressed = None if recipe.mask_temperature is None else cells > 0
-        cells = encoder.initial_bn(cells)
-        first = encoder.initial_splitter.shared.shared_layers[0]
-        attention = after_first_layer(encoder.initial_splitter, first(cells))[..., recipe.n_d :]  # (B, M, n_a)
+        first = encoder.initial_splitter.shared.shared_layers[0].weight  # (M, W, G)
+        is_wide = cells.shape[-1] > WIDE and expressed is None and not recipe.fixed_scale
+        if is_wide:  # the gain and the bias of each gene go into the weights, so that no gradient is (B, M, G)
+            gain, bias = (part.view(len(first), -1) for part in (encoder.initial_bn.weight, encoder.initial_bn.bias))
+            cells = encoder.initial_bn.standardised(cells)
+            out = product(cells, (first * gain[:, None]).mT) + (first @ bias[..., None])[..., 0]
+        else:
+            cells = encoder.initial_bn(cells)
+            out = product(cells, first.mT)
+        attention = after_first_layer(encoder.initial_splitter, out)[..., recipe.n_d :]  # (B, M, n_a)
         for attend, transform in zip(encoder.att_transformers, encoder.feat_transformers, strict=True):
-            logits = attend(attention)
+            genes = attend.search(attention, steps, recipe.gamma) if is_wide else slice(None)
+            logits = attend.of(attention, genes) if is_wide else attend(attention)
             if recipe.mask_temperature is not None:
                 logits = logits / recipe.mask_temperature
             for step in steps:
-                logits = logits * (recipe.gamma - step.mask)
+                logits = logits * (recipe.gamma - (step.mask_of(genes) if is_wide else step.mask))
             mask = sparsemax(logits, expressed)
-            values = mask * cells
+            values = cells[..., genes]
+            values = mask * (values * gain[:, genes] + bias[:, genes] if is_wide else values)
             if recipe.rescale_masked:
                 squares = mask.square().sum(-1, keepdim=True)  # (B, M, 1); 0 in a cell without genes
                 values = values / squares.clamp(min=torch.finfo(mask.dtype).tiny)
-            out = after_first_layer(transform, first(values))  # (B, M, n_d + n_a)
-            attention = out[..., recipe.n_d :]
-            evidence = values[..., :0] if self.additive_weight is None else product(values, self.additive_weight)
-            steps.append(Step(mask, values, torch.relu(out[..., : recipe.n_d]), evidence))
+            out = after_first_layer(transform, product(values, first[..., genes].mT))  # (B, M, n_d + n_a)
+            attention, additive = out[..., recipe.n_d :], self.additive_weight
+            evidence = values[..., :0] if additive is None else product(values, additive[:, genes])
+            steps.append(Step(genes, mask, values, torch.relu(out[..., : recipe.n_d]), evidence))
         return steps
 
     def logits_of(self, steps: Sequence[Step]) -> Tensor:
@@ -290,6 +309,19 @@ class _InputNorm(nn.BatchNorm1d):
     def forward(self, values: Tensor) -> Tensor:
         return super().forward(values.flatten(1)).view(values.shape)
 
+    def standardised(self, values: Tensor) -> Tensor:
+        """The same without the gain and the bias of each gene."""
+        share = _count_batch(self) if self.training else 0.0
+        statistics = self.running_mean, self.running_var
+        out = batch_norm(values.flatten(1), *statistics, training=self.training, momentum=share, eps=self.eps)
+        return out.view(values.shape)
+
+
+def _count_batch(norm: nn.BatchNorm1d) -> float:
+    """Count one more batch; its share in the running statistics."""
+    norm.num_batches_tracked += 1
+    return 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+
 
 class _GhostNorm(GBN):
     """Batch normalisation in ghost batches, of (B, M, F)."""
@@ -382,3 +414,46 @@ class _Attention(_Layer):
         norm = _GhostNorm(recipe.n_models * n_genes, **ghost)
         super().__init__(Linear(recipe.n_models, recipe.n_a, n_genes, initialize_non_glu), norm)
         nn.init.constant_(norm.bn.weight, recipe.mask_start)
+
+    def of(self, attention: Tensor, genes: Tensor) -> Tensor:
+        """The logits of some genes, (B, M, U); `search` has counted the batch in the running statistics."""
+        values, norm = product(attention, self.fc.weight[:, genes].mT), self.bn.bn
+        named = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        named = [part.view(values.shape[1], -1)[:, genes].flatten() for part in named]
+        parts = values.flatten(1).chunk(math.ceil(len(values) / self.bn.virtual_batch_size))
+        out = [batch_norm(part, *named, training=self.training, momentum=0.0, eps=norm.eps) for part in parts]
+        return torch.cat(out).view(values.shape)
+
+    @torch.no_grad()
+    def search(self, attention: Tensor, steps: Sequence[Step], gamma: float) -> Tensor:
+        """Positions of all genes that a cell's mask uses, (U,), and of some others; in training it counts the batch.
+
+        The threshold of sparsemax among some logits is no higher than among all. It is taken among the largest logits
+        of blocks of genes, and genes below it in every cell are left out. Only logits of a few cells are in memory.
+        """
+        weight, norm = self.fc.weight, self.bn.bn  # (M, G, A)
+        named = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        mean, variance, gain, bias = (part.view(weight.shape[:2]) for part in named)
+        excess, start, n_blocked = [], 0, weight.shape[1] // BLOCK * BLOCK
+        for part in attention.chunk(math.ceil(len(attention) / self.bn.virtual_batch_size)):
+            part, of_batch = part.transpose(0, 1), variance  # (M, cells, A)
+            if self.training:  # of logits that are linear in the attention
+                centre, n_cells = part.mean(1, keepdim=True), part.shape[1]
+                part, share = part - centre, _count_batch(norm)
+                of_batch = (weight @ (part.mT @ part / n_cells) * weight).sum(-1)
+                mean.lerp_((weight @ centre.mT)[..., 0], share)
+                variance.lerp_(of_batch * n_cells / (n_cells - 1), share)
+            scale = gain * torch.rsqrt(of_batch + norm.eps)
+            shift = bias if self.training else bias - mean * scale
+            table, shift = ((gamma ** len(steps) * one) for one in (scale[..., None] * weight, shift))
+            at_once = max(1, SEARCHED // shift.numel()) if part.device.type == "cpu" else part.shape[1]
+            for rows in part.split(at_once, 1):
+                logits = torch.baddbmm(shift[:, None], rows, table.mT)
+                for step in steps:
+                    prior = step.mask[start : start + rows.shape[1]].transpose(0, 1)
+                    logits[..., step.genes] *= 1 - prior / gamma
+                highest = logits[..., :n_blocked].unflatten(-1, (BLOCK, -1)).amax(-2)
+                top = highest.amax(-1, keepdim=True)
+                excess.append((logits - (top + _threshold(highest - top))).amax((0, 1)))
+                start += rows.shape[1]
+        return (~(torch.stack(excess).amax(0) < 0)).nonzero()[:, 0]  # also those that are NaN
