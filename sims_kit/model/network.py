@@ -23,10 +23,10 @@ from sims_kit.model.recipe import NETWORK_FIELDS, Recipe
 from sims_kit.model.trainer import average_statistics
 
 HALF = torch.tensor(0.5, dtype=torch.float32).sqrt().item()  # rounded as in pytorch-tabnet
-WIDE = 1024  # genes: among more, sparsemax looks at the largest logits first
-FIRST = 128  # so many of them
-BLOCK = 64  # genes whose largest logit is looked at, in a search for the genes of a batch's masks
-SEARCHED = 2**18  # logits at once in this search on a CPU: 1 MB, as a core's cache holds
+WIDE = 1024  # genes: among more, sparsemax first looks at the largest logits of groups of genes
+GROUPS = 128  # so many of them
+COUNTS = (1, 2, 4, 8, 16, 32, 64)  # of these logits, whose means are taken
+SEARCHED = 2**18  # logits at once in a search on a CPU: 1 MB, as a core's cache holds
 AT_ONCE = 2**22  # values of cells, networks and genes in evaluation: 16 MB
 DIVERGED = (
     "The attention produced NaN or infinite values, so no mask can be drawn. Training has diverged: "
@@ -53,7 +53,7 @@ class Step(NamedTuple):
     def mask_of(self, genes: Tensor) -> Tensor:
         """Its mask of other genes, which is zero where a gene is not among its own."""
         places = torch.searchsorted(self.genes, genes).clamp_(max=len(self.genes) - 1)
-        return self.mask[..., places] * (self.genes[places] == genes)
+        return self.mask.index_select(-1, places) * (self.genes[places] == genes)
 
 
 class TabNet(nn.Module):
@@ -135,8 +135,8 @@ class TabNet(nn.Module):
             for step in steps:
                 logits = logits * (recipe.gamma - (step.mask_of(genes) if is_wide else step.mask))
             mask = sparsemax(logits, expressed)
-            values = cells[..., genes]
-            values = mask * (values * gain[:, genes] + bias[:, genes] if is_wide else values)
+            read = cells[..., genes]
+            values = mask * (torch.addcmul(bias[:, genes], read, gain[:, genes]) if is_wide else read)
             if recipe.rescale_masked:
                 squares = mask.square().sum(-1, keepdim=True)  # (B, M, 1); 0 in a cell without genes
                 values = values / squares.clamp(min=torch.finfo(mask.dtype).tiny)
@@ -239,39 +239,45 @@ class _Sparsemax(torch.autograd.Function):
     def forward(ctx, logits: Tensor, allowed: Tensor | None) -> Tensor:
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -torch.inf)
-        is_wide = logits.shape[-1] > WIDE
-        looked_at = logits.topk(FIRST)[0] if is_wide else logits
-        top = looked_at.amax(-1, keepdim=True)
+        top = logits.amax(-1, keepdim=True)
         if allowed is not None:
             top = top.where(allowed.any(-1, keepdim=True), 0)
         if not torch.isfinite(top).all():
             raise FloatingPointError(DIVERGED)
-        looked_at = looked_at - top  # differences of small numbers round less
-        tau = _threshold(looked_at)
-        if is_wide and (looked_at[..., -1:] > tau).any():  # further ones may count
-            tau = _threshold(logits - top)
-        mask = (logits - top).sub_(tau).clamp_(min=0)
+        logits = logits - top  # differences of small numbers round less
+        mask = logits.sub_(_threshold(logits)).clamp_(min=0)
         ctx.save_for_backward(mask)
         return mask
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         (mask,) = ctx.saved_tensors
-        support = mask > 0
+        support = mask.sign()  # not as booleans, which would be converted twice
         gradient = gradient * support
         mean = gradient.sum(-1, keepdim=True) / support.sum(-1, keepdim=True).clamp(min=1)
-        return gradient.sub_(mean * support), None
+        return gradient.addcmul_(mean, support, value=-1), None
 
 
 def _threshold(logits: Tensor) -> Tensor:
     """What sparsemax subtracts from each row, whose largest logit is 0: Michelot 1986, doi 10.1007/BF00938486."""
     tau, size = torch.full_like(logits[..., :1], -1), None
+    if logits.shape[-1] > WIDE:
+        tau = torch.maximum(tau, _least_threshold(logits))
     while True:  # raise each row's threshold to that of the logits above it, until none falls below
         excess = (logits - tau).clamp_(min=0)
-        size, before = excess.count_nonzero(-1).unsqueeze(-1), size
+        total = excess.sum(-1, keepdim=True)
+        size, before = excess.sign_().sum(-1, keepdim=True), size
         if before is not None and torch.equal(before, size):
             return tau
-        tau = torch.maximum(tau, tau + (excess.sum(-1, keepdim=True) - 1) / size)  # whatever rounding says
+        tau = torch.maximum(tau, tau + (total - 1) / size)  # whatever rounding says
+
+
+def _least_threshold(logits: Tensor) -> Tensor:
+    """At most the threshold of each row: this is at least the mean of any k logits less 1 / k, as no mask exceeds 1."""
+    whole = logits[..., : logits.shape[-1] // GROUPS * GROUPS]
+    largest = whole.unflatten(-1, (-1, GROUPS)).amax(-2).topk(COUNTS[-1])[0]
+    means = torch.stack([largest[..., :k].mean(-1, keepdim=True) - 1 / k for k in COUNTS])
+    return torch.minimum(means.amax(0), largest[..., :1])
 
 
 def product(values: Tensor, weights: Tensor) -> Tensor:
@@ -428,13 +434,13 @@ class _Attention(_Layer):
     def search(self, attention: Tensor, steps: Sequence[Step], gamma: float) -> Tensor:
         """Positions of all genes that a cell's mask uses, (U,), and of some others; in training it counts the batch.
 
-        The threshold of sparsemax among some logits is no higher than among all. It is taken among the largest logits
-        of blocks of genes, and genes below it in every cell are left out. Only logits of a few cells are in memory.
+        Left out are genes whose logits are below what sparsemax subtracts at least, in every cell. Only logits of a few
+        cells are in memory.
         """
         weight, norm = self.fc.weight, self.bn.bn  # (M, G, A)
         named = norm.running_mean, norm.running_var, norm.weight, norm.bias
         mean, variance, gain, bias = (part.view(weight.shape[:2]) for part in named)
-        excess, start, n_blocked = [], 0, weight.shape[1] // BLOCK * BLOCK
+        excess, start = [], 0
         for part in attention.chunk(math.ceil(len(attention) / self.bn.virtual_batch_size)):
             part, of_batch = part.transpose(0, 1), variance  # (M, cells, A)
             if self.training:  # of logits that are linear in the attention
@@ -452,8 +458,6 @@ class _Attention(_Layer):
                 for step in steps:
                     prior = step.mask[start : start + rows.shape[1]].transpose(0, 1)
                     logits[..., step.genes] *= 1 - prior / gamma
-                highest = logits[..., :n_blocked].unflatten(-1, (BLOCK, -1)).amax(-2)
-                top = highest.amax(-1, keepdim=True)
-                excess.append((logits - (top + _threshold(highest - top))).amax((0, 1)))
+                excess.append(logits.sub_(_least_threshold(logits)).amax((0, 1)))
                 start += rows.shape[1]
         return (~(torch.stack(excess).amax(0) < 0)).nonzero()[:, 0]  # also those that are NaN
