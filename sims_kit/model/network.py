@@ -456,8 +456,9 @@ class _Attention(_Layer):
             for rows in part.split(at_once, 1):
                 logits = torch.baddbmm(shift[:, None], rows, table.mT)
                 for step in steps:
-                    prior = step.mask[start : start + rows.shape[1]].transpose(0, 1)
-                    logits[..., step.genes] *= 1 - prior / gamma
+                    mask = step.mask[start : start + rows.shape[1]].transpose(0, 1)
+                    *places, genes = mask.nonzero(as_tuple=True)
+                    logits[*places, step.genes[genes]] *= 1 - mask[*places, genes] / gamma
                 excess.append(logits.sub_(_least_threshold(logits)).amax((0, 1)))
                 start += rows.shape[1]
         return (~(torch.stack(excess).amax(0) < 0)).nonzero()[:, 0]  # also those that are NaN
