@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pytorch_tabnet.tab_network import GBN, initialize_glu, initialize_non_glu
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm
+from torch.func import functional_call
 from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import ModelFileError, SettingError, refuse_unknown
@@ -26,7 +26,6 @@ HALF = torch.tensor(0.5, dtype=torch.float32).sqrt().item()  # rounded as in pyt
 WIDE = 1024  # genes: among more, sparsemax first looks at the largest logits of groups of genes
 GROUPS = 128  # so many of them
 COUNTS = (1, 2, 4, 8, 16, 32, 64)  # of these logits, whose means are taken
-SEARCHED = 2**18  # logits at once in a search on a CPU: 1 MB, as a core's cache holds
 AT_ONCE = 2**22  # values of cells, networks and genes in evaluation: 16 MB
 DIVERGED = (
     "The attention produced NaN or infinite values, so no mask can be drawn. Training has diverged: "
@@ -119,9 +118,10 @@ class TabNet(nn.Module):
         expressed = None if recipe.mask_temperature is None else cells > 0
         first = encoder.initial_splitter.shared.shared_layers[0].weight  # (M, W, G)
         is_wide = cells.shape[-1] > WIDE and expressed is None and not recipe.fixed_scale
-        if is_wide:  # the gain and the bias of each gene go into the weights, so that no gradient is (B, M, G)
-            gain, bias = (part.view(len(first), -1) for part in (encoder.initial_bn.weight, encoder.initial_bn.bias))
-            cells = encoder.initial_bn.standardised(cells)
+        if is_wide:  # each gene's gain and bias go into the weights, so that no gradient is (B, M, G)
+            gain, bias = (part.view(len(first), -1) for part in encoder.initial_bn.parameters())
+            without = {"weight": torch.ones_like(gain).flatten(), "bias": torch.zeros_like(bias).flatten()}
+            cells = functional_call(encoder.initial_bn, without, cells)
             out = product(cells, (first * gain[:, None]).mT) + (first @ bias[..., None])[..., 0]
         else:
             cells = encoder.initial_bn(cells)
@@ -129,7 +129,7 @@ class TabNet(nn.Module):
         attention = after_first_layer(encoder.initial_splitter, out)[..., recipe.n_d :]  # (B, M, n_a)
         for attend, transform in zip(encoder.att_transformers, encoder.feat_transformers, strict=True):
             genes = attend.search(attention, steps, recipe.gamma) if is_wide else slice(None)
-            logits = attend.of(attention, genes) if is_wide else attend(attention)
+            logits = attend.narrowed(attention, genes) if is_wide else attend(attention)
             if recipe.mask_temperature is not None:
                 logits = logits / recipe.mask_temperature
             for step in steps:
@@ -315,19 +315,6 @@ class _InputNorm(nn.BatchNorm1d):
     def forward(self, values: Tensor) -> Tensor:
         return super().forward(values.flatten(1)).view(values.shape)
 
-    def standardised(self, values: Tensor) -> Tensor:
-        """The same without the gain and the bias of each gene."""
-        share = _count_batch(self) if self.training else 0.0
-        statistics = self.running_mean, self.running_var
-        out = batch_norm(values.flatten(1), *statistics, training=self.training, momentum=share, eps=self.eps)
-        return out.view(values.shape)
-
-
-def _count_batch(norm: nn.BatchNorm1d) -> float:
-    """Count one more batch; its share in the running statistics."""
-    norm.num_batches_tracked += 1
-    return 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-
 
 class _GhostNorm(GBN):
     """Batch normalisation in ghost batches, of (B, M, F)."""
@@ -421,44 +408,20 @@ class _Attention(_Layer):
         super().__init__(Linear(recipe.n_models, recipe.n_a, n_genes, initialize_non_glu), norm)
         nn.init.constant_(norm.bn.weight, recipe.mask_start)
 
-    def of(self, attention: Tensor, genes: Tensor) -> Tensor:
-        """The logits of some genes, (B, M, U); `search` has counted the batch in the running statistics."""
-        values, norm = product(attention, self.fc.weight[:, genes].mT), self.bn.bn
-        named = norm.running_mean, norm.running_var, norm.weight, norm.bias
-        named = [part.view(values.shape[1], -1)[:, genes].flatten() for part in named]
-        parts = values.flatten(1).chunk(math.ceil(len(values) / self.bn.virtual_batch_size))
-        out = [batch_norm(part, *named, training=self.training, momentum=0.0, eps=norm.eps) for part in parts]
-        return torch.cat(out).view(values.shape)
+    def narrowed(self, attention: Tensor, genes: Tensor) -> Tensor:
+        """The logits of some genes, (B, M, U), whose running statistics `search` has moved."""
+        n_models, state = attention.shape[1], self.bn.state_dict(keep_vars=True).items()
+        of_genes = {k: v.view(n_models, -1)[:, genes].flatten() if v.dim() else v.clone() for k, v in state}
+        return functional_call(self.bn, of_genes, product(attention, self.fc.weight[:, genes].mT))
 
     @torch.no_grad()
     def search(self, attention: Tensor, steps: Sequence[Step], gamma: float) -> Tensor:
-        """Positions of all genes that a cell's mask uses, (U,), and of some others; in training it counts the batch.
-
-        Left out are genes whose logits are below what sparsemax subtracts at least, in every cell. Only logits of a few
-        cells are in memory.
-        """
-        weight, norm = self.fc.weight, self.bn.bn  # (M, G, A)
-        named = norm.running_mean, norm.running_var, norm.weight, norm.bias
-        mean, variance, gain, bias = (part.view(weight.shape[:2]) for part in named)
-        excess, start = [], 0
-        for part in attention.chunk(math.ceil(len(attention) / self.bn.virtual_batch_size)):
-            part, of_batch = part.transpose(0, 1), variance  # (M, cells, A)
-            if self.training:  # of logits that are linear in the attention
-                centre, n_cells = part.mean(1, keepdim=True), part.shape[1]
-                part, share = part - centre, _count_batch(norm)
-                of_batch = (weight @ (part.mT @ part / n_cells) * weight).sum(-1)
-                mean.lerp_((weight @ centre.mT)[..., 0], share)
-                variance.lerp_(of_batch * n_cells / (n_cells - 1), share)
-            scale = gain * torch.rsqrt(of_batch + norm.eps)
-            shift = bias if self.training else bias - mean * scale
-            table, shift = ((gamma ** len(steps) * one) for one in (scale[..., None] * weight, shift))
-            at_once = max(1, SEARCHED // shift.numel()) if part.device.type == "cpu" else part.shape[1]
-            for rows in part.split(at_once, 1):
-                logits = torch.baddbmm(shift[:, None], rows, table.mT)
-                for step in steps:
-                    mask = step.mask[start : start + rows.shape[1]].transpose(0, 1)
-                    *places, genes = mask.nonzero(as_tuple=True)
-                    logits[*places, step.genes[genes]] *= 1 - mask[*places, genes] / gamma
-                excess.append(logits.sub_(_least_threshold(logits)).amax((0, 1)))
-                start += rows.shape[1]
-        return (~(torch.stack(excess).amax(0) < 0)).nonzero()[:, 0]  # also those that are NaN
+        """Positions of all genes that a cell's mask uses, (U,), and of a few others; in training it counts the batch."""
+        excess, n = [], math.ceil(len(attention) / self.bn.virtual_batch_size)
+        for part, *masks in zip(attention.chunk(n), *(step.mask.chunk(n) for step in steps), strict=True):
+            logits = self(part).mul_(gamma ** len(steps))
+            for step, mask in zip(steps, masks, strict=True):
+                *places, genes = mask.nonzero(as_tuple=True)
+                logits[*places, step.genes[genes]] *= 1 - mask[*places, genes] / gamma
+            excess.append(logits.sub_(_least_threshold(logits)).amax((0, 1)))
+        return (~(torch.stack(excess).amax(0) < 0)).nonzero()[:, 0]  # also of NaN
