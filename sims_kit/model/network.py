@@ -3,7 +3,7 @@
 The layers, their names and their numbers are those of pytorch-tabnet, which is the oracle of the tests. Three things
 differ: no genes x genes matrix is made, networks are computed side by side, and a network may read chosen genes only.
 
-Shapes: B cells, M networks, G genes that the networks read, U of them that some mask of a step may use, C classes,
+Shapes: B cells, M networks, G genes that the networks read, U of them that masks of a step use, C classes,
 W = 2 (n_d + n_a) outputs of a linear layer.
 """
 
@@ -48,11 +48,6 @@ class Step(NamedTuple):
     values: Tensor  # (B, M, U), what it reads: normalised and masked
     decision: Tensor  # (B, M, n_d), the step's contribution to the decision, after its ReLU
     evidence: Tensor  # (B, M, C), what the masked genes add to the logits; (B, M, 0) where networks are not additive
-
-    def mask_of(self, genes: Tensor) -> Tensor:
-        """Its mask of other genes, which is zero where a gene is not among its own."""
-        places = torch.searchsorted(self.genes, genes).clamp_(max=len(self.genes) - 1)
-        return self.mask.index_select(-1, places) * (self.genes[places] == genes)
 
 
 class TabNet(nn.Module):
@@ -120,20 +115,21 @@ class TabNet(nn.Module):
         is_wide = cells.shape[-1] > WIDE and expressed is None and not recipe.fixed_scale
         if is_wide:  # each gene's gain and bias go into the weights, so that no gradient is (B, M, G)
             gain, bias = (part.view(len(first), -1) for part in encoder.initial_bn.parameters())
-            without = {"weight": torch.ones_like(gain).flatten(), "bias": torch.zeros_like(bias).flatten()}
-            cells = functional_call(encoder.initial_bn, without, cells)
+            neutral = dict(weight=torch.ones_like(gain).flatten(), bias=torch.zeros_like(bias).flatten())
+            cells = functional_call(encoder.initial_bn, neutral, cells)
             out = product(cells, (first * gain[:, None]).mT) + (first @ bias[..., None])[..., 0]
         else:
             cells = encoder.initial_bn(cells)
             out = product(cells, first.mT)
         attention = after_first_layer(encoder.initial_splitter, out)[..., recipe.n_d :]  # (B, M, n_a)
         for attend, transform in zip(encoder.att_transformers, encoder.feat_transformers, strict=True):
-            genes = attend.search(attention, steps, recipe.gamma) if is_wide else slice(None)
-            logits = attend.narrowed(attention, genes) if is_wide else attend(attention)
-            if recipe.mask_temperature is not None:
-                logits = logits / recipe.mask_temperature
-            for step in steps:
-                logits = logits * (recipe.gamma - (step.mask_of(genes) if is_wide else step.mask))
+            if is_wide:
+                genes, logits = attend.among_used(attention, steps, recipe.gamma)
+            else:
+                genes, logits = slice(None), attend(attention)
+                logits = logits if expressed is None else logits / recipe.mask_temperature
+                for step in steps:
+                    logits = logits * (recipe.gamma - step.mask)
             mask = sparsemax(logits, expressed)
             read = cells[..., genes]
             values = mask * (torch.addcmul(bias[:, genes], read, gain[:, genes]) if is_wide else read)
@@ -408,20 +404,19 @@ class _Attention(_Layer):
         super().__init__(Linear(recipe.n_models, recipe.n_a, n_genes, initialize_non_glu), norm)
         nn.init.constant_(norm.bn.weight, recipe.mask_start)
 
-    def narrowed(self, attention: Tensor, genes: Tensor) -> Tensor:
-        """The logits of some genes, (B, M, U), whose running statistics `search` has moved."""
-        n_models, state = attention.shape[1], self.bn.state_dict(keep_vars=True).items()
-        of_genes = {k: v.view(n_models, -1)[:, genes].flatten() if v.dim() else v.clone() for k, v in state}
-        return functional_call(self.bn, of_genes, product(attention, self.fc.weight[:, genes].mT))
-
-    @torch.no_grad()
-    def search(self, attention: Tensor, steps: Sequence[Step], gamma: float) -> Tensor:
-        """Positions of all genes that a cell's mask uses, (U,), and of a few others; in training it counts the batch."""
-        excess, n = [], math.ceil(len(attention) / self.bn.virtual_batch_size)
-        for part, *masks in zip(attention.chunk(n), *(step.mask.chunk(n) for step in steps), strict=True):
-            logits = self(part).mul_(gamma ** len(steps))
-            for step, mask in zip(steps, masks, strict=True):
-                *places, genes = mask.nonzero(as_tuple=True)
-                logits[*places, step.genes[genes]] *= 1 - mask[*places, genes] / gamma
-            excess.append(logits.sub_(_least_threshold(logits)).amax((0, 1)))
-        return (~(torch.stack(excess).amax(0) < 0)).nonzero()[:, 0]  # also of NaN
+    def among_used(self, attention: Tensor, steps: Sequence[Step], gamma: float) -> tuple[Tensor, Tensor]:
+        """Positions of all genes that a cell's mask uses and of a few others, (U,), and their logits times priors."""
+        with torch.no_grad():
+            logits = self(attention).mul_(gamma ** len(steps))  # of all genes, for running statistics, too
+            for step in steps:
+                *places, genes = step.mask.nonzero(as_tuple=True)
+                logits[*places, step.genes[genes]] *= 1 - step.mask[*places, genes] / gamma
+            excess = logits.sub_(_least_threshold(logits)).amax((0, 1))
+        genes, n_models = (~(excess < 0)).nonzero()[:, 0], attention.shape[1]  # also of NaN
+        state = self.bn.state_dict(keep_vars=True).items()
+        state = {k: v.view(n_models, -1)[:, genes].flatten() if v.dim() else v.clone() for k, v in state}
+        logits = functional_call(self.bn, state, product(attention, self.fc.weight[:, genes].mT))
+        for step in steps:
+            places = torch.searchsorted(step.genes, genes).clamp_(max=len(step.genes) - 1)
+            logits = logits * (gamma - step.mask.index_select(-1, places) * (step.genes[places] == genes))
+        return genes, logits
