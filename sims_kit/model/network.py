@@ -3,8 +3,7 @@
 The layers, their names and their numbers are those of pytorch-tabnet, which is the oracle of the tests. Three things
 differ: no genes x genes matrix is made, networks are computed side by side, and a network may read chosen genes only.
 
-Shapes: B cells, M networks, G genes that the networks read, U of them that masks of a step use, C classes,
-W = 2 (n_d + n_a) outputs of a linear layer.
+Shapes: B cells, M networks, G genes that the networks read, C classes, W = 2 (n_d + n_a) outputs of a linear layer.
 """
 
 import math
@@ -23,9 +22,8 @@ from sims_kit.model.recipe import NETWORK_FIELDS, Recipe
 from sims_kit.model.trainer import average_statistics
 
 HALF = torch.tensor(0.5, dtype=torch.float32).sqrt().item()  # rounded as in pytorch-tabnet
-WIDE = 1024  # genes: among more, sparsemax first looks at the largest logits of groups of genes
-GROUPS = 128  # so many of them
-COUNTS = (1, 2, 4, 8, 16, 32, 64)  # of these logits, whose means are taken
+WIDE = 1024  # genes: among more, thresholds of sparsemax are first bounded by the largest logits of groups of genes
+GROUPS = 128  # so many groups
 AT_ONCE = 2**22  # values of cells, networks and genes in evaluation: 16 MB
 DIVERGED = (
     "The attention produced NaN or infinite values, so no mask can be drawn. Training has diverged: "
@@ -111,28 +109,26 @@ class TabNet(nn.Module):
     def _steps(self, cells: Tensor) -> list[Step]:
         encoder, recipe, steps = self.encoder, self.recipe, []
         expressed = None if recipe.mask_temperature is None else cells > 0
-        first = encoder.initial_splitter.shared.shared_layers[0].weight  # (M, W, G)
-        is_wide = cells.shape[-1] > WIDE and expressed is None and not recipe.fixed_scale
-        if is_wide:  # each gene's gain and bias go into the weights, so that no gradient is (B, M, G)
-            gain, bias = (part.view(len(first), -1) for part in encoder.initial_bn.parameters())
-            neutral = dict(weight=torch.ones_like(gain).flatten(), bias=torch.zeros_like(bias).flatten())
-            cells = functional_call(encoder.initial_bn, neutral, cells)
-            out = product(cells, (first * gain[:, None]).mT) + (first @ bias[..., None])[..., 0]
-        else:
-            cells = encoder.initial_bn(cells)
+        first, norm = encoder.initial_splitter.shared.shared_layers[0].weight, encoder.initial_bn  # (M, W, G)
+        if recipe.fixed_scale:
+            cells = norm(cells)
             out = product(cells, first.mT)
+        else:  # each gene's gain and bias go into the weights, so that no gradient is (B, M, G)
+            gain, bias = (part.view(len(first), -1) for part in norm.parameters())
+            neutral = dict(weight=torch.ones_like(norm.weight), bias=torch.zeros_like(norm.bias))
+            cells = functional_call(norm, neutral, cells.flatten(1)).view(cells.shape)
+            out = product(cells, (first * gain[:, None]).mT) + (first @ bias[..., None])[..., 0]
         attention = after_first_layer(encoder.initial_splitter, out)[..., recipe.n_d :]  # (B, M, n_a)
         for attend, transform in zip(encoder.att_transformers, encoder.feat_transformers, strict=True):
-            if is_wide:
+            if cells.shape[-1] > WIDE and expressed is None:
                 genes, logits = attend.among_used(attention, steps, recipe.gamma)
             else:
-                genes, logits = slice(None), attend(attention)
-                logits = logits if expressed is None else logits / recipe.mask_temperature
+                genes, logits = slice(None), attend(attention) / (recipe.mask_temperature or 1)
                 for step in steps:
                     logits = logits * (recipe.gamma - step.mask)
             mask = sparsemax(logits, expressed)
             read = cells[..., genes]
-            values = mask * (torch.addcmul(bias[:, genes], read, gain[:, genes]) if is_wide else read)
+            values = mask * (read if recipe.fixed_scale else torch.addcmul(bias[:, genes], read, gain[:, genes]))
             if recipe.rescale_masked:
                 squares = mask.square().sum(-1, keepdim=True)  # (B, M, 1); 0 in a cell without genes
                 values = values / squares.clamp(min=torch.finfo(mask.dtype).tiny)
@@ -261,8 +257,7 @@ def _threshold(logits: Tensor) -> Tensor:
         tau = torch.maximum(tau, _least_threshold(logits))
     while True:  # raise each row's threshold to that of the logits above it, until none falls below
         excess = (logits - tau).clamp_(min=0)
-        total = excess.sum(-1, keepdim=True)
-        size, before = excess.sign_().sum(-1, keepdim=True), size
+        total, before, size = excess.sum(-1, keepdim=True), size, excess.sign_().sum(-1, keepdim=True)
         if before is not None and torch.equal(before, size):
             return tau
         tau = torch.maximum(tau, tau + (total - 1) / size)  # whatever rounding says
@@ -271,8 +266,8 @@ def _threshold(logits: Tensor) -> Tensor:
 def _least_threshold(logits: Tensor) -> Tensor:
     """At most the threshold of each row: this is at least the mean of any k logits less 1 / k, as no mask exceeds 1."""
     whole = logits[..., : logits.shape[-1] // GROUPS * GROUPS]
-    largest = whole.unflatten(-1, (-1, GROUPS)).amax(-2).topk(COUNTS[-1])[0]
-    means = torch.stack([largest[..., :k].mean(-1, keepdim=True) - 1 / k for k in COUNTS])
+    largest = whole.unflatten(-1, (-1, GROUPS)).amax(-2).topk(64)[0]
+    means = torch.stack([largest[..., :k].mean(-1, keepdim=True) - 1 / k for k in (1, 2, 4, 8, 16, 32, 64)])
     return torch.minimum(means.amax(0), largest[..., :1])
 
 
@@ -303,13 +298,6 @@ class Linear(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """(B, M, out) of (B, M, in)."""
         return product(values, self.weight.mT)
-
-
-class _InputNorm(nn.BatchNorm1d):
-    """Batch normalisation of the input, (B, M, G), as in the thesis."""
-
-    def forward(self, values: Tensor) -> Tensor:
-        return super().forward(values.flatten(1)).view(values.shape)
 
 
 class _GhostNorm(GBN):
@@ -355,7 +343,7 @@ class _Encoder(nn.Module):
         ghost = dict(virtual_batch_size=recipe.virtual_batch_size, momentum=recipe.momentum)
         inputs = [n_genes] + [width] * (recipe.n_shared - 1)
         shared = nn.ModuleList(Linear(n_models, size, 2 * width, initialize_glu) for size in inputs)
-        batch_norm = _InputNorm(n_models * n_genes, momentum=recipe.input_momentum)
+        batch_norm = nn.BatchNorm1d(n_models * n_genes, momentum=recipe.input_momentum)
         self.initial_bn = FixedScale(n_genes) if recipe.fixed_scale else batch_norm
         self.initial_splitter = _FeatTransformer(shared, recipe, ghost)
         self.feat_transformers = nn.ModuleList(_FeatTransformer(shared, recipe, ghost) for _ in range(recipe.n_steps))
@@ -409,12 +397,10 @@ class _Attention(_Layer):
         with torch.no_grad():
             logits = self(attention).mul_(gamma ** len(steps))  # of all genes, for running statistics, too
             for step in steps:
-                *places, genes = step.mask.nonzero(as_tuple=True)
-                logits[*places, step.genes[genes]] *= 1 - step.mask[*places, genes] / gamma
-            excess = logits.sub_(_least_threshold(logits)).amax((0, 1))
-        genes, n_models = (~(excess < 0)).nonzero()[:, 0], attention.shape[1]  # also of NaN
+                logits[..., step.genes] *= 1 - step.mask / gamma
+            genes = (~(logits.sub_(_least_threshold(logits)).amax((0, 1)) < 0)).nonzero()[:, 0]  # also of NaN
         state = self.bn.state_dict(keep_vars=True).items()
-        state = {k: v.view(n_models, -1)[:, genes].flatten() if v.dim() else v.clone() for k, v in state}
+        state = {k: v.view(len(self.fc.weight), -1)[:, genes].flatten() if v.dim() else v.clone() for k, v in state}
         logits = functional_call(self.bn, state, product(attention, self.fc.weight[:, genes].mT))
         for step in steps:
             places = torch.searchsorted(step.genes, genes).clamp_(max=len(step.genes) - 1)
