@@ -56,13 +56,14 @@ def explain_batch(
         towards = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)[logits.argmax(1)]
         towards -= 1 / logits.shape[1]
     of_all = towards[:, None].expand(-1, network.recipe.n_models, -1)  # (B, M, C)
-    masks, added = torch.zeros_like(steps[0].mask), torch.zeros_like(steps[0].mask)
+    masks, added = table.new_zeros(2, *of_all.shape[:2], len(network.genes))
     for step, transform in zip(steps, network.encoder.feat_transformers, strict=True):
-        masks += step.mask * (step.decision.sum(-1) + step.evidence.abs().sum(-1))[..., None]  # by what it decides
-        effects = product(_mean_slopes(network, transform, product(step.values, table.mT), of_all), table)
+        decided, weights = step.decision.sum(-1) + step.evidence.abs().sum(-1), table[..., step.genes]
+        masks[..., step.genes] += step.mask * decided[..., None]
+        effects = product(_mean_slopes(network, transform, product(step.values, weights.mT), of_all), weights)
         if network.additive_weight is not None:
-            effects += product(of_all, network.additive_weight.mT)
-        added += step.values * effects
+            effects += product(of_all, network.additive_weight[:, step.genes].mT)
+        added[..., step.genes] += step.values * effects
     masks /= masks.sum(-1, keepdim=True).clamp(min=torch.finfo(masks.dtype).tiny)
     masks, added, genes = masks.mean(1), (1 - share) * added.mean(1), network.genes  # (B, G) twice
     if share:  # genes that networks or linear classifiers read

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pytorch_tabnet.tab_network import GBN, initialize_glu, initialize_non_glu
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim.swa_utils import update_bn
 
 from sims_kit.errors import ModelFileError, SettingError, refuse_unknown
@@ -21,8 +22,8 @@ from sims_kit.model.recipe import NETWORK_FIELDS, Recipe
 from sims_kit.model.trainer import average_statistics
 
 HALF = torch.tensor(0.5, dtype=torch.float32).sqrt().item()  # rounded as in pytorch-tabnet
-WIDE = 1024  # genes: among more, sparsemax looks at the largest logits first
-FIRST = 128  # so many of them
+WIDE = 1024  # genes: among more, thresholds of sparsemax are first bounded by the largest logits of groups of genes
+GROUPS = 128  # so many groups
 AT_ONCE = 2**22  # values of cells, networks and genes in evaluation: 16 MB
 DIVERGED = (
     "The attention produced NaN or infinite values, so no mask can be drawn. Training has diverged: "
@@ -40,8 +41,9 @@ class TabNetOutput(NamedTuple):
 class Step(NamedTuple):
     """One decision step."""
 
-    mask: Tensor  # (B, M, G), which genes it looks at; non-negative, sums to one, or zero in a cell without genes
-    values: Tensor  # (B, M, G), what it reads: normalised and masked
+    genes: Tensor | slice  # positions of its U genes, ascending, or slice(None), all; its masks are zero at the others
+    mask: Tensor  # (B, M, U), which genes it looks at; non-negative, sums to one, or zero in a cell without genes
+    values: Tensor  # (B, M, U), what it reads: normalised and masked
     decision: Tensor  # (B, M, n_d), the step's contribution to the decision, after its ReLU
     evidence: Tensor  # (B, M, C), what the masked genes add to the logits; (B, M, 0) where networks are not additive
 
@@ -107,24 +109,33 @@ class TabNet(nn.Module):
     def _steps(self, cells: Tensor) -> list[Step]:
         encoder, recipe, steps = self.encoder, self.recipe, []
         expressed = None if recipe.mask_temperature is None else cells > 0
-        cells = encoder.initial_bn(cells)
-        first = encoder.initial_splitter.shared.shared_layers[0]
-        attention = after_first_layer(encoder.initial_splitter, first(cells))[..., recipe.n_d :]  # (B, M, n_a)
+        first, norm = encoder.initial_splitter.shared.shared_layers[0].weight, encoder.initial_bn  # (M, W, G)
+        if recipe.fixed_scale:
+            cells = norm(cells)
+            out = product(cells, first.mT)
+        else:  # each gene's gain and bias go into the weights, so that no gradient is (B, M, G)
+            gain, bias = (part.view(len(first), -1) for part in norm.parameters())
+            neutral = dict(weight=torch.ones_like(norm.weight), bias=torch.zeros_like(norm.bias))
+            cells = functional_call(norm, neutral, cells.flatten(1)).view(cells.shape)
+            out = product(cells, (first * gain[:, None]).mT) + (first @ bias[..., None])[..., 0]
+        attention = after_first_layer(encoder.initial_splitter, out)[..., recipe.n_d :]  # (B, M, n_a)
         for attend, transform in zip(encoder.att_transformers, encoder.feat_transformers, strict=True):
-            logits = attend(attention)
-            if recipe.mask_temperature is not None:
-                logits = logits / recipe.mask_temperature
-            for step in steps:
-                logits = logits * (recipe.gamma - step.mask)
+            if cells.shape[-1] > WIDE and expressed is None:
+                genes, logits = attend.among_used(attention, steps, recipe.gamma)
+            else:
+                genes, logits = slice(None), attend(attention) / (recipe.mask_temperature or 1)
+                for step in steps:
+                    logits = logits * (recipe.gamma - step.mask)
             mask = sparsemax(logits, expressed)
-            values = mask * cells
+            read = cells[..., genes]
+            values = mask * (read if recipe.fixed_scale else torch.addcmul(bias[:, genes], read, gain[:, genes]))
             if recipe.rescale_masked:
                 squares = mask.square().sum(-1, keepdim=True)  # (B, M, 1); 0 in a cell without genes
                 values = values / squares.clamp(min=torch.finfo(mask.dtype).tiny)
-            out = after_first_layer(transform, first(values))  # (B, M, n_d + n_a)
-            attention = out[..., recipe.n_d :]
-            evidence = values[..., :0] if self.additive_weight is None else product(values, self.additive_weight)
-            steps.append(Step(mask, values, torch.relu(out[..., : recipe.n_d]), evidence))
+            out = after_first_layer(transform, product(values, first[..., genes].mT))  # (B, M, n_d + n_a)
+            attention, additive = out[..., recipe.n_d :], self.additive_weight
+            evidence = values[..., :0] if additive is None else product(values, additive[:, genes])
+            steps.append(Step(genes, mask, values, torch.relu(out[..., : recipe.n_d]), evidence))
         return steps
 
     def logits_of(self, steps: Sequence[Step]) -> Tensor:
@@ -220,39 +231,44 @@ class _Sparsemax(torch.autograd.Function):
     def forward(ctx, logits: Tensor, allowed: Tensor | None) -> Tensor:
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -torch.inf)
-        is_wide = logits.shape[-1] > WIDE
-        looked_at = logits.topk(FIRST)[0] if is_wide else logits
-        top = looked_at.amax(-1, keepdim=True)
+        top = logits.amax(-1, keepdim=True)
         if allowed is not None:
             top = top.where(allowed.any(-1, keepdim=True), 0)
         if not torch.isfinite(top).all():
             raise FloatingPointError(DIVERGED)
-        looked_at = looked_at - top  # differences of small numbers round less
-        tau = _threshold(looked_at)
-        if is_wide and (looked_at[..., -1:] > tau).any():  # further ones may count
-            tau = _threshold(logits - top)
-        mask = (logits - top).sub_(tau).clamp_(min=0)
+        logits = logits - top  # differences of small numbers round less
+        mask = logits.sub_(_threshold(logits)).clamp_(min=0)
         ctx.save_for_backward(mask)
         return mask
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         (mask,) = ctx.saved_tensors
-        support = mask > 0
+        support = mask.sign()  # not as booleans, which would be converted twice
         gradient = gradient * support
         mean = gradient.sum(-1, keepdim=True) / support.sum(-1, keepdim=True).clamp(min=1)
-        return gradient.sub_(mean * support), None
+        return gradient.addcmul_(mean, support, value=-1), None
 
 
 def _threshold(logits: Tensor) -> Tensor:
     """What sparsemax subtracts from each row, whose largest logit is 0: Michelot 1986, doi 10.1007/BF00938486."""
     tau, size = torch.full_like(logits[..., :1], -1), None
+    if logits.shape[-1] > WIDE:
+        tau = torch.maximum(tau, _least_threshold(logits))
     while True:  # raise each row's threshold to that of the logits above it, until none falls below
         excess = (logits - tau).clamp_(min=0)
-        size, before = excess.count_nonzero(-1).unsqueeze(-1), size
+        total, before, size = excess.sum(-1, keepdim=True), size, excess.sign_().sum(-1, keepdim=True)
         if before is not None and torch.equal(before, size):
             return tau
-        tau = torch.maximum(tau, tau + (excess.sum(-1, keepdim=True) - 1) / size)  # whatever rounding says
+        tau = torch.maximum(tau, tau + (total - 1) / size)  # whatever rounding says
+
+
+def _least_threshold(logits: Tensor) -> Tensor:
+    """At most the threshold of each row: this is at least the mean of any k logits less 1 / k, as no mask exceeds 1."""
+    whole = logits[..., : logits.shape[-1] // GROUPS * GROUPS]
+    largest = whole.unflatten(-1, (-1, GROUPS)).amax(-2).topk(64)[0]
+    means = torch.stack([largest[..., :k].mean(-1, keepdim=True) - 1 / k for k in (1, 2, 4, 8, 16, 32, 64)])
+    return torch.minimum(means.amax(0), largest[..., :1])
 
 
 def product(values: Tensor, weights: Tensor) -> Tensor:
@@ -282,13 +298,6 @@ class Linear(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """(B, M, out) of (B, M, in)."""
         return product(values, self.weight.mT)
-
-
-class _InputNorm(nn.BatchNorm1d):
-    """Batch normalisation of the input, (B, M, G), as in the thesis."""
-
-    def forward(self, values: Tensor) -> Tensor:
-        return super().forward(values.flatten(1)).view(values.shape)
 
 
 class _GhostNorm(GBN):
@@ -334,7 +343,7 @@ class _Encoder(nn.Module):
         ghost = dict(virtual_batch_size=recipe.virtual_batch_size, momentum=recipe.momentum)
         inputs = [n_genes] + [width] * (recipe.n_shared - 1)
         shared = nn.ModuleList(Linear(n_models, size, 2 * width, initialize_glu) for size in inputs)
-        batch_norm = _InputNorm(n_models * n_genes, momentum=recipe.input_momentum)
+        batch_norm = nn.BatchNorm1d(n_models * n_genes, momentum=recipe.input_momentum)
         self.initial_bn = FixedScale(n_genes) if recipe.fixed_scale else batch_norm
         self.initial_splitter = _FeatTransformer(shared, recipe, ghost)
         self.feat_transformers = nn.ModuleList(_FeatTransformer(shared, recipe, ghost) for _ in range(recipe.n_steps))
@@ -382,3 +391,18 @@ class _Attention(_Layer):
         norm = _GhostNorm(recipe.n_models * n_genes, **ghost)
         super().__init__(Linear(recipe.n_models, recipe.n_a, n_genes, initialize_non_glu), norm)
         nn.init.constant_(norm.bn.weight, recipe.mask_start)
+
+    def among_used(self, attention: Tensor, steps: Sequence[Step], gamma: float) -> tuple[Tensor, Tensor]:
+        """Positions of all genes that a cell's mask uses and of a few others, (U,), and their logits times priors."""
+        with torch.no_grad():
+            logits = self(attention).mul_(gamma ** len(steps))  # of all genes, for running statistics, too
+            for step in steps:
+                logits[..., step.genes] *= 1 - step.mask / gamma
+            genes = (~(logits.sub_(_least_threshold(logits)).amax((0, 1)) < 0)).nonzero()[:, 0]  # also of NaN
+        state = self.bn.state_dict(keep_vars=True).items()
+        state = {k: v.view(len(self.fc.weight), -1)[:, genes].flatten() if v.dim() else v.clone() for k, v in state}
+        logits = functional_call(self.bn, state, product(attention, self.fc.weight[:, genes].mT))
+        for step in steps:
+            places = torch.searchsorted(step.genes, genes).clamp_(max=len(step.genes) - 1)
+            logits = logits * (gamma - step.mask.index_select(-1, places) * (step.genes[places] == genes))
+        return genes, logits
