@@ -18,7 +18,7 @@ from sims_kit.metrics import metric_collection
 from sims_kit.model.network import TabNet, mean_logits
 from sims_kit.model.novelty import Novelty, class_sums
 from sims_kit.model.recipe import HINTS, Recipe, get_recipe
-from sims_kit.model.trainer import Module, check_arguments, gather_across_devices, has_others, listed
+from sims_kit.model.trainer import Module, check_arguments, gather_across_devices, has_others, listed, sum_across_devices
 from sims_kit.text import printable
 
 PACKAGES = ("sims_kit", "torch", "pytorch-tabnet", "pytorch-lightning")
@@ -127,11 +127,11 @@ class SIMSClassifier(Module):
 
     def setup(self, stage: str) -> None:
         """Make the metrics; take names and class weights from the data module where they were not given."""
-        if not self.metrics:
-            parts = ("train_", "val_", "test_")
-            self.metrics.update({part: metric_collection(self.output_dim, part, self.tracked) for part in parts})
-            for metric in self.metrics.modules():
-                metric.distributed_available_fn = has_others
+        parts = ("train_", "val_", "test_")
+        self.metrics.update({part: metric_collection(self.output_dim, part, self.tracked) for part in parts})
+        self._sums: dict[str, Tensor] = {}  # of the losses of the cells, and their number
+        for metric in self.metrics.modules():
+            metric.distributed_available_fn = has_others
         module = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or module is None:
             return super().setup(stage)
@@ -264,11 +264,16 @@ class SIMSClassifier(Module):
         return torch.nn.functional.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=smoothing)
 
     def _track(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        self.metrics[stage].update(logits.detach().softmax(dim=1), labels)
-        options = dict(on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
-        self.log(f"{stage}loss", loss.detach(), **options)
-        if stage != "train_" or self.trainer.is_last_batch:  # Lightning keeps the metrics until the epoch's end
-            self.log_dict(self.metrics[stage], **options)
+        found, trainer, n_cells = self.metrics[stage], self.trainer, loss.new_tensor(len(labels))
+        found.update(logits.detach().softmax(dim=1), labels)
+        self._sums[stage] = self._sums.get(stage, 0) + torch.stack([loss.detach() * n_cells, n_cells])
+        progress = (trainer.fit_loop.epoch_loop if stage == "train_" else trainer._evaluation_loop).batch_progress
+        is_end = stage == "train_" and trainer.global_step + 1 == trainer.max_steps
+        if progress.is_last_batch or is_end:  # once an epoch: Lightning takes its time over each value
+            total, n_cells = sum_across_devices(self._sums.pop(stage), self.device)
+            values = {f"{stage}loss": total / n_cells, **found.compute()}
+            self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+            found.reset()
 
     def _set_class_weights(self, weights: Tensor) -> None:
         wanted = f"give {self.output_dim} positive numbers, one per class."
