@@ -18,7 +18,7 @@ from sims_kit.metrics import metric_collection
 from sims_kit.model.network import TabNet, mean_logits
 from sims_kit.model.novelty import Novelty, class_sums
 from sims_kit.model.recipe import HINTS, Recipe, get_recipe
-from sims_kit.model.trainer import Module, check_arguments, gather_across_devices, has_others, listed, sum_across_devices
+from sims_kit.model.trainer import Module, check_arguments, gather_across_devices, has_others, listed
 from sims_kit.text import printable
 
 PACKAGES = ("sims_kit", "torch", "pytorch-tabnet", "pytorch-lightning")
@@ -176,7 +176,7 @@ class SIMSClassifier(Module):
             loss = loss + self.recipe.lambda_sparse * self.network.entropy_of(steps).sum()
         if not torch.isfinite(loss):
             raise self.diverged(f"The training loss is {loss.item()}.", batch_index)
-        self._track("train_", mean_logits(logits), batch.labels, loss / len(losses))
+        self._track("train_", mean_logits(logits.detach()), batch.labels, loss.detach() / len(losses))
         return loss
 
     def validation_step(self, batch, batch_index: int) -> None:
@@ -214,7 +214,6 @@ class SIMSClassifier(Module):
             found.update(logits.softmax(dim=1), labels)
             values = {"loss": self._loss(logits, labels), **found.compute()}
             self.test_metrics = pd.Series({name.removeprefix("test_"): float(value) for name, value in values.items()})
-            found.reset()
 
     @torch.no_grad()
     def _outputs(self, batches) -> list[Tensor]:
@@ -265,12 +264,11 @@ class SIMSClassifier(Module):
 
     def _track(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         found, trainer, n_cells = self.metrics[stage], self.trainer, loss.new_tensor(len(labels))
-        found.update(logits.detach().softmax(dim=1), labels)
-        self._sums[stage] = self._sums.get(stage, 0) + torch.stack([loss.detach() * n_cells, n_cells])
-        progress = (trainer.fit_loop.epoch_loop if stage == "train_" else trainer._evaluation_loop).batch_progress
-        is_end = stage == "train_" and trainer.global_step + 1 == trainer.max_steps
-        if progress.is_last_batch or is_end:  # once an epoch: Lightning takes its time over each value
-            total, n_cells = sum_across_devices(self._sums.pop(stage), self.device)
+        found.update(logits.softmax(dim=1), labels)
+        self._sums[stage] = self._sums.get(stage, 0) + torch.stack([loss * n_cells, n_cells])
+        is_end = trainer.is_last_batch or trainer.global_step + 1 == trainer.max_steps
+        if is_end if stage == "train_" else trainer._evaluation_loop.batch_progress.is_last_batch:
+            total, n_cells = sum(gather_across_devices(self._sums.pop(stage), self.device))
             values = {f"{stage}loss": total / n_cells, **found.compute()}
             self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
             found.reset()
