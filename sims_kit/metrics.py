@@ -12,7 +12,7 @@ Ratios of 0 / 0 count as 0, so no value is NaN.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -107,7 +107,7 @@ def metric_collection(
 
 
 class LabelMetric(MulticlassConfusionMatrix):
-    """One of `LABEL_METRICS` as a torchmetrics object; those of a collection share one confusion matrix."""
+    """One of `LABEL_METRICS` as a torchmetrics object; a collection has one confusion matrix, scored once."""
 
     higher_is_better = True
 
@@ -117,7 +117,7 @@ class LabelMetric(MulticlassConfusionMatrix):
 
     def compute(self) -> Tensor:
         """The value over all updates so far, a scalar."""
-        value = label_scores(self.confmat.cpu().numpy())[self.name]
+        value = _scores_of(self.confmat.cpu().numpy().tobytes(), len(self.confmat))[self.name]
         return torch.tensor(value, dtype=torch.float32, device=self.confmat.device)
 
 
@@ -176,6 +176,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 LABEL_METRICS = tuple(label_scores(np.eye(2)))
+_scores_of = lru_cache(1)(lambda counts, n: label_scores(np.frombuffer(counts, np.int64).reshape(n, n)))
 
 
 def _confusion(y_true: Sequence, y_pred: Sequence) -> tuple[np.ndarray, pd.Index, np.ndarray]:

@@ -111,7 +111,7 @@ def _of_other_scale(matrix: sp.csr_matrix, scale: Scale) -> np.ndarray:
 def _scale_of_fractions(cells: sp.csr_matrix, name: str, log1p) -> Scale:
     """The scale of cells, each of which has fractional values."""
     rows = [row[row > 0] for row in np.split(cells.data.astype(np.float64), cells.indptr[1:-1])]
-    evidence = np.array([[_evidence(row, transform) for transform in UNDO] for row in rows])
+    evidence = np.array([[_evidence(row, low, t) for t in UNDO] for row in rows for low in [np.unique(row)[:64]]])
     sums, distances, numbers = np.moveaxis(evidence, 2, 0)  # each (cells, transforms)
     by_sum = _are_powers_of_ten(sums[:, :-1])  # but not of squares
     by_multiples = (_best_transform(*of_cell, least=3) for of_cell in zip(distances, numbers, strict=True))
@@ -148,11 +148,11 @@ def _scale_of_fractions(cells: sp.csr_matrix, name: str, log1p) -> Scale:
     return Scale(transform)
 
 
-def _evidence(row: np.ndarray, transform: str) -> tuple[float, float, int]:
-    """A cell's sum when a transform is undone; log10 distances to multiples of one count, as sum and number."""
+def _evidence(row: np.ndarray, low: np.ndarray, transform: str) -> tuple[float, float, int]:
+    """A cell's sum when a transform is undone; log10 distances of `low` to multiples of a count, as sum and number."""
     if row.max() > LARGEST.get(transform, np.inf):
         return np.inf, 0.0, 0
-    values = UNDO[transform](np.unique(row)[:64])
+    values = UNDO[transform](low)
     ratios = values[values > 1.2 * values[0]] / values[0]
     best = np.empty(0)
     for divisor in (1, 2, 3):  # the smallest value of a cell may stand for two or three counts
@@ -191,14 +191,13 @@ def normalise(cells: sp.csr_matrix, scale: Scale) -> sp.csr_matrix:
 
     Of the model's genes only: others never change a label. Cells of a sum below 1e-34 stay zero. Indices are shared.
     """
-    values = cells.data.astype(np.float32, copy=False)
+    values = UNDO.get(scale.transform, np.asarray)(cells.data.astype(np.float32, copy=False))
+    cells = sp.csr_matrix((values, cells.indices, cells.indptr), shape=cells.shape)
     if scale != AS_IS:
-        values = UNDO[scale.transform](values)
-        linear = sp.csr_matrix((values, cells.indices, cells.indptr), shape=cells.shape)
-        sums = linear.sum(axis=1, dtype=np.float64).A1
+        sums = cells.sum(axis=1, dtype=np.float64).A1
         factor = np.divide(1e4, sums, out=np.zeros_like(sums), where=sums > 1e-34).astype(np.float32)
-        values = np.log1p(values * np.repeat(factor, np.diff(cells.indptr)))
-    return sp.csr_matrix((values, cells.indices, cells.indptr), shape=cells.shape)
+        cells.data = np.log1p(values * np.repeat(factor, np.diff(cells.indptr)))
+    return cells
 
 
 class Expression:

@@ -139,11 +139,11 @@ class SIMSClassifier(Module):
 
     def setup(self, stage: str) -> None:
         """Make the metrics; take names and class weights from the data module where they were not given."""
-        if not self.metrics:
-            parts = ("train_", "val_", "test_")
-            self.metrics.update({part: metric_collection(self.output_dim, part, self.tracked) for part in parts})
-            for metric in self.metrics.modules():
-                metric.distributed_available_fn = has_others
+        parts = ("train_", "val_", "test_")
+        self.metrics.update({part: metric_collection(self.output_dim, part, self.tracked) for part in parts})
+        self._sums: dict[str, Tensor] = {}  # of the losses of the cells, and their number
+        for metric in self.metrics.modules():
+            metric.distributed_available_fn = has_others
         module = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or module is None:
             return super().setup(stage)
@@ -192,7 +192,7 @@ class SIMSClassifier(Module):
             loss = loss + self.recipe.lambda_sparse * self.network.entropy_of(steps).sum()
         if not torch.isfinite(loss):
             raise self.diverged(f"The training loss is {loss.item()}.", batch_index)
-        self._track("train_", mean_logits(logits), batch.labels, loss / len(losses))
+        self._track("train_", mean_logits(logits.detach()), batch.labels, loss.detach() / len(losses))
         return loss
 
     def validation_step(self, batch, batch_index: int) -> None:
@@ -231,7 +231,6 @@ class SIMSClassifier(Module):
             found.update(logits.softmax(dim=1), labels)
             values = {"loss": self._loss(logits, labels), **found.compute()}
             self.test_metrics = pd.Series({name.removeprefix("test_"): float(value) for name, value in values.items()})
-            found.reset()
 
     @torch.no_grad()
     def _outputs(self, batches) -> list[Tensor]:
@@ -281,11 +280,15 @@ class SIMSClassifier(Module):
         return torch.nn.functional.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=smoothing)
 
     def _track(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        self.metrics[stage].update(logits.detach().softmax(dim=1), labels)
-        options = dict(on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
-        self.log(f"{stage}loss", loss.detach(), **options)
-        if stage != "train_" or self.trainer.is_last_batch:  # Lightning keeps the metrics until the epoch's end
-            self.log_dict(self.metrics[stage], **options)
+        found, trainer, n_cells = self.metrics[stage], self.trainer, loss.new_tensor(len(labels))
+        found.update(logits.softmax(dim=1), labels)
+        self._sums[stage] = self._sums.get(stage, 0) + torch.stack([loss * n_cells, n_cells])
+        is_end = trainer.is_last_batch or trainer.global_step + 1 == trainer.max_steps
+        if is_end if stage == "train_" else trainer._evaluation_loop.batch_progress.is_last_batch:
+            total, n_cells = sum(gather_across_devices(self._sums.pop(stage), self.device))
+            values = {f"{stage}loss": total / n_cells, **found.compute()}
+            self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+            found.reset()
 
     def _set_class_weights(self, weights: Tensor) -> None:
         wanted = f"give {self.output_dim} positive numbers, one per class."

@@ -304,7 +304,8 @@ class _GhostNorm(GBN):
     """Batch normalisation in ghost batches, of (B, M, F)."""
 
     def forward(self, values: Tensor) -> Tensor:
-        return super().forward(values.flatten(1)).view(values.shape)
+        norm = super().forward if self.training and len(values) > self.virtual_batch_size else self.bn
+        return norm(values.flatten(1)).view(values.shape)
 
 
 class FixedScale(nn.Module):

@@ -207,6 +207,7 @@ def make_trainer(recipe: Recipe, arguments: Mapping[str, Any]) -> Trainer:
         "enable_model_summary": False,
         "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+        "num_sanity_val_steps": 0,  # the first epoch takes no longer
         "log_every_n_steps": 1,  # only epochs are logged; larger values make Lightning warn
         "max_epochs": arguments["max_epochs"] or 1,
         "plugins": [SLURMEnvironment(auto_requeue=False)] if is_slurm else None,  # else it writes hpc_ckpt_1.ckpt
