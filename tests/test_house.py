@@ -86,8 +86,7 @@ def test_no_circle():
 
 def test_only_fetch_touches_the_web():
     """Downloads have one place, and so have warnings, which point at the user's line."""
-    direct = {path for path in FILES if "warnings.warn(" in path.read_text()}
-    assert direct <= {ROOT / "sims_kit/text.py", ROOT / "sims_kit/model/trainer.py"}
+    assert {path for path in FILES if "warnings.warn(" in path.read_text()} == {ROOT / "sims_kit/text.py"}
     web = {path for path in FILES if any(word in path.read_text() for word in ("import pooch", "urllib", "requests"))}
     assert web == {ROOT / "sims_kit/datasets/fetch.py"}
 

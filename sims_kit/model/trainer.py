@@ -36,6 +36,7 @@ from sims_kit.errors import ModelFileError, SettingError, UnknownNameError, refu
 from sims_kit.files import atomic_write, file_to_write
 from sims_kit.model.recipe import Recipe
 from sims_kit.progress import in_notebook, progress_bar
+from sims_kit.text import warn
 
 # Lightning's, on what is meant to be so; the last is about a training without validation cells
 NOTES = ".*does not have many workers|.*isinstance.treespec|.*Checkpoint directory|Total length of `list` across ranks"
@@ -275,7 +276,7 @@ def _trainer_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if precision not in (None, 32, "32", "32-true", "bf16-mixed", "16-mixed"):
         raise SettingError(f"precision={precision!r}: choose one of '32-true', 'bf16-mixed', '16-mixed'.")
     if accelerator == "mps" or (accelerator in ("auto", "gpu") and torch.backends.mps.is_available()):
-        warnings.warn("Training runs on the CPU: Apple's GPUs (MPS) do not support sparse tensors.", stacklevel=5)
+        warn("Training runs on the CPU: Apple's GPUs (MPS) do not support sparse tensors.")
         return {**settings, "accelerator": "cpu"}
     return dict(settings)
 
