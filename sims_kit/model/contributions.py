@@ -44,8 +44,8 @@ def explain_batch(
 
     `towards`, (B, C), are the weights of the logits: 1 for one class and -1 for another compares the two; by default
     the predicted class against the mean of all. `adjustment`, (C,), is the classifier's `logit_adjustment`, added to
-    the logits of each network; `linear` are its linear classifiers and `share` theirs in the answer: what they add is
-    counted from a cell that expresses nothing. The network is in evaluation mode, cells are (B, G), dense or CSR.
+    the logits of each network; `linear` has its linear classifiers, and `share` is theirs in the answer. The network is
+    in evaluation mode, cells are (B, G), dense or CSR.
 
     >>> explain_batch(model.network, batch.cells).masks.to_dense().sum(1)
     """
@@ -72,8 +72,7 @@ def explain_batch(
         of_networks, of_linear = (torch.searchsorted(genes, part) for part in (network.genes, used))
         whole = masks.new_zeros(2, len(cells), len(genes))
         whole[:, :, of_networks] = torch.stack([masks, added])
-        slopes = share * towards * linear.slopes(cells)
-        whole[1, :, of_linear] += (slopes @ linear.planes[:, used]) * cells.to_dense()[:, used]
+        whole[1, :, of_linear] += share * linear.contributions(cells, towards, used)
         masks, added = whole
     rows, places = ((masks > 0) | (added != 0)).nonzero(as_tuple=True)
     starts, shape = torch.searchsorted(rows, torch.arange(len(cells) + 1, device=rows.device)), tuple(cells.shape)

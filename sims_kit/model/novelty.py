@@ -87,12 +87,18 @@ class Novelty(nn.Module):
         """Logits of networks, (B, C), joined with the linear classifiers: the geometric mean of both answers."""
         return (1 - share) * logits + share * logsigmoid(self.margins(cells)) if share else logits
 
-    def slopes(self, cells: Tensor) -> Tensor:
-        """Mean slope of each `logsigmoid` of a margin, (B, C), on the straight path from a cell without expression."""
-        margins = self.margins(cells)
-        way = margins - self.offsets
-        steep = (logsigmoid(margins) - logsigmoid(self.offsets)) / way
-        return steep.where(way.abs() > 1e-3, torch.sigmoid(-(margins + self.offsets) / 2))
+    def contributions(self, cells: Tensor, towards: Tensor, genes: Tensor) -> Tensor:
+        """What these genes add to a combination `towards` of the answers, (B, U), by integrated gradients.
+
+        Counted from a cell with the same genes, each at the mean of the class means, on the straight path to the cell;
+        as a margin is linear, the mean slope of its `logsigmoid` is the difference of both ends over the way.
+        """
+        planes, mean, cells = self.planes[:, genes], self.means.mean(0)[genes], cells.to_dense()[:, genes]
+        change = cells - mean * cells.sign()
+        end, way = cells @ planes.T + self.offsets, change @ planes.T
+        steep = (logsigmoid(end) - logsigmoid(end - way)) / way
+        steep = steep.where(way.abs() > 1e-3, torch.sigmoid(way / 2 - end))
+        return ((towards * steep) @ planes) * change
 
     def distances(self, cells: Tensor) -> Tensor:
         """Minus the cosine with the nearest class mean, and minus the largest margin, (B, 2), of cells (B, G)."""

@@ -101,19 +101,20 @@ def test_a_linear_network_gives_value_times_weight():
 
 
 def test_linear_classifiers_add_their_share():
-    """Of each gene in proportion to value times weight, together what expression adds to the classifiers' answer."""
+    """Each gene's change from its mean times weight and slope; together, what all changes add to the answer."""
     network, cells, towards = make("default")
     linear = Novelty(N_GENES, N_CLASSES).double()
-    linear.planes.normal_().mul_(torch.arange(N_GENES) % 3 == 0), linear.offsets.normal_()
-    cells[0], cells[1, 3:] = 0, 0  # nothing, and a step so small that its slope is that of a point
-    cells[1, :3] = 1e-6
+    linear.planes.normal_().mul_(torch.arange(N_GENES) % 3 == 0), linear.offsets.normal_(), linear.means.uniform_()
+    mean = linear.means.mean(0)
+    cells[0], cells[1] = 0, mean + 1e-6  # nothing, and changes so small that the slope is that of a point
     for form in (cells, cells.to_sparse_csr()):
         found = explain_batch(network, form, towards, 0.0, linear, 0.25)
         own = found.contributions.to_dense() - 0.75 * added(network, cells, towards).to_dense()
-        more = logsigmoid(linear.margins(cells)) - logsigmoid(linear.offsets)
+        start, end = mean * cells.sign(), cells
+        more = logsigmoid(linear.margins(end)) - logsigmoid(linear.margins(start))
         torch.testing.assert_close(own.sum(1), 0.25 * (more * towards).sum(1), rtol=1e-6, atol=1e-9)
-        slopes = 0.25 * towards * more / (linear.margins(cells) - linear.offsets)
-        torch.testing.assert_close(own[2:], (slopes @ linear.planes * cells)[2:])
+        slopes = 0.25 * towards * more / (linear.margins(end) - linear.margins(start))
+        torch.testing.assert_close(own[2:], (slopes @ linear.planes * (end - start))[2:])
         torch.testing.assert_close(found.logits, linear.joined(explain_batch(network, cells).logits, cells, 0.25))
         torch.testing.assert_close(found.masks.to_dense(), explain_batch(network, cells).masks.to_dense())
 
