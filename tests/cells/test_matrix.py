@@ -97,8 +97,7 @@ SCALES = {  # matrix, the transform to recognise, and the counts that it was mad
 @pytest.mark.parametrize("matrix, transform, counts", SCALES.values(), ids=SCALES)
 def test_scales_are_recognised_and_undone(matrix, transform, counts):
     """What a model reads is the same to 1e-5 as from counts; no warning comes where these can be had again."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore" if counts is None else "error")
+    with warnings.catch_warnings(action="ignore" if counts is None else "error"):
         scale = detect_scale(matrix := matrix.astype(np.float32))
     assert scale.transform == transform
     assert np.isfinite(normalise(matrix * np.float32(1e-38), Scale("linear")).data).all()  # no factor is infinite

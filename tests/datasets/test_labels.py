@@ -21,8 +21,7 @@ LABELS = ["T", "B", "NK", "B"]
 def attached(path, cells, content, **options):
     """The labels of `cells` from a file of that content, NaN as None, and what was said."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as said:
         adata = AnnData(np.zeros((len(cells), 30), np.float32), pd.DataFrame(index=cells))
         said.clear()  # that names repeat
         attach_labels(adata, path, "type", **options)
