@@ -17,11 +17,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def pytest_configure(config):
-    """Register the marker that names the real datasets of a test."""
-    config.addinivalue_line("markers", "dataset(*names): real datasets that the test's `real_data` must hold")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def no_network(tmp_path_factory):
     """Forbid downloads, which a test lifts with `monkeypatch.delenv`, and converted files in the user's cache."""
@@ -74,8 +69,8 @@ def make_cells():
 
 @pytest.fixture(scope="session")
 def cells():
-    """Easy cells with known marker genes, which no test changes."""
-    return _make_cells(n_cells=300)
+    """Easy cells with known marker genes, 300 of ``make_cells(n_cells=700)``, which no test changes."""
+    return _make_cells(n_cells=700)[:300].copy()
 
 
 @pytest.fixture(scope="session")

@@ -138,9 +138,8 @@ def test_classifier_starts_from_it_gene_by_gene(make_cells, pretrained, tmp_path
             torch.testing.assert_close(own, plain, rtol=0, atol=0)
         elif ".shared_layers.0." in name or ".att_" in name:
             axis = 2 if ".shared_layers.0." in name else 1
-            own, plain, their = (
-                part.view(2, -1) if part.dim() == 1 else part for part in (own, plain, theirs[name])
-            )  # (networks, genes) or (networks, width, genes), either way round
+            parts = own, plain, theirs[name]  # (networks x genes,) or (networks, width, genes), either way round
+            own, plain, their = (part.view(2, -1) if part.dim() == 1 else part for part in parts)
             wanted = plain.index_copy(axis, known.nonzero()[:, 0], their.index_select(axis, 59 - genes[known]))
             torch.testing.assert_close(own, wanted, rtol=0, atol=0)
             assert (own != plain).any() or ".bn." in name
