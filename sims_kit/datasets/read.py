@@ -137,7 +137,7 @@ def convert(
     sources = [source] if isinstance(source, Source) else list(source)
     sources = [_checked(one, orientation) for one in sources]
     files = [Path(one.root.filename if isinstance(one, zipfile.Path) else one).resolve() for one in sources]
-    if target is None:  # a name that depends on those, the sizes and the times of all files, and the orientation
+    if target is None:  # in the cache, by the names, sizes and times of all files and the orientation
         every = [one for file in files for one in (sorted(file.rglob("*")) if file.is_dir() else [file])]
         versions = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in every]
         stamp = hashlib.sha256(repr([*map(str, sources), versions, orientation]).encode()).hexdigest()[:16]

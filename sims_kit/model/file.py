@@ -123,8 +123,8 @@ def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> S
     """Read a model that `save_model` wrote, on the CPU and ready to predict.
 
     `source` is a path, also of a ``.ckpt`` that Lightning wrote while a classifier was trained; the name of a published
-    model (`models:` in data_registry.yaml); or an address on the web, which needs `known_hash`, its SHA-256. No code of
-    the file is run. Shapes are compared before anything is built: memory grows with the file, not with its claims.
+    model (`models:` in data_registry.yaml); or an address on the web, with `known_hash`, the file's SHA-256. No code in
+    it is run. Shapes are compared before anything is built, so that memory grows with the file, not with its claims.
 
     >>> model = sk.load_model("cortex.safetensors")
     >>> model = sk.load_model("https://example.org/cortex.safetensors", known_hash="sha256:5d41...")
@@ -135,9 +135,9 @@ def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> S
         model = _built(*read(path))
     except Exception as error:  # whatever a file that is no model makes of it
         reason = str(error) if isinstance(error, SimsError) else f"{type(error).__name__}: {error}."
+        found = f"{str(path)!r} cannot be read as a model. {reason[:300]}"
         way_out = "Only what `save_model` wrote can be read, and checkpoints of a SIMSClassifier (*.ckpt)."
-        way_out = f"{way_out} Copy or download a damaged file again."
-        raise ModelFileError(f"{str(path)!r} cannot be read as a model. {reason[:300]} {way_out}") from error
+        raise ModelFileError(f"{found} {way_out} Copy or download a damaged file again.") from error
     if read is _read_checkpoint and not model.novelty.is_measured:
         warn("This checkpoint is of a training that had not ended: it is not calibrated.")
     return model

@@ -171,7 +171,7 @@ def check_settings(model: Module, pretrained: MaskedPretraining) -> None:
 
 @torch.no_grad()
 def start_encoder(model: Module, pretrained: MaskedPretraining, places: Tensor) -> None:
-    """Start an encoder from a pretrained one, where each gene has its place, (genes,); those at -1 start as usual."""
+    """Give an encoder the pretrained weights of its genes, by their `places`, (genes,), there; -1 starts as usual."""
     sources, places = pretrained.network.state_dict(), places[model.network.genes.cpu()]
     here = (places >= 0).nonzero().squeeze(1)
     sizes = len(places), pretrained.input_dim

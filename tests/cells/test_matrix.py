@@ -5,7 +5,6 @@ import warnings
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -141,12 +140,8 @@ def test_values_of_unknown_scale_are_used_as_they_are_with_a_warning():
 @pytest.fixture
 def adata() -> ad.AnnData:
     """Counts as a layer, log1p of 10,000 in X, all genes in raw, and a second raw as a layer."""
-    cells = ad.AnnData(
-        log(TEN).astype(np.float32),
-        obs=pd.DataFrame(index=[f"cell {i}" for i in range(60)]),
-        var=pd.DataFrame(index=[f"GENE{i}" for i in range(400)]),
-        layers={"counts": COUNTS.astype(np.float32)},
-    )
+    cells = ad.AnnData(log(TEN).astype(np.float32), layers={"counts": COUNTS.astype(np.float32)})
+    cells.obs_names, cells.var_names = [f"cell {i}" for i in range(60)], [f"GENE{i}" for i in range(400)]
     cells.raw = cells.copy()
     return cells[:, :300].copy()
 
