@@ -76,11 +76,9 @@ def rejection_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame
         raise DataError(f"{shapes}; expected one number and one truth value for each of one or more cells.")
     if outside := int((~((confidence >= 0) & (confidence <= 1))).sum()):  # NaN is outside, too
         raise DataError(f"{outside} of {len(confidence)} confidences are not between 0 and 1; pass probabilities.")
-    order = np.argsort(-confidence, kind="stable")
-    table = pd.DataFrame({"threshold": confidence[order], "n_answered": np.arange(1, len(order) + 1)})
-    table["n_errors"] = np.cumsum(~correct[order])
-    table = table.drop_duplicates("threshold", keep="last", ignore_index=True)  # cells of equal confidence go together
-    return table.assign(answered=table["n_answered"] / len(order), error=table["n_errors"] / table["n_answered"])
+    cells = pd.Series(~correct).groupby(confidence)  # those of equal confidence go together
+    table = cells.agg(n_answered="size", n_errors="sum")[::-1].cumsum().rename_axis("threshold").reset_index()
+    return table.assign(answered=table["n_answered"] / len(correct), error=table["n_errors"] / table["n_answered"])
 
 
 def rejection_threshold(confidence: np.ndarray, correct: np.ndarray, *, error_rate: float = 0.05) -> Rejection:

@@ -42,12 +42,7 @@ class FetchError(SimsError, FileNotFoundError):
 
 
 class UnknownNameError(SimsError, KeyError):
-    """A name (dataset, column, layer, recipe, ...) does not exist; the message offers the nearest ones.
-
-    >>> raise UnknownNameError("obs column", "celltype", ["cell_type", "donor"])
-    Traceback (most recent call last):
-    sims_kit.errors.UnknownNameError: There is no obs column 'celltype'. Did you mean 'cell_type'?
-    """
+    """A name (dataset, column, layer, recipe, ...) does not exist; the message offers the nearest ones."""
 
     def __init__(self, kind: str, name: object, options: Iterable[object]):
         super().__init__(kind, name, [str(option) for option in options])
@@ -60,12 +55,7 @@ class UnknownNameError(SimsError, KeyError):
 def refuse_unknown(
     function: str, unknown: Iterable[str], known: Iterable[str], hints: Mapping | None = None, *, kind: str = "argument"
 ) -> None:
-    """Raise for the first unknown name, with what to write instead if `hints` has it, else with the nearest names.
-
-    >>> refuse_unknown("fit", {"epochs": 3}, ["max_epochs"], {"epochs": "Write max_epochs=..."})
-    Traceback (most recent call last):
-    sims_kit.errors.SettingError: fit has no argument 'epochs'. Write max_epochs=...
-    """
+    """Raise for the first unknown name, with what to write instead if `hints` has it, else with the nearest names."""
     for name in unknown:
         if hints and name in hints:
             raise SettingError(f"{function} has no {kind} {name!r}. {hints[name]}")

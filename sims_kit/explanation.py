@@ -30,8 +30,6 @@ class Explanation:
     Masks and contributions are sparse, cells x genes of the model. Class tables, classes x genes, are means over the
     cells of each class. `genes` has a row per gene, most used first: `weight`, the mean mask over all cells (sums to
     one), `cells`, the share of cells that use the gene, and `contribution`, the mean size of its contributions.
-
-    >>> sk.explain(model, query).class_contributions.loc["B cell"].nlargest(10)
     """
 
     cells: sparse.csr_matrix  # aggregated masks; rows sum to one, or are zero where the decision used no gene

@@ -36,7 +36,6 @@ def quiz(question: str, options: Mapping[str, str], right: str) -> HTML:
     `options` maps each possible answer to its explanation; `right` is one of them.
 
     >>> quiz("Which gene marks B cells?", {"CD79A": "Part of their receptor.", "CD3E": "T cells have it."}, "CD79A")
-    <IPython.core.display.HTML object>
     """
     if right not in options:
         raise SettingError(f"{right!r} is not among the options {list(options)}.")

@@ -14,8 +14,6 @@ def progress_bar(iterable=None, **options) -> tqdm:
 
     It is silent in a log, in continuous integration (the environment variable `CI`), and in a notebook inside another
     bar, where the cursor cannot go back a line.
-
-    >>> for batch in progress_bar(batches, desc="explaining", unit="batch"): ...
     """
     notebook = in_notebook()
     options.setdefault("leave", False)

@@ -28,11 +28,7 @@ def label_text(labels: Iterable) -> pd.Series:
 
 
 def class_labels(column: Iterable, name: str) -> pd.Series:
-    """`label_text` of labels to learn; warns of spellings that become one class and of numbers that may be no labels.
-
-    >>> class_labels(["T cell", "T cell "], "cell_type").tolist()  # warns that they are one class
-    ['T cell', 'T cell']
-    """
+    """`label_text` of labels to learn; warns of spellings that become one class and of numbers that may be measured."""
     labels, found = _written(column)
     if len(twins := found[found["text"].duplicated(keep=False)].groupby("text")["value"].agg(list)):
         alike = f"labels that differ only in blanks, Unicode form or type are one class: {'; '.join(map(ascii, twins))}"

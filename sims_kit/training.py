@@ -1,7 +1,4 @@
-"""Training: labelled cells and a recipe in, a fitted classifier out (thesis section 0.3.1).
-
-`pretrain` takes cells without labels, and returns an encoder for `fit` to start from (thesis section 0.2.4).
-"""
+"""Training: cells and a recipe in, a fitted classifier or pretrained encoder out (thesis sections 0.3.1 and 0.2.4)."""
 
 import inspect
 import os
@@ -25,8 +22,6 @@ from sims_kit.model.recipe import HINTS, Recipe, get_recipe
 from sims_kit.model.trainer import Trainer, make_trainer, plain_torch
 from sims_kit.text import warn
 
-OF_DATA = ("orientation", "layer", "groups", "genes", "validation", "test", "batch_size", "num_workers", "backed")
-OF_DATA += ("seed", "verbose")
 NOT_OF_ENCODERS = ("labelfiles", "metrics", "loss", "class_weights", "pretrained", "test")
 
 
@@ -61,6 +56,8 @@ def fit(
 ) -> SIMSClassifier:
     """Train a classifier on labelled cells and return it, ready to predict.
 
+    `model.history` has all metrics of every epoch, `model.test_metrics` those on test cells, which nothing else saw.
+
     Parameters
     ----------
     data
@@ -93,12 +90,6 @@ def fit(
     trainer
         Other arguments of `pytorch_lightning.Trainer`, such as ``dict(precision="bf16-mixed")``.
 
-    Returns
-    -------
-    SIMSClassifier
-        `model.history` has every metric of every epoch, `model.test_metrics` those on the test cells, which nothing
-        else has seen.
-
     Examples
     --------
     >>> cells = sk.datasets.simulate(n_cells=500)
@@ -119,8 +110,6 @@ def generate_trainer(
 ) -> tuple[Trainer, SIMSClassifier, DataModule]:
     """A trainer, a model and a data module that fit together, as in the thesis; `settings` are all others of `fit`.
 
-    Examples
-    --------
     >>> trainer, model, module = sk.generate_trainer(["a.h5ad", "b.h5ad"], class_label="cell_type", seed=1)
     >>> trainer.fit(model, datamodule=module)
     """
@@ -148,18 +137,10 @@ def pretrain(
 ) -> MaskedPretraining:
     """Train an encoder on cells without labels, by hiding genes from it; ``fit(..., pretrained=...)`` starts from it.
 
-    Parameters
-    ----------
-    data, recipe
-        As in `fit`. All cells are used, labels are not looked at, and weight decay is left out.
-    mask_share, unexpressed
-        As in `MaskedPretraining`.
-    **settings
-        As in `fit`, but for `test` and what concerns labels. A share of `validation` is held back to measure how well
-        hidden genes are predicted.
+    `data` and `recipe` are as in `fit`; all cells are used, labels are not looked at, and weight decay is left out.
+    `mask_share` and `unexpressed` are as in `MaskedPretraining`, **settings as in `fit`, but for `test` and what
+    concerns labels. A share of `validation` is held back to measure how well hidden genes are predicted.
 
-    Examples
-    --------
     >>> encoder = sk.pretrain([atlas, "more.h5ad"])
     >>> model = sk.fit(cells, "cell_type", pretrained=encoder)
     """
@@ -191,7 +172,8 @@ def _assemble(recipe: Recipe, settings: Mapping[str, Any], *data, labelled: bool
     """Trainer and data module that follow a recipe and the settings of `fit`."""
     settings = {name: int(value) if isinstance(value, np.integer) else value for name, value in settings.items()}
     trainer = make_trainer(recipe, settings)
-    module = DataModule(*data, labelled=labelled, **{name: settings[name] for name in OF_DATA})
+    of_data = settings.keys() & inspect.signature(DataModule).parameters
+    module = DataModule(*data, labelled=labelled, **{name: settings[name] for name in of_data})
     module.batch_size, trainer.fit_loop.max_epochs = recipe.schedule(
         len(module.split.train), settings["batch_size"], settings["max_epochs"], trainer.world_size, module.output_dim
     )

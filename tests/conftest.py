@@ -1,6 +1,7 @@
 """Fixtures that every test may use: made-up cells, the folder of real data, and no network."""
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -14,11 +15,6 @@ from anndata import AnnData
 # they cost much where other work runs beside the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def pytest_configure(config):
-    """Register the marker that names the real datasets of a test."""
-    config.addinivalue_line("markers", "dataset(*names): real datasets that the test's `real_data` must hold")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,13 +50,10 @@ def make_notebook():
 
     def write(path: Path, *sources: str) -> Path:
         v4 = nbformat.v4
-        cells = [
-            v4.new_code_cell("if False:\n    !pip install nothing", metadata={"tags": ["colab"]}),
-            v4.new_code_cell(
-                'REFERENCE, LABEL, QUERY, OUT = "pbmc68k", "", "", "."', metadata={"tags": ["parameters"]}
-            ),
-            *map(v4.new_code_cell, sources),
-        ]
+        parameters = 'REFERENCE, LABEL, QUERY, OUT = "pbmc68k", "", "", "."'
+        tagged = {"colab": "if False:\n    !pip install nothing", "parameters": parameters}
+        cells = [v4.new_code_cell(source, metadata={"tags": [tag]}) for tag, source in tagged.items()]
+        cells += map(v4.new_code_cell, sources)
         kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
         nbformat.write(v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
         return path
@@ -74,19 +67,24 @@ def make_cells():
     return _make_cells
 
 
+@pytest.fixture(scope="session")
+def cells():
+    """Easy cells with known marker genes, 300 of ``make_cells(n_cells=700)``, which no test changes."""
+    return _make_cells(n_cells=700)[:300].copy()
+
+
+@pytest.fixture(scope="session")
+def model(cells):
+    """A model fitted on them, which no test changes."""
+    return import_module("sims_kit").fit(cells, "cell_type", max_epochs=15, verbose=False, logger=False)
+
+
 def _make_cells(n_cells=120, n_genes=60, n_classes=3, seed=0, state="counts") -> AnnData:
-    """Gamma-Poisson counts; each class has `n_genes // (2 * n_classes)` markers, eight times as high.
+    """Gamma-Poisson counts in CSR float32; each class has `n_genes // (2 * n_classes)` markers, eight times as high.
 
-    Parameters
-    ----------
-    state
-        ``"counts"``; ``"normalised"`` (each cell sums to 1e4); ``"log-normalised"`` (log1p of that);
-        ``"scaled"`` (dense, each gene with mean 0 and variance 1).
-
-    Returns
-    -------
-    AnnData, (n_cells, n_genes), CSR float32
-        ``obs["cell_type"]`` is ``class_0``, ``class_1``, ...; ``var["marker_of"]`` names a gene's class or ``""``.
+    `state` is ``"counts"``; ``"normalised"`` (each cell sums to 1e4); ``"log-normalised"`` (log1p of that); or
+    ``"scaled"`` (dense, each gene with mean 0 and variance 1). ``obs["cell_type"]`` is ``class_0``, ``class_1``, ...;
+    ``var["marker_of"]`` names a gene's class or ``""``.
     """
     random = np.random.default_rng(seed)
     labels = np.arange(n_cells) % n_classes
@@ -104,13 +102,8 @@ def _make_cells(n_cells=120, n_genes=60, n_classes=3, seed=0, state="counts") ->
         X = np.log1p(X)
     if state == "scaled":
         X = (X - X.mean(0)) / np.maximum(X.std(0), 1e-6)
-    return AnnData(
-        X.astype(np.float32) if state == "scaled" else sp.csr_matrix(X, dtype=np.float32),
-        obs=pd.DataFrame(
-            {"cell_type": [f"class_{label}" for label in labels]}, index=[f"cell_{i:04d}" for i in range(n_cells)]
-        ),
-        var=pd.DataFrame(
-            {"marker_of": [f"class_{o}" if o >= 0 else "" for o in owner]},
-            index=[f"GENE{i:05d}" for i in range(n_genes)],
-        ),
-    )
+    X = X.astype(np.float32) if state == "scaled" else sp.csr_matrix(X, dtype=np.float32)
+    obs = pd.DataFrame({"cell_type": [f"class_{label}" for label in labels]})
+    var = pd.DataFrame({"marker_of": [f"class_{o}" if o >= 0 else "" for o in owner]})
+    obs.index, var.index = [f"cell_{i:04d}" for i in range(n_cells)], [f"GENE{i:05d}" for i in range(n_genes)]
+    return AnnData(X, obs, var)

@@ -6,7 +6,7 @@ import pytest
 import scipy.sparse as sp
 from sklearn.base import clone
 from sklearn.feature_selection import SelectKBest
-from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 import sims_kit as sk
@@ -73,13 +73,10 @@ def test_classes_keep_their_type(cells):
     assert (one.predict(cells.X) == y).mean() > 0.8
 
 
-def test_cross_validation_by_groups(cells):
-    """Each donor is predicted by a model of the others; groups may also hold validation cells apart."""
-    y, groups = cells.obs["cell_type"].to_numpy(), cells.obs["donor"].to_numpy()
-    labels = cross_val_predict(sk.SIMS(SMALL, max_epochs=10), cells, y, groups=groups, cv=GroupKFold(2))
-    assert (labels == y).mean() > 0.7
+def test_groups(cells):
+    """Validation cells may come from donors of their own."""
     one = sk.SIMS(SMALL, max_epochs=2, validation=0.25).fit(cells, "cell_type", groups="donor")
-    assert len(one.model_.history) == 2
+    assert len(one.model_.history) == 2 and one.model_.provenance["groups"] == "group"
 
 
 def test_grid_search_and_pipeline(cells):

@@ -12,18 +12,6 @@ from sims_kit.model.contributions import explain_batch
 
 
 @pytest.fixture(scope="module")
-def cells(make_cells):
-    """Easy cells with known marker genes."""
-    return make_cells(n_cells=300)
-
-
-@pytest.fixture(scope="module")
-def model(cells):
-    """A model fitted on them."""
-    return sk.fit(cells, "cell_type", max_epochs=15, verbose=False, logger=False)
-
-
-@pytest.fixture(scope="module")
 def explanation(model, cells):
     """Its explanation of the cells."""
     return sk.explain(model, cells, batch_size=64)

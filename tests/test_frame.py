@@ -170,8 +170,7 @@ def test_demo_passes_parameters_and_runs_in_its_own_environment(make, make_noteb
         (["LABELFILE=labels"], "There is no label file labels"),
         (["ORIENTATION=sideways"], "neither cells_by_genes nor genes_by_cells"),
         (["PYTHON=no-such-python"], "Install Python 3.11 or newer"),
-        (["PYTHON={old}"], "Python 3.9; sims_kit needs 3.11 or newer"),
-        (["PYTHON={old}"], "make PYTHON="),
+        (["PYTHON={old}"], "Python 3.9; sims_kit needs 3.11 or newer. Name another one: make PYTHON="),
     ],
 )
 def test_demo_names_bad_input_before_installing(make, python, tmp_path, arguments, complaint):

@@ -21,8 +21,7 @@ def oracle(y_true, y_pred):
     present = np.unique(y_true)
     sensitivity = sk.recall_score(y_true, y_pred, labels=present, average=None, zero_division=0)
     specificity = np.array([sk.recall_score(y_true != name, y_pred != name, zero_division=0) for name in present])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # predicted classes that never occur; a single class
+    with warnings.catch_warnings(action="ignore"):  # predicted classes that never occur; a single class
         return {
             "accuracy_micro": sk.accuracy_score(y_true, y_pred),
             "accuracy_macro": sk.balanced_accuracy_score(y_true, y_pred),

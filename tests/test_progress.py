@@ -7,13 +7,7 @@ import pytest
 
 from sims_kit.progress import progress_bar
 
-
-class Screen(io.StringIO):
-    """A terminal that keeps what was written to it."""
-
-    def isatty(self):
-        """Pretend to be a terminal."""
-        return True
+Screen = type("Screen", (io.StringIO,), {"isatty": lambda self: True})  # a terminal that keeps what was written
 
 
 @pytest.mark.parametrize("screen", [Screen, io.StringIO], ids=["terminal", "log"])

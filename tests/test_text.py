@@ -60,8 +60,7 @@ def test_written_form(labels, texts):
 )
 def test_odd_labels_are_said(labels, says):
     """Twins and measurements warn, once; labels as usual do not."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as caught:
         assert class_labels(labels, "type").equals(label_text(labels))
     said = [str(warning.message) for warning in caught]
     assert (said == []) if says is None else len(said) == 1 and re.search(f"'type'.*{says}", said[0])

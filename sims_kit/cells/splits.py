@@ -26,8 +26,7 @@ def stratified_split(
 
     Every class gives each part its share, rounded to the nearest cell. A class of three or more cells has at least one
     in each part that is asked for; of two cells one trains and one tests (or validates, when `test` is 0); one trains.
-    Cells without a label (NaN, None) come into no part. `validation` and `test` are shares of the cells, together
-    under 1; 0 leaves a part empty.
+    Cells without a label come into no part. `validation` and `test` are shares, together under 1; 0 leaves one empty.
 
     `groups` has the donor or sample of each cell: validation and test cells come from whole groups of their own. The
     shares are met as nearly as groups allow, and every class trains; a warning says where there are too few groups.

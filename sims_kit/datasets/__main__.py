@@ -10,8 +10,6 @@ from sims_kit.datasets.load import catalogue, prepare
 from sims_kit.datasets.registry import read_registry
 from sims_kit.errors import UnknownNameError
 
-NONE = " (none is published)"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0 when all is well, 1 when something failed; a wrong call exits with 2."""
@@ -25,9 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "fetch" and not options.names:
         parser.error("fetch needs a NAME; see `list`.")
     sources = {name: entries[name].source for name in options.names or entries}
-    files = {
-        name: [(of, cached_path(str(of_all.folder), of)) for of in of_all.files] for name, of_all in sources.items()
-    }
+    files = {name: [(of, cached_path(of_all.folder, of)) for of in of_all.files] for name, of_all in sources.items()}
     if options.command == "list":
         table = catalogue()[["tier", "cells", "genes", "classes", "megabytes"]].reindex(list(sources))
         table["in cache"] = [all(path.exists() for _, path in of) for of in files.values()]
@@ -37,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if options.command == "fetch":
                 prepare(name)
-            hashes = [f"{checked_hash(*place)}{NONE * (not place[0].sha256)}" for place in of if place[1].exists()]
+            there = [(file, path) for file, path in of if path.exists()]
+            hashes = [checked_hash(file, path) + " (none is published)" * (not file.sha256) for file, path in there]
             print(f"{name}: {'ready' if len(hashes) == len(of) else 'not in the cache'}", *hashes)
         except (OSError, ValueError, zipfile.BadZipFile) as error:  # one that fails does not keep the others back
             print(f"{name}: failed: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)

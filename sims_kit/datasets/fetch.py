@@ -26,9 +26,6 @@ def fetch(dataset: str, folder: str, file: DataFile, *, alternatives: tuple[str,
 
     A file in the cache, also one packed as ``<file>.gz``, is checked each time, and never changed or removed. A
     `FetchError` gives the reason, and the commands that put the file there by hand.
-
-    >>> fetch("worm-neurons", source.folder, source.matrix)
-    PosixPath('/home/ann/.cache/sims_kit/scdeepcluster/worm_neuron_cell.h5')
     """
     path = cached_path(folder, file)
     try:

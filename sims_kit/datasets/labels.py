@@ -47,11 +47,9 @@ def attach_labels(
     elif len(table) != adata.n_obs or not (in_order or any(names.eq(n, axis=0).all(axis=None) for n in numbers)):
         is_turned = len(table) == adata.n_vars != adata.n_obs or _matched(names, adata.var_names)
         way_out = f"The labels fit the genes: {TURN}" if is_turned else f"Expected these names, or {IN_ORDER}"
-        raise LabelError(
-            f"{labelfile} has {len(table):,} rows, the matrix {adata.n_obs:,} cells and {adata.n_vars:,} genes, and no "
-            f"column ({examples(table.iloc[:, 0])}) holds the names of the cells ({examples(adata.obs_names)}). "
-            f"{way_out}"
-        )
+        found = f"{labelfile} has {len(table):,} rows, the matrix {adata.n_obs:,} cells and {adata.n_vars:,} genes"
+        named = f"({examples(table.iloc[:, 0])}) holds the names of the cells ({examples(adata.obs_names)})"
+        raise LabelError(f"{found}, and no column {named}. {way_out}")
     elif len(names.columns) and not in_order:
         warn(f"{labelfile} numbers its rows and names no cells; they are taken in order.")
     is_float = table[class_label].dropna().str.fullmatch(r"-?\d{1,15}\.0").all()
@@ -73,10 +71,9 @@ def check_orientation(adata: AnnData, class_label: str | None = None, name: str 
         rows, columns = f"have no {class_label!r}", "have one, in var"
     else:
         return
-    raise DataError(
-        f"{name} seems to be turned: its {adata.n_obs:,} rows ({examples(adata.obs_names)}) {rows}, its columns "
-        f"({adata.n_vars:,}: {examples(adata.var_names)}) {columns}. Expected cells in rows, genes in columns: {TURN}"
-    )
+    found = f"its {adata.n_obs:,} rows ({examples(adata.obs_names)}) {rows}"
+    found += f", its columns ({adata.n_vars:,}: {examples(adata.var_names)}) {columns}"
+    raise DataError(f"{name} seems to be turned: {found}. Expected cells in rows, genes in columns: {TURN}")
 
 
 def _read(labelfile: Path | zipfile.Path, class_label: str, cells: pd.Index) -> pd.DataFrame:
@@ -142,10 +139,8 @@ def _by_name(table: pd.DataFrame, cells: pd.Index, labelfile: object, match: tup
     table = table.set_axis(rows)[rows.isin(keys)]
     table = table[~table.duplicated()]
     if repeated := {*table.index[table.index.duplicated()], *keys[keys.duplicated() & keys.isin(rows)]}:
-        raise LabelError(
-            f"{labelfile} or the matrix repeats names of cells ({examples(sorted(repeated))}). Expected one row per "
-            f"cell, or {IN_ORDER}"
-        )
+        found = f"{labelfile} or the matrix repeats names of cells ({examples(sorted(repeated))})"
+        raise LabelError(f"{found}. Expected one row per cell, or {IN_ORDER}")
     table = table.reindex(keys)
     names = table.pop(column).set_axis(cells)
     if way:

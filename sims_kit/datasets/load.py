@@ -47,9 +47,8 @@ def load(name_or_path: str | Path, *, size: str | None = None) -> AnnData:
 def prepare(name: str) -> list[Path | zipfile.Path | None]:
     """Put the files of a dataset or a table of genes into the cache, so that loading it needs no network.
 
-    A big matrix of text, or one in an archive, is converted once into an ``.h5ad`` of the user's own cache.
-
-    >>> prepare("worm-neurons")  # what `load` opens: the matrix, labels, a table of genes
+    A big matrix of text, or one in an archive, is converted once into an ``.h5ad`` of the user's own cache. The paths
+    are those that `load` opens: the matrix, labels, a table of genes.
     """
     entries = read_registry().datasets | read_registry().tables
     if name not in entries:

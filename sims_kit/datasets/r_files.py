@@ -19,8 +19,6 @@ def read_r(path: Path, object_name: str | None = None) -> AnnData:
 
     `X` holds counts where there are any, `layers` the rest without scaled values. `object_name` is a name of
     `r_objects`, or the end of one. Vectors and data.frames of the same cells beside the object go to `obs`.
-
-    >>> read_r(Path("scClassify_example.rda"), "exprsMat_xin_subset").obs["xin_cellTypes"]
     """
     objects = r_objects(path)
     usable = [name for name, value in objects.items() if _is_matrix(value)]
@@ -48,8 +46,7 @@ def r_objects(path: Path) -> dict[str, object]:
     try:
         import rdata
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of classes that `rdata` leaves as they are
+        with warnings.catch_warnings(action="ignore"):  # of classes that `rdata` leaves as they are
             parsed = rdata.parser.parse_file(path, extension=path.suffix.lower())
             objects = rdata.conversion.convert(parsed, default_encoding=parsed.extra.encoding or "utf-8")
     except ImportError as error:

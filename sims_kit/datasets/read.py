@@ -86,8 +86,6 @@ def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[st
 
     `layer` is None for `X`, the name of a layer, or ``"raw"`` for `raw` with its own genes. Of more than 100,000 cells,
     only the `columns` of `obs` are read where they are given, and no names.
-
-    >>> open_backed("atlas.h5ad", "counts", columns=["cell_type"]).X[:1000]
     """
     path = _checked(path)
     if not is_backable(path):
@@ -139,8 +137,11 @@ def convert(
     sources = [source] if isinstance(source, Source) else list(source)
     sources = [_checked(one, orientation) for one in sources]
     files = [Path(one.root.filename if isinstance(one, zipfile.Path) else one).resolve() for one in sources]
-    if target is None:
-        target = _place_in_cache(sources, files, orientation)
+    if target is None:  # in the cache, by the names, sizes and times of all files and the orientation
+        every = [one for file in files for one in (sorted(file.rglob("*")) if file.is_dir() else [file])]
+        versions = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in every]
+        stamp = hashlib.sha256(repr([*map(str, sources), versions, orientation]).encode()).hexdigest()[:16]
+        target = Path(os_cache("sims_kit"), "converted") / f"{sources[0].name.partition('.')[0]}-{stamp}.h5ad"
         if target.exists():
             return target
     target, cells = Path(target).expanduser(), []
@@ -167,14 +168,6 @@ def convert(
         write_elem(file, "var", pd.DataFrame(index=genes))
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     return target
-
-
-def _place_in_cache(sources: list[Path | zipfile.Path], files: list[Path], orientation: str) -> Path:
-    """A path in the cache that depends on the names, sizes and times of the source's files, and the orientation."""
-    files = [one for file in files for one in (sorted(file.rglob("*")) if file.is_dir() else [file])]
-    versions = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    stamp = hashlib.sha256(repr([*map(str, sources), versions, orientation]).encode()).hexdigest()[:16]
-    return Path(os_cache("sims_kit"), "converted") / f"{sources[0].name.partition('.')[0]}-{stamp}.h5ad"
 
 
 def _checked(path: Source, orientation: str = "cells_by_genes") -> Path | zipfile.Path:
@@ -336,10 +329,9 @@ def _read_10x(folder: Path, prefix: str = "") -> AnnData:
     var, barcodes = (pd.read_csv(_checked(file), **options) for file in files[1:])
     size = files[0].stat().st_size * (1032 if files[0].suffix == ".gz" else 1)  # unpacked, at most
     if (n_genes, n_cells) != (len(var), len(barcodes)) or n_values * (4 if layout == "coordinate" else 2) > size:
+        claimed = f"{n_genes:,} genes, {n_cells:,} cells, {n_values:,} values"
         held = f"{len(var):,} genes, {len(barcodes):,} barcodes and {size:,} bytes"
-        raise DataError(
-            f"{files[0]} claims {n_genes:,} genes, {n_cells:,} cells, {n_values:,} values. There are {held}."
-        )
+        raise DataError(f"{files[0]} claims {claimed}. There are {held}.")
     var = var.set_index(var.columns[:2][-1], drop=False).rename_axis(None)
     var = var.rename(columns={0: "gene_ids", 2: "feature_types"}).filter(["gene_ids", "feature_types"])
     X = sp.csr_matrix(scipy.io.mmread(files[0]).T, dtype=np.float32)

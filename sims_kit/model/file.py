@@ -83,23 +83,13 @@ class Header:
 
 
 def save_model(model: Module, path: str | os.PathLike, *, licence: str | None = None, notes: str | None = None) -> Path:
-    """Write a model into one file, with all that is known of it.
+    """Write a fitted classifier or a pretrained encoder into one file, with all that is known of it.
 
-    The file appears whole or not at all: a full disk or an interruption leaves an older file of that name as it was.
+    The file, by convention ``*.safetensors``, appears whole or not at all: a full disk or an interruption leaves an
+    older file of that name as it was. Missing folders are made. `licence` and `notes` say under which the model may be
+    used, and what a user should know; when left out, they are those of the file it came from.
 
-    Parameters
-    ----------
-    model
-        A fitted classifier, or a pretrained encoder from `sims_kit.pretrain`.
-    path
-        By convention ``*.safetensors``. Missing folders are made.
-    licence, notes
-        Under which the model may be used, and what a user should know; those of the file it came from when left out.
-
-    Examples
-    --------
     >>> sk.save_model(model, "cortex.safetensors", licence="CC-BY-4.0", notes="Adult cortex only.")
-    PosixPath('cortex.safetensors')
     """
     if isinstance(path, Module):
         raise SettingError("In the path's place is a model. Mind the order: save_model(model, path).")
@@ -132,19 +122,10 @@ def save_model(model: Module, path: str | os.PathLike, *, licence: str | None = 
 def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> SIMSClassifier | MaskedPretraining:
     """Read a model that `save_model` wrote, on the CPU and ready to predict.
 
-    Shapes are compared before anything is built, so that memory grows with the file and not with its claims. No code of
-    the file is run.
+    `source` is a path, also of a ``.ckpt`` that Lightning wrote while a classifier was trained; the name of a published
+    model (`models:` in data_registry.yaml); or an address on the web, with `known_hash`, the file's SHA-256. No code in
+    it is run. Shapes are compared before anything is built, so that memory grows with the file, not with its claims.
 
-    Parameters
-    ----------
-    source
-        A path; the name of a published model (`models:` in data_registry.yaml); an address on the web; or the path of a
-        ``.ckpt`` that Lightning wrote while a classifier was trained.
-    known_hash
-        SHA-256 of the file, required for an address.
-
-    Examples
-    --------
     >>> model = sk.load_model("cortex.safetensors")
     >>> model = sk.load_model("https://example.org/cortex.safetensors", known_hash="sha256:5d41...")
     """
@@ -154,10 +135,9 @@ def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> S
         model = _built(*read(path))
     except Exception as error:  # whatever a file that is no model makes of it
         reason = str(error) if isinstance(error, SimsError) else f"{type(error).__name__}: {error}."
-        raise ModelFileError(
-            f"{str(path)!r} cannot be read as a model. {reason[:300]} Only what `save_model` wrote can be read, and "
-            "checkpoints of a SIMSClassifier (*.ckpt). Copy or download a damaged file again."
-        ) from error
+        found = f"{str(path)!r} cannot be read as a model. {reason[:300]}"
+        way_out = "Only what `save_model` wrote can be read, and checkpoints of a SIMSClassifier (*.ckpt)."
+        raise ModelFileError(f"{found} {way_out} Copy or download a damaged file again.") from error
     if read is _read_checkpoint and not model.novelty.is_measured:
         warn("This checkpoint is of a training that had not ended: it is not calibrated.")
     return model

@@ -165,19 +165,13 @@ def check_settings(model: Module, pretrained: MaskedPretraining) -> None:
     ours, theirs = model.recipe.network_settings, pretrained.recipe.network_settings
     differing = [f"{name} {ours[name]} (pretrained: {theirs[name]})" for name in SETTINGS if ours[name] != theirs[name]]
     if differing:
-        raise SettingError(
-            f"The pretrained encoder does not fit the network: {', '.join(differing)}. Pretrain with the classifier's "
-            "recipe, or fit with the pretrained one's."
-        )
+        found = f"The pretrained encoder does not fit the network: {', '.join(differing)}"
+        raise SettingError(f"{found}. Pretrain with the classifier's recipe, or fit with the pretrained one's.")
 
 
 @torch.no_grad()
 def start_encoder(model: Module, pretrained: MaskedPretraining, places: Tensor) -> None:
-    """Give an untrained classifier's encoder the weights of a pretrained one.
-
-    `places`, (genes of the model,), is the position of each gene in the pretrained model, -1 where it has none; such
-    genes start as usual.
-    """
+    """Give an encoder the pretrained weights of its genes, by their `places`, (genes,), there; -1 starts as usual."""
     sources, places = pretrained.network.state_dict(), places[model.network.genes.cpu()]
     here = (places >= 0).nonzero().squeeze(1)
     sizes = len(places), pretrained.input_dim

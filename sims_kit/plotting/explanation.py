@@ -14,8 +14,7 @@ from sims_kit.plotting import style
 def top_genes(genes: pd.DataFrame, n: int = 20, *, ax: Axes | None = None) -> Axes:
     """Draw the genes with the largest mask weights, divided by the first one's (thesis figures 0.11a, 0.12a).
 
-    `genes` is indexed by gene, with a column ``weight``, such as ``explain(...).genes``. The first `n` are drawn, none
-    of weight 0.
+    `genes` is indexed by gene, with a column ``weight``, such as ``explain(...).genes``; `n` above 0 are drawn.
 
     >>> genes = pd.DataFrame({"weight": [0.1, 0.5, 0.0]}, index=["CD3E", "CD79A", "LYZ"])
     >>> ax = sk.plotting.top_genes(genes)
@@ -37,8 +36,7 @@ def explain_matrix(
 
     `cells` is (cells, genes), sparse or dense; only what is drawn is made dense. Each label gets a band of the same
     height, so that rare ones can be read, with its number of cells behind its name. The image has about 600 rows:
-    evenly spaced cells of a label that has more, several rows per cell otherwise. At most `n_genes` are drawn, by their
-    sum over all cells.
+    evenly spaced cells of a label that has more, several rows per cell otherwise. `n_genes` are drawn, by their sums.
 
     >>> ax = sk.plotting.explain_matrix(np.eye(3), ["CD3E", "CD79A", "LYZ"], labels=["T", "B", "T"])
     >>> [label.get_text() for label in ax.get_yticklabels()]

@@ -29,8 +29,7 @@ def method_scores(
 
     `rows` is the column of the names at the left, such as ``"target"`` instead of methods. `hue` is a column that puts
     several scores in a row, each of its values (seven at most) in its own colour and marker. The name `highlight` is
-    drawn in orange, its score as a line through the panel. `reference` is a column to draw as ticks beside the scores,
-    such as the true value.
+    drawn in orange, its score as a line through the panel. `reference` is a column to draw as ticks, as true values.
 
     >>> scores = pd.DataFrame({"method": ["SIMS", "linear SVM"], "median_f1": [0.9, 0.8]})
     >>> scores = scores.assign(median_f1_low=[0.85, 0.7], median_f1_high=[0.95, 0.85])
@@ -121,7 +120,6 @@ def ablation(epochs: pd.DataFrame, scores: pd.DataFrame | None = None) -> np.nda
         style.log_axis(ax.xaxis)
     style.log_axis(axes[1].yaxis)
     axes[1].legend(frameon=False, fontsize=style.FONT, **style.BESIDE)
-    for ax in axes:
-        sns.despine(ax=ax)
+    sns.despine(axes[0].figure)
     axes[0].figure.suptitle(method, fontsize=style.FONT + 2)
     return axes

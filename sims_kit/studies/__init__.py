@@ -1,9 +1,6 @@
 """The thesis's experiments, as functions over scikit-learn estimators that return tidy tables.
 
-`compare` asks several methods the same folds, `generalization` trains on one group of cells and tests on the others,
-`ablation` trains on fewer and fewer cells, and `inference` labels a tissue culture by a model of primary tissue. The
-other functions measure what explanations are worth. ``METHODS["linear SVM"](seed)`` is an unfitted classifier; some of
-`METHODS` need the packages of ``pip install 'sims_kit[peers]'``.
+``METHODS["linear SVM"](seed)`` is an unfitted classifier; some need the packages of ``pip install 'sims_kit[peers]'``.
 """
 
 from sims_kit.datasets.simulate import STRESS_GENES as STRESS_GENES

@@ -1,8 +1,4 @@
-"""Inference on tissue cultures (thesis section 0.3.7, figures 0.20 and 0.21): train on primary tissue, label organoids.
-
-The true labels of a culture are not known, so the model's confidence is compared with that in primary cells that it has
-not seen. `check_gene_set` says whether it uses genes of cell stress.
-"""
+"""Inference on tissue cultures (thesis section 0.3.7, figures 0.20, 0.21): train on primary tissue, label organoids."""
 
 import pandas as pd
 from anndata import AnnData

@@ -107,8 +107,7 @@ def faithfulness(
     deleted gene is set to zero in the log-normalised values that the model reads. `methods` are ``"SIMS masks"``,
     ``"SIMS contributions"``, ``"random"`` and ``"random matched by expression"``, which shuffles contributions among
     each twenty genes of similar value in the cell; or scores by name (CSR, cells x genes of the model, with an entry
-    for each expressed gene). `numbers` of genes are deleted, or kept, and last all. `seed` is of random orders and of
-    the order of equal scores.
+    for each expressed gene). `numbers` of genes are deleted, or kept, and last all. `seed` is of all random orders.
 
     Rows are by ``method``, ``curve`` and ``n_genes``: ``probability``, the mean probability of the class that is
     predicted for the whole cell, and ``unchanged``, the share of cells that keep that prediction.
@@ -190,8 +189,7 @@ def check_gene_set(
 
     Rows are all cells (``"overall"``) and each class: ``contribution``, the set's share of all contributions, by size;
     ``share``, of the set among the most used genes; ``expected``, ``low`` and ``high``, mean and central 95 % of that
-    for all sets of equal expression; ``p``, the share of these with as many or more, adjusted over the classes
-    (Benjamini and Hochberg).
+    for all sets of equal expression; ``p``, the share of these with as many or more, Benjamini-Hochberg adjusted.
 
     >>> check = sk.studies.check_gene_set(sk.explain(model, cells, groupby="cell_type"), cells)
     >>> check[check["p"] < 0.05]  # classes in which the model relies on stress genes
@@ -227,11 +225,7 @@ def check_gene_set(
 
 
 def rank_biased_overlap(first: Sequence, second: Sequence) -> float:
-    """The extrapolated overlap of two rankings of distinct items, 0 to 1; the first ten ranks carry 86 % of the weight.
-
-    >>> rank_biased_overlap("abc", "acb")
-    0.955
-    """
+    """The extrapolated overlap of two rankings of distinct items, 0 to 1; the first ten ranks have 86 % of weight."""
     short, long = sorted((first, second), key=len)
     if not len(short):
         return np.nan

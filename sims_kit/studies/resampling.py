@@ -17,9 +17,6 @@ def score_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
     """Scores, 0 to 1, and ``unknown_percent`` of tables of counts; a cell labelled `Unknown` is not found.
 
     `counts` is (..., classes, labels), as in `sims_kit.metrics.label_scores`; the last label is `Unknown`.
-
-    >>> score_counts([[8, 2, 0], [0, 9, 1]])["weighted_accuracy"]  # 8 of 10, 9 of 10 with one Unknown
-    array(0.85)
     """
     counts = np.asarray(counts)
     found = label_scores(counts[..., :-1], sizes=counts.sum(axis=-1))
@@ -49,8 +46,6 @@ def resample(
     `predictions` has a row per run and cell: the columns `by`, which name the run, ``cell``, ``class`` and
     ``predicted``. A run that lacks some cells is scored on those drawn cells that it has. Independent cells need
     another `seed`. The result has a table for each run: a column for each score, the value first and then its draws.
-
-    >>> intervals(resample(predictions, ["method"], score=score_labelled), ["method"])
     """
     cells, classes = pd.Index(np.sort(predictions["cell"].unique())), sorted(set(predictions["class"]))
     labels = [*classes, *sorted(set(predictions["predicted"]) - {*classes, UNKNOWN}), UNKNOWN]

@@ -76,8 +76,7 @@ CASES = [  # what, var of the query, genes of the model, species, genes matched 
 @pytest.mark.parametrize(("query", "model", "species", "expected"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_names_are_matched_or_refused(query, model, species, expected):
     """Each query meets the model's genes by names, by a column or by a table, as the report says, or not at all."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as caught:
         if not isinstance(expected, dict):
             with pytest.raises(expected[0]) as error:
                 align_genes(query, model, species=species)

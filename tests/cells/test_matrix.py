@@ -5,7 +5,6 @@ import warnings
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -97,8 +96,7 @@ SCALES = {  # matrix, the transform to recognise, and the counts that it was mad
 @pytest.mark.parametrize("matrix, transform, counts", SCALES.values(), ids=SCALES)
 def test_scales_are_recognised_and_undone(matrix, transform, counts):
     """What a model reads is the same to 1e-5 as from counts; no warning comes where these can be had again."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore" if counts is None else "error")
+    with warnings.catch_warnings(action="ignore" if counts is None else "error"):
         scale = detect_scale(matrix := matrix.astype(np.float32))
     assert scale.transform == transform
     assert np.isfinite(normalise(matrix * np.float32(1e-38), Scale("linear")).data).all()  # no factor is infinite
@@ -142,12 +140,8 @@ def test_values_of_unknown_scale_are_used_as_they_are_with_a_warning():
 @pytest.fixture
 def adata() -> ad.AnnData:
     """Counts as a layer, log1p of 10,000 in X, all genes in raw, and a second raw as a layer."""
-    cells = ad.AnnData(
-        log(TEN).astype(np.float32),
-        obs=pd.DataFrame(index=[f"cell {i}" for i in range(60)]),
-        var=pd.DataFrame(index=[f"GENE{i}" for i in range(400)]),
-        layers={"counts": COUNTS.astype(np.float32)},
-    )
+    cells = ad.AnnData(log(TEN).astype(np.float32), layers={"counts": COUNTS.astype(np.float32)})
+    cells.obs_names, cells.var_names = [f"cell {i}" for i in range(60)], [f"GENE{i}" for i in range(400)]
     cells.raw = cells.copy()
     return cells[:, :300].copy()
 

@@ -84,12 +84,8 @@ def test_bad_answer_is_explained_and_not_kept(server, cache, answer, sha256):
 def archive(kind):
     """A small archive or HDF5 file without its end."""
     content = io.BytesIO()
-    if kind == "zip":
-        with zipfile.ZipFile(content, "w") as file:
-            file.writestr("a", GOOD)
-    else:
-        with h5py.File(content, "w") as file:
-            file["a"] = np.arange(99)
+    with zipfile.ZipFile(content, "w") if kind == "zip" else h5py.File(content, "w") as file:
+        file.writestr("a", GOOD) if kind == "zip" else file.create_dataset("a", data=np.arange(99))
     return content.getvalue()[:-50]
 
 

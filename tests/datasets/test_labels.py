@@ -19,10 +19,10 @@ LABELS = ["T", "B", "NK", "B"]
 
 
 def attached(path, cells, content, **options):
-    """The labels of `cells` from a file of that content, NaN as None, and what was said."""
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    """The labels of `cells` from a file of that content (None: no file), NaN as None, and what was said."""
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with warnings.catch_warnings(record=True, action="always") as said:
         adata = AnnData(np.zeros((len(cells), 30), np.float32), pd.DataFrame(index=cells))
         said.clear()  # that names repeat
         attach_labels(adata, path, "type", **options)
@@ -158,11 +158,8 @@ def test_what_cannot_be_read(tmp_path, monkeypatch, content, error, message):
     monkeypatch.setattr("sims_kit.datasets.labels.LARGEST", 2**10)
     monkeypatch.setattr("sims_kit.datasets.labels.MOST_ROWS", 100)
     path = tmp_path / ("labels.csv.gz" if isinstance(content, bytes) else "labels.csv")
-    adata = AnnData(obs=pd.DataFrame(index=CODES))
-    if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(error, match=message) as caught:
-        attach_labels(adata, path, "type")
+        attached(path, CODES, content)
     assert str(path) in str(caught.value)
 
 

@@ -219,8 +219,7 @@ def test_text(tmp_path, monkeypatch, case, block):
     monkeypatch.setattr(module, "BLOCK_VALUES", block)
     content, names, genes, values = TEXTS[case]
     (tmp_path / "a.csv").write_bytes(content)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as caught:
         found, turned = (read(tmp_path / "a.csv", orientation=way) for way in ("cells_by_genes", "genes_by_cells"))
     is_nameless = case.startswith("no names")
     names = [f"cell_{name}" for name in names] if is_nameless else names

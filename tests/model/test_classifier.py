@@ -57,31 +57,6 @@ def test_recipes_are_plain_for_loggers_and_files():
     assert (plain["n_d"], plain["gamma"], plain["optimizer"]) == (16, 1.5, "Adam") and json.loads(json.dumps(plain))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (dict(n_d=0), "n_d is 0; give a whole number, at least 1"),
-        (dict(n_d="8"), "n_d is '8'; give a whole number"),
-        (dict(n_models=1.5), "n_models is 1.5"),
-        (dict(n_independent=-1), "n_independent is -1.*at least 0"),
-        (dict(gamma=float("nan")), "gamma is nan; give a number"),
-        (dict(n_steps=0), "n_steps is 0"),
-        (dict(gamma=0.5), "gamma is 0.5"),
-        (dict(genes_per_class=0), "genes_per_class is 0"),
-        (dict(additive=1), "additive is 1; give True or False"),
-        (dict(gene_dropout=1), "gene_dropout is 1; give a number, at least 0, below 1"),
-        (dict(mask_temperature=0), "mask_temperature is 0; give a number, at least 1e-06, or None"),
-        (dict(monitor_mode="up"), "'min' or 'max'"),
-        (dict(optimizer="adam"), "'adam': give a class of torch.optim, such as torch.optim.AdamW"),
-        (dict(optimizer_params=3), "optimizer_params=3: give names and values"),
-    ],
-)
-def test_values_out_of_range(settings, message):
-    """A recipe checks its values when it is made."""
-    with pytest.raises(SettingError, match=message):
-        Recipe(**settings)
-
-
 DEEP = eval("[" * 90 + "]" * 90)
 
 
@@ -97,9 +72,28 @@ def test_a_card_and_a_summary(odd):
         assert all(line.isprintable() for line in (repr(model) + model.card() + model._repr_html_()).split("\n"))
 
 
+OUT_OF_RANGE = [  # of a recipe
+    (dict(n_d=0), "n_d is 0; give a whole number, at least 1"),
+    (dict(n_d="8"), "n_d is '8'; give a whole number"),
+    (dict(n_models=1.5), "n_models is 1.5"),
+    (dict(n_independent=-1), "n_independent is -1.*at least 0"),
+    (dict(gamma=float("nan")), "gamma is nan; give a number"),
+    (dict(n_steps=0), "n_steps is 0"),
+    (dict(gamma=0.5), "gamma is 0.5"),
+    (dict(genes_per_class=0), "genes_per_class is 0"),
+    (dict(additive=1), "additive is 1; give True or False"),
+    (dict(gene_dropout=1), "gene_dropout is 1; give a number, at least 0, below 1"),
+    (dict(mask_temperature=0), "mask_temperature is 0; give a number, at least 1e-06, or None"),
+    (dict(monitor_mode="up"), "'min' or 'max'"),
+    (dict(optimizer="adam"), "'adam': give a class of torch.optim, such as torch.optim.AdamW"),
+    (dict(optimizer_params=3), "optimizer_params=3: give names and values"),
+]
+
+
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
+        *((dict(recipe=settings), SettingError, message) for settings, message in OUT_OF_RANGE),
         (dict(output_dim=1), SettingError, "output_dim=1: give a whole number, 2 or more"),
         (dict(genes=["a"]), SettingError, "1 genes"),
         (dict(recipe="thesys"), UnknownNameError, "thesis"),

@@ -53,9 +53,8 @@ def test_masks_are_those_of_the_steps(kind):
     if kind == "thesis":
         oracle = TabNetNoEmbeddings(N_GENES, N_CLASSES, group_attention_matrix=torch.eye(N_GENES).double())
         oracle.double().eval()
-        oracle.load_state_dict(
-            {name: part[0] if part.dim() == 3 else part for name, part in network.state_dict().items()}, strict=False
-        )
+        state = {name: part[0] if part.dim() == 3 else part for name, part in network.state_dict().items()}
+        oracle.load_state_dict(state, strict=False)
         masks, _ = oracle.forward_masks(cells)
         torch.testing.assert_close(found.masks.to_dense().float(), masks / masks.sum(1, keepdim=True))
         torch.testing.assert_close(found.logits, oracle(cells)[0])

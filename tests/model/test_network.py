@@ -56,8 +56,13 @@ class NoMatrix:
 
 
 @pytest.fixture(autouse=True)
-def double(double_precision):
-    """Everything in float64: the oracle makes its masks in the default type."""
+def double_precision():
+    """Everything in float64, as the oracle's masks are of the default type; the same random numbers in each test."""
+    torch.set_default_dtype(torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    torch.set_default_dtype(torch.float32)
 
 
 def make_oracle(n_genes, **settings):

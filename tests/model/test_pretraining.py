@@ -28,7 +28,7 @@ def pretrained(make_cells):
     """An encoder pretrained on a few cells, whose labels are gone."""
     cells = make_cells(n_cells=200)
     del cells.obs["cell_type"]
-    return sk.pretrain(cells, recipe=SMALL, max_epochs=30, **QUIET)
+    return sk.pretrain([cells[:90].copy(), cells[90:].copy()], recipe=SMALL, max_epochs=30, **QUIET)
 
 
 def test_what_is_hidden_and_asked_for(batch):
@@ -83,6 +83,7 @@ def test_hidden_genes_are_found(pretrained):
     assert pretrained.history["val_explained"].iloc[-1] > 0.05
     assert pretrained.provenance["cells"] == {"train": 180, "validation": 20, "test": 0}
     assert pretrained.is_fitted and not pretrained.training
+    assert pretrained.network.encoder.initial_bn.shift.any()  # measured on the cells
 
 
 def test_length(make_cells):
@@ -117,15 +118,6 @@ def test_explained_variance_is_that_of_its_definition(batch):
     assert logged["val_explained"] == pytest.approx(1 - error / variance, rel=1e-4)
 
 
-def test_files_whose_genes_differ(make_cells):
-    """Several files of raw counts are brought onto their common genes; some cells with labels, some without."""
-    first, second = make_cells(n_cells=60), make_cells(n_cells=80, seed=1)[:, 10:].copy()
-    first.obs["cell_type"] = None
-    model = sk.pretrain([first, second], recipe=SMALL, max_epochs=1, **QUIET)
-    assert model.genes == list(first.var_names[10:]) and sum(model.provenance["cells"].values()) == 140
-    assert model.network.encoder.initial_bn.shift.any()  # measured on the cells
-
-
 @pytest.mark.parametrize("per_class, n_read", [(None, 60), (7, 21)])
 def test_classifier_starts_from_it_gene_by_gene(make_cells, pretrained, tmp_path, per_class, n_read):
     """From its file or itself, each gene that is read takes its own weights; new ones start as without pretraining."""
@@ -146,9 +138,8 @@ def test_classifier_starts_from_it_gene_by_gene(make_cells, pretrained, tmp_path
             torch.testing.assert_close(own, plain, rtol=0, atol=0)
         elif ".shared_layers.0." in name or ".att_" in name:
             axis = 2 if ".shared_layers.0." in name else 1
-            own, plain, their = (
-                part.view(2, -1) if part.dim() == 1 else part for part in (own, plain, theirs[name])
-            )  # (networks, genes) or (networks, width, genes), either way round
+            parts = own, plain, theirs[name]  # (networks x genes,) or (networks, width, genes), either way round
+            own, plain, their = (part.view(2, -1) if part.dim() == 1 else part for part in parts)
             wanted = plain.index_copy(axis, known.nonzero()[:, 0], their.index_select(axis, 59 - genes[known]))
             torch.testing.assert_close(own, wanted, rtol=0, atol=0)
             assert (own != plain).any() or ".bn." in name
@@ -165,10 +156,8 @@ def test_what_does_not_fit_is_refused(make_cells, pretrained):
     with pytest.raises(SettingError, match=r"n_d 16 \(pretrained: 8\).*"):
         sk.fit(cells, "cell_type", pretrained=pretrained, recipe={**SMALL, "n_d": 16}, **QUIET)
     untrained = MaskedPretraining(4, genes=list("abcd"))
-    for wrong, says in (
-        (sk.SIMSClassifier(4, 2), "type SIMSClassifier"),
-        (untrained, r"Fit it with sims_kit\.pretrain"),
-    ):
+    refused = {"type SIMSClassifier": sk.SIMSClassifier(4, 2), r"Fit it with sims_kit\.pretrain": untrained}
+    for says, wrong in refused.items():
         with pytest.raises(SettingError, match=says):
             sk.fit(cells, "cell_type", pretrained=wrong, **QUIET)
     other = cells.copy()

@@ -290,12 +290,6 @@ def good(make_cells, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def model(make_cells):
-    """A small model that knows the genes of the files."""
-    return sk.fit(make_cells(), "cell_type", **SMALL)
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A folder with a file that no other one may show."""
