@@ -3,9 +3,8 @@
     python benchmarks/recipe.py [--tasks pbmc68k sim-mouse] [--folds 3]
     python benchmarks/recipe.py --report     # the page alone, from the rows that are there
 
-The reference of each outer fold is split again; the query of that fold is never read. Rows are kept in
-benchmarks/measured_recipe/rows.csv, and what is there is not done again; benchmarks/TRIALS.md and docs/sparsity.png are
-made of them.
+The reference of each outer fold is split again; the query of that fold is never read. Rows go to
+benchmarks/measured_recipe/ and are not measured again; benchmarks/TRIALS.md and docs/sparsity.png are made of them.
 """
 
 import argparse
@@ -62,22 +61,21 @@ def main() -> None:
 
 def measure(change: str, task: str, fold: int) -> dict[str, object]:
     """Scores, seconds and numbers of genes of one fit."""
-    folds, splitter = folds_of(task), StratifiedKFold(4, shuffle=True, random_state=1)
-    reference, groups = folds[fold][0], folds.groups[folds.fold_of != fold].astype(str)
-    splitter = GroupKFold(min(3, groups.nunique())) if groups.nunique() > 1 else splitter
-    labels = reference.obs.pop("label").to_numpy(str)
-    learned, asked = next(splitter.split(labels, labels, groups))
+    reference, groups = folds_of(task)[fold][0], folds_of(task).groups[folds_of(task).fold_of != fold].astype(str)
+    labels, n_groups = reference.obs.pop("label").to_numpy(str), groups.nunique()
+    splitter = GroupKFold(min(3, n_groups)) if n_groups > 1 else StratifiedKFold(4, shuffle=True, random_state=1)
+    learned, asked = next(splitter.split(labels, labels, groups if n_groups > 1 else None))
     asked = asked[np.isin(labels[asked], labels[learned])]
     query, truth, settings = reference[asked].copy(), labels[asked], CHANGES[change]
     estimator = sk.studies.METHODS[change](fold) if settings is None else sk.SIMS(settings, seed=fold)
     started = time.process_time()
     estimator.fit(reference[learned].copy(), labels[learned])
-    row = {"change": change, "task": task, "fold": fold, "CPU s": time.process_time() - started}
+    row = {"change": change, "task": task, "fold": fold, "n_training": len(learned), "n_query": len(asked)}
+    row["CPU s"] = time.process_time() - started
     probabilities, classes = estimator.predict_proba(query), estimator.classes_
     predicted = classes[probabilities.argmax(axis=1)]
     row |= {"accuracy": (predicted == truth).mean(), "log loss": log_loss(truth, probabilities, labels=classes)}
-    row |= {"macro F1": f1_score(truth, predicted, average="macro", labels=np.unique(truth))}
-    row |= {"n_training": len(learned), "n_query": len(asked)}
+    row["macro F1"] = f1_score(truth, predicted, average="macro", labels=np.unique(truth))
     if settings is None:
         of_classes = getattr(estimator[-1], "estimators_", [estimator[-1]])
         return row | {"genes read": np.any([part.coef_ != 0 for part in of_classes], axis=(0, 1)).sum()}
@@ -112,10 +110,10 @@ def page(rows: pd.DataFrame) -> str:
     ax.figure.savefig(ROOT / "docs/sparsity.png", dpi=110, bbox_inches="tight")
     parts = [
         "# Trials of the default recipe",
-        "Written by `python benchmarks/recipe.py`; do not edit. Each row changes one setting of the default. The "
-        "reference of an outer fold of the benchmark is split again, by groups or samples where it has several, else at random; "
-        "the test cells of the fold are not read. In brackets the difference to the default on the same splits, ± the "
-        "standard error of n differences. With two or three of them, a point says little.",
+        "Written by `python benchmarks/recipe.py`; do not edit. Each row changes one setting of the default, or is a "
+        "linear method. Training cells of the benchmark's outer folds are split again, by groups or samples where there "
+        "are several, else at random; the test cells are not read. In brackets the difference to the default on the "
+        "same splits, ± its standard error over n splits: one to three of them say little.",
         "Accuracy minus the default's; last, means over tasks of three scores (a lower log loss is better).",
         markdown(overview.reset_index()),
         "## Sparsity",
@@ -123,7 +121,7 @@ def page(rows: pd.DataFrame) -> str:
     ]
     for task in TASKS:
         parts += [f"## {task}", markdown(shown.loc[task].reindex(CHANGES).dropna(how="all").reset_index())]
-    return "\n\n".join([*parts, machine()]) + "\n"
+    return "\n\n".join([*parts, machine()]).replace(" ± nan", "") + "\n"
 
 
 if __name__ == "__main__":

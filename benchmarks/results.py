@@ -286,9 +286,8 @@ def of_task(scores: pd.DataFrame) -> str:
         cells = {
             w: f"{number(row[s])} ({number(row[f'{s}_low'])}-{number(row[f'{s}_high'])})" for s, w in SCORES.items()
         }
-        error, has_error = row["calibration_error"], pd.notna(row["calibration_error"])
-        cells |= {"% unlabelled": f"{row['unlabelled_percent']:.1f}"}
-        cells |= {"calibration error": number(error) if has_error else "no probabilities"}
+        error = number(row["calibration_error"]) if pd.notna(row["calibration_error"]) else "no probabilities"
+        cells |= {"% unlabelled": f"{row['unlabelled_percent']:.1f}", "calibration error": error}
         cells |= {f"{step} s": f"{row[f'{step.lower()}_seconds']:.1f}" for step in ("fit", "predict", "CPU")}
         rows.append({"method": row["method"]} | cells | {"MB": f"{row['peak_memory_mb']:,.0f}"})
     sizes = scores.dropna(subset=["n_cells"]).iloc[0]

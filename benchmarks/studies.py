@@ -87,11 +87,9 @@ def read(study: str) -> dict[str, dict[str, pd.DataFrame]]:
     """The tables of each task, those of `GENERALIZATION` and `ABLATION` in their order."""
     order = [*GENERALIZATION, *ABLATION]
     folders = sorted((TABLES / study).glob("*/"), key=lambda folder: order.index(folder.name))
-    files = {folder.name: sorted(folder.glob("*.csv*")) for folder in folders}
-    return {
-        task: {file.name.split(".")[0]: pd.read_csv(file, keep_default_na=False, na_values=[""]) for file in some}
-        for task, some in files.items()
-    }
+    options = dict(keep_default_na=False, na_values=[""])
+    named = {folder.name: {file.name.split(".")[0]: file for file in folder.glob("*.csv*")} for folder in folders}
+    return {task: {name: pd.read_csv(file, **options) for name, file in files.items()} for task, files in named.items()}
 
 
 def generalization_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
@@ -220,9 +218,8 @@ def learned(epochs: pd.DataFrame) -> pd.DataFrame:
         accuracy = own.sort_values("epoch").set_index("epoch")["val_accuracy_weighted"]
         end = accuracy.tail(min(10, max(1, len(accuracy) // 5))).mean()
         first = (accuracy >= end - TOLERANCE).idxmax()
-        seconds = own.set_index("epoch").loc[first, "cpu_seconds"]
-        rows.append((*key, first + 1, seconds, accuracy.index[-1] + 1, end))
-    times = pd.DataFrame(rows, columns=[*keys, "epochs", "cpu_seconds", "n_epochs", "end"])
+        rows.append((*key, first + 1, accuracy.index[-1] + 1, end))
+    times = pd.DataFrame(rows, columns=[*keys, "epochs", "n_epochs", "end"])
     return times[times["end"] > 0.5]
 
 
@@ -230,7 +227,7 @@ def size_rows(tables: dict[str, pd.DataFrame], times: pd.DataFrame) -> pd.DataFr
     """Each proportion: scores, loss, and how long training took."""
     keys, rows = ["method", "proportion"], []
     losses = tables["losses"].query("score == 'median_f1'").set_index(keys)
-    times = times.groupby(keys)[["epochs", "n_epochs", "cpu_seconds"]].mean()
+    times = times.groupby(keys)[["epochs", "n_epochs"]].mean()
     for key, row in tables["scores"].set_index(keys).iterrows():
         found = {"method": key[0], "proportion": f"{100 * key[1]:g} %", "cells": f"{row['n_training_cells']:,.0f}"}
         found |= {words(score): with_interval(row, score) for score in ("weighted_accuracy", "median_f1")}

@@ -72,11 +72,8 @@ def _file(entry: Dataset, file: DataFile) -> list[str]:
         members = [f"`{member}`" for member in (*source.matrix, source.labels, source.genes) if member]
     elif source.object and file == source.matrix:
         members = [f"`{source.object}`"]
-    return [
-        f"- `{file.name}`: {size}, {sha256}",
-        *(f"  - <{url}>" for url in file.urls),
-        *([f"  - {', '.join(members)}"] if members else []),
-    ]
+    lines = [f"- `{file.name}`: {size}, {sha256}", *(f"  - <{url}>" for url in file.urls)]
+    return lines + [f"  - {', '.join(members)}"] * bool(members)
 
 
 def _download(entry: Dataset) -> str:
