@@ -111,9 +111,9 @@ def page(rows: pd.DataFrame) -> str:
     parts = [
         "# Trials of the default recipe",
         "Written by `python benchmarks/recipe.py`; do not edit. Each row changes one setting of the default, or is a "
-        "linear method. Training cells of the benchmark's outer folds are split again, by groups or samples where there "
-        "are several, else at random; the test cells are not read. In brackets the difference to the default on the "
-        "same splits, ± its standard error over n splits: one to three of them say little.",
+        "linear method. Training cells of the benchmark's outer folds are split again, by groups or samples where "
+        "there are several, else at random; the test cells are not read. In brackets the difference to the default "
+        "on the same splits, ± its standard error over n splits: one to three of them say little.",
         "Accuracy minus the default's; last, means over tasks of three scores (a lower log loss is better).",
         markdown(overview.reset_index()),
         "## Sparsity",
