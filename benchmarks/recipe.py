@@ -23,6 +23,7 @@ from tasks import Folds
 
 import sims_kit as sk
 from sims_kit.cells.matrix import log_normalised
+from sims_kit.plotting.style import log_axis
 
 ROWS = ROOT / "benchmarks/measured_recipe/rows.csv"
 TASKS = ("pbmc68k", "blood across donors and conditions", "blood to interferon and back", "blood across chemistries")
@@ -35,8 +36,7 @@ CHANGES = {  # in the order in which they are measured; the linear methods have 
     **{f"{number} genes per class": dict(genes_per_class=number) for number in (50, 300)},
     "gene dropout 0.1": dict(gene_dropout=0.1),
     "400 steps": dict(training_steps=400, steps_per_class=40),
-    "one network": dict(n_models=1),
-    "two networks": dict(n_models=2),
+    **{f"{number} of 4 networks": dict(n_models=number) for number in (1, 2)},
 }
 SCORES = ["accuracy", "macro F1", "log loss"]
 NUMBERS = ["genes in a mask", "genes in any mask", "genes for half", "genes read", "CPU s"]
@@ -80,9 +80,8 @@ def measure(change: str, task: str, fold: int) -> dict[str, object]:
         of_classes = getattr(estimator[-1], "estimators_", [estimator[-1]])
         return row | {"genes read": np.any([part.coef_ != 0 for part in of_classes], axis=(0, 1)).sum()}
     model = estimator.model_
-    with torch.no_grad():
-        (step,) = model.eval().network.steps(torch.from_numpy(log_normalised(query, model.genes).toarray()))
-    masks = step.mask.numpy()  # cells x networks x genes
+    (step,) = model.eval().network.steps(torch.from_numpy(log_normalised(query, model.genes).toarray()))
+    masks = step.mask.detach().numpy()  # cells x networks x genes
     falling = -np.sort(-masks.mean(axis=1), axis=1).cumsum(axis=1)
     row |= {"genes in a mask": np.median((masks > 0).sum(axis=2)), "genes read": len(model.genes_read)}
     row |= {"genes in any mask": np.median((masks > 0).any(axis=1).sum(axis=1))}
@@ -100,12 +99,13 @@ def page(rows: pd.DataFrame) -> str:
         shown[score] = [f"{value:.3f} ({more:+.3f} ± {width:.3f})" for value, more, width in parts]
     shown[NUMBERS] = mean[NUMBERS].map("{:.0f}".format, na_action="ignore")
     by_task = gain.unstack("task").reindex(CHANGES).drop("default")
-    means = {f"mean, {score}": by_task[score].mean(axis=1, skipna=False) for score in SCORES}
-    overview = by_task["accuracy"][list(TASKS)].assign(**means).map("{:+.3f}".format).replace("+nan", "")
+    overview = by_task["accuracy"][list(TASKS)].assign(**{f"mean, {s}": by_task[s].mean(1, skipna=False) for s in SCORES})
     curve = mean.assign(gain=gain["accuracy"]).reset_index().query("change.str.contains('default|temperature')")
-    ax = sns.lineplot(curve, x="genes in a mask", y="gain", hue="task", style="task", markers=True, dashes=False)
+    looks = dict(style="task", markers=True, markersize=8, dashes=False, hue_order=TASKS, style_order=TASKS)
+    ax = sns.lineplot(curve, x="genes in a mask", y="gain", hue="task", **looks)
     ax.axhline(0, color="0.6", linewidth=1, zorder=0)
-    ax.set(xscale="log", xlabel="genes in a mask (median of cells)", ylabel="accuracy minus the default's")
+    log_axis(ax.xaxis)
+    ax.set(xlabel="genes in a mask (median of cells)", ylabel="accuracy minus the default's")
     sns.move_legend(ax, "lower right", title=None, fontsize=8)
     ax.figure.savefig(ROOT / "docs/sparsity.png", dpi=110, bbox_inches="tight")
     parts = [
@@ -115,7 +115,7 @@ def page(rows: pd.DataFrame) -> str:
         "there are several, else at random; the test cells are not read. In brackets the difference to the default "
         "on the same splits, ± its standard error over n splits: one to three of them say little.",
         "Accuracy minus the default's; last, means over tasks of three scores (a lower log loss is better).",
-        markdown(overview.reset_index()),
+        markdown(overview.map("{:+.3f}".format).replace("+nan", "").reset_index()),
         "## Sparsity",
         "![accuracy against the number of genes in a mask](../docs/sparsity.png)",
     ]

@@ -63,8 +63,7 @@ def main() -> None:
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(*arguments.worker)
-        return
+        return worker(*arguments.worker)
     if not arguments.report:
         names = [tasks.get(name, name) for name in arguments.tasks], [methods.get(n, n) for n in arguments.methods]
         run(*names, arguments.jobs, 60 * arguments.timeout, arguments.again)

@@ -11,9 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def machine(*others: str) -> str:
     """Where and with what a page was measured; `others` are further packages."""
-    names = ("torch", "scikit-learn", "numpy", *others)
-    packages = ", ".join(f"{name} {version(name).split('+')[0]}" for name in names)
-    return f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {packages}."
+    names = ", ".join(f"{name} {version(name).split('+')[0]}" for name in ("torch", "scikit-learn", "numpy", *others))
+    return f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {names}."
 
 
 def markdown(frame: pd.DataFrame) -> str:
