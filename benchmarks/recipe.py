@@ -99,7 +99,8 @@ def page(rows: pd.DataFrame) -> str:
         shown[score] = [f"{value:.3f} ({more:+.3f} ± {width:.3f})" for value, more, width in parts]
     shown[NUMBERS] = mean[NUMBERS].map("{:.0f}".format, na_action="ignore")
     by_task = gain.unstack("task").reindex(CHANGES).drop("default")
-    overview = by_task["accuracy"][list(TASKS)].assign(**{f"mean, {s}": by_task[s].mean(1, skipna=False) for s in SCORES})
+    means = {f"mean, {score}": by_task[score].mean(axis=1, skipna=False) for score in SCORES}
+    overview = by_task["accuracy"][list(TASKS)].assign(**means)
     curve = mean.assign(gain=gain["accuracy"]).reset_index().query("change.str.contains('default|temperature')")
     looks = dict(style="task", markers=True, markersize=8, dashes=False, hue_order=TASKS, style_order=TASKS)
     ax = sns.lineplot(curve, x="genes in a mask", y="gain", hue="task", **looks)
@@ -117,6 +118,7 @@ def page(rows: pd.DataFrame) -> str:
         "Accuracy minus the default's; last, means over tasks of three scores (a lower log loss is better).",
         markdown(overview.map("{:+.3f}".format).replace("+nan", "").reset_index()),
         "## Sparsity",
+        "Temperatures of 1, 3, 10 (the default), 30 and 100; [RECIPE.md](RECIPE.md) says where the knee is.",
         "![accuracy against the number of genes in a mask](../docs/sparsity.png)",
     ]
     for task in TASKS:
