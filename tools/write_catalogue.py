@@ -35,7 +35,7 @@ def _section(name: str, entry: Dataset) -> str:
         "Values": not is_table and (entry.state or "recognised from the values when they are used"),
         "Done before publication": entry.preprocessing,
         "Labels": ", ".join(f"`{column}`" for column in (entry.label, *entry.other_labels) if column),
-        **{key.title(): f"`{name}`" for key in ("sample", "condition", "region") if (name := getattr(entry, key))},
+        **{key.title(): f"`{value}`" for key in ("sample", "condition", "region") if (value := getattr(entry, key))},
         "Genes": not is_table and {"none": "not named"}.get(entry.gene_ids, entry.gene_ids),
         "Left out": "; ".join(_filters(entry)),
         "Notes": entry.notes,
