@@ -10,8 +10,6 @@ stressed: a leak that it must find. Integrated gradients need `pip install 'sims
 """
 
 import argparse
-from importlib.metadata import version
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -24,42 +22,23 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, auc
 from sklearn.model_selection import train_test_split
 from sklearn.svm import LinearSVC
+from study_page import ROOT, machine, markdown
 
 import sims_kit as sk
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.datasets.simulate import PRESETS, simulate
 
-ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "benchmarks/measured_interpretation"
+QUIET = dict(test=0, verbose=False, logger=False)
 LEAKY = "L4 IT"  # the type that alone is stressed
 SIZES = (5, 10, 20, 50, 100, 200)  # genes, of sufficiency
-KNOWN = {  # Zheng et al., Nature Communications 2017, doi 10.1038/ncomms14049; Villani et al., Science 2017 (dendritic)
-    "pbmc68k": {
-        "CD14+ Monocyte": ["LYZ", "S100A8", "S100A9", "FCN1"],
-        "CD19+ B": ["CD79A", "CD79B", "MS4A1"],
-        "CD34+": ["SOX4", "PRSS57"],
-        "CD56+ NK": ["NKG7", "GNLY", "PRF1", "GZMB"],
-        "CD8+ Cytotoxic T": ["CD8A", "GZMK", "GZMH", "CCL5"],
-        "CD8+/CD45RA+ Naive Cytotoxic": ["CD8A", "CD8B", "CCR7"],
-        "CD4+/CD25 T Reg": ["IL32", "TIGIT", "CD27"],
-        "CD4+/CD45RO+ Memory": ["IL7R", "LTB", "S100A4"],
-        "Dendritic": ["FCER1A", "CLEC10A", "CST3"],
-    },
-    # Tabula Muris Consortium, Nature 2018, doi 10.1038/s41586-018-0590-4; Klrb1c is the NK1.1 of sorting panels
-    "mouse-immune": {
-        "B cell": ["Cd79a", "Cd79b", "Ms4a1", "Cd19"],
-        "T cell": ["Cd3d", "Cd3e", "Cd3g"],
-        "NK cell": ["Nkg7", "Klrd1", "Gzma", "Ncr1", "Klrb1c"],
-        "Monocyte": ["Ly6c2", "Csf1r", "Ccr2", "Lyz2"],
-        "Granulocyte": ["S100a8", "S100a9", "Csf3r", "Retnlg"],
-    },
-}
+KNOWN = pd.read_csv(ROOT / "benchmarks/known_markers.csv")  # from publications
 
 
 def main() -> None:
     """Measure what is asked for, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["sim-cortex", *KNOWN])
+    parser.add_argument("--tasks", nargs="+", default=["sim-cortex", *KNOWN["task"].unique()])
     parser.add_argument("--seeds", type=int, default=3, help="models of the default recipe, of four networks each")
     parser.add_argument("--cells", type=int, default=200, help="test cells that have genes taken away")
     parser.add_argument("--report", action="store_true", help="write the page, measure nothing")
@@ -79,7 +58,7 @@ def measure(task: str, n_seeds: int, n_cells: int) -> dict[str, pd.DataFrame]:
     sizes = cells.obs[label].value_counts()
     cells = cells[cells.obs[label].isin(sizes.index[sizes > 10])].copy()
     train, test = split(cells, label)
-    models = [fit(train, label, seed) for seed in range(n_seeds)]
+    models = [sk.fit(train, label, seed=seed, **QUIET) for seed in range(n_seeds)]
     model, few = models[0], test[:n_cells].copy()
     values = log_normalised(few, model.genes)
     own = {"integrated gradients": integrated_gradients(model, values), "linear SVM": svm_scores(model, few, values)}
@@ -99,18 +78,13 @@ def measure(task: str, n_seeds: int, n_cells: int) -> dict[str, pd.DataFrame]:
     tables["areas"] = areas(curves)
     tables["sufficiency"] = sufficiency(model, train, test, label, rankings)
     tables |= agreement(models, train, label) | stress(task, model, test, label)
-    if task in KNOWN:
-        ranks = {name: table.rank(axis=1, ascending=False) for name, table in rankings.items()}
-        pairs = [(name, gene) for name, genes in KNOWN[task].items() for gene in genes]
-        rows = [{"class": c, "marker": g} | {name: table.loc[c, g] for name, table in ranks.items()} for c, g in pairs]
-        tables["known_markers"] = pd.DataFrame(rows)
+    known = KNOWN.loc[KNOWN["task"] == task, ["class", "marker"]]
+    if len(known):
+        ranks = {name: ranking.rank(axis=1, ascending=False).stack() for name, ranking in rankings.items()}
+        pairs = pd.MultiIndex.from_frame(known)
+        tables["known_markers"] = known.assign(**{name: of_all[pairs].to_numpy() for name, of_all in ranks.items()})
     draw(task, tables, model, test)
     return tables
-
-
-def fit(cells, label: str, seed: int):
-    """A model of the default recipe."""
-    return sk.fit(cells, label, seed=seed, test=0, verbose=False, logger=False)
 
 
 def split(cells, label: str) -> list:
@@ -222,7 +196,7 @@ def stress(task: str, model, test, label: str) -> dict[str, pd.DataFrame]:
     pairs = {task: (model, test)}
     if task == "sim-cortex":
         train, held_out = split(simulate(PRESETS[task]["fast"], stress_strength=1.0, stress_types=(LEAKY,)), label)
-        pairs[f"{LEAKY} alone stressed"] = fit(train, label, 0), held_out
+        pairs[f"{LEAKY} alone stressed"] = sk.fit(train, label, **QUIET), held_out
     checks = {}
     for name, (of, cells) in pairs.items():
         genes = [gene for gene in of.genes if gene.upper() in sk.studies.STRESS_GENES]  # the mouse's in its own case
@@ -272,7 +246,7 @@ def page() -> str:
         "Written by `python benchmarks/interpretation.py`; do not edit. Models of the default recipe, trained on four "
         "fifths of the cells; genes are taken away from cells of the last fifth, and what comes out of the network is "
         "compared with the whole cell. Methods that need labels or a fit of their own have the training cells.",
-        f"torch {version('torch').split('+')[0]}, captum {version('captum')}, scanpy {version('scanpy')}.",
+        machine("captum", "scanpy"),
     ]
     for folder in sorted(TABLES.iterdir(), key=lambda folder: folder.name != "sim-cortex"):
         tables = {file.stem: pd.read_csv(file) for file in folder.glob("*.csv")}
@@ -310,19 +284,9 @@ def sections(task: str, tables: dict[str, pd.DataFrame]) -> list[str]:
         ranks = tables["known_markers"].set_index(["class", "marker"])
         found["Known markers: their rank among all genes of the class (1: first)"] = (None, ranks)
     for heading, (kind, frame) in (found | {"One cell": ("cell", None)}).items():
-        parts += [f"### {heading}"] + ([] if frame is None else [markdown(frame)])
+        parts += [f"### {heading}"] + ([] if frame is None else [markdown(frame.reset_index())])
         parts += [f"![{kind}](../docs/interpretation_{task}_{kind}.png)"] * (kind is not None)
     return parts
-
-
-def markdown(frame: pd.DataFrame) -> str:
-    """A Markdown table, numbers with three decimals."""
-    frame = frame.reset_index()
-    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|---" * frame.shape[1] + "|"]
-    for row in frame.itertuples(index=False):
-        cells = ["" if v != v else f"{v:.3f}".removesuffix(".000") if isinstance(v, float) else str(v) for v in row]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from methods import METHODS
-from study_page import ROOT, with_interval
+from study_page import ROOT, markdown, with_interval
 from tasks import TASKS, Folds, calibration_error, slug
 
 import sims_kit as sk
@@ -63,8 +63,7 @@ def main() -> None:
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(*arguments.worker)
-        return
+        return worker(*arguments.worker)
     if not arguments.report:
         names = [tasks.get(name, name) for name in arguments.tasks], [methods.get(n, n) for n in arguments.methods]
         run(*names, arguments.jobs, 60 * arguments.timeout, arguments.again)
@@ -78,9 +77,8 @@ def main() -> None:
 def run(tasks: list[str], methods: list[str], n_jobs: int, timeout: float, again: bool) -> None:
     """One process for each method and fold; rows and predictions are written as soon as they are known."""
     rows = pd.read_csv(MEASURED / "rows.csv")
-    done = (
-        set() if again else set(rows[rows["status"].isin(["done", "cannot"])][KEY].itertuples(index=False, name=None))
-    )
+    known = rows[rows["status"].isin(["done", "cannot"]) & (not again)]
+    done = set(known[KEY].itertuples(index=False, name=None))
     with ThreadPoolExecutor(n_jobs) as pool:
         for task in tasks:
             jobs = [(task, method, fold) for fold in range(len(Folds(task))) for method in methods]
@@ -163,9 +161,7 @@ def keep(predictions: pd.DataFrame, row: dict) -> None:
 
 def summarised() -> dict[str, pd.DataFrame]:
     """``scores``, ``differences`` and ``classes`` of all tasks, from the rows and predictions."""
-    rows = pd.read_csv(MEASURED / "rows.csv", dtype={"reason": str, "versions": str}).fillna(
-        {"reason": "", "versions": ""}
-    )
+    rows = pd.read_csv(MEASURED / "rows.csv").fillna({"reason": "", "versions": ""})
     order = {method: number for number, method in enumerate(rows["method"].unique())}
     rows = rows.sort_values("method", key=lambda names: names.map(order), kind="stable")
     tables = {"rows": rows, "scores": [], "differences": [], "classes": []}
@@ -251,50 +247,50 @@ def page(tables: dict[str, pd.DataFrame]) -> str:
 
 def against_best(tables: dict[str, pd.DataFrame]) -> str:
     """For each task and score, the difference from the method that is not SIMS and scores highest."""
-    lines = ["| task | " + " | ".join(SCORES.values()) + " |", "|---" * (1 + len(SCORES)) + "|"]
-    differences = tables["differences"].set_index(["task", "method", "score"])
+    rows, differences = [], tables["differences"].set_index(["task", "method", "score"])
     for task, own in tables["scores"].groupby("task", sort=False):
         # A method that rejects is scored on the cells that it finds easy, so it is no measure for one that answers all
         others = own[~own["method"].str.startswith("SIMS") & (own["unlabelled_percent"] == 0)].set_index("method")
-        cells = []
-        for score in SCORES:
+        rows.append({"task": task})
+        for score, words in SCORES.items():
             best = others[score].idxmax()
             row = differences.loc[task, best, score]
             verdict = "ahead" if row["low"] > 0 else "behind" if row["high"] < 0 else "level"
-            cells.append(f"{with_interval(row, 'difference', '+.3f')}, {verdict}: {best} {number(others[score][best])}")
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+            difference = f"{with_interval(row, 'difference', '+.3f')}, {verdict}"
+            rows[-1][words] = f"{difference}: {best} {number(others[score][best])}"
     head = f"{AGAINST} minus the best method that is not SIMS and labels every cell, paired by cell"
-    return f"{head}; level where the interval holds zero.\n\n" + "\n".join(lines)
+    return f"{head}; level where the interval holds zero.\n\n" + markdown(pd.DataFrame(rows))
 
 
 def recall_table(classes: pd.DataFrame) -> str:
     """Mean recall by task, method and size of the class; classes are named by the most cells that they may have."""
     classes = classes[classes["method"].isin(IN_FIGURE)]
     sizes = pd.cut(classes["n_cells"], [0, 16, 25, 60, np.inf], labels=["to 16 cells", "to 25", "to 60", "more"])
-    lines = [f"| task | method | {' | '.join(sizes.cat.categories)} |", "|---" * (2 + len(sizes.cat.categories)) + "|"]
+    rows = []
     for (task, method), own in classes.groupby(["task", "method"], sort=False):
         if classes.loc[classes["task"] == task, "n_cells"].min() <= 25:
             groups = own["recall"].groupby(sizes[own.index], observed=False).agg(["mean", "size"])
-            cells = [f"{number(mean)} ({size:.0f})" if size else "" for mean, size in groups.to_numpy()]
-            lines.append(f"| {task} | {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            cells = {name: f"{number(mean)} ({size:.0f})" if size else "" for name, mean, size in groups.itertuples()}
+            rows.append({"task": task, "method": method} | cells)
+    return markdown(pd.DataFrame(rows))
 
 
 def of_task(scores: pd.DataFrame) -> str:
     """One task: a row for each method, and the reasons of those without a score."""
-    heads = ["method", *SCORES.values(), "% unlabelled", "calibration error", "fit s", "predict s", "CPU s", "MB"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for _, row in scores.iterrows():
         if row["reason"]:
-            lines.append(f"| {row['method']} | {row['reason']}" + " | " * (len(heads) - 2) + " |")
+            rows.append({"method": row["method"], "accuracy": row["reason"]})
             continue
-        values = [f"{number(row[s])} ({number(row[f'{s}_low'])}-{number(row[f'{s}_high'])})" for s in SCORES]
-        values += [f"{row['unlabelled_percent']:.1f}"]
-        values += [number(row["calibration_error"]) if pd.notna(row["calibration_error"]) else "no probabilities"]
-        values += [f"{row[f'{step}_seconds']:.1f}" for step in ("fit", "predict", "cpu")]
-        lines.append(f"| {row['method']} | {' | '.join(values)} | {row['peak_memory_mb']:,.0f} |")
-    sizes = scores.dropna(subset=["n_cells"])
-    return f"{sizes['n_cells'].iloc[0]:,.0f} cells, {sizes['n_classes'].iloc[0]:.0f} classes.\n\n" + "\n".join(lines)
+        cells = {
+            w: f"{number(row[s])} ({number(row[f'{s}_low'])}-{number(row[f'{s}_high'])})" for s, w in SCORES.items()
+        }
+        error = number(row["calibration_error"]) if pd.notna(row["calibration_error"]) else "no probabilities"
+        cells |= {"% unlabelled": f"{row['unlabelled_percent']:.1f}", "calibration error": error}
+        cells |= {f"{step} s": f"{row[f'{step.lower()}_seconds']:.1f}" for step in ("fit", "predict", "CPU")}
+        rows.append({"method": row["method"]} | cells | {"MB": f"{row['peak_memory_mb']:,.0f}"})
+    sizes = scores.dropna(subset=["n_cells"]).iloc[0]
+    return f"{sizes['n_cells']:,.0f} cells, {sizes['n_classes']:.0f} classes.\n\n" + markdown(pd.DataFrame(rows))
 
 
 def number(value: float) -> str:

@@ -1,8 +1,7 @@
-"""Speed and memory, measured: training steps, whole fits, annotate and explain, loading, and growth with size.
+"""Speed and memory, measured: training steps, predictions, explanations, whole fits, loading, and growth with size.
 
     python benchmarks/speed.py step [--genes 2000 20000] [--batch-sizes 256 1024] [--threads 1] [--device cpu]
     python benchmarks/speed.py fit [--dataset worm-neurons] [--epochs 5] [--skip-stock]
-    python benchmarks/speed.py verbs [--cells 5000] [--genes 20000]
     python benchmarks/speed.py loader [--cells 100000] [--genes 20000] [--seconds 20]
     python benchmarks/speed.py scale [--cells 10000 50000 1000000] [--genes 1000 4000 16000] [--folder DIR]
 
@@ -37,6 +36,7 @@ from pytorch_tabnet.tab_model import TabNetClassifier
 from pytorch_tabnet.tab_network import TabNetNoEmbeddings
 from scipy import sparse
 from sklearn.model_selection import train_test_split
+from study_page import ROOT
 from torch.nn.functional import cross_entropy
 
 import sims_kit as sk
@@ -48,7 +48,6 @@ from sims_kit.model.contributions import explain_batch
 from sims_kit.model.network import TabNet
 from sims_kit.model.recipe import get_recipe
 
-ROOT = Path(__file__).resolve().parent.parent
 TABLE, FIGURE = ROOT / "benchmarks/measured_scale.csv", ROOT / "docs/scale.png"
 QUIET = dict(test=0, verbose=False, logger=False)
 METHODS = ("stock", "no identity", "thesis", "one network of the default")
@@ -210,24 +209,6 @@ def fit_stock(dataset: str, batch_size: int) -> tuple[float, int]:
     return clock("cpu") - started, peak_megabytes()
 
 
-def verbs(arguments: argparse.Namespace) -> None:
-    """Cells per second and peak of `annotate` and `explain` on counts."""
-    print_row("verb", "cells", "genes", "cells per second", "peak, MB", is_head=True)
-    n_cells, n_genes = (arguments.cells or [5_000])[0], (arguments.genes or [20_000])[0]
-    for verb in ("annotate", "explain"):
-        speed, memory = apart(arguments.threads, one_verb, verb, n_cells, n_genes)
-        print_row(f"sk.{verb}", f"{n_cells:,}", f"{n_genes:,}", f"{speed:,.0f}", f"{memory:,}")
-
-
-def one_verb(verb: str, n_cells: int, n_genes: int) -> tuple[float, int]:
-    """Cells per second, and the peak."""
-    tissue = simulated(n_cells, n_genes)
-    model = sk.fit(tissue[:1000].copy(), "cell_type", max_epochs=1, **QUIET)
-    query, started = ad.AnnData(tissue.X, var=tissue.var[[]]), time.perf_counter()
-    sk.annotate(query, model) if verb == "annotate" else sk.explain(model, query)
-    return n_cells / (time.perf_counter() - started), peak_megabytes()
-
-
 def loaders(arguments: argparse.Namespace) -> None:
     """Cells per second of ways to read a file in batches."""
     path = arguments.folder / "cells.h5ad"
@@ -342,7 +323,7 @@ def draw(rows: pd.DataFrame) -> None:
     figure.savefig(FIGURE, dpi=120)
 
 
-COMMANDS = {"step": steps, "fit": fits, "verbs": verbs, "loader": loaders, "scale": growth}
+COMMANDS = {"step": steps, "fit": fits, "loader": loaders, "scale": growth}
 
 if __name__ == "__main__":
     main()

@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
-from study_page import ROOT, machine, table, with_interval, write_section
+from study_page import ROOT, machine, markdown, with_interval
 
 import sims_kit as sk
 from sims_kit.datasets.simulate import PRESETS, simulate
+from sims_kit.plotting.style import words
 
 TABLES, RUNS = ROOT / "benchmarks/measured_studies", ROOT / "results/studies"
 METHODS = ("SIMS, one network", "linear SVM")
@@ -46,9 +47,10 @@ def main() -> None:
     for task in arguments.tasks or {"generalization": GENERALIZATION, "ablation": ABLATION}.get(arguments.study, ()):
         measure = {"generalization": generalization, "ablation": ablation}[arguments.study]
         store(measure(task, folder=RUNS / arguments.study / task, **options), TABLES / arguments.study / task)
+    parts = ["# The thesis's experiments", "Written by the scripts that each section names; do not edit."]
     for title, section in (("Generalization", generalization_section), ("Ablation", ablation_section)):
-        if parts := section(read(title.lower())):
-            write_section(title, parts)
+        parts += [f"## {title}", *section(read(title.lower()))]
+    (ROOT / "benchmarks/STUDIES.md").write_text("\n\n".join(parts) + "\n")
 
 
 def generalization(task: str, **options) -> tuple:
@@ -85,17 +87,13 @@ def read(study: str) -> dict[str, dict[str, pd.DataFrame]]:
     """The tables of each task, those of `GENERALIZATION` and `ABLATION` in their order."""
     order = [*GENERALIZATION, *ABLATION]
     folders = sorted((TABLES / study).glob("*/"), key=lambda folder: order.index(folder.name))
-    files = {folder.name: sorted(folder.glob("*.csv*")) for folder in folders}
-    return {
-        task: {file.name.split(".")[0]: pd.read_csv(file, keep_default_na=False, na_values=[""]) for file in some}
-        for task, some in files.items()
-    }
+    options = dict(keep_default_na=False, na_values=[""])
+    named = {folder.name: {file.name.split(".")[0]: file for file in folder.glob("*.csv*")} for folder in folders}
+    return {task: {name: pd.read_csv(file, **options) for name, file in files.items()} for task, files in named.items()}
 
 
 def generalization_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
     """What the section of the page says."""
-    if not tasks:
-        return []
     titles = {
         "regions": f"Regions: simulated cortex, {N_CELLS:,} cells x 2,000 genes, 19 types, trained on MTG",
         "protocols": "Protocols: three lung cancer cell lines (Tian et al. 2019) by CEL-seq2 and Drop-seq",
@@ -106,7 +104,7 @@ def generalization_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[st
         "trained on four fifths of one group of cells and tested on the others; the last fifth is the reference. "
         "Scores are of cells whose class was in training. In brackets 95 % bootstrap intervals over cells and seeds. "
         "One network, and not the four of the default recipe, stands for SIMS.",
-        table(transfer_claims(tasks)),
+        markdown(transfer_claims(tasks)),
         "A drop is the reference minus the target, in points. The thesis calls transfer good without a number. Here a "
         f"target drops where the whole interval is above {LARGE_DROP:g}; the claim holds where all intervals are "
         "below, not where one target drops, and is open between. Where all cells are right, there is no width: of "
@@ -116,9 +114,12 @@ def generalization_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[st
         axes = draw_transfer(tables["scores"])
         axes[0].figure.savefig(figure("generalization", task), dpi=110)
         plt.close("all")
-        parts += [f"### {titles[task]}", picture("generalization", task), table(target_rows(tables))]
+        parts += [f"### {titles[task]}", picture("generalization", task), markdown(target_rows(tables))]
         if len(tables["unseen"]):
-            parts += ["Cells of classes that were not in training went to:", table(tables["unseen"].round(1))]
+            parts += [
+                "Cells of classes that were not in training went to:",
+                markdown(tables["unseen"].round(1).astype(str)),
+            ]
     return [*parts, machine()]
 
 
@@ -146,11 +147,6 @@ def target_rows(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def words(score: str) -> str:
-    """``median_f1`` as "median F1"."""
-    return score.replace("_", " ").replace("f1", "F1")
-
-
 def transfer_claims(tasks: dict[str, dict[str, pd.DataFrame]]) -> pd.DataFrame:
     """Whether transfer is good, for each task, method and score."""
     rows = []
@@ -169,8 +165,6 @@ def transfer_claims(tasks: dict[str, dict[str, pd.DataFrame]]) -> pd.DataFrame:
 
 def ablation_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
     """What the section of the page says."""
-    if not tasks:
-        return []
     titles = {
         "sim-cortex": f"Simulated cortex, {N_CELLS:,} cells x 2,000 genes, 19 types in eight regions",
         "worm-neurons": "Worm neurons, 4,186 cells x 13,488 genes, ten types",
@@ -181,7 +175,7 @@ def ablation_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
         "In brackets 95 % bootstrap intervals over test cells and seeds, of losses paired by both. One network, not "
         "the four of the default recipe, stands for SIMS. Epochs are set by the recipe: 1,000 steps at least ten times "
         "through the cells, so that small sets are seen more often, and none stops early.",
-        table(pd.concat([ablation_claims(task, tables) for task, tables in tasks.items()])),
+        markdown(pd.concat([ablation_claims(task, tables) for task, tables in tasks.items()])),
         "Losses are in points of median F1 on the test cells: all training cells minus the proportion. A claim holds "
         f"where the whole interval is within {TOLERANCE:g}, does not where none of it is, and is open between. The "
         "thesis began with 47,432 and 73,347 cells, a tenth of which is as many as all are here, or more: a "
@@ -195,25 +189,25 @@ def ablation_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
         for method, own in tables["scores"].groupby("method", sort=False):
             spread = np.abs(own[["median_f1_low", "median_f1_high"]].sub(own["median_f1"], axis=0)).T
             scores.errorbar(own["n_training_cells"], own["median_f1"], spread, marker="o", label=method)
-        sns.lineplot(
-            times, x="n_training_cells", y="epochs", hue="method", marker="o", errorbar=("pi", 100), ax=convergence
-        )
+        looks = dict(hue="method", marker="o", errorbar=("pi", 100), ax=convergence)
+        sns.lineplot(times, x="n_training_cells", y="epochs", **looks)
         scores.set(xscale="log", xlabel="training cells", ylabel="median F1, 95 % interval")
         convergence.set(xscale="log", yscale="log", xlabel="training cells", ylabel="epochs to convergence")
         scores.legend(frameon=False)
         panels.savefig(figure("ablation_scores", task), dpi=110)
         plt.close("all")
         n_seeds = tables["runs"]["seed"].nunique()
-        parts += [f"### {titles[task]}; {n_seeds} seed{'s' if n_seeds > 1 else ''}"]
-        parts += [picture("ablation", task)]
         parts += [
+            f"### {titles[task]}; {n_seeds} seed{'s' if n_seeds > 1 else ''}",
+            picture("ablation", task),
             "Validation cells are a tenth of the training cells, so that at 1 % curves are of four or five of them; "
             "with all cells, the final ten epochs are the whole training, or nearly. The fixed test cells in (a) have "
-            "neither fault."
+            "neither fault.",
+            picture("ablation_scores", task),
+            markdown(size_rows(tables, times)),
+            "Smallest training set within 2 points, and from which on all are:",
+            markdown(smallest_rows(tables)),
         ]
-        parts += [picture("ablation_scores", task)]
-        parts += [table(size_rows(tables, times)), "Smallest training set within 2 points, and from which on all are:"]
-        parts += [table(smallest_rows(tables))]
     return [*parts, machine()]
 
 
@@ -224,9 +218,8 @@ def learned(epochs: pd.DataFrame) -> pd.DataFrame:
         accuracy = own.sort_values("epoch").set_index("epoch")["val_accuracy_weighted"]
         end = accuracy.tail(min(10, max(1, len(accuracy) // 5))).mean()
         first = (accuracy >= end - TOLERANCE).idxmax()
-        seconds = own.set_index("epoch").loc[first, "cpu_seconds"]
-        rows.append((*key, first + 1, seconds, accuracy.index[-1] + 1, end))
-    times = pd.DataFrame(rows, columns=[*keys, "epochs", "cpu_seconds", "n_epochs", "end"])
+        rows.append((*key, first + 1, accuracy.index[-1] + 1, end))
+    times = pd.DataFrame(rows, columns=[*keys, "epochs", "n_epochs", "end"])
     return times[times["end"] > 0.5]
 
 
@@ -234,15 +227,13 @@ def size_rows(tables: dict[str, pd.DataFrame], times: pd.DataFrame) -> pd.DataFr
     """Each proportion: scores, loss, and how long training took."""
     keys, rows = ["method", "proportion"], []
     losses = tables["losses"].query("score == 'median_f1'").set_index(keys)
-    times = times.groupby(keys)[["epochs", "n_epochs", "cpu_seconds"]].mean()
+    times = times.groupby(keys)[["epochs", "n_epochs"]].mean()
     for key, row in tables["scores"].set_index(keys).iterrows():
         found = {"method": key[0], "proportion": f"{100 * key[1]:g} %", "cells": f"{row['n_training_cells']:,.0f}"}
         found |= {words(score): with_interval(row, score) for score in ("weighted_accuracy", "median_f1")}
         found |= {"loss of median F1": with_interval(losses.loc[key], "difference")}
-        found |= {
-            "classes not stratified": f"{row['n_classes_raised']:.0f}",
-            "fit, CPU s": f"{row['fit_cpu_seconds']:.1f}",
-        }
+        found["classes not stratified"] = f"{row['n_classes_raised']:.0f}"
+        found["fit, CPU s"] = f"{row['fit_cpu_seconds']:.1f}"
         epochs = times.loc[key] if key in times.index else None
         found["epochs to converge"] = "" if epochs is None else f"{epochs['epochs']:.0f} of {epochs['n_epochs']:.0f}"
         rows.append(found)
@@ -272,16 +263,11 @@ def ablation_claims(task: str, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
         rows.append((f"within 2 % at 10 % of the data ({tenth['n_training_cells']:,} cells)", method))
         rows[-1] += (f"loss {with_interval(tenth, 'difference')}", within)
         above, below = own.loc[0.06:0.99], own.loc[:0.05]
-        flat = (
-            "holds"
-            if (above["difference"] <= TOLERANCE).all() and (below["low"] > TOLERANCE).all()
-            else "does not hold"
-        )
+        is_flat = (above["difference"] <= TOLERANCE).all() and (below["low"] > TOLERANCE).all()
         said = ", ".join(f"{100 * p:g} %: {row['difference']:.3f}" for p, row in own.iterrows() if p < 1)
-        rows.append(("steep drops only below 6 %", method, f"loss at {said}", flat))
+        rows.append(("steep drops only below 6 %", method, f"loss at {said}", "holds" if is_flat else "does not hold"))
     if len(tables["epochs"]):
-        times = learned(tables["epochs"])
-        for method, own in times.groupby("method", sort=False):
+        for method, own in learned(tables["epochs"]).groupby("method", sort=False):
             means = own.groupby("n_training_cells")["epochs"].mean()
             falls = "holds" if (np.diff(means) <= 0).all() else "does not hold"
             said = ", ".join(f"{n:,} cells: {epochs:.0f}" for n, epochs in means.items())

@@ -73,6 +73,7 @@ class Folds:
             self.fold_of = np.empty(cells.n_obs, dtype=int)
             for number, (_, asked) in enumerate(cv.split(labels, labels, groups)):
                 self.fold_of[asked] = number
+        self.groups = cells.obs["sample" if task.group is None else "group"]  # all missing where it has neither
         cells.obs = cells.obs.drop(columns="group").dropna(axis=1, how="all")
         self.cells, self.labels = cells, labels
 

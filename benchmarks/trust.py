@@ -10,10 +10,8 @@ CellTypist needs `pip install 'sims_kit[peers]'`.
 """
 
 import argparse
-import platform
 from dataclasses import replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import anndata as ad
@@ -21,11 +19,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from interpretation import markdown
 from matplotlib import pyplot as plt
 from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
+from study_page import ROOT, machine, markdown
 from tasks import BINS, TASKS, Folds, calibration_error, slug
 
 import sims_kit as sk
@@ -34,7 +32,6 @@ from sims_kit.annotation import predict_logits
 from sims_kit.cells.loaders import query_batches
 from sims_kit.model.recipe import get_recipe
 
-ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "benchmarks/measured_trust"
 ALPHA, ERROR_RATES = 0.1, (0.05, 0.1)
 N_DIVISIONS = 200  # of the held-out cells into calibration and test cells
@@ -157,11 +154,8 @@ def rejection(confidence, correct, test_confidence, test_correct, rate: float) -
     found = calibration.rejection_threshold(confidence, correct, error_rate=rate)
     answered = test_confidence >= found.threshold
     wrong = float((~test_correct[answered]).mean()) if answered.any() else np.nan
-    return {
-        f"lowest_{rate:g}": found.lowest_error_rate,
-        f"answered_{rate:g}": answered.mean(),
-        f"wrong_{rate:g}": wrong,
-    }
+    row = {"lowest": found.lowest_error_rate, "answered": answered.mean(), "wrong": wrong}
+    return {f"{name}_{rate:g}": value for name, value in row.items()}
 
 
 def sets(scores: np.ndarray, labels: np.ndarray, logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -182,10 +176,8 @@ def unseen(task: str, left_out: str, models: Path) -> pd.DataFrame:
     is_left_out = (whole.obs["label"] == left_out).to_numpy()
     reference, asked = whole[~is_left_out], ad.concat([query, whole[is_left_out]])
     logits, novelty = outputs(model, asked)
-    scores = {
-        "SIMS, unseen score": novelty,
-        "SIMS, maximum probability": -confidences(logits, np.zeros(len(logits)))[0],
-    }
+    certain, _ = confidences(logits, np.zeros(len(logits)))
+    scores = {"SIMS, unseen score": novelty, "SIMS, maximum probability": -certain}
     for name in OTHERS:
         try:
             method = sk.studies.METHODS[name](0).fit(reference.X, reference.obs["label"].to_numpy())
@@ -262,23 +254,23 @@ def page() -> str:
         "## Calibration",
         "Expected calibration error of the query (15 bins) before and after the temperature. *Chance* is what cells "
         "would show whose confidence is exactly right: mean and 95th percentile of draws with these confidences.",
-        markdown(pd.DataFrame(errors).T.rename_axis("task")),
+        markdown(pd.DataFrame(errors).T.rename_axis("task").reset_index()),
         "![accuracy against confidence, before and after](../docs/reliability.png)",
         "## Rejection",
         "A threshold of confidence from the validation cells for a stated share of errors among answered cells, to be "
         "kept in nine draws of ten; *broken* is the share of divisions with a promise and more errors.",
-        markdown(pd.DataFrame(promises).set_index("task")),
+        markdown(pd.DataFrame(promises)),
         "## Prediction sets",
         f"Coverage promised: {1 - ALPHA:.0%}; ± is the standard deviation over divisions. Across regions and plates "
         "the query is not like the validation cells, and the promise need not hold.",
-        markdown(pd.DataFrame(coverage).T.rename_axis("task")),
+        markdown(pd.DataFrame(coverage).T.rename_axis("task").reset_index()),
         "## Types never seen",
         "One type is left out of the reference and one network of the default recipe trained on the others. Area under "
         "the ROC curve of its cells (of reference and query) against the query's other cells.",
-        markdown(of_types.pivot_table("auroc", "method", "task", sort=False)),
-        markdown(by_type),
+        markdown(of_types.pivot_table("auroc", "method", "task", sort=False).reset_index()),
+        markdown(by_type.reset_index()),
         "![area under the ROC curve by left-out type and method](../docs/unseen_types.png)",
-        f"{platform.system()}, Python {platform.python_version()}, torch {version('torch').split('+')[0]}.",
+        machine(),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -13,16 +13,7 @@ from nbclient import NotebookClient
 from notebook_rules import ROOT
 
 PAGE = ROOT / "docs/notebooks.md"
-INTRODUCTION = """# What the lessons need
-
-<!-- Written by `make measure`. -->
-
-Each lesson in its fast version, in a kernel of its own on one CPU thread: seconds of CPU, the imports of libraries
-included, and the peak of resident memory. {machine}
-
-| lesson | CPU (s) | memory (GB) |
-|---|---|---|
-"""
+RULE = "|---|---|---|\n"  # above it are introduction and head of the table, which stay as they are
 # the peak that getrusage tells is at least that of the process that started the kernel, so Linux is asked otherwise
 ASK = """
 import pathlib, re, resource
@@ -52,7 +43,7 @@ def measured_row(path: Path) -> str:
 
 def known_rows() -> dict[str, str]:
     """The lines of the page by the lesson's file name."""
-    lines = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else []
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
     return {match[1]: line for line in lines if (match := re.search(r"\(\.\./notebooks/(.+?)\)", line))}
 
 
@@ -64,9 +55,10 @@ def main(names: list[str]) -> None:
         if not names or path.name in {Path(name).name for name in names}:
             rows[path.name] = measured_row(path)
             print(rows[path.name], flush=True)
-    machine = f"{platform.processor() or platform.machine()}, torch {version('torch')}."
+    machine = f"Measured last on {platform.processor() or platform.machine()}, torch {version('torch')}."
     lines = [rows[path.name] for path in paths if path.name in rows]
-    PAGE.write_text("\n".join([INTRODUCTION.format(machine=machine) + lines[0], *lines[1:], ""]), encoding="utf-8")
+    introduction = PAGE.read_text(encoding="utf-8").partition(RULE)[0]
+    PAGE.write_text(introduction + RULE + "\n".join([*lines, "", machine, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

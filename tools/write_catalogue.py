@@ -1,32 +1,14 @@
-"""Write docs/datasets.md, the page of all datasets, from data_registry.yaml; `make catalogue` runs this."""
+"""Write docs/datasets.md, the page of all datasets, below its introduction; `make catalogue` runs this."""
 
 from pathlib import Path
 
 from sims_kit.datasets.registry import DataFile, Dataset, read_registry
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/datasets.md"
-INTRODUCTION = """# Datasets
-
-<!-- Written by `make catalogue` from data_registry.yaml. Edit that file, not this page. -->
-
-`sk.load(name)` gives any of these as an AnnData, cells x genes, with its labels; `sk.datasets.catalogue()` is this
-list as a table.
-
-- **bundled** datasets come with a package that is installed anyway, **simulated** ones are made on the spot:
-  neither needs a network. `sk.load("sim-cortex", size="full")` gives the full size of a simulated one.
-- **small** ones are a few megabytes each, with hashes that are checked at every loading.
-- **full** ones are for a lab's server. Matrices of text are converted once, into each user's own cache. Where no hash
-  is published, loading warns and tells the hash of the file that was found.
-- **Tables of genes** come last: `sk.datasets.gene_table(name)`. The package uses them to match Ensembl ids with symbols
-  and human genes with those of the mouse.
-
-Before a workshop, `python -m sims_kit.datasets fetch NAME ...` gets everything ready; `list` shows what is in the cache
-and `verify` checks it. `SIMS_KIT_DATA` names the cache. Cite the publication of every dataset that you use.
-"""
 
 
 def page() -> str:
-    """The page as Markdown."""
+    """The page as Markdown; its introduction, above the table, stays as it is."""
     registry = read_registry()
     datasets, tables = registry.datasets, registry.tables
     header = "| name | tier | cells x genes | classes | what | download |\n|---|---|---|---|---|---|"
@@ -36,10 +18,11 @@ def page() -> str:
         for name, entry in datasets.items()
     ]
     rows += [
-        f"| [{name}](#{name}) | table | | | {entry.title} | {_download(entry)} |" for name, entry in tables.items()
+        f"| [{name}](#{name}) | table | | | {table.title} | {_download(table)} |" for name, table in tables.items()
     ]
     sections = [_section(name, entry) for name, entry in (datasets | tables).items()]
-    return "\n".join([INTRODUCTION, header, *rows, "", *sections])
+    introduction = PAGE.read_text(encoding="utf-8").partition(header)[0]
+    return introduction + "\n".join([header, *rows, "", *sections])
 
 
 def _section(name: str, entry: Dataset) -> str:
@@ -52,9 +35,7 @@ def _section(name: str, entry: Dataset) -> str:
         "Values": not is_table and (entry.state or "recognised from the values when they are used"),
         "Done before publication": entry.preprocessing,
         "Labels": ", ".join(f"`{column}`" for column in (entry.label, *entry.other_labels) if column),
-        "Sample": entry.sample and f"`{entry.sample}`",
-        "Condition": entry.condition and f"`{entry.condition}`",
-        "Region": entry.region and f"`{entry.region}`",
+        **{key.title(): f"`{value}`" for key in ("sample", "condition", "region") if (value := getattr(entry, key))},
         "Genes": not is_table and {"none": "not named"}.get(entry.gene_ids, entry.gene_ids),
         "Left out": "; ".join(_filters(entry)),
         "Notes": entry.notes,
@@ -86,17 +67,13 @@ def _filters(entry: Dataset) -> list[str]:
 def _file(entry: Dataset, file: DataFile) -> list[str]:
     size = "size unknown" if file.size is None else f"{file.size:,} bytes"
     sha256 = f"SHA-256 `{file.sha256}`" if file.sha256 else "no hash is published"
-    members = []
-    source = entry.source
+    source, members = entry.source, []
     if source.archive:
         members = [f"`{member}`" for member in (*source.matrix, source.labels, source.genes) if member]
     elif source.object and file == source.matrix:
         members = [f"`{source.object}`"]
-    return [
-        f"- `{file.name}`: {size}, {sha256}",
-        *(f"  - <{url}>" for url in file.urls),
-        *([f"  - {', '.join(members)}"] if members else []),
-    ]
+    lines = [f"- `{file.name}`: {size}, {sha256}", *(f"  - <{url}>" for url in file.urls)]
+    return lines + [f"  - {', '.join(members)}"] * bool(members)
 
 
 def _download(entry: Dataset) -> str:
