@@ -66,7 +66,7 @@ class Explanation:
         tables = {"contribution": self.class_contributions, "weight": self.classes}
         if by not in tables:
             raise UnknownNameError("ranking", by, tables)
-        n = min(n, len(used := np.flatnonzero(self.cells.getnnz(axis=0))))
+        n = min(n, len(used := np.flatnonzero(self.contributions.getnnz(axis=0))))
         names = {label: values.iloc[used].nlargest(n).index for label, values in tables[by].iterrows()}
         return pd.DataFrame(names, index=pd.RangeIndex(1, n + 1, name="rank"))
 
@@ -85,7 +85,7 @@ class Explanation:
         if list(adata.obs_names) != list(self.cell_names):
             sizes = f"adata has {adata.n_obs} cells, the explanation {len(self.cell_names)}, or in another order"
             raise DataError(f"{sizes}; pass the AnnData that was explained.")
-        used, rows = np.flatnonzero(self.cells.getnnz(axis=0)), np.flatnonzero(gene_rows(adata.var))
+        used, rows = np.flatnonzero(self.contributions.getnnz(axis=0)), np.flatnonzero(gene_rows(adata.var))
         with warnings.catch_warnings(action="ignore"):  # given already when the cells were explained
             places = align_genes(adata.var.iloc[rows], self.gene_names, species=self.species, read=used).places
         classes, values = self.classes.index, self.class_contributions.to_numpy()
@@ -110,7 +110,7 @@ class Explanation:
 class CellExplanation:
     """The genes behind the label of one cell.
 
-    `genes` has a row per gene that the masks pass, largest `contribution` first: `weight` in the masks, `contribution`
+    `genes` has a row per gene that contributes, largest `contribution` first: `weight` in the masks, `contribution`
     to the logit of `label` against the mean of all classes, `against_second`, the same against `second_label` alone,
     and `expression`, log-normalised.
     """
@@ -218,7 +218,8 @@ def _position(name: str, cell_names: pd.Index) -> int:
 
 def _genes_of_cell(masks: sparse.csr_matrix, contributions: sparse.csr_matrix, gene_names: pd.Index) -> pd.DataFrame:
     """Weight and contribution of the genes of a single row, largest contribution first."""
-    table = pd.DataFrame({"weight": masks.data, "contribution": contributions.data}, gene_names[masks.indices])
+    weights, places = masks.toarray()[0], contributions.indices  # masks pass some of the genes that contribute
+    table = pd.DataFrame({"weight": weights[places], "contribution": contributions.data}, gene_names[places])
     return table.sort_values(["contribution", "weight"], ascending=False, kind="stable")
 
 

@@ -24,7 +24,7 @@ class Explained(NamedTuple):
 
     logits: Tensor  # (B, C), logarithms of the mean probabilities
     masks: Tensor  # sparse CSR (B, G), means over networks; rows sum to one, or are zero where no gene was used
-    contributions: Tensor  # sparse CSR (B, G), means over networks, of either sign; the same pairs of cell and gene
+    contributions: Tensor  # sparse CSR (B, G), of either sign; both have the same pairs, masks with zeros among them
 
 
 @torch.no_grad()
@@ -83,8 +83,8 @@ def explain_batch(
 def explain_batches(model: nn.Module, batches: Iterable) -> tuple[sparse.csr_matrix, sparse.csr_matrix, np.ndarray]:
     """Masks and contributions of all batches, and the position of the predicted class of each cell.
 
-    `model` is a `SIMSClassifier`; batches are named tuples with `cells`, (B, G). Results are (cells, G) CSR twice, with
-    the same pairs, and (cells,).
+    `model` is a `SIMSClassifier`; batches are named tuples with `cells`, (B, G). Results are (cells, G) CSR twice, the
+    masks without zeros, and (cells,).
     """
     model.eval()
     rows, genes = np.zeros(1, np.int64), np.empty(0, np.int32)
@@ -98,8 +98,9 @@ def explain_batches(model: nn.Module, batches: Iterable) -> tuple[sparse.csr_mat
         _append(weights, found.masks.values())
         _append(added, found.contributions.values())
         predicted.append(found.logits.argmax(dim=1).cpu().numpy())
-    shape = (len(rows) - 1, model.input_dim)
-    masks, contributions = (sparse.csr_matrix((part, genes, rows), shape) for part in (weights, added))
+    contributions = sparse.csr_matrix((added, genes, rows), (len(rows) - 1, model.input_dim))
+    masks = sparse.csr_matrix((weights, genes, rows), contributions.shape, copy=True)
+    masks.eliminate_zeros()
     return masks, contributions, np.concatenate(predicted)
 
 
