@@ -1,5 +1,7 @@
 """Figures of the studies: scores with intervals, and the thesis's ablation."""
 
+from textwrap import fill
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -69,7 +71,7 @@ def method_scores(
         if hue is None and "unlabelled_percent" in table:
             style.beside(ax, [f"{share:.0f} %" if share > 0 else "" for share in table["unlabelled_percent"]])
         style.name_rows(ax, names)
-        ax.set(title=task, xlabel=style.words(score))
+        ax.set(title=fill(str(task), 24), xlabel=style.words(score))
         if largest <= 1:
             ax.set_xlim(min(ax.get_xlim()[0], 0.8), 1.02)  # a fifth at least, so that a hundredth looks small
     if reference is not None:
