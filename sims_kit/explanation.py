@@ -200,8 +200,9 @@ def explain_cell(model: Model, cells: ad.AnnData, name: str, *, layer: str | Non
     against = csr(explain_batch(model.network, values, versus, 0.0, *linear).contributions)
     genes = pd.Index(model.genes, name="gene")
     table = _genes_of_cell(csr(explained.masks), csr(explained.contributions), genes)
-    table["against_second"] = pd.Series(against.toarray()[0], genes)
-    table["expression"] = pd.Series(values.to_dense()[0].cpu().numpy(), genes)
+    places = genes.get_indexer(table.index)
+    table["against_second"] = against.toarray()[0][places]
+    table["expression"] = values.to_dense()[0].cpu().numpy()[places]
     p = model.calibrated(explained.logits)[0].softmax(0).tolist()
     return CellExplanation(model.classes[best], model.classes[second], p[best], p[second], table)
 

@@ -242,12 +242,35 @@ def test_words_of_neighbours_and_wrong_places(monkeypatch, settings, way_out):
 def test_precisions_and_determinism(make_cells, options, recipe):
     """Half precision and deterministic algorithms train as usual, with clipped gradients, and explain."""
     try:
-        model = sk.fit(make_cells(), "cell_type", max_epochs=2, recipe=recipe, trainer=options, **QUIET)
+        settings = dict(max_epochs=2, recipe=recipe, trainer=options)
+        trainer, model, module = sk.generate_trainer(make_cells(), None, "cell_type", **settings, **QUIET)
+        trainer.fit(model, datamodule=module)
+        trainer.test(model, datamodule=module, verbose=False)  # in the same precision
         assert torch.isfinite(explain_batch(model.network, torch.rand(9, 60)).logits).all()  # of dense cells
         assert np.isfinite(sk.explain(model, make_cells()).contributions.data).all()
     finally:
         torch.use_deterministic_algorithms(False)
     assert model.history["train_loss"].iloc[-1] < model.history["train_loss"].iloc[0]
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_epoch_that_is_cut_off(make_cells, epoch):
+    """Its training metrics are of all its batches, not those of the epoch before; accumulated gradients change none."""
+    losses = []
+
+    def stop(trainer, module, outputs, batch, index):
+        if trainer.current_epoch == epoch:
+            losses.append(outputs["loss"].item() * 2 / 4 * len(batch.labels))  # accumulated in twos, four networks
+            trainer.should_stop = index == 2
+
+    settings = dict(
+        callbacks=pl.callbacks.LambdaCallback(on_train_batch_end=stop), trainer=dict(accumulate_grad_batches=2)
+    )
+    model = sk.fit(make_cells(), "cell_type", max_epochs=3, batch_size=16, **settings, **QUIET)
+    assert len(losses) == 3 and len(model.history) == epoch + 1
+    assert model.history["train_loss"].iloc[-1] == pytest.approx(sum(losses) / 48, rel=1e-5)
+    n_right = model.history["train_accuracy_micro"].iloc[-1] * 48
+    assert n_right == pytest.approx(round(n_right), abs=1e-3)
 
 
 def test_apples_gpus(monkeypatch, make_cells):

@@ -195,6 +195,12 @@ class SIMSClassifier(Module):
         self._track("train_", mean_logits(logits.detach()), batch.labels, loss.detach() / len(losses))
         return loss
 
+    def on_train_epoch_end(self) -> None:
+        """Log the metrics of an epoch that was cut off, by `max_steps` or `max_time`."""
+        if "train_" in self._sums:
+            self._log_metrics("train_")
+        super().on_train_epoch_end()
+
     def validation_step(self, batch, batch_index: int) -> None:
         """Track the metrics of one batch of validation or test cells."""
         logits, stage = self.calibrated(self(batch.cells)), "test_" if self.trainer.testing else "val_"
@@ -280,15 +286,17 @@ class SIMSClassifier(Module):
         return torch.nn.functional.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=smoothing)
 
     def _track(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        found, trainer, n_cells = self.metrics[stage], self.trainer, loss.new_tensor(len(labels))
-        found.update(logits.softmax(dim=1), labels)
+        trainer, n_cells = self.trainer, loss.new_tensor(len(labels))
+        self.metrics[stage].update(logits.softmax(dim=1), labels)
         self._sums[stage] = self._sums.get(stage, 0) + torch.stack([loss * n_cells, n_cells])
-        is_end = trainer.is_last_batch or trainer.global_step + 1 == trainer.max_steps
-        if is_end if stage == "train_" else trainer._evaluation_loop.batch_progress.is_last_batch:
-            total, n_cells = sum(gather_across_devices(self._sums.pop(stage), self.device))
-            values = {f"{stage}loss": total / n_cells, **found.compute()}
-            self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
-            found.reset()
+        if trainer.is_last_batch if stage == "train_" else trainer._evaluation_loop.batch_progress.is_last_batch:
+            self._log_metrics(stage)
+
+    def _log_metrics(self, stage: str) -> None:
+        total, n_cells = sum(gather_across_devices(self._sums.pop(stage), self.device))
+        values = {f"{stage}loss": total / n_cells, **self.metrics[stage].compute()}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        self.metrics[stage].reset()
 
     def _set_class_weights(self, weights: Tensor) -> None:
         wanted = f"give {self.output_dim} positive numbers, one per class."
@@ -296,7 +304,7 @@ class SIMSClassifier(Module):
             weights = torch.as_tensor(weights, dtype=self.class_weights.dtype)
         except (TypeError, ValueError) as error:
             raise SettingError(f"class_weights={weights!r}: {wanted}") from error
-        if weights.shape != self.class_weights.shape or not (weights > 0).all():
+        if weights.shape != self.class_weights.shape or not ((weights > 0) & weights.isfinite()).all():
             raise SettingError(f"class_weights={weights}: {wanted}")
         self.class_weights.copy_(weights)
 

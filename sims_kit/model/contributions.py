@@ -40,7 +40,8 @@ def explain_batch(
 
     The masks of the steps are added up, each weighted by what its step adds to the decision, as in the TabNet paper.
     The contributions of a cell sum to the value of the combination less its value where all masked values are zero, up
-    to the remainder of the integral; with `fixed_scale`, zero is a gene's mean over the training cells.
+    to the remainder of the integral; with `fixed_scale`, zero is a gene's mean over the training cells. Those of linear
+    classifiers count from the cell's genes, each at the mean of the class means.
 
     `towards`, (B, C), are the weights of the logits: 1 for one class and -1 for another compares the two; by default
     the predicted class against the mean of all. `adjustment`, (C,), is the classifier's `logit_adjustment`, added to

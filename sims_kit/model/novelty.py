@@ -81,7 +81,8 @@ class Novelty(nn.Module):
 
     def margins(self, cells: Tensor) -> Tensor:
         """Those of the linear classifiers, (B, C), of cells (B, G)."""
-        return torch.sparse.mm(cells.to_sparse_csr(), self.planes.T) + self.offsets
+        with torch.autocast(cells.device.type, enabled=False):  # 16 bits are too few, and CSR has no product in them
+            return torch.sparse.mm(cells.to_sparse_csr(), self.planes.T) + self.offsets
 
     def joined(self, logits: Tensor, cells: Tensor, share: float) -> Tensor:
         """Logits of networks, (B, C), joined with the linear classifiers: the geometric mean of both answers."""
@@ -106,7 +107,8 @@ class Novelty(nn.Module):
         (rows, genes), values = entries.indices(), entries.values()
         means = self.means * self.weights  # (C, G)
         squares = values.new_zeros(len(cells)).index_add(0, rows, (values * self.weights[genes]).square())  # (B,)
-        inner = torch.sparse.mm(cells.to_sparse_csr(), (means * self.weights).T)
+        with torch.autocast(cells.device.type, enabled=False):
+            inner = torch.sparse.mm(cells.to_sparse_csr(), (means * self.weights).T)
         cosines = inner / (squares.sqrt()[:, None] * means.norm(dim=1)).clamp(min=1e-12)  # (B, C)
         return -torch.stack([cosines.max(1).values, self.margins(cells).max(1).values], 1)
 
@@ -152,6 +154,7 @@ def _planes(sample: list[tuple[csr_matrix, np.ndarray]], weights: np.ndarray, n_
     labels = np.concatenate([of_cells for _, of_cells in sample]) if sample else np.empty(0, int)
     if len(found := np.unique(labels)) > 1:
         cells, machine = vstack([cells for cells, _ in sample]), LogisticRegression(**L1, random_state=0)
+        weights = weights / weights[labels].mean()  # as in the networks' loss, their ratios count
         with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
             for label in found:
                 machine.fit(cells, labels == label, weights[labels])

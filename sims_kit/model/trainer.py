@@ -40,6 +40,7 @@ from sims_kit.text import warn
 
 # Lightning's, on what is meant to be so; the last is about a training without validation cells
 NOTES = ".*does not have many workers|.*isinstance.treespec|.*Checkpoint directory|Total length of `list` across ranks"
+NOTES += "|It is recommended to use .self.log.*sync_dist"
 SHOWN = {"val_loss": "loss", "val_accuracy_micro": "accuracy", "val_median_f1": "median F1"}  # next to the bar
 # Public attributes of a trainer that decide a training's course
 COURSE = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "max_epochs")

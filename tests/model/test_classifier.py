@@ -103,6 +103,7 @@ OUT_OF_RANGE = [  # of a recipe
         (dict(optimizer_params={"learning_rate": 1}), UnknownNameError, "argument of Adam 'learning_rate'"),
         (dict(class_weights=torch.ones(4)), SettingError, "one per class"),
         (dict(class_weights=torch.tensor([1.0, -1.0, 1.0])), SettingError, "positive"),
+        (dict(class_weights=torch.tensor([1.0, torch.inf, 1.0])), SettingError, "positive"),
     ],
 )
 def test_refused(arguments, error, message):

@@ -27,14 +27,15 @@ def test_angles_and_margins_are_scikit_learns(cells, n_classes):
     novelty = Novelty(30, n_classes)  # the fourth class has no cells, and every cell is outside of it
     parts = np.split(range(120), [50])
     weights = torch.arange(1.0, n_classes + 1)
-    novelty.measure([(cells[0][part].to_sparse_csr(), torch.tensor(labels[part])) for part in parts], weights)
+    novelty.measure([(cells[0][part].to_sparse_csr(), torch.tensor(labels[part])) for part in parts], 1e-3 * weights)
+    of_cells = weights.numpy()[labels] / weights.numpy()[labels].mean()  # their ratios count
     means = np.stack([values[labels == number].mean(0) for number in np.unique(labels)])
     within = ((values - means[labels]) ** 2).sum(0) / (120 - n_classes)
     scale = np.sqrt(within + within.mean())
     angle = cosine_similarity(values / scale, means / scale).max(1)
     margins = np.full((120, n_classes), -10.0)
     for label in np.unique(labels):
-        machine = LogisticRegression(**L1, random_state=0).fit(values, labels == label, weights.numpy()[labels])
+        machine = LogisticRegression(**L1, random_state=0).fit(values, labels == label, of_cells)
         margins[:, label] = machine.decision_function(values)
     logits = torch.rand(120, n_classes)
     together = 0.75 * logits + 0.25 * logsigmoid(torch.tensor(margins)).float()
