@@ -19,7 +19,7 @@ def progress_bar(iterable=None, **options) -> tqdm:
     options.setdefault("leave", False)
     options.setdefault("delay", 0 if options["leave"] else 1)  # seconds; a bar that would flash by is not drawn
     options.setdefault("bar_format", SHORT)
-    is_inner = notebook and any(not bar.disable for bar in getattr(tqdm, "_instances", ()))
+    is_inner = notebook and any(not getattr(bar, "disable", True) for bar in [*getattr(tqdm, "_instances", ())])
     return tqdm(
         iterable,
         file=sys.stdout if notebook else sys.stderr,
