@@ -131,8 +131,8 @@ def worker(task: str, method: str, fold: str, folder: str) -> None:
     packages = ("scikit-learn", "torch", *["lightgbm"] * (method == "LightGBM"))
     row = {"status": "done", "reason": "", "n_folds": len(folds), "n_query_cells": len(truth)}
     row |= {"fit_seconds": round(fitted - started, 2), "predict_seconds": round(predicted - fitted, 2)}
-    kilobytes = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]  # getrusage counts the parent's
-    row |= {"cpu_seconds": round(time.process_time() - cpu_started, 2), "peak_memory_mb": int(kilobytes) * 1024 // 10**6}
+    peak_kb = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]  # getrusage counts the parent's
+    row |= {"cpu_seconds": round(time.process_time() - cpu_started, 2), "peak_memory_mb": int(peak_kb) * 1024 // 10**6}
     row |= {"versions": ", ".join(f"{name} {version(name).split('+')[0]}" for name in packages)}
     Path(folder, "row.json").write_text(json.dumps(row))
 
