@@ -149,6 +149,23 @@ def test_logits_are_adjusted_after_training(make_cells):
     assert sk.RECIPES["default"].logit_adjustment > 0 == sk.RECIPES["thesis"].logit_adjustment
 
 
+def test_linear_classifiers_take_part(make_cells, tmp_path):
+    """As a geometric mean with the networks, in their share, also from a file; of class weights the ratios count."""
+    weights, values = torch.tensor([1.0, 2.0, 4.0]), torch.rand(9, 60)
+    model, scaled = (
+        sk.fit(make_cells(), "cell_type", class_weights=factor * weights, max_epochs=1, **QUIET) for factor in (1, 1e-4)
+    )
+    with torch.no_grad():
+        networks, linear = model.network(values).logits.softmax(2).mean(1), model.novelty.margins(values).sigmoid()
+        expected = networks**0.6 * linear**0.4
+        torch.testing.assert_close(model(values).softmax(1), expected / expected.sum(1, keepdim=True))
+        again = sk.load_model(sk.save_model(model, tmp_path / "model.safetensors"))
+        assert torch.equal(again(values), model(values))
+    assert model.novelty.planes.any() and not torch.allclose(networks.log(), model(values), atol=0.01)
+    torch.testing.assert_close(scaled.novelty.planes, model.novelty.planes, rtol=1e-2, atol=1e-2)
+    assert sk.RECIPES["default"].linear_share == 0.4 > sk.RECIPES["thesis"].linear_share == 0
+
+
 def test_finished_once(make_cells):
     """A trainer with nothing left to do changes nothing; another training starts without the adjustment."""
     settings = dict(recipe=dict(logit_adjustment=400.0), max_epochs=1, **QUIET)

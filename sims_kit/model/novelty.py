@@ -29,7 +29,7 @@ class Novelty(nn.Module):
     assigned to it with high confidence. The score is the soft maximum of three parts, each counted in robust standard
     deviations above the median validation cell: the log odds against the most probable class; the angle between the
     cell and the nearest class mean; the largest margin of linear classifiers of each class against all others. These,
-    logistic regressions with an L1 penalty, also take part in the default's answer.
+    logistic regressions with an L1 penalty (Fan et al., JMLR 2008), also take part in the default's answer.
     """
 
     def __init__(self, n_genes: int, n_classes: int):
