@@ -30,8 +30,9 @@ def method_scores(
     ``unlabelled_percent``, where cells were rejected, is written at the right.
 
     `rows` is the column of the names at the left, such as ``"target"`` instead of methods. `hue` is a column that puts
-    several scores in a row, each of its values (seven at most) in its own colour and marker. The name `highlight` is
-    drawn in orange, its score as a line through the panel. `reference` is a column to draw as ticks, as true values.
+    several scores in a row, each of its values (seven at most) in its own colour and marker; methods have theirs of
+    `METHOD_COLOURS`. The score of the name `highlight` is drawn as a line through the panel. `reference` is a column to
+    draw as ticks, as true values.
 
     >>> scores = pd.DataFrame({"method": ["SIMS", "linear SVM"], "median_f1": [0.9, 0.8]})
     >>> scores = scores.assign(median_f1_low=[0.85, 0.7], median_f1_high=[0.95, 0.85])
@@ -52,13 +53,13 @@ def method_scores(
     axes = plt.subplots(*shape, figsize=(width, height), layout="constrained", sharey=True, squeeze=False)[1].ravel()
     for ax in axes[len(tasks) :]:
         ax.set_axis_off()
-    special = {UNKNOWN: style.GREY, highlight: style.ORANGE}
+    special = {UNKNOWN: style.GREY} | (style.METHOD_COLOURS if rows == "method" else {})
     tick = dict(marker="|", markersize=9, markeredgewidth=1.6, linestyle="")
     shifts = 0.75 * ((np.arange(len(groups)) + 0.5) / len(groups) - 0.5)  # of each group from the middle of the row
     for ax, task in zip(axes, tasks, strict=False):
         for (group, table), shift, colour, marker in zip(groups, shifts, style.COLOURS, style.MARKERS, strict=False):
             table = table[table["task"] == task].set_index(rows).reindex(names)
-            places = np.arange(len(names)) + shift
+            colour, places = style.METHOD_COLOURS.get(group, colour), np.arange(len(names)) + shift
             colours = [special.get(name, colour) for name in names]
             style.intervals(ax, table, score, places, colours, marker=marker)
             missing = places[table[score].isna()]
@@ -67,7 +68,7 @@ def method_scores(
                 ax.plot(table[reference], places, color=colour, **tick)
             ax.scatter([], [], color=colour, marker=marker, label=group)
         if highlight in names:
-            ax.axvline(table.loc[highlight, score], color=style.ORANGE, linestyle=":", zorder=0)
+            ax.axvline(table.loc[highlight, score], color=special.get(highlight, colour), linestyle=":", zorder=0)
         if hue is None and "unlabelled_percent" in table:
             style.beside(ax, [f"{share:.0f} %" if share > 0 else "" for share in table["unlabelled_percent"]])
         style.name_rows(ax, names)
