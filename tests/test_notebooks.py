@@ -27,10 +27,10 @@ def test_committed_lesson_is_whole(path):
 
 
 def test_every_lesson_is_measured_and_fits_on_binder():
-    """docs/notebooks.md has the cost of each lesson, and none takes a gigabyte of memory in its fast version."""
+    """docs/notebooks.md has the cost of each lesson, and two take 1.6 GB of memory at most in the fast version."""
     rows = measure_notebooks.known_rows()
     assert set(rows) == {path.name for path in LESSONS}, "run `make measure`"
-    assert all(0 < float(row.split("|")[-2]) < 1 for row in rows.values())
+    assert all(0 < float(row.split("|")[-2]) <= 0.8 for row in rows.values())
 
 
 def test_executed_notebook_is_tidied(make_notebook, tmp_path):
