@@ -5,7 +5,7 @@ import math
 import re
 import tomllib
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from copy import deepcopy
 from io import BytesIO
 from itertools import pairwise
@@ -126,11 +126,11 @@ def links(text: str) -> list[str]:
     return [target for target in targets if not re.match(r"[a-z]+:|#", target)]
 
 
-def relink(text: str, folder: Path) -> str:
-    """Lead links of a page in `folder` to files that are neither lessons nor pictures to the published repository."""
+def relink(text: str, folder: Path, pages: Collection[Path] = ()) -> str:
+    """Lead links of a page in `folder` to files other than lessons, pictures and `pages` to the published repository."""
     for target in set(links(text)):
         file = (folder / target.split("#")[0]).resolve()
-        if file.suffix not in (".ipynb", ".png", ".svg"):
+        if file.suffix not in (".ipynb", ".png", ".svg") and file not in pages:
             there = f"{ADDRESS}/blob/{TAG}/{target.replace(target.split('#')[0], file.relative_to(ROOT).as_posix(), 1)}"
             text = re.sub(rf"(?<=[(<\"]){re.escape(target)}(?=[)>\"\s])", there, text)
     return text
