@@ -127,7 +127,7 @@ def links(text: str) -> list[str]:
 
 
 def relink(text: str, folder: Path, pages: Collection[Path] = ()) -> str:
-    """Lead links of a page in `folder` to files other than lessons, pictures and `pages` to the published repository."""
+    """Lead links of a page in `folder` to files but lessons, pictures and `pages` to the published repository."""
     for target in set(links(text)):
         file = (folder / target.split("#")[0]).resolve()
         if file.suffix not in (".ipynb", ".png", ".svg") and file not in pages:
