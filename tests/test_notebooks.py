@@ -34,6 +34,8 @@ def test_every_lesson_is_measured_and_fits_on_binder():
     rows = measure_notebooks.known_rows()
     assert set(rows) == {path.name for path in LESSONS}, "run `make measure`"
     assert all(0 < float(row.split("|")[-2]) <= 0.8 for row in rows.values())
+    stated = {path.name: rules.TOTAL.search(path.read_text())[1] for path in LESSONS}
+    assert {name: row.split("|")[-4].strip() for name, row in rows.items()} == stated, "run `make measure`"
 
 
 def test_executed_notebook_is_tidied(make_notebook, tmp_path):
