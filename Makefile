@@ -29,7 +29,7 @@ export REFERENCE LABEL QUERY LABELFILE ORIENTATION LAYER OUT NOTEBOOK
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 OMP_WAIT_POLICY=PASSIVE "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test attack peers lab notebooks exercises book browser measure figure catalogue lint format constraints clean check-demo check-python
+.PHONY: help demo test attack peers lab notebooks learner book browser measure figure catalogue lint format constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -57,24 +57,25 @@ check-demo: check-python
 	@case $$ORIENTATION in ''|cells_by_genes|genes_by_cells) ;; *) echo "ORIENTATION=$$ORIENTATION is neither" \
 	  "cells_by_genes nor genes_by_cells." >&2; exit 2;; esac
 
-test: $(STAMP)  ## unit tests, then every notebook
-	@status=0; $(RUN) -m pytest tests || status=1; \
-	SIMS_KIT_FAST=1 $(RUN) -m pytest --nbval-lax --nbval-current-env notebooks || status=1; exit $$status
+test: $(STAMP)  ## unit tests, then every notebook in both editions, side by side
+	@status=0; $(RUN) -m pytest tests || status=1; mkdir -p build; export SIMS_KIT_FAST=1 OMP_NUM_THREADS=1; \
+	$(RUN) -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env learner > build/learner.log 2>&1 & learner=$$!; \
+	$(RUN) -m pytest --nbval-lax --nbval-current-env notebooks || status=1; \
+	wait $$learner || status=1; cat build/learner.log; exit $$status
 
 attack: $(STAMP)  ## the long version of the tests of hostile and damaged files and of faults, with counts
 	@SIMS_KIT_TRIALS=200 $(RUN) -m pytest tests/security tests/faults/faults.py
 
 peers: $(PEERS)  ## install the benchmark's other methods too (CellTypist, scANVI, LightGBM), so that their tests run
 
-lab: $(STAMP)  ## JupyterLab on the lessons
-	@$(RUN) -m jupyterlab --notebook-dir notebooks
+lab: $(STAMP)  ## JupyterLab on the lessons, in the learner's edition
+	@$(RUN) -m jupyterlab --notebook-dir . --LabApp.default_url=/lab/tree/learner/$(notdir $(firstword $(wildcard learner/*)))
 
 notebooks: $(STAMP)  ## run every notebook and save its outputs in place, tidied
 	@$(RUN) tools/run_notebooks.py notebooks/*.ipynb
 
-exercises: $(STAMP)  ## the learner's edition, without solutions and outputs: exercises
-	@$(RUN) -m nbconvert --log-level ERROR --to notebook --output-dir exercises --ClearOutputPreprocessor.enabled=True \
-	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags solution notebooks/*.ipynb
+learner: $(STAMP)  ## the learner's edition of the lessons, without outputs and solutions: learner/
+	@$(RUN) tools/write_learner.py learner
 
 book: $(BOOK)  ## the lessons as a static site: dist/book/index.html
 	@$(RUN) -m sphinx -q -W --keep-going -E -c docs/book -d build/doctrees . dist/book
@@ -108,7 +109,7 @@ constraints: check-python  ## resolve afresh (a few minutes) and write the const
 	@mv build/constraints.txt $(CONSTRAINTS) && rm -rf build/resolve
 
 clean:  ## remove what the other targets made, but not $(VENV)
-	rm -rf results notebooks/results build dist exercises lightning_logs notebooks/lightning_logs .pytest_cache .ruff_cache
+	rm -rf results notebooks/results build dist lightning_logs notebooks/lightning_logs .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 check-python:

@@ -1,39 +1,117 @@
-"""Lessons: feedback and quizzes."""
+"""Lessons: feedback on answers, and quizzes."""
+
+import re
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
 
 from sims_kit import lessons
 
+FILES = {path.stem: yaml.safe_load(path.read_text()) for path in Path(lessons.__file__).parent.glob("*.yaml")}
+QUIZZES = {f"{n}.{own}": entry for n, lesson in FILES.items() for own, entry in lesson["quizzes"].items()}
+EXERCISES = {
+    1: {"expected": "np.log1p(3.7)", "tolerance": 0.001, "hint": "Look again.", "mistakes": {"3.7 / 2": "Half of it."}},
+    2: {"expected": "[0.25, 0.5, 1]"},
+    3: {"expected": "'L4 IT'", "hint": "It is in the cortex."},
+    4: {"expected": "scores.idxmax()"},
+    5: {"cases": {"f([1, 2])": 1.5, "f([3])": 3}, "mistakes": {"3": "That is the sum."}},
+    6: {"expected": "['CD3E', 'CD79A']", "any_order": True},
+}
+
+
+@pytest.fixture
+def exercises(monkeypatch):
+    """Exercises of its own in place of the packaged ones."""
+    monkeypatch.setattr(lessons, "_lesson", lambda number: {"exercises": EXERCISES} if number == "01" else {})
+
+
+def total(values):
+    """A function with a usual mistake."""
+    return sum(values)
+
+
+def shy(values):
+    """A function that prints its result."""
+    print(sum(values) / len(values))
+
 
 @pytest.mark.parametrize(
-    ("answer", "expected", "words"),
+    ("number", "answer", "words"),
     [
-        (..., 3, "Not attempted yet."),
-        (0.1 + 0.2, 0.3, "Right."),
-        ([1, 2], np.array([1.0, 2.0]), "Right."),
-        (["a", "b"], ["a", "b"], "Right."),
-        (True, True, "Right."),
-        (2, 3, "2 is too small. Look again."),
-        (4.5, 3, "4.5 is too large."),
-        (float("nan"), 3, "not a number"),
-        ([1, 2, 4], [1, 2, 3], "1 of 3 numbers are off, by 1 at most."),
-        ([1, 2], [1, 2, 3], "shape (2,), expected (3,)"),
-        ("CD3E", "CD79A", "'CD3E' is not it."),
-        (["a", "c"], ["a", "b"], "1 of 2 entries"),
+        (1, ..., "Not attempted yet."),
+        (1, None, "Not attempted yet."),
+        (2, [0.1, ..., ...], "Not attempted yet."),
+        (5, ..., "Not attempted yet."),
+        (5, lambda values: None, "Not attempted yet."),
+        (1, np.log1p(3.7), "Right."),
+        (1, 1.5476, "Right."),
+        (2, np.array([0.25, 0.5, 1.0]), "Right."),
+        (2, pd.Series([0.25, 0.5, 1.0]), "Right."),
+        (3, "L4 IT", "Right."),
+        (4, "b", "Right."),
+        (5, np.mean, "Right."),
+        (6, ["CD79A", "CD3E"], "Right."),
+        (6, {"CD79A", "CD3E"}, "Right."),
+        (1, 3.7, "The logarithm is missing; after it, 1 goes inside."),
+        (1, np.log(3.7), "The 1 is missing inside the logarithm (np.log1p)."),
+        (1, np.log10(4.7), "That is a logarithm to base 10; take the natural one (np.log)."),
+        (1, np.log2(4.7), "That is a logarithm to base 2; take the natural one (np.log)."),
+        (1, -np.log1p(3.7), "The sign is the wrong way round."),
+        (1, 1.5, "It looks rounded; it may be off by 0.001 at most."),
+        (1, 1.85, "Half of it."),
+        (1, 1, "1 is too small. Look again."),
+        (1, 2.5, "2.5 is too large. Look again."),
+        (1, float("nan"), "nan is no result. Look again."),
+        (1, "1.5476", "Expected numbers; this is text."),
+        (1, [1.5476], "Expected a single value; this is a list of 1."),
+        (2, 0.25, "Expected a list of 3; this is a single value."),
+        (2, [0.25, 0.5], "Expected a list of 3; this is a list of 2."),
+        (2, [[0.25, 0.5, 1.0]], "Expected a list of 3; this is a list of 1 x 3."),
+        (2, [1, 0.5, 0.25], "The right ones, in another order."),
+        (2, [25, 50, 100], "That is a percentage; give a share between 0 and 1."),
+        (2, [0.75, 0.5, 0], "That is the rest: 1 minus the answer."),
+        (2, [0.25, 0.5, 0.3], "1 of 3 are not right."),
+        (3, "l4 it ", "Mind upper and lower case, and blanks."),
+        (3, "L5 ET", "'L5 ET' is not it. It is in the cortex."),
+        (5, total, "total([1, 2]) returns 3. That is the sum."),
+        (5, shy, "It prints its result; end it with return."),
+        (5, 1.5, "Pass the function itself, by its name without parentheses."),
+        (5, lambda values: values[5], "It raises IndexError: list index out of range"),
+        (6, ["CD79A", "GNLY"], "1 of 2 are not right."),
     ],
 )
-def test_answers(answer, expected, words, capsys):
-    """What is right, what was not tried, and what is wrong: too small, too large, how many, another shape."""
-    assert lessons.check(answer, expected, hint="Look again.") == (words == "Right.")
-    printed = capsys.readouterr().out
-    assert printed == f"{words}\n" if words in ("Right.", "Not attempted yet.") else words in printed
+def test_feedback(exercises, capsys, number, answer, words):
+    """What is right, what was not tried, and what kind of mistake was made."""
+    right = lessons.check(f"01.{number}", answer, **({"scores": pd.Series({"a": 1, "b": 2})} if number == 4 else {}))
+    assert right == (words == "Right.")
+    printed = capsys.readouterr().out.strip()
+    assert (
+        printed == words if words[-1] == "." and words in ("Right.", "Not attempted yet.") else printed.endswith(words)
+    )
+    assert printed.startswith("Not yet.") or words in ("Right.", "Not attempted yet.")
 
 
-def test_quiz_explains_every_option():
-    """Each option unfolds to a verdict and a reason; text is escaped; the right one must be among them."""
-    shown = lessons.quiz("Is 1 < 2?", {"yes": "One is less.", "no": "Count & see."}, "yes").data
-    assert shown.count("<details>") == 2 and "Is 1 &lt; 2?" in shown and "Count &amp; see." in shown
-    assert "<b>Right.</b> One is less." in shown and "<b>No.</b> Count" in shown
-    with pytest.raises(ValueError, match="'maybe' is not among the options"):
-        lessons.quiz("?", {"yes": "", "no": ""}, "maybe")
+def test_unknown_number():
+    """A number that no lesson has is refused with the nearest ones."""
+    with pytest.raises(KeyError, match=r"no number of exercises '02\.99'"):
+        lessons.check("02.99", 1)
+
+
+@pytest.mark.parametrize("number", QUIZZES)
+def test_quiz(number):
+    """Every option unfolds to a verdict and a reason; options are shuffled, and their length gives nothing away."""
+    entry, shown = QUIZZES[number], lessons.quiz(number).data
+    verdicts = re.findall(r"<b>(Right|Wrong)\.</b>", shown)
+    assert sorted(verdicts) == ["Right"] * len(entry["right"]) + ["Wrong"] * len(entry["wrong"])
+    assert ("(Several are right.)" in shown) == (len(entry["right"]) > 1)
+
+
+def test_quizzes_cannot_be_passed_unread():
+    """The longest option is right in at most half of the quizzes, and no letter in most of them."""
+    longest = [max([*entry["right"], *entry["wrong"]], key=len) in entry["right"] for entry in QUIZZES.values()]
+    verdicts = [re.findall(r"<b>(Right|Wrong)\.</b>", lessons.quiz(number).data) for number in QUIZZES]
+    letters = [own.index("Right") for own in verdicts if own.count("Right") == 1]
+    assert np.mean(longest) <= 0.5 and max(np.bincount(letters)) <= 0.6 * len(letters)

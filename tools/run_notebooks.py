@@ -1,13 +1,16 @@
 """Run notebooks and save their outputs in place, tidied; `make notebooks` runs this."""
 
 import sys
+from base64 import b64decode, b64encode
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from PIL import Image
 
-from notebook_rules import QUIZ, WIDGET_VIEW, anatomy, code_cells, is_answered_alike, is_noise, problems, tags
+from notebook_rules import WIDGET_VIEW, anatomy, code_cells, is_answered_alike, is_noise, problems, stamp, tags
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
@@ -22,7 +25,7 @@ def execute(path: Path) -> None:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Keep sources, tags and figures; drop what differs by machine or breaks a viewer; tag checks, fold quizzes."""
+    """Keep sources, tags and figures; drop what differs by machine or breaks a viewer; tag checks, state times."""
     kept = {key: value for key, value in notebook.metadata.items() if key == "accelerator"}  # Colab: a GPU helps
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}, **kept})
     for cell in notebook.cells:
@@ -35,11 +38,19 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
                 output.execution_count = count
             if "image/png" in output.get("data", {}):  # a slider's figure stays, its view is empty without the kernel
                 output.data.pop(WIDGET_VIEW, None)
+                output.data["image/png"] = smaller(output.data["image/png"])
         cell.outputs = [output for output in cell.outputs if not is_noise(output)]
         if is_answered_alike(cell) and "nbval-check-output" not in tags(cell):
             cell.metadata["tags"] = [*tags(cell), "nbval-check-output"]
-        if QUIZ.search(cell.source):
-            cell.metadata["jupyter"] = {"source_hidden": True}
+    stamp(notebook)
+
+
+def smaller(picture: str) -> str:
+    """Return a PNG (base64) with a palette of 256 colours: a third of the bytes."""
+    image, buffer = Image.open(BytesIO(b64decode(picture))), BytesIO()
+    if image.mode != "P" and min(image.size) > 1:
+        image.convert("RGB").quantize(256, dither=0).save(buffer, "PNG", optimize=True, dpi=image.info.get("dpi"))
+    return b64encode(buffer.getvalue()).decode() or picture
 
 
 def main(names: list[str]) -> int:

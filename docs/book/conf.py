@@ -1,13 +1,12 @@
 """How Sphinx builds the book: README and the committed lessons as they are; `make book` runs it."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
-from notebook_rules import ADDRESS, QUIZ, TAG, links  # noqa: E402
+from notebook_rules import ADDRESS, QUIZ, relink  # noqa: E402
 
 LESSONS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 project = "sims_kit"
@@ -51,16 +50,6 @@ def prepare(app, name: str, source: list[str]) -> None:
         elif QUIZ.search(text):
             cell["metadata"]["tags"] = [*tags, "remove-input"]
     source[0] = json.dumps(notebook)
-
-
-def relink(text: str, folder: Path) -> str:
-    """Lead links to files that are no pages of the book, and no pictures, to the repository."""
-    for target in set(links(text)):
-        file = (folder / target.split("#")[0]).resolve()
-        if file.suffix not in (".ipynb", ".png"):
-            there = f"{ADDRESS}/blob/{TAG}/{target.replace(target.split('#')[0], file.relative_to(ROOT).as_posix(), 1)}"
-            text = re.sub(rf"(?<=[(<\"]){re.escape(target)}(?=[)>\"\s])", there, text)
-    return text
 
 
 def setup(app) -> None:

@@ -1,0 +1,157 @@
+"""Feedback on exercises, and quizzes; their answers, hints and options are in ``NN.yaml``, a file for each lesson.
+
+What an exercise expects, the mistakes that it knows and the calls of a function to write are Python expressions.
+"""
+
+import random
+from contextlib import redirect_stdout
+from functools import cache
+from html import escape
+from importlib.resources import files
+from io import StringIO
+from string import ascii_uppercase
+
+import numpy as np
+import pandas as pd
+import yaml
+from IPython.display import HTML
+
+from sims_kit.errors import UnknownNameError
+
+__all__ = ["check", "quiz"]
+
+USUAL_MISTAKES = {  # what each makes of the right numbers
+    "The sign is the wrong way round.": np.negative,
+    "That is a percentage; give a share between 0 and 1.": lambda right: np.where(right <= 1, 100 * right, np.nan),
+    "That is a share; give a percentage.": lambda right: np.where(right > 1, right / 100, np.nan),
+    "That is the rest: 1 minus the answer.": lambda right: 1 - right,
+    "The logarithm is missing.": np.exp,
+    "The logarithm is missing; after it, 1 goes inside.": np.expm1,
+    "The 1 is missing inside the logarithm (np.log1p).": lambda right: np.log(np.expm1(right)),
+    "That is a logarithm to base 10; take the natural one (np.log).": lambda right: right / np.log(10),
+    "That is a logarithm to base 2; take the natural one (np.log).": lambda right: right / np.log(2),
+}
+
+
+def check(number: str, answer, **results) -> bool:
+    """Print what is wrong with the answer to an exercise, and return whether it is right.
+
+    `number` is that of lesson and exercise. The answer is a number, a text, a list or array of these, or the function
+    that was asked for; ``...`` before a first try. `results` are those of the lesson that decide what is right.
+
+    >>> sk.lessons.check("02.1", ...)
+    Not attempted yet.
+    False
+    """
+    exercise, problem = _entry("exercises", number), ""
+    scope = {"np": np, "pd": pd, "f": answer, **results}
+    for call, expected in exercise["cases"].items() if "cases" in exercise else [("", exercise["expected"])]:
+        given, problem = _called(call, scope) if call and answer is not ... else (answer, "")
+        if not problem and any(part is None or part is ... for part in np.ravel(np.asarray(given, dtype=object))):
+            print("Not attempted yet.")
+            return False
+        problem = problem or _problem(given, expected, exercise, scope)
+        if problem:
+            shown = call.replace("f(", f"{getattr(answer, '__name__', 'f')}(", 1)
+            problem = f"{shown} returns {given!r}. {problem}" if call and given is not None else problem
+            break
+    print(f"Not yet. {problem}" if problem else "Right.")
+    return not problem
+
+
+def quiz(number: str) -> HTML:
+    """Return a question whose options unfold: each says whether it is right, and why.
+
+    >>> question = sk.lessons.quiz("02.1")
+    """
+    entry = _entry("quizzes", number)
+    options = [(option, why, verdict) for verdict in ("right", "wrong") for option, why in entry[verdict].items()]
+    random.Random(number).shuffle(options)
+    several = " (Several are right.)" * (len(entry["right"]) > 1)
+    lines = [f"<p><b>{escape(entry['question'])}</b>{several}</p>"]
+    for letter, (option, why, verdict) in zip(ascii_uppercase, options, strict=False):
+        summary = f"<summary>{letter}. {escape(str(option))}</summary>"
+        lines.append(f"<details>{summary}<p><b>{verdict.title()}.</b> {escape(why)}</p></details>")
+    return HTML("\n".join(lines))
+
+
+@cache
+def _lesson(number: str) -> dict:
+    return yaml.safe_load((files(__name__) / f"{number}.yaml").read_text(encoding="utf-8"))
+
+
+def _entry(kind: str, number: str) -> dict:
+    """An exercise or a quiz by its number."""
+    lessons = sorted(path.name[:2] for path in files(__name__).iterdir() if path.name.endswith(".yaml"))
+    known = {f"{lesson}.{own}": entry for lesson in lessons for own, entry in _lesson(lesson).get(kind, {}).items()}
+    if number not in known:
+        raise UnknownNameError(f"number of {kind}", number, known)
+    return known[number]
+
+
+def _called(call: str, scope: dict) -> tuple[object, str]:
+    """What a learner's function returns, and what is wrong with it if it returns nothing."""
+    if not callable(scope["f"]):
+        return None, "Pass the function itself, by its name without parentheses."
+    try:
+        with redirect_stdout(StringIO()) as printed:
+            given = eval(call, scope)
+    except Exception as error:
+        return None, f"It raises {type(error).__name__}: {error}"
+    return given, "It prints its result; end it with return." if given is None and printed.getvalue() else ""
+
+
+def _problem(given, expected, exercise: dict, scope: dict) -> str:
+    """What is wrong with an answer, or with what a function returned; empty where it is right."""
+    given, wanted = _array(given), _array(_value(expected, scope))
+    if given.shape != wanted.shape:
+        return f"Expected {_shape(wanted)}; this is {_shape(given)}."
+    is_text = wanted.dtype.kind in "OUS"
+    if not is_text and given.dtype.kind in "OUS":
+        return "Expected numbers; this is text."
+    given, wanted = (values.astype(str if is_text else float) for values in (given, wanted))
+    if exercise.get("any_order"):
+        given, wanted = np.sort(given), np.sort(wanted)
+    exact = exercise.get("tolerance", 0 if is_text else 1e-6 * max(1, np.abs(wanted).max(initial=0)))
+
+    def is_like(value, one=given, relative=2e-3) -> bool:
+        value = _array(value)
+        return np.array_equal(one, value) if is_text else np.allclose(one, value, rtol=relative, atol=exact)
+
+    if is_like(wanted, relative=0):
+        return ""
+    found = [words for mistake, words in exercise.get("mistakes", {}).items() if is_like(_value(mistake, scope))]
+    if is_text:
+        bare = [np.char.lower(np.char.strip(values)) for values in (wanted, given)]
+        found += ["Mind upper and lower case, and blanks."] * is_like(*bare)
+    else:
+        with np.errstate(all="ignore"):
+            found += [words for words, of in USUAL_MISTAKES.items() if is_like(of(wanted))]
+        found += [f"It looks rounded; it may be off by {exact:g} at most."] * any(
+            is_like(np.round(wanted, digits), relative=0) for digits in range(1, 7)
+        )
+    if given.ndim:
+        found += ["The right ones, in another order."] * is_like(np.sort(wanted), np.sort(given))
+        off = given != wanted if is_text else ~np.isclose(given, wanted, rtol=0, atol=exact)
+        off = ~np.isin(given, wanted) if exercise.get("any_order") else off
+        found += [f"{off.sum()} of {off.size} are not right."]
+    elif is_text:
+        found += [f"{str(given)!r} is not it."]
+    else:
+        size = "too small" if given < wanted else "too large" if given > wanted else "no result"
+        found += [f"{given:.6g} is {size}."]
+    hint = exercise.get("hint", "") if found[0] == found[-1] else ""  # a mistake that was recognised says enough
+    return f"{found[0]} {hint}".strip()
+
+
+def _value(expression, scope: dict):
+    """What an expression of a lesson's file is worth; anything but text is a value already."""
+    return eval(expression, dict(scope)) if isinstance(expression, str) else expression
+
+
+def _array(value) -> np.ndarray:
+    return np.asarray(list(value) if isinstance(value, set | dict) else value)
+
+
+def _shape(values: np.ndarray) -> str:
+    return f"a list of {' x '.join(f'{n:,}' for n in values.shape)}" if values.ndim else "a single value"

@@ -1,0 +1,44 @@
+"""Write learner/, the edition of the lessons without outputs and solutions; `make learner` runs this."""
+
+import sys
+from base64 import b64encode
+from pathlib import Path
+
+import nbformat
+
+from notebook_rules import ADDRESS, ROOT, TAG, links, relink, tags
+
+COLAB = f"https://colab.research.google.com/github/{ADDRESS.removeprefix('https://github.com/')}/blob/{TAG}/learner"
+
+
+def learner(path: Path) -> nbformat.NotebookNode:
+    """Return the lesson at `path` without outputs and solutions; pictures are inside, links lead to published pages."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if "solution" not in tags(cell)]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+            cell.metadata["tags"] = [tag for tag in tags(cell) if tag != "nbval-check-output"]  # there is none
+            continue
+        for target in links(cell.source):
+            picture = path.parent / target
+            if picture.suffix in (".png", ".svg"):
+                kind = "image/png" if picture.suffix == ".png" else "image/svg+xml"
+                cell.setdefault("attachments", {})[picture.name] = {kind: b64encode(picture.read_bytes()).decode()}
+                cell.source = cell.source.replace(target, f"attachment:{picture.name}")
+        cell.source = relink(cell.source, path.parent)
+        if cell.source.startswith("## What comes next"):  # Colab has no folder to find a neighbour in
+            lessons = sorted(target for target in links(cell.source) if target.endswith(".ipynb"))
+            cell.source += "\n\nOn Colab: " + ", ".join(f"[{name[:2]}]({COLAB}/{name})" for name in lessons) + "."
+    return notebook
+
+
+def main(folder: Path) -> None:
+    """Write every lesson's learner edition into `folder`."""
+    folder.mkdir(exist_ok=True)
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        nbformat.write(learner(path), folder / path.name)
+
+
+if __name__ == "__main__":
+    main(Path(*sys.argv[1:]))
