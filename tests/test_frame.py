@@ -50,8 +50,8 @@ def test_wheel_carries_registry_and_package_only(tmp_path):
 
 def test_environments_in_step_with_pyproject():
     """Both conda environments ask for the packages and ranges of pyproject.toml; README's extras exist."""
-    base = ranges(*PROJECT["dependencies"], *EXTRAS["lab"])
-    wanted = {"environment.yml": base | ranges(*EXTRAS["r"], *EXTRAS["test"]), "binder/environment.yml": base}
+    base = ranges(*PROJECT["dependencies"], *EXTRAS["lab"], *EXTRAS["r"])  # lessons read files of R
+    wanted = {"environment.yml": base | ranges(*EXTRAS["test"]), "binder/environment.yml": base}
     for file, torch in [("environment.yml", "pytorch-gpu"), ("binder/environment.yml", "pytorch-cpu")]:
         listed = yaml.safe_load((ROOT / file).read_text())["dependencies"]
         assert listed[:2] == ["python=3.11", "pip"], file

@@ -41,7 +41,7 @@ import sys
 if "google.colab" in sys.modules:  # nothing happens anywhere else
     # Colab's own torch, numpy and the like stay as they are: pip may add packages, not replace these
     !pip list --format=freeze | grep -E "^(torch|numpy|scipy|pandas|scikit-learn|matplotlib)==" > present.txt
-    !pip install -q "sims_kit @ git+{ADDRESS}@{TAG}" -c present.txt
+    !pip install -q "sims_kit[r] @ git+{ADDRESS}@{TAG}" -c present.txt
     from importlib.util import find_spec
 
     assert find_spec("sims_kit"), "sims_kit was not installed, pip says why: restart the session and run this again\""""
