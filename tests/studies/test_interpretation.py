@@ -1,4 +1,4 @@
-"""Interpretation: rankings against the libraries they come from, curves on dense values, overlap by its formula."""
+"""Interpretation: rankings against the libraries they come from, curves on dense values."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from sims_kit import studies
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.errors import DataError, GeneError, LabelError, SettingError, UnknownNameError
 from sims_kit.studies import interpretation
-from sims_kit.studies.interpretation import CELL_RANKINGS, RANKINGS, rank_biased_overlap
+from sims_kit.studies.interpretation import CELL_RANKINGS, RANKINGS
 
 
 def test_rankings_are_those_of_their_libraries(model, cells):
@@ -118,14 +118,6 @@ def test_matched_scores_stay_among_genes_of_similar_value():
         for block in np.split(np.argsort(row), [20, 40, 60]):
             np.testing.assert_array_equal(np.sort(shuffled[block]), row[block])
         assert (shuffled != row).mean() > 0.8
-
-
-def test_overlap_is_the_published_formula():
-    """By hand, by equation 32 of Webber, Moffat and Zobel; the order of the two does not matter."""
-    cases = [("abc", "acd", (0.9 + 0.405 + 0.486) / 9 + 0.486), ("abc", "xy", 0), ("", "xy", np.nan)]
-    for first, second, expected in cases:
-        for pair in ((first, second), (second, first)):
-            assert rank_biased_overlap(*pair) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 MANY = [f"GENE{i:03d}" for i in range(400)]
