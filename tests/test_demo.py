@@ -67,7 +67,7 @@ def test_demo_on_files(files, capsys):
     headings = [output["data"]["text/html"] for cell in report.cells for output in cell.get("outputs", [])
                 if "<h1>" in output.get("data", {}).get("text/html", "")]  # fmt: skip
     assert len(headings) == 1 and "Cell types of query.h5ad, learned from counts.csv.gz" in headings[0]
-    assert "<b>Test</b> on 27 cells" in headings[0]  # filled in at the end
+    assert "<b>Test</b>: 27 cells" in headings[0]  # filled in at the end
     shown_text = "\n".join(cell.source for cell in report.cells if cell.cell_type == "markdown")
     assert not re.search("(?i)lesson|guess|exercise|colab|badge|pbmc|In this notebook", shown_text)
 
