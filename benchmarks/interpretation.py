@@ -1,4 +1,4 @@
-"""What SIMS's explanations are worth, measured: truth, faithfulness, sufficiency, stability, gene sets, known markers.
+"""What SIMS's explanations are worth, measured: truth, faithfulness, sufficiency, stability, known markers.
 
     python benchmarks/interpretation.py [--tasks sim-cortex pbmc68k mouse-immune] [--seeds 3] [--cells 200]
     python benchmarks/interpretation.py --report     # the page alone, from the tables that are there
@@ -10,6 +10,7 @@ stressed: a leak that it must find. Integrated gradients need `pip install 'sims
 """
 
 import argparse
+from itertools import combinations
 
 import matplotlib
 import numpy as np
@@ -30,7 +31,6 @@ from sims_kit.datasets.simulate import PRESETS, simulate
 
 TABLES = ROOT / "benchmarks/measured_interpretation"
 QUIET = dict(test=0, verbose=False, logger=False)
-LEAKY = "L4 IT"  # the type that alone is stressed
 SIZES = (5, 10, 20, 50, 100, 200)  # genes, of sufficiency
 KNOWN = pd.read_csv(ROOT / "benchmarks/known_markers.csv")  # from publications
 
@@ -77,7 +77,7 @@ def measure(task: str, n_seeds: int, n_cells: int) -> dict[str, pd.DataFrame]:
         tables["truth"] = sk.studies.marker_recovery(rankings, wanted)
     tables["areas"] = areas(curves)
     tables["sufficiency"] = sufficiency(model, train, test, label, rankings)
-    tables |= agreement(models, train, label) | stress(task, model, test, label)
+    tables["stability"] = agreement(models, train, label)
     known = KNOWN.loc[KNOWN["task"] == task, ["class", "marker"]]
     if len(known):
         ranks = {name: ranking.rank(axis=1, ascending=False).stack() for name, ranking in rankings.items()}
@@ -154,60 +154,32 @@ def sufficiency(model, train, test, label: str, rankings: dict[str, pd.DataFrame
     return pd.DataFrame(rows, columns=["method", "n_genes", "classifier", "accuracy"])
 
 
-def agreement(models: list, train, label: str) -> dict[str, pd.DataFrame]:
-    """Rank-biased overlap between seeds: of single networks, of whole models, and of means over more networks."""
-    singles = []
-    for model in models:
-        ones = (alone(model, place) for place in range(model.recipe.n_models))
-        singles += [sk.explain(one, train, groupby=label) for one in ones]
-    whole = [sk.explain(model, train, groupby=label) for model in models]
-    n, tables, random = len(singles) // len(models), {}, np.random.default_rng(0)
+def agreement(models: list, train, label: str) -> pd.DataFrame:
+    """Rank-biased overlap of the first hundred genes of each class, of each two seeds."""
+    rows, found = [], [sk.explain(model, train, groupby=label) for model in models]
     for measure, attribute in (("contributions", "class_contributions"), ("masks", "classes")):
-        ones = [getattr(found, attribute) for found in singles]
-        pairs = sk.studies.stability(ones)
-        pairs = pairs[pairs["first"] // n != pairs["second"] // n]  # of other seeds
-        joint = sk.studies.stability([getattr(found, attribute) for found in whole])
-        parts = pd.concat({"one network": pairs, "model of four": joint}, names=["of"])
-        tables[f"stability_{measure}"] = parts.reset_index(level=0)
-        rows = []
-        for size in range(1, len(ones) // 2 + 1):
-            for draw in range(20):
-                order = random.permutation(len(ones))
-                means = [sum(ones[i] for i in own) / size for own in (order[:size], order[size : 2 * size])]
-                rows.append((size, draw, sk.studies.stability(means)["rbo"].mean()))
-        tables[f"consensus_{measure}"] = pd.DataFrame(rows, columns=["n_members", "draw", "rbo"])
-    return tables
+        for name in found[0].classes.index:
+            ranked = [getattr(one, attribute).loc[name].nlargest(100) for one in found]
+            ranked = [list(genes.index[genes > 0]) for genes in ranked]
+            rows += [(measure, name, rank_biased_overlap(*pair)) for pair in combinations(ranked, 2)]
+    return pd.DataFrame(rows, columns=["measure", "class", "rbo"])
 
 
-def alone(model, place: int):
-    """A model of one of its networks; the chosen genes and their scale are those of all."""
-    options = dict(genes=model.genes, classes=model.classes, recipe=model.recipe.changed(n_models=1))
-    single, state = sk.SIMSClassifier(model.input_dim, model.output_dim, **options), model.state_dict()
-    for name, part in state.items():
-        if name.startswith("network.") and part.dim() and not name.endswith((".genes", ".scale", ".shift")):
-            state[name] = part.chunk(model.recipe.n_models)[place]
-    single.load_state_dict({name: state[name] for name in single.state_dict()})
-    single.set_facts(model.facts())
-    return single.eval()
-
-
-def stress(task: str, model, test, label: str) -> dict[str, pd.DataFrame]:
-    """The stress genes in this model and, on simulated cortex, in one that a stressed type was trained into."""
-    pairs = {task: (model, test)}
-    if task == "sim-cortex":
-        train, held_out = split(simulate(PRESETS[task]["fast"], stress_strength=1.0, stress_types=(LEAKY,)), label)
-        pairs[f"{LEAKY} alone stressed"] = sk.fit(train, label, **QUIET), held_out
-    checks = {}
-    for name, (of, cells) in pairs.items():
-        genes = [gene for gene in of.genes if gene.upper() in sk.studies.STRESS_GENES]  # the mouse's in its own case
-        if genes:
-            checks[name] = sk.studies.check_gene_set(sk.explain(of, cells, groupby=label), cells, genes)
-    return {"stress": pd.concat(checks, names=["model"]).reset_index()} if checks else {}
+def rank_biased_overlap(first: list, second: list) -> float:
+    """Overlap of two rankings, 0 to 1 (Webber, Moffat and Zobel 2010, doi:10.1145/1852102.1852106, equation 32)."""
+    short, long = sorted((first, second), key=len)
+    if not len(short):
+        return np.nan
+    p, depths = 0.9, np.arange(1, len(long) + 1)
+    common = np.array([len(set(short[:depth]) & set(long[:depth])) for depth in depths])
+    beyond = np.maximum(depths - len(short), 0) * common[len(short) - 1] / len(short)  # the short one is taken to go on
+    agreement = (common + beyond) / depths
+    return float(agreement @ p**depths * (1 - p) / p + agreement[-1] * p ** len(long))
 
 
 def draw(task: str, tables: dict[str, pd.DataFrame], model, test) -> None:
     """The figures of a task."""
-    curves, pairs = tables["curves"], tables["stability_contributions"]
+    curves, pairs = tables["curves"], tables["stability"].query("measure == 'contributions'")
     drawn = curves[curves["method"] != "linear SVM"]
     looks = dict(hue="method", style="method", markers=True, dashes=False, palette="colorblind")
     grid = sns.relplot(drawn, kind="line", x="n_genes", y="probability", col="curve", height=3.6, **looks)
@@ -215,25 +187,10 @@ def draw(task: str, tables: dict[str, pd.DataFrame], model, test) -> None:
     figures = {"faithfulness": grid.axes}
     if "truth" in tables:
         figures["truth"] = sns.stripplot(tables["truth"], x="auprc", y="method", ax=plt.subplots()[1])
-    whole = pairs[pairs["of"] == "model of four"]
-    figures["stability"] = sns.stripplot(whole, x="rbo", y="class", ax=plt.subplots(layout="constrained")[1])
-    consensus = tables["consensus_contributions"]
-    figures["consensus"] = sns.lineplot(consensus, x="n_members", y="rbo", errorbar=("pi", 90), ax=plt.subplots()[1])
+    figures["stability"] = sns.stripplot(pairs, x="rbo", y="class", ax=plt.subplots(layout="constrained")[1])
     why = sk.explain_cell(model, test, name := test.obs_names[0])
     figures["cell"] = sk.plotting.cell_genes(why.genes)
     figures["cell"].set_title(f"{name}: {why.label} ({why.probability:.0%})")
-    if "stress" in tables:
-        last = tables["stress"][tables["stress"]["model"] == tables["stress"]["model"].iloc[-1]]
-        types = last.set_index("class").drop("overall")
-        ax = figures["stress"] = plt.subplots(figsize=(8, 0.22 * len(types) + 1), layout="constrained")[1]
-        ax.hlines(types.index, types["low"], types["high"], color="0.7", linewidth=5, label="random sets, 95 %")
-        ax.plot(types["expected"], types.index, "|", color="0.5", label="their mean")
-        for is_small, marker, words in ((False, "o", "the set"), (True, "D", "the set, p < 0.05")):
-            marked = types[(types["p"] < 0.05) == is_small]
-            ax.plot(marked["share"], marked.index, marker, label=words)
-        ax.invert_yaxis()
-        ax.set_xlabel("share of the set among the top genes")
-        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     for kind, axes in figures.items():
         np.ravel(axes)[0].figure.savefig(ROOT / f"docs/interpretation_{task}_{kind}.png", dpi=110, bbox_inches="tight")
     plt.close("all")
@@ -261,25 +218,18 @@ def sections(task: str, tables: dict[str, pd.DataFrame]) -> list[str]:
         f"{row.training_cells:,} cells to train on, {row.test_cells:,} to test, {row.genes:,} genes, {row.classes} "
         f"classes; test accuracy {row.test_accuracy:.3f}; the masks pass {row.genes_per_cell:.0f} genes of a cell."
     ]
-    rows = {}
-    for measure in ("contributions", "masks"):
-        sizes = tables[f"consensus_{measure}"].groupby("n_members")["rbo"].mean()
-        rows[measure] = tables[f"stability_{measure}"].groupby("of")["rbo"].mean().to_dict()
-        rows[measure] |= {f"mean of {size} networks": value for size, value in sizes.items()}
     wide = tables["areas"].pivot(index="method", columns="of", values=["deletion", "insertion"])
     wide.columns = [f"{curve}, {value}" for curve, value in wide.columns]
+    stable = tables["stability"].groupby("measure")[["rbo"]].mean()
     enough = tables["sufficiency"].pivot(index=["classifier", "method"], columns="n_genes", values="accuracy")
     found = {
         "Faithfulness: area over log(1 + genes) of deletion (lower is better) and insertion": ("faithfulness", wide),
         "Sufficiency: accuracy with only so many genes": (None, enough),
-        "Stability: rank-biased overlap (p = .9) between seeds": ("stability", pd.DataFrame(rows).T),
-        "Stability of means over networks": ("consensus", None),
+        "Stability: rank-biased overlap (p = .9) between seeds": ("stability", stable),
     }
     if "truth" in tables:
         truth = tables["truth"].groupby("method", sort=False)[["precision_at_k", "auprc"]].mean()
         found = {"Truth: are the ten first genes true markers? Mean over classes": ("truth", truth)} | found
-    if "share" in tables.get("stress", ()):
-        found["Gene set: stress genes among the first hundred"] = ("stress", tables["stress"].set_index("model"))
     if "known_markers" in tables:
         ranks = tables["known_markers"].set_index(["class", "marker"])
         found["Known markers: their rank among all genes of the class (1: first)"] = (None, ranks)

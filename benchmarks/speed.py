@@ -1,14 +1,13 @@
-"""Speed and memory, measured: training steps, predictions, explanations, whole fits, loading, and growth with size.
+"""Speed and memory, measured: training steps, predictions, explanations, loading, and growth with size.
 
     python benchmarks/speed.py step [--genes 2000 20000] [--batch-sizes 256 1024] [--threads 1] [--device cpu]
-    python benchmarks/speed.py fit [--dataset worm-neurons] [--epochs 5] [--skip-stock]
     python benchmarks/speed.py loader [--cells 100000] [--genes 20000] [--seconds 20]
     python benchmarks/speed.py scale [--cells 10000 50000 1000000] [--genes 1000 4000 16000] [--folder DIR]
 
 Every row is a process of its own. Memory is the highest resident memory, libraries included (Linux). On one thread of a
-CPU, steps and fits are measured in CPU time, otherwise on the clock. `scale` keeps its rows in measured_scale.csv and
+CPU, steps are measured in CPU time, otherwise on the clock. `scale` keeps its rows in measured_scale.csv and
 draws docs/scale.png. Stock is pytorch-tabnet, which has the thesis recipe's sizes; "no identity" is the same without
-its product with a genes x genes identity. Both take dense normalised cells, sims_kit sparse ones, and `fit` counts.
+its product with a genes x genes identity. Both take dense normalised cells, sims_kit sparse ones.
 """
 
 import argparse
@@ -17,12 +16,9 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import anndata as ad
@@ -32,10 +28,8 @@ import pandas as pd
 import torch
 from anndata.io import sparse_dataset, write_elem
 from matplotlib import pyplot as plt
-from pytorch_tabnet.tab_model import TabNetClassifier
 from pytorch_tabnet.tab_network import TabNetNoEmbeddings
 from scipy import sparse
-from sklearn.model_selection import train_test_split
 from study_page import ROOT
 from torch.nn.functional import cross_entropy
 
@@ -62,9 +56,6 @@ def main() -> None:
     parser.add_argument("--genes", type=int, nargs="+")
     parser.add_argument("--cells", type=int, nargs="+")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256, 1024])
-    parser.add_argument("--dataset", default="worm-neurons")
-    parser.add_argument("--epochs", type=int, default=5, help="of sims_kit's fits, 2 or more")
-    parser.add_argument("--skip-stock", action="store_true", help="which takes minutes")
     parser.add_argument("--seconds", type=float, default=20, help="for each way to load")
     parser.add_argument("--folder", type=Path, help="for simulated files; by default one that goes afterwards")
     parser.add_argument("--threads", type=int, default=1)
@@ -172,41 +163,6 @@ def stock(n_genes: int, n_classes: int, method: str) -> torch.nn.Module:
 def simulated(n_cells: int, n_genes: int) -> ad.AnnData:
     """Counts of a simulated cortex, about 10 % of them not zero at any number of genes."""
     return simulate(n_cells=n_cells, n_genes=n_genes, lib_loc=8.4 + math.log(n_genes / 20_000), stress_genes=("PGK1",))
-
-
-def fits(arguments: argparse.Namespace) -> None:
-    """The first epoch of a fit, all that surrounds it included, and each further one."""
-    print_row("method", "first epoch, s", "further epochs, s each", "peak, MB", is_head=True)
-    batch_size, epochs = arguments.batch_sizes[0], arguments.epochs
-    for recipe in ("thesis", "default"):
-        first, _ = apart(arguments.threads, fit_ours, recipe, arguments.dataset, batch_size, 1)
-        whole, memory = apart(arguments.threads, fit_ours, recipe, arguments.dataset, batch_size, epochs)
-        print_row(f"sk.fit, {recipe}", f"{first:.1f}", f"{(whole - first) / (epochs - 1):.1f}", f"{memory:,}")
-    if not arguments.skip_stock:
-        seconds, memory = apart(arguments.threads, fit_stock, arguments.dataset, batch_size)
-        print_row("TabNetClassifier.fit", f"{seconds:.1f}", "not measured", f"{memory:,}")
-
-
-def fit_ours(recipe: str, dataset: str, batch_size: int, n_epochs: int) -> tuple[float, int]:
-    """Seconds and peak of `sims_kit.fit`."""
-    cells, started = sk.load(dataset), clock("cpu")
-    label = cells.uns["sims_kit"]["label"]
-    sk.fit(cells, label, recipe=replace(get_recipe(recipe), batch_size=batch_size, max_epochs=n_epochs), **QUIET)
-    return clock("cpu") - started, peak_megabytes()
-
-
-def fit_stock(dataset: str, batch_size: int) -> tuple[float, int]:
-    """Seconds and peak of an epoch of pytorch-tabnet's classifier; making its dense values is not counted."""
-    cells = sk.load(dataset)
-    labels = cells.obs[cells.uns["sims_kit"]["label"]].astype(str).to_numpy()
-    values = log_normalised(cells, list(cells.var_names)).toarray()
-    train, validation = train_test_split(np.arange(len(labels)), test_size=0.1, stratify=labels, random_state=0)
-    evaluated, started = [(values[validation], labels[validation])], clock("cpu")
-    with redirect_stdout(StringIO()), warnings.catch_warnings(action="ignore"):
-        TabNetClassifier(verbose=0, device_name="cpu").fit(
-            values[train], labels[train], eval_set=evaluated, batch_size=batch_size, max_epochs=1, patience=0
-        )
-    return clock("cpu") - started, peak_megabytes()
 
 
 def loaders(arguments: argparse.Namespace) -> None:
@@ -323,7 +279,7 @@ def draw(rows: pd.DataFrame) -> None:
     figure.savefig(FIGURE, dpi=120)
 
 
-COMMANDS = {"step": steps, "fit": fits, "loader": loaders, "scale": growth}
+COMMANDS = {"step": steps, "loader": loaders, "scale": growth}
 
 if __name__ == "__main__":
     main()

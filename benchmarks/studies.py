@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
+from matplotlib.colors import LogNorm
 from study_page import ROOT, machine, markdown, with_interval
 
 import sims_kit as sk
@@ -183,8 +184,13 @@ def ablation_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
         "trainings that end with more than half of the validation cells right.",
     ]
     for task, tables in tasks.items():
-        axes, times = sk.plotting.ablation(tables["epochs"], tables["scores"]), learned(tables["epochs"])
-        np.ravel(axes)[0].figure.savefig(figure("ablation", task), dpi=110)
+        curves, times = tables["epochs"], learned(tables["epochs"])
+        curves = curves[curves["method"] == curves["method"].iloc[0]].melt(
+            ["epoch", "proportion"], ["val_loss", "val_median_f1", "val_accuracy_weighted"]
+        )
+        looks = dict(kind="line", hue="proportion", hue_norm=LogNorm(), palette="viridis", errorbar=("pi", 100))
+        panels = sns.relplot(curves, x="epoch", y="value", col="variable", facet_kws=dict(sharey=False), **looks)
+        panels.set(xscale="log").savefig(figure("ablation", task), dpi=110)
         panels, (scores, convergence) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
         for method, own in tables["scores"].groupby("method", sort=False):
             spread = np.abs(own[["median_f1_low", "median_f1_high"]].sub(own["median_f1"], axis=0)).T

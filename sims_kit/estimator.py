@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_array, check_consistent_length, check
 from sims_kit.annotation import batches_for, predict_logits
 from sims_kit.cells.matrix import as_csr
 from sims_kit.errors import LabelError, UnknownNameError
+from sims_kit.model.pretraining import MaskedPretraining
 from sims_kit.model.recipe import Recipe
 from sims_kit.text import class_labels
 from sims_kit.training import fit
@@ -24,7 +25,8 @@ class SIMS(ClassifierMixin, BaseEstimator):
     each gene, or AnnData. Genes of a DataFrame or AnnData are matched by name when cells are predicted. Sparse values
     stay sparse. What `sims_kit.fit` refuses is refused here, in its words.
 
-    Settings are those of `sims_kit.fit`; `validation`, the share of the cells that calibrate confidence, may be 0.
+    Settings are those of `sims_kit.fit`; `pretrained` is an encoder to start from, and `validation`, the share of the
+    cells that calibrate confidence, may be 0.
 
     >>> from sklearn.model_selection import GroupKFold, cross_val_predict
     >>> labels = cross_val_predict(SIMS(), X, y, groups=donors, cv=GroupKFold(4))
@@ -40,10 +42,11 @@ class SIMS(ClassifierMixin, BaseEstimator):
         seed: int = 0,
         validation: float = 0.1,
         max_epochs: int | None = None,
+        pretrained: MaskedPretraining | None = None,
         verbose: bool = False,
     ):
         self.recipe, self.seed, self.validation = recipe, seed, validation
-        self.max_epochs, self.verbose = max_epochs, verbose
+        self.max_epochs, self.pretrained, self.verbose = max_epochs, pretrained, verbose
 
     def fit(self, X, y, groups: Sequence | str | None = None) -> "SIMS":
         """Train on labelled cells; `y` and `groups` (donors, samples), (cells,), may be names of `obs` columns."""

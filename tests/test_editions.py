@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 import notebook_rules as rules
+import write_learner
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -27,15 +28,20 @@ def run(target: str, **changes: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_exercises_have_no_solutions(tmp_path):
-    """The learner's edition has every cell but those tagged as solutions, and no outputs."""
-    committed = LESSONS[1].read_bytes()
-    run("exercises", exercises=str(tmp_path), **{"notebooks/*.ipynb": str(LESSONS[1])})
-    assert LESSONS[1].read_bytes() == committed
-    whole, learner = (nbformat.read(path, as_version=4) for path in (LESSONS[1], tmp_path / LESSONS[1].name))
-    kept = [cell.source for cell in whole.cells if "solution" not in rules.tags(cell)]
-    assert [cell.source for cell in learner.cells] == kept and len(kept) < len(whole.cells)
-    assert not any(cell.outputs or cell.execution_count for cell in rules.code_cells(learner))
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.name)
+def test_learner_edition_is_in_step(path, tmp_path):
+    """learner/ has every lesson without outputs, solutions and pictures outside; `make learner` writes it."""
+    whole, kept = (nbformat.read(folder / path.name, as_version=4) for folder in (path.parent, ROOT / "learner"))
+    nbformat.write(write_learner.learner(path), tmp_path / path.name)
+    assert (tmp_path / path.name).read_bytes() == (ROOT / "learner" / path.name).read_bytes(), "run `make learner`"
+    assert len(kept.cells) == sum("solution" not in rules.tags(cell) for cell in whole.cells)
+    assert not any(cell.outputs or cell.execution_count for cell in rules.code_cells(kept))
+    assert all(target.endswith(".ipynb") for target in rules.links(rules.prose(ROOT / "learner" / path.name)))
+
+
+def test_learner_edition_has_no_other_files():
+    """A lesson that was renamed leaves nothing behind."""
+    assert sorted(path.name for path in (ROOT / "learner").iterdir()) == [path.name for path in LESSONS]
 
 
 @pytest.fixture(scope="module")

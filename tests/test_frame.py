@@ -50,8 +50,8 @@ def test_wheel_carries_registry_and_package_only(tmp_path):
 
 def test_environments_in_step_with_pyproject():
     """Both conda environments ask for the packages and ranges of pyproject.toml; README's extras exist."""
-    base = ranges(*PROJECT["dependencies"], *EXTRAS["lab"])
-    wanted = {"environment.yml": base | ranges(*EXTRAS["r"], *EXTRAS["test"]), "binder/environment.yml": base}
+    base = ranges(*PROJECT["dependencies"], *EXTRAS["lab"], *EXTRAS["r"])  # lessons read files of R
+    wanted = {"environment.yml": base | ranges(*EXTRAS["test"]), "binder/environment.yml": base}
     for file, torch in [("environment.yml", "pytorch-gpu"), ("binder/environment.yml", "pytorch-cpu")]:
         listed = yaml.safe_load((ROOT / file).read_text())["dependencies"]
         assert listed[:2] == ["python=3.11", "pip"], file
@@ -98,9 +98,11 @@ def test_make_takes_the_constraints_of_its_python(make, python, tmp_path, releas
 
 def test_binder_hook_is_executable_and_keeps_the_environment():
     """Binder can run postBuild, which adds the package and resolves nothing anew."""
-    hook = ROOT / "binder/postBuild"
-    assert os.access(hook, os.X_OK) and os.access(ROOT / ".ci/run", os.X_OK)
+    hook, start = ROOT / "binder/postBuild", ROOT / "binder/start"
+    assert all(os.access(file, os.X_OK) for file in (hook, start, ROOT / ".ci/run"))
     assert "--no-deps" in hook.read_text()
+    done = subprocess.run([start, "printenv", "SIMS_KIT_FAST"], capture_output=True, text=True)  # what the lessons see
+    assert done.stdout == "1\n"
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CITATION.cff", *LESSONS], ids=lambda path: path.name)
@@ -111,7 +113,7 @@ def test_address_and_version_are_in_step(path):
     text = path.read_text(encoding="utf-8")
     for place, expected in (
         (r"mybinder\.org/v2/gh/([^?]+)", f"{slug}/{tag}"),
-        (r"colab\.research\.google\.com/github/(.+?)/notebooks", f"{slug}/blob/{tag}"),
+        (r"colab\.research\.google\.com/github/(.+?)/learner", f"{slug}/blob/{tag}"),
         (r"git\+https://github\.com/([^\s\"\\]+)", f"{slug}@{tag}"),
         (r"(?:git clone|repository-code: \")\s?https://github\.com/([\w./-]+)", slug),
         (r"(?m)^version: (\S+)", tag[1:]),

@@ -10,7 +10,7 @@ import yaml
 
 from sims_kit import lessons
 
-FILES = {path.stem: yaml.safe_load(path.read_text()) for path in Path(lessons.__file__).parent.glob("*.yaml")}
+FILES = {path.stem: yaml.safe_load(path.read_text()) for path in Path(lessons.__file__).parent.glob("[0-9]*.yaml")}
 QUIZZES = {f"{n}.{own}": entry for n, lesson in FILES.items() for own, entry in lesson["quizzes"].items()}
 EXERCISES = {
     1: {"expected": "np.log1p(3.7)", "tolerance": 0.001, "hint": "Look again.", "mistakes": {"3.7 / 2": "Half of it."}},
@@ -25,7 +25,8 @@ EXERCISES = {
 @pytest.fixture
 def exercises(monkeypatch):
     """Exercises of its own in place of the packaged ones."""
-    monkeypatch.setattr(lessons, "_lesson", lambda number: {"exercises": EXERCISES} if number == "01" else {})
+    kept = {"01": {"exercises": EXERCISES}, "usual_mistakes": lessons._file("usual_mistakes")}
+    monkeypatch.setattr(lessons, "_file", lambda name: kept.get(name, {}))
 
 
 def total(values):
@@ -38,60 +39,52 @@ def shy(values):
     print(sum(values) / len(values))
 
 
-@pytest.mark.parametrize(
-    ("number", "answer", "words"),
-    [
-        (1, ..., "Not attempted yet."),
-        (1, None, "Not attempted yet."),
-        (2, [0.1, ..., ...], "Not attempted yet."),
-        (5, ..., "Not attempted yet."),
-        (5, lambda values: None, "Not attempted yet."),
-        (1, np.log1p(3.7), "Right."),
-        (1, 1.5476, "Right."),
-        (2, np.array([0.25, 0.5, 1.0]), "Right."),
-        (2, pd.Series([0.25, 0.5, 1.0]), "Right."),
-        (3, "L4 IT", "Right."),
-        (4, "b", "Right."),
-        (5, np.mean, "Right."),
-        (6, ["CD79A", "CD3E"], "Right."),
-        (6, {"CD79A", "CD3E"}, "Right."),
-        (1, 3.7, "The logarithm is missing; after it, 1 goes inside."),
-        (1, np.log(3.7), "The 1 is missing inside the logarithm (np.log1p)."),
-        (1, np.log10(4.7), "That is a logarithm to base 10; take the natural one (np.log)."),
-        (1, np.log2(4.7), "That is a logarithm to base 2; take the natural one (np.log)."),
-        (1, -np.log1p(3.7), "The sign is the wrong way round."),
-        (1, 1.5, "It looks rounded; it may be off by 0.001 at most."),
-        (1, 1.85, "Half of it."),
-        (1, 1, "1 is too small. Look again."),
-        (1, 2.5, "2.5 is too large. Look again."),
-        (1, float("nan"), "nan is no result. Look again."),
-        (1, "1.5476", "Expected numbers; this is text."),
-        (1, [1.5476], "Expected a single value; this is a list of 1."),
-        (2, 0.25, "Expected a list of 3; this is a single value."),
-        (2, [0.25, 0.5], "Expected a list of 3; this is a list of 2."),
-        (2, [[0.25, 0.5, 1.0]], "Expected a list of 3; this is a list of 1 x 3."),
-        (2, [1, 0.5, 0.25], "The right ones, in another order."),
-        (2, [25, 50, 100], "That is a percentage; give a share between 0 and 1."),
-        (2, [0.75, 0.5, 0], "That is the rest: 1 minus the answer."),
-        (2, [0.25, 0.5, 0.3], "1 of 3 are not right."),
-        (3, "l4 it ", "Mind upper and lower case, and blanks."),
-        (3, "L5 ET", "'L5 ET' is not it. It is in the cortex."),
-        (5, total, "total([1, 2]) returns 3. That is the sum."),
-        (5, shy, "It prints its result; end it with return."),
-        (5, 1.5, "Pass the function itself, by its name without parentheses."),
-        (5, lambda values: values[5], "It raises IndexError: list index out of range"),
-        (6, ["CD79A", "GNLY"], "1 of 2 are not right."),
+FEEDBACK = {
+    "Not attempted yet.": [(1, ...), (1, None), (2, [0.1, ..., ...]), (5, ...), (5, lambda values: None)],
+    "Right.": [
+        (1, 1.5476),
+        (2, pd.Series([0.25, 0.5, 1.0])),
+        (3, "L4 IT"),
+        (4, "b"),
+        (5, np.mean),
+        (6, {"CD79A", "CD3E"}),
     ],
-)
-def test_feedback(exercises, capsys, number, answer, words):
+    "The logarithm is missing; after it, 1 goes inside.": [(1, 3.7)],
+    "The 1 is missing inside the logarithm (np.log1p).": [(1, np.log(3.7))],
+    "That is a logarithm to base 10; take the natural one (np.log).": [(1, np.log10(4.7))],
+    "That is a logarithm to base 2; take the natural one (np.log).": [(1, np.log2(4.7))],
+    "The sign is the wrong way round.": [(1, -np.log1p(3.7))],
+    "It looks rounded; it may be off by 0.001 at most.": [(1, 1.5)],
+    "Half of it.": [(1, 1.85)],
+    "1 is too small. Look again.": [(1, 1)],
+    "2.5 is too large. Look again.": [(1, 2.5)],
+    "nan is no result. Look again.": [(1, float("nan"))],
+    "Expected numbers; this is text.": [(1, "1.5476")],
+    "Expected a single value; this is a list of 1.": [(1, [1.5476])],
+    "Expected a list of 3; this is a single value.": [(2, 0.25)],
+    "Expected a list of 3; this is a list of 1 x 3.": [(2, [[0.25, 0.5, 1.0]])],
+    "The right ones, in another order.": [(2, [1, 0.5, 0.25])],
+    "That is a percentage; give a share between 0 and 1.": [(2, [25, 50, 100])],
+    "That is the rest: 1 minus the answer.": [(2, [0.75, 0.5, 0])],
+    "1 of 3 are not right.": [(2, [0.25, 0.5, 0.3])],
+    "Mind upper and lower case, and blanks.": [(3, "l4 it ")],
+    "'L5 ET' is not it. It is in the cortex.": [(3, "L5 ET")],
+    "total([1, 2]) returns 3. That is the sum.": [(5, total)],
+    "It prints its result; end it with return.": [(5, shy)],
+    "Pass the function itself, by its name without parentheses.": [(5, 1.5)],
+    "It raises IndexError: list index out of range": [(5, lambda values: values[5])],
+    "1 of 2 are not right.": [(6, ["CD79A", "GNLY"])],
+}
+
+
+@pytest.mark.parametrize("words", FEEDBACK)
+def test_feedback(exercises, capsys, words):
     """What is right, what was not tried, and what kind of mistake was made."""
-    right = lessons.check(f"01.{number}", answer, **({"scores": pd.Series({"a": 1, "b": 2})} if number == 4 else {}))
-    assert right == (words == "Right.")
-    printed = capsys.readouterr().out.strip()
-    assert (
-        printed == words if words[-1] == "." and words in ("Right.", "Not attempted yet.") else printed.endswith(words)
-    )
-    assert printed.startswith("Not yet.") or words in ("Right.", "Not attempted yet.")
+    for number, answer in FEEDBACK[words]:
+        results = {"scores": pd.Series({"a": 1, "b": 2})} if number == 4 else {}
+        assert lessons.check(f"01.{number}", answer, **results) == (words == "Right.")
+        expected = words if words in ("Right.", "Not attempted yet.") else f"Not yet. {words}"
+        assert capsys.readouterr().out == f"{expected}\n"
 
 
 def test_unknown_number():

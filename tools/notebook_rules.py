@@ -1,14 +1,20 @@
 """What a committed notebook must be: run, tidy, safe in the gate, built as a lesson. Sentences say what is not."""
 
 import ast
+import math
 import re
 import tomllib
-from collections.abc import Iterator
+from base64 import b64decode
+from collections.abc import Collection, Iterator
+from copy import deepcopy
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -24,6 +30,9 @@ LINK = re.compile(r"\]\(<?([^)>\s]+)[^)]*\)|(?:src|href)=\"([^\"]+)\"")
 WIDGET = re.compile(r"\bipywidgets\.interact|\bwidgets\.slider_figure\b")
 CHECK = re.compile(r"^(assert |_ = |)sk\.lessons\.check\(\"\d\d\.\d+\", ", re.MULTILINE)
 QUIZ = re.compile(r"^sk\.lessons\.quiz\(\"\d\d\.\d+\"\)$", re.MULTILINE)
+SMALL = re.compile(r"(font|label)size\"?[=:] ?[1-7]\b")  # points, below what a projector shows
+UNTIMED = re.compile(r"## (In this notebook we|Limits|What comes next)")
+TOTAL = re.compile(r"take about (\d+) minutes")
 BADGES = ("mybinder.org", "colab.research.google.com")
 COSTS = ("CPU", "fast version", "GPU", "memory", "download")
 COLAB = f"""\
@@ -32,7 +41,7 @@ import sys
 if "google.colab" in sys.modules:  # nothing happens anywhere else
     # Colab's own torch, numpy and the like stay as they are: pip may add packages, not replace these
     !pip list --format=freeze | grep -E "^(torch|numpy|scipy|pandas|scikit-learn|matplotlib)==" > present.txt
-    !pip install -q "sims_kit @ git+{ADDRESS}@{TAG}" -c present.txt
+    !pip install -q "sims_kit[r] @ git+{ADDRESS}@{TAG}" -c present.txt
     from importlib.util import find_spec
 
     assert find_spec("sims_kit"), "sims_kit was not installed, pip says why: restart the session and run this again\""""
@@ -63,9 +72,37 @@ def anatomy(path: Path, root: Path = ROOT) -> list[str]:
     notebook = nbformat.read(path, as_version=4)
     found = [f"links to {target}, which is not in the repository" for target in broken_links(path, root)]
     found += [*_opening(path, notebook), *_frame(notebook)]
+    found += ["has other minutes in its headings than its sections take"] * (stamp(deepcopy(notebook)) != notebook)
     if path.name not in TEMPLATES:
         found += [*_exercises(notebook), *_quizzes(notebook), *_widgets(notebook)]
     return found
+
+
+def stamp(notebook: NotebookNode) -> NotebookNode:
+    """Write the minutes of each section into its heading, and those of all into the first cell."""
+    starts = [i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## ") and cell.cell_type != "code"]
+    for start, end in pairwise([*starts, len(notebook.cells)]):
+        cell, minutes = notebook.cells[start], sum(map(_minutes, notebook.cells[start:end]))
+        title, _, rest = cell.source.partition("\n")
+        if not UNTIMED.match(title):
+            title = re.sub(r" \(\d+ min\)$", "", title) + f" ({max(1, round(minutes))} min)"
+        cell.source = f"{title}\n{rest}".strip()
+    total = 5 * math.ceil(sum(map(_minutes, notebook.cells)) / 5)
+    notebook.cells[0].source = TOTAL.sub(f"take about {total} minutes", notebook.cells[0].source)
+    return notebook
+
+
+def _minutes(cell: NotebookNode) -> float:
+    """Minutes of a reader: 130 words or 12 lines of code in one, and more for a guess, a figure, a task."""
+    if {"solution", "colab"} & set(tags(cell)):
+        return 0
+    if cell.cell_type == "markdown":
+        tasks = len(re.findall("^### (?:Exercise|Open question)", cell.source, re.MULTILINE))
+        return len(cell.source.split()) / 130 + cell.source.count("**Guess") + 5 * tasks
+    figures = sum("image/png" in output.get("data", {}) for output in cell.outputs)
+    return (
+        len(cell.source.splitlines()) / 12 + figures / 2 + bool(QUIZ.search(cell.source) or WIDGET.search(cell.source))
+    )
 
 
 def unmet(expectations: dict[str, object]) -> list[str]:
@@ -89,11 +126,11 @@ def links(text: str) -> list[str]:
     return [target for target in targets if not re.match(r"[a-z]+:|#", target)]
 
 
-def relink(text: str, folder: Path) -> str:
-    """Lead links of a page in `folder` to files that are neither lessons nor pictures to the published repository."""
+def relink(text: str, folder: Path, pages: Collection[Path] = ()) -> str:
+    """Lead links of a page in `folder` to files but lessons, pictures and `pages` to the published repository."""
     for target in set(links(text)):
         file = (folder / target.split("#")[0]).resolve()
-        if file.suffix not in (".ipynb", ".png", ".svg"):
+        if file.suffix not in (".ipynb", ".png", ".svg") and file not in pages:
             there = f"{ADDRESS}/blob/{TAG}/{target.replace(target.split('#')[0], file.relative_to(ROOT).as_posix(), 1)}"
             text = re.sub(rf"(?<=[(<\"]){re.escape(target)}(?=[)>\"\s])", there, text)
     return text
@@ -150,6 +187,7 @@ def _unsafe(cell: NotebookNode) -> list[str]:
             "ends its kernel": not LEAVES.search(cell.source),
             "instructs nbval by a comment; use the tag nbval-check-output": "NBVAL_" not in cell.source,
             "is compared and ends in a semicolon, which nbval ignores; write _ = ... instead": not is_silent,
+            "has text below 8 points": not SMALL.search(cell.source),
             f"has the tag {', '.join(map(repr, unknown))}; known ones are {', '.join(sorted(TAGS))}": not unknown,
         }
     )
@@ -162,6 +200,9 @@ def _untidy(cell: NotebookNode) -> Iterator[str]:
             yield f"raised {output.ename}"
         if is_noise(output) or "\x1b[A" in output.get("text", ""):
             yield "has stderr, blank or widget output, or moves the cursor"
+        if "image/png" in output.get("data", {}):
+            dpi = Image.open(BytesIO(b64decode(output.data["image/png"]))).info.get("dpi", [110])[0]
+            yield from [f"has a figure of {dpi:.0f} dpi; expected 110 or more"] * (dpi < 109)
     yield from (f"shows a path of this machine: {match[0]}" for match in MACHINE_PATH.finditer(shown_text(cell)))
 
 
@@ -171,6 +212,7 @@ def _opening(path: Path, notebook: NotebookNode) -> list[str]:
     badge = rf"/\S*{ADDRESS.removeprefix('https://github.com/')}/\S*{TAG}\S*learner/{path.name}\)"
     expectations = {f"has no badge of {service} that opens it": re.search(service + badge, title) for service in BADGES}
     expectations |= {f"does not say {word!r} in its first cell": word in title for word in ("# ", *COSTS)}
+    expectations["does not say that it will take about ... minutes"] = TOTAL.search(title)
     expectations |= {f"does not say {w!r} in its first cells": w in head for w in ("You will learn", "You need")}
     number, linked = int(path.name[:2]), links(prose(path))
     for file in [*path.parent.glob(f"{number - 1:02d}_*.ipynb"), *path.parent.glob(f"{number + 1:02d}_*.ipynb")]:
@@ -210,7 +252,7 @@ def _exercises(notebook: NotebookNode) -> Iterator[str]:
         checks = [cell for cell in cells if cell not in solutions and CHECK.search(cell.source)]
         is_kept = all(shown_text(check).startswith("Not attempted yet.") for check in checks)
         expectations = {
-            "has no stub: answer = ...": any(re.search(r"= \.\.\.", cell.source) for cell in cells),
+            "has no stub: answer = ...": any(re.search(r"(= |    )\.\.\.$", c.source, re.MULTILINE) for c in cells),
             "has no check": checks,
             "has no cell tagged 'solution'": solutions,
             "has a check that praises the empty stub": is_kept,

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from PIL import Image
 
-from notebook_rules import WIDGET_VIEW, anatomy, code_cells, is_answered_alike, is_noise, problems, tags
+from notebook_rules import WIDGET_VIEW, anatomy, code_cells, is_answered_alike, is_noise, problems, stamp, tags
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
@@ -25,7 +25,7 @@ def execute(path: Path) -> None:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Keep sources, tags and figures; drop what differs by machine or breaks a viewer; tag checks."""
+    """Keep sources, tags and figures; drop what differs by machine or breaks a viewer; tag checks, state times."""
     kept = {key: value for key, value in notebook.metadata.items() if key == "accelerator"}  # Colab: a GPU helps
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}, **kept})
     for cell in notebook.cells:
@@ -42,6 +42,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
         cell.outputs = [output for output in cell.outputs if not is_noise(output)]
         if is_answered_alike(cell) and "nbval-check-output" not in tags(cell):
             cell.metadata["tags"] = [*tags(cell), "nbval-check-output"]
+    stamp(notebook)
 
 
 def smaller(picture: str) -> str:

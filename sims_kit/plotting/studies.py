@@ -1,17 +1,14 @@
-"""Figures of the studies: scores with intervals, and the thesis's ablation."""
+"""Figure of the studies: scores with intervals."""
 
 from textwrap import fill
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 
 from sims_kit.calibration import UNKNOWN
-from sims_kit.errors import DataError, SettingError
+from sims_kit.errors import SettingError
 from sims_kit.plotting import style
-
-CURVES = {"val_loss": "validation loss", "val_median_f1": "median F1", "val_accuracy_weighted": "weighted accuracy"}
 
 
 def method_scores(
@@ -80,49 +77,3 @@ def method_scores(
     if hue is not None:
         ax.legend(frameon=False, fontsize=style.FONT, **style.BESIDE)
     return axes[: len(tasks)]
-
-
-def ablation(epochs: pd.DataFrame, scores: pd.DataFrame | None = None) -> np.ndarray:
-    """Draw trainings with fewer and fewer cells: the thesis's four panels (figures 0.17 to 0.19).
-
-    (a) Median F1 on validation cells, mean over the final ten epochs, against the proportion of training cells.
-    (b) Validation loss, (c) median F1 and (d) weighted accuracy by epoch, a line for each proportion. Lines are means
-    over the seeds; bars and bands span the seeds.
-
-    `epochs` and `scores` are tables of `sims_kit.studies.ablation`; of several methods the first one is drawn. The
-    scores add to panel (a) the median F1 on the test cells with its interval.
-
-    >>> found = sk.studies.ablation(cells, "cell_type")  # doctest: +SKIP
-    >>> axes = sk.plotting.ablation(found.epochs, found.scores)  # doctest: +SKIP
-    """
-    if not len(epochs):
-        raise DataError("The table of epochs has no rows; only SIMS has epochs.")
-    method = epochs["method"].iloc[0]
-    epochs = epochs[epochs["method"] == method].sort_values(["proportion", "epoch"])
-    axes = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")[1].ravel()
-    final = epochs.groupby(["proportion", "seed"])["val_median_f1"].agg(lambda own: own.tail(10).mean())
-    final = final.groupby("proportion").agg(median_f1="mean", median_f1_low="min", median_f1_high="max").reset_index()
-    lines = [(final, 1, style.BLUE, "o", "validation, final ten epochs")]
-    if scores is not None:
-        test = scores[scores["method"] == method].sort_values("proportion")
-        lines.append((test, 1.06, style.ORANGE, "s", "fixed test cells, 95 % interval"))
-    for table, shift, colour, marker, label in lines:
-        places = shift * table["proportion"].to_numpy()  # beside each other
-        style.intervals(axes[0], table, "median_f1", places, colour, vertical=True, marker=marker, label=label)
-        axes[0].plot(places, table["median_f1"], color=colour)
-    style.log_axis(axes[0].xaxis)
-    proportions = epochs["proportion"].unique()
-    axes[0].set_xticks(proportions, [f"{100 * value:g} %" for value in proportions], fontsize=style.FONT - 1)
-    axes[0].set(xlabel="proportion of the training cells", ylabel="", title="(a) median F1 after training")
-    axes[0].legend(frameon=False, fontsize=style.FONT, loc="upper left", bbox_to_anchor=(-0.02, -0.2))
-    labels = [f"{100 * row.proportion:g} % ({row.n_training_cells:,.0f} cells)" for row in epochs.itertuples()]
-    curves = dict(x=epochs["epoch"] + 1, hue=labels, palette=style.MATRIX_COLOURS, errorbar=("pi", 100))
-    for ax, letter, (column, words) in zip(axes[1:], "bcd", CURVES.items(), strict=True):
-        sns.lineplot(epochs, y=column, ax=ax, legend=letter == "b", **curves)
-        ax.set(xlabel="epoch", ylabel="", title=f"({letter}) {words}")
-        style.log_axis(ax.xaxis)
-    style.log_axis(axes[1].yaxis)
-    axes[1].legend(frameon=False, fontsize=style.FONT, **style.BESIDE)
-    sns.despine(axes[0].figure)
-    axes[0].figure.suptitle(method, fontsize=style.FONT + 2)
-    return axes

@@ -20,22 +20,11 @@ from sims_kit.text import label_text
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"  # two of Okabe and Ito's palette, and a grey between them
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY)
-METHOD_COLOURS = {  # one for each, in every figure; SIMS is blue
-    "SIMS": BLUE,
-    "SIMS, default": BLUE,
-    "SIMS, one network": "#56B4E9",
-    "SIMS, thesis": "#003B5C",
-    "linear SVM": ORANGE,
-    "linear SVM, calibrated": ORANGE,
-    "L1 logistic regression": "#009E73",
-    "logistic regression": "#5FB39A",
-    "LightGBM": "#CC79A7",
-    "CellTypist": "#E69F00",
-    "scANVI": "#7B3294",
-    "random forest": "#A6761D",
-    "RBF SVM on PCs (scPred's method)": "#8C2D04",
-    "kNN on PCs": GREY,
-}
+_SIMS = {"SIMS": BLUE, "SIMS, default": BLUE, "SIMS, one network": "#56B4E9", "SIMS, thesis": "#003B5C"}
+_LINEAR = {"linear SVM": ORANGE, "linear SVM, calibrated": ORANGE, "L1 logistic regression": "#009E73"}
+_TREES = {"LightGBM": "#CC79A7", "random forest": "#A6761D", "CellTypist": "#E69F00", "scANVI": "#7B3294"}
+_OTHERS = {"logistic regression": "#5FB39A", "RBF SVM on PCs (scPred's method)": "#8C2D04", "kNN on PCs": GREY}
+METHOD_COLOURS = _SIMS | _LINEAR | _TREES | _OTHERS  # one for each, in every figure
 MARKERS = "osD^vPX"  # one per colour, for readers who cannot tell colours apart
 MATRIX_COLOURS = "viridis"
 BESIDE = dict(loc="center left", bbox_to_anchor=(1.01, 0.5))  # where a legend is outside of the data

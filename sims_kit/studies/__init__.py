@@ -8,7 +8,7 @@ from sims_kit.studies.ablation import ablation
 from sims_kit.studies.comparison import compare
 from sims_kit.studies.generalization import generalization
 from sims_kit.studies.inference import inference
-from sims_kit.studies.interpretation import check_gene_set, faithfulness, marker_recovery, rank_genes, stability
+from sims_kit.studies.interpretation import check_gene_set, faithfulness, marker_recovery, rank_genes
 from sims_kit.studies.methods import METHODS
 
 __all__ = [
@@ -21,5 +21,4 @@ __all__ = [
     "inference",
     "marker_recovery",
     "rank_genes",
-    "stability",
 ]

@@ -1,7 +1,6 @@
-"""What an explanation is worth: true markers, faithfulness, stability, and sets of genes that should not matter."""
+"""What an explanation is worth: true markers, faithfulness, and sets of genes that should not matter."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,7 @@ from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.progress import progress_bar
 from sims_kit.studies.methods import METHODS, known
-from sims_kit.text import examples, label_text, warn
+from sims_kit.text import examples, label_text
 
 RANKINGS = ("SIMS masks", "SIMS contributions", "logistic regression", "linear SVM", "Wilcoxon")
 CELL_RANKINGS = ("SIMS masks", "SIMS contributions", "random", "random matched by expression")
@@ -144,38 +143,6 @@ def faithfulness(
     return pd.DataFrame(found, columns=["method", "curve", "n_genes", "probability", "unchanged"])
 
 
-def stability(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Measure how well models agree on the genes of each class: a row with ``rbo`` for every pair of models and class.
-
-    `tables` are classes x genes, such as `Explanation.class_contributions` of models of other seeds. The first hundred
-    genes of the ``first`` and the ``second`` table are compared by rank-biased overlap (Webber, Moffat and Zobel 2010,
-    doi:10.1145/1852102.1852106, equation 32): 1 for the same order, 0 for no gene in common, NaN where one of the two
-    has no gene above zero. Classes and genes that not all tables have are left out, with a warning.
-
-    >>> tables = [sk.explain(model, cells).class_contributions for model in models]
-    >>> sk.studies.stability(tables).groupby("class")["rbo"].mean()
-    """
-    if len(tables) < 2:
-        raise DataError("Expected two or more tables, classes x genes: class_contributions of each explanation.")
-    first, *others = tables
-    classes = [name for name in first.index if all(name in table.index for table in others)]
-    genes = [name for name in first.columns if all(name in table.columns for table in others)]
-    if not classes or not genes:
-        raise GeneError(f"The tables share {len(classes)} classes and {len(genes)} genes. Name both alike in all.")
-    if left := {name for table in tables for axis in table.axes for name in axis} - {*classes, *genes}:
-        warn(f"Not every table has {len(left):,} classes and genes ({examples(sorted(left, key=str))}); left out.")
-    rankings = [
-        [list(row[row > 0].nlargest(100).index) for _, row in table.loc[classes, genes].iterrows()]
-        for table in tables  # sparse masks leave thousands of genes at zero
-    ]
-    rows = [
-        (a, b, label, rank_biased_overlap(one, other))
-        for a, b in combinations(range(len(tables)), 2)
-        for label, one, other in zip(classes, rankings[a], rankings[b], strict=True)
-    ]
-    return pd.DataFrame(rows, columns=["first", "second", "class", "rbo"])
-
-
 def check_gene_set(
     explanation: Explanation, cells: AnnData, genes: Sequence[str] = STRESS_GENES, *, layer: str | None = None
 ) -> pd.DataFrame:
@@ -222,18 +189,6 @@ def check_gene_set(
     table.columns = ["n_cells", "contribution", "share", "expected", "low", "high", "p"]
     table.iloc[1:, -1] = false_discovery_control(table["p"].iloc[1:])
     return table
-
-
-def rank_biased_overlap(first: Sequence, second: Sequence) -> float:
-    """The extrapolated overlap of two rankings of distinct items, 0 to 1; the first ten ranks have 86 % of weight."""
-    short, long = sorted((first, second), key=len)
-    if not len(short):
-        return np.nan
-    p, depths = 0.9, np.arange(1, len(long) + 1)
-    common = np.array([len(set(short[:depth]) & set(long[:depth])) for depth in depths])
-    beyond = np.maximum(depths - len(short), 0) * common[len(short) - 1] / len(short)  # the short one is taken to go on
-    agreement = (common + beyond) / depths
-    return float(agreement @ p**depths * (1 - p) / p + agreement[-1] * p ** len(long))
 
 
 def _wilcoxon(values: sparse.csr_matrix, labels: np.ndarray, genes: Sequence[str]) -> pd.DataFrame:

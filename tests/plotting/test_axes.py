@@ -81,7 +81,6 @@ REFUSED = {  # what is drawn, and the error
     "no rows": (lambda t: plotting.method_scores(t.methods[:0]), SettingError, "no scores"),
     "no hue": (lambda t: plotting.method_scores(t.eight), SettingError, "A method has several scores"),
     "colours": (lambda t: plotting.method_scores(t.eight, hue="sample"), SettingError, "8 samples are too many"),
-    "no epochs": (lambda t: plotting.ablation(t.epochs[:0]), DataError, "no rows"),
 }
 
 

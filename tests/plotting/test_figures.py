@@ -8,7 +8,7 @@ from scipy import sparse
 from sklearn import metrics as sk
 
 from sims_kit import plotting
-from sims_kit.plotting.style import BLUE, GREY, ORANGE
+from sims_kit.plotting.style import BLUE, GREY
 
 
 def said(texts):
@@ -136,8 +136,15 @@ def test_scores_have_a_panel_for_each_task(tables):
     np.testing.assert_allclose(points(axes[0].collections[1])[:, 0], [0.9, 0.8, 0.95])
     np.testing.assert_allclose(ends(axes[0].collections[0]), [[0.8, 0.94], [0.7, 0.84], [0.85, 0.99]])
     assert said(axes[0].texts) == ["38 %"] and axes[0].lines[1].get_xdata()[0] == 0.9
-    assert [colors.to_hex(colour).upper() for colour in axes[0].collections[1].get_facecolors()] == [ORANGE, BLUE, BLUE]
+    assert [colors.to_hex(colour).upper() for colour in axes[0].collections[1].get_facecolors()] == [BLUE, BLUE, BLUE]
     assert list(axes[0].lines[0].get_ydata()) == [] and list(axes[1].lines[0].get_ydata()) == [1]
+    known = tables.methods[:3].assign(method=["linear SVM", "SIMS, default", "LightGBM"]).drop(columns="task")
+    for ax in (
+        *plotting.method_scores(known),
+        *plotting.method_scores(known.assign(place="here"), rows="place", hue="method"),
+    ):
+        drawn = [colour for points in ax.collections for colour in points.get_facecolors() if len(points.get_offsets())]
+        assert [*map(colors.to_hex, drawn)][:3] == [plotting.METHOD_COLOURS[name].lower() for name in known["method"]]
     (ax,) = plotting.method_scores(tables.methods[:3].drop(columns="task"))
     assert ax.get_title() == "" and names(ax.yaxis) == ["x", "y", "z"]
 
@@ -151,18 +158,3 @@ def test_scores_of_several_samples_share_a_row(tables):
     np.testing.assert_allclose(ends(ax.collections[3])[:2], [[29.9, 30.04], [-0.1, 0.04]])
     np.testing.assert_allclose(ax.lines[3].get_xydata(), np.c_[[25, 5, 0, np.nan], second[:, 1]])
     assert (first[:, 1] < second[:, 1]).all() and first[1, 1] > second[0, 1]  # rows are apart
-
-
-def test_ablation_averages_the_final_epochs_and_the_seeds(tables):
-    """(a): mean of ten epochs, then of the seeds, with the test cells; (b) to (d): means over seeds, epochs from 1."""
-    axes = plotting.ablation(tables.epochs, tables.scores)
-    assert [ax.get_title()[:3] for ax in axes] == ["(a)", "(b)", "(c)", "(d)"]
-    np.testing.assert_allclose(axes[0].lines[0].get_xydata(), [[0.1, 0.06 + 0.145], [1, 0.51 + 0.065]])
-    np.testing.assert_allclose(ends(axes[0].collections[0], 1), [[0.195, 0.215], [0.565, 0.585]])
-    np.testing.assert_allclose(ends(axes[0].collections[2], 1), [[0.5, 0.64], [0.8, 0.94]])
-    np.testing.assert_allclose(points(axes[0].collections[3])[:, 1], [0.6, 0.9])
-    for ax, column in zip(axes[1:], ("val_loss", "val_median_f1", "val_accuracy_weighted"), strict=True):
-        for line, (_, runs) in zip(ax.lines[:2], tables.epochs.groupby("proportion"), strict=True):
-            by_epoch = runs.groupby("epoch")[column].mean()
-            np.testing.assert_allclose(line.get_xydata(), np.c_[by_epoch.index + 1, by_epoch])
-    assert said(axes[1].get_legend()) == ["10 % (100 cells)", "100 % (1,000 cells)"]

@@ -1,4 +1,4 @@
-"""Interpretation: rankings against the libraries they come from, curves on dense values, overlap by its formula."""
+"""Interpretation: rankings against the libraries they come from, curves on dense values."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from sims_kit import studies
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.errors import DataError, GeneError, LabelError, SettingError, UnknownNameError
 from sims_kit.studies import interpretation
-from sims_kit.studies.interpretation import CELL_RANKINGS, RANKINGS, rank_biased_overlap
+from sims_kit.studies.interpretation import CELL_RANKINGS, RANKINGS
 
 
 def test_rankings_are_those_of_their_libraries(model, cells):
@@ -120,31 +120,6 @@ def test_matched_scores_stay_among_genes_of_similar_value():
         assert (shuffled != row).mean() > 0.8
 
 
-def test_overlap_is_the_published_formula():
-    """By hand, by equation 32 of Webber, Moffat and Zobel; the order of the two does not matter."""
-    cases = [("abc", "acd", (0.9 + 0.405 + 0.486) / 9 + 0.486), ("abc", "xy", 0), ("", "xy", np.nan)]
-    for first, second, expected in cases:
-        for pair in ((first, second), (second, first)):
-            assert rank_biased_overlap(*pair) == pytest.approx(expected, abs=1e-12, nan_ok=True)
-
-
-def test_pairs_of_tables():
-    """One row per pair and class, of the genes above zero; what not all tables have is left out with a warning."""
-    random = np.random.default_rng(0)
-    truth, names = random.normal(size=(3, 200)), [[f"class_{i}" for i in range(3)], [f"GENE{i}" for i in range(200)]]
-    tables = a, b, c = [pd.DataFrame(truth + random.normal(0, 0.5, truth.shape), *names) for _ in range(3)]
-    table = studies.stability(tables)
-    assert list(zip(table["first"], table["second"], strict=True))[::3] == [(0, 1), (0, 2), (1, 2)]
-    one, other = (some.loc["class_1"] for some in (a, c))
-    expected = rank_biased_overlap(*([*some[some > 0].nlargest(100).index] for some in (one, other)))
-    assert table.query("first == 0 and second == 2")["rbo"].iloc[1] == pytest.approx(expected)
-    np.testing.assert_allclose(studies.stability([a, a.iloc[::-1, ::-1]])["rbo"], 1)
-    with pytest.warns(UserWarning, match="3 classes and genes .*'GENE0'"):
-        part = studies.stability([a, b.iloc[1:, 2:]])
-    pd.testing.assert_frame_equal(part, studies.stability([a.iloc[1:, 2:], b.iloc[1:, 2:]]))
-    assert studies.stability([a, a * 0])["rbo"].isna().all()  # genes at zero have no rank
-
-
 MANY = [f"GENE{i:03d}" for i in range(400)]
 
 
@@ -226,8 +201,6 @@ def recover(ranking, markers=MARKERS, k=3):
         (lambda m, c, g: studies.rank_genes(m, c, "one"), LabelError, "1 classes .* two classes"),
         (lambda m, c, g: studies.faithfulness(m, c, {"x": g["truth"][:10]}), DataError, "300 x 60"),
         (lambda m, c, g: studies.faithfulness(m, c, ["SIMS mask"]), UnknownNameError, "SIMS masks"),
-        (lambda m, c, g: studies.stability([RANKING]), DataError, "two or more tables"),
-        (lambda m, c, g: studies.stability([RANKING, RANKING.T]), GeneError, "share 0 classes and 0 genes"),
     ],
 )
 def test_mistakes_are_told(model, cells, given, call, error, words):
