@@ -18,11 +18,13 @@ REFERENCE =
 LABEL =
 QUERY =
 LABELFILE =
+GROUPS =
+GENES =
 ORIENTATION =
 LAYER =
 OUT = results/demo
 NOTEBOOK = notebooks/10_annotate_your_data.ipynb
-export REFERENCE LABEL QUERY LABELFILE ORIENTATION LAYER OUT NOTEBOOK
+export REFERENCE LABEL QUERY LABELFILE GROUPS GENES ORIENTATION LAYER OUT NOTEBOOK
 
 # the kernel of every notebook is this environment's Python, whatever kernels the user has elsewhere
 # and threads that wait for each other sleep: spinning ones take minutes where other work runs beside the notebooks
@@ -41,9 +43,9 @@ demo: check-demo $(STAMP)  ## annotate real cells: train, annotate, explain; lea
 	@echo "Running $$NOTEBOOK; results go to $$OUT."
 	@$(RUN) tools/run_demo.py "$$NOTEBOOK" "$$OUT/report.ipynb" "OUT=$$OUT" $${REFERENCE:+"REFERENCE=$$REFERENCE"} \
 	  $${LABEL:+"LABEL=$$LABEL"} $${QUERY:+"QUERY=$$QUERY"} $${LABELFILE:+"LABELFILE=$$LABELFILE"} \
-	  $${ORIENTATION:+"ORIENTATION=$$ORIENTATION"} $${LAYER:+"LAYER=$$LAYER"} \
+	  $${GROUPS:+"GROUPS=$$GROUPS"} $${GENES:+"GENES=$$GENES"} $${ORIENTATION:+"ORIENTATION=$$ORIENTATION"} $${LAYER:+"LAYER=$$LAYER"} \
 	  || { echo "The demo stopped: the message is above, and $$OUT/report.ipynb holds what ran until then." >&2; exit 1; }
-	@$(RUN) -m nbconvert --log-level ERROR --to html --output report "$$OUT/report.ipynb" && rm "$$OUT/report.ipynb"
+	@$(RUN) -m nbconvert --log-level ERROR --to html --no-input --output report "$$OUT/report.ipynb" && rm "$$OUT/report.ipynb"
 	@echo "Done. The report is $$OUT/report.html"
 
 # Inputs that are wrong should be named before an installation of minutes, not after it.

@@ -17,7 +17,8 @@ import sims_kit as sk
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSON = ROOT / "notebooks/10_annotate_your_data.ipynb"
-FIGURES = ["class_genes", "confidence", "confusion", "reference_labels", "summary", "top_genes", "training"]
+FIGURES = ["class_genes", "confidence", "confusion", "gene_panel", "markers", "reference_labels", "summary"]
+FIGURES += ["top_genes", "training", "umap"]
 
 
 @pytest.fixture
@@ -38,12 +39,12 @@ def files(make_cells, tmp_path, monkeypatch):
 
 
 def run_in_process(**parameters):
-    """Run the lesson's code here, without a kernel of its own; returns its variables."""
+    """Run the report's code here, without a kernel of its own; returns its variables."""
     variables = {}
     with matplotlib.rc_context({"backend": "agg", "figure.max_open_warning": 0}):
         for cell in nbformat.read(LESSON, as_version=4).cells:
             tags = cell.metadata.get("tags", [])
-            if cell.cell_type == "code" and "colab" not in tags:
+            if cell.cell_type == "code" and "lesson" not in tags:
                 exec(compile(cell.source, cell.id, "exec"), variables)
                 if "parameters" in tags:
                     assert set(parameters) <= set(variables)
@@ -63,11 +64,19 @@ def test_demo_on_files(files, capsys):
     report = nbformat.read("report.ipynb", as_version=4)
     assert not [output for cell in report.cells for output in cell.get("outputs", []) if output.get("name") == "stderr"]
     assert not any("\r" in output.get("text", "") for cell in report.cells for output in cell.get("outputs", []))
+    headings = [output["data"]["text/html"] for cell in report.cells for output in cell.get("outputs", [])
+                if "<h1>" in output.get("data", {}).get("text/html", "")]  # fmt: skip
+    assert len(headings) == 1 and "Cell types of query.h5ad, learned from counts.csv.gz" in headings[0]
+    assert "<b>Test</b>: 27 cells" in headings[0]  # filled in at the end
+    shown_text = "\n".join(cell.source for cell in report.cells if cell.cell_type == "markdown")
+    assert not re.search("(?i)lesson|guess|exercise|colab|badge|pbmc|In this notebook", shown_text)
 
     query, annotated = ad.read_h5ad("query.h5ad"), ad.read_h5ad("out/annotated.h5ad")
     assert (annotated.X != query.X).nnz == 0 and list(annotated.var_names) == list(query.var_names)
     assert list(annotated.obs_names[:3]) == ["twice", "twice-1", query.obs_names[2]]
-    assert set(annotated.obs) == {"sims_label", "sims_confidence", "sims_second_label", "sims_unseen"}
+    columns = ["label", "confidence", "second_label", "unseen", "vote", "vote_proportion", "or_unknown"]
+    assert [*annotated.obs] == [*pd.read_csv("out/labels.csv", index_col=0)] == [f"sims_{name}" for name in columns]
+    assert set(pd.read_csv("out/gene_panel.csv")["label"]) == {"class_0", "class_1", "class_2"}
     truth = ad.read_h5ad("labelled.h5ad").obs["type"].astype(str).replace("class_9", "class_2")
     assert (annotated.obs["sims_label"].to_numpy() == truth.to_numpy()).mean() > 0.8
 
@@ -110,7 +119,7 @@ def test_layer_is_used_throughout(files, make_cells):
     for layer in ("raw", "counts"):
         seen = run_in_process(REFERENCE="scaled.h5ad", LABEL="cell_type", LAYER=layer, OUT=layer)
         assert seen["metrics"]["accuracy_micro"] > 0.8
-        assert seen["story"].notna().all(axis=None) and (seen["table"]["with this label"] != "nan%").all()
+        assert seen["story"].notna().all(axis=None) and seen["panel"].notna().all(axis=None)
         annotated = ad.read_h5ad(f"{layer}/annotated.h5ad")
         np.testing.assert_array_equal(annotated.to_df(), cells[annotated.obs_names].to_df())
 

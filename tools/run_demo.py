@@ -2,25 +2,21 @@
 
 import sys
 
+import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
 
 def main(notebook: str, executed: str, *parameters: str) -> int:
-    """Execute `notebook` into the file `executed`, with parameters ``NAME=value``; 0 when every cell ran."""
+    """Execute what is not tagged `lesson` into the file `executed`, with ``NAME=value``; 0 when every cell ran."""
+    report = nbformat.read(notebook, as_version=4)
+    report.cells = [cell for cell in report.cells if "lesson" not in cell.metadata.get("tags", [])]
+    report.metadata.title = "Annotation of cells"  # of the page
+    streams = dict(stdout_file=sys.stdout, stderr_file=sys.stderr, coalesce_streams=True)
+    quiet = dict(progress_bar=False, extra_arguments=["--log-level=ERROR"])  # the notebook shows its own progress
+    values = dict(parameter.split("=", 1) for parameter in parameters)
     try:
-        papermill.execute_notebook(
-            notebook,
-            executed,
-            parameters=dict(parameter.split("=", 1) for parameter in parameters),
-            kernel_name="python3",
-            cwd=".",
-            progress_bar=False,  # of cells; the notebook has its own, of epochs
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            coalesce_streams=True,
-            extra_arguments=["--log-level=ERROR"],  # the kernel's own notes say nothing of cells
-        )
+        papermill.execute_notebook(report, executed, values, kernel_name="python3", cwd=".", **streams, **quiet)
     except PapermillExecutionError as error:  # the traceback is in `executed`
         print(f"\n{error.ename}: {error.evalue}", file=sys.stderr)
         return 1
