@@ -14,7 +14,7 @@ FILES = {path.stem: yaml.safe_load(path.read_text()) for path in Path(lessons.__
 QUIZZES = {f"{n}.{own}": entry for n, lesson in FILES.items() for own, entry in lesson["quizzes"].items()}
 EXERCISES = {
     1: {"expected": "np.log1p(3.7)", "tolerance": 0.001, "hint": "Look again.", "mistakes": {"3.7 / 2": "Half of it."}},
-    2: {"expected": "[0.25, 0.5, 1]"},
+    2: {"expected": "[0.25, 0.5, 1]", "mistakes": {"[1, 2]": "Two numbers."}},
     3: {"expected": "'L4 IT'", "hint": "It is in the cortex."},
     4: {"expected": "scores.idxmax()"},
     5: {"cases": {"f([1, 2])": 1.5, "f([3])": 3}, "mistakes": {"3": "That is the sum."}},

@@ -104,7 +104,9 @@ def _problem(given, expected, exercise: dict, scope: dict) -> str:
 
     def is_like(value, one=given, relative=2e-3) -> bool:
         value = _array(value)
-        return np.array_equal(one, value) if is_text else np.allclose(one, value, rtol=relative, atol=exact)
+        if is_text or value.shape != one.shape:
+            return np.array_equal(one, value)
+        return np.allclose(one, value, rtol=relative, atol=exact)
 
     if is_like(wanted, relative=0):
         return ""
