@@ -4,10 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from base64 import b64encode
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 import measure_notebooks
 import notebook_rules as rules
@@ -31,15 +34,18 @@ def test_every_lesson_is_measured_and_fits_on_binder():
     rows = measure_notebooks.known_rows()
     assert set(rows) == {path.name for path in LESSONS}, "run `make measure`"
     assert all(0 < float(row.split("|")[-2]) <= 0.8 for row in rows.values())
+    stated = {path.name: rules.TOTAL.search(path.read_text())[1] for path in LESSONS}
+    assert {name: row.split("|")[-4].strip() for name, row in rows.items()} == stated, "run `make measure`"
 
 
 def test_executed_notebook_is_tidied(make_notebook, tmp_path):
     """Running saves outputs without stderr, widgets, timestamps or stale counts, and keeps figures, text and tags."""
     source = 'import sys\nprint("kept")\nprint("dropped", file=sys.stderr)'
     slider = "import ipywidgets\ndisplay(ipywidgets.IntSlider())"
-    figure = f'display({{"image/png": "iVBORw0KGgo=", "{rules.WIDGET_VIEW}": {{"model_id": "1"}}}}, raw=True)'
-    check = "import sims_kit as sk\n_ = sk.lessons.check(..., 1)"
-    quiz = 'sk.lessons.quiz("?", {"yes": "", "no": ""}, "yes")'
+    shown = picture(110).data | {rules.WIDGET_VIEW: {"model_id": "1"}}
+    figure = f"display({shown}, raw=True)"
+    check = 'import sims_kit as sk\n_ = sk.lessons.check("02.1", ...)'
+    quiz = 'sk.lessons.quiz("02.1")'
     path = make_notebook(tmp_path / "tiny.ipynb", source, slider, figure, check, quiz)
     run_notebooks.execute(path)
     assert rules.problems(path) == []
@@ -49,7 +55,13 @@ def test_executed_notebook_is_tidied(make_notebook, tmp_path):
     assert [list(output["data"]) for output in saved["cells"][4]["outputs"]] == [["image/png"]]
     tags = [cell["metadata"].get("tags", []) for cell in saved["cells"]]
     assert tags == [["colab"], ["parameters"], [], [], [], ["nbval-check-output"], ["nbval-check-output"]]
-    assert saved["cells"][6]["metadata"]["jupyter"] == {"source_hidden": True}
+
+
+def picture(dpi):
+    """A figure's output."""
+    buffer = BytesIO()
+    Image.new("RGB", (9, 9)).save(buffer, "PNG", dpi=(dpi, dpi))
+    return nbformat.v4.new_output("display_data", {"image/png": b64encode(buffer.getvalue()).decode()})
 
 
 @pytest.mark.parametrize(
@@ -64,6 +76,8 @@ def test_executed_notebook_is_tidied(make_notebook, tmp_path):
         (lambda nb: nb.cells[2].update(source="%%bash\nfalse"), "a shell command or a magic"),
         (lambda nb: nb.cells[2].update(source="exit()"), "ends its kernel"),
         (lambda nb: nb.cells[2].update(source="# NBVAL_SKIP\n1"), "by a comment"),
+        (lambda nb: nb.cells[2].update(source="ax.set_title('small', fontsize=7)"), "text below 8 points"),
+        (lambda nb: nb.cells[2].outputs.append(picture(80)), "a figure of 80 dpi; expected 110"),
         (lambda nb: nb.cells[2].update(source="1;", metadata={"tags": ["nbval-check-output"]}), "a semicolon"),
         (lambda nb: nb.cells[2].metadata.update(tags=["raises-exception"]), "the tag 'raises-exception'"),
         (lambda nb: nb.cells[2].outputs[0].update(text="in /home/someone/cells.h5ad"), "/home/someone"),
@@ -94,7 +108,19 @@ def lesson(tmp_path):
     for target in [LESSON.name, *rules.links(rules.prose(LESSON))]:
         (path.parent / target).parent.mkdir(parents=True, exist_ok=True)
         (path.parent / target).touch()
-    return nbformat.read(LESSON, as_version=4), path
+    return rules.stamp(nbformat.read(LESSON, as_version=4)), path
+
+
+def test_minutes_follow_from_the_text(lesson):
+    """Sections state their minutes, the first cell those of all; a changed text that is not stamped is noticed."""
+    notebook, path = lesson
+    sections = re.findall(r"^## .*\((\d+) min\)$", "\n".join(cell.source for cell in notebook.cells), re.MULTILINE)
+    total = int(re.search(r"take about (\d+) minutes", notebook.cells[0].source)[1])
+    sections = [*map(int, sections)]
+    assert len(sections) > 5 and sum(sections) < total < 1.3 * sum(sections) and rules.stamp(notebook) == notebook
+    cell_of(notebook, "## ").source += " word" * 130
+    nbformat.write(notebook, path)
+    assert rules.anatomy(path, path.parents[1]) == ["has other minutes in its headings than its sections take"]
 
 
 def cell_of(notebook, words):
@@ -137,7 +163,6 @@ def says(text, of):
         (says("Right.", rules.is_answered_alike), "Exercise 1 has a check that praises the empty stub"),
         (replace("answer = ...", "answer = 1"), "no stub"),
         (lambda nb: cell_of(nb, "sk.lessons.quiz(").metadata.update(tags=[]), "a quiz without"),
-        (lambda nb: cell_of(nb, "sk.lessons.quiz(").metadata.pop("jupyter"), "tells the answer"),
         (lambda nb: [c.update(source="1") for c in nb.cells if "lessons.quiz(" in c.source], "has no quiz"),
         (lambda nb: [c.update(outputs=[]) for c in nb.cells if "plt.subplots(" in c.source], "widget without a figure"),
         (lambda nb: [c.update(source="1") for c in nb.cells if "interact(" in c.source], "has no widget"),
@@ -151,7 +176,7 @@ def test_incomplete_lesson_is_refused(lesson, damage, complaint):
     nbformat.write(notebook, path)
     assert rules.anatomy(path, path.parents[1]) == []
     damage(notebook)
-    nbformat.write(notebook, path)
+    nbformat.write(rules.stamp(notebook), path)
     problems = rules.anatomy(path, path.parents[1])
     assert not problems if complaint is None else any(complaint in problem for problem in problems)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from notebook_rules import ROOT
+from notebook_rules import ROOT, TOTAL
 
 PAGE = ROOT / "docs/notebooks.md"
-RULE = "|---|---|---|\n"  # above it are introduction and head of the table, which stay as they are
+RULE = "|---|---|---|---|\n"  # above it are introduction and head of the table, which stay as they are
 # the peak that getrusage tells is at least that of the process that started the kernel, so Linux is asked otherwise
 ASK = """
 import pathlib, re, resource
@@ -37,8 +37,9 @@ def measure(path: Path) -> tuple[float, float]:
 def measured_row(path: Path) -> str:
     """A line of the table, from running the notebook at `path`, which is left as it is."""
     seconds, gigabytes = measure(path)
-    title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
-    return f"| [{path.name[:2]} {title}](../notebooks/{path.name}) | {seconds:.0f} | {gigabytes:.2f} |"
+    opening = nbformat.read(path, as_version=4).cells[0].source
+    title, minutes = opening.splitlines()[0].removeprefix("# "), TOTAL.search(opening)[1]
+    return f"| [{path.name[:2]} {title}](../notebooks/{path.name}) | {minutes} | {seconds:.0f} | {gigabytes:.2f} |"
 
 
 def known_rows() -> dict[str, str]:

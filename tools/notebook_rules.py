@@ -5,7 +5,7 @@ import math
 import re
 import tomllib
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from copy import deepcopy
 from io import BytesIO
 from itertools import pairwise
@@ -32,7 +32,7 @@ CHECK = re.compile(r"^(assert |_ = |)sk\.lessons\.check\(\"\d\d\.\d+\", ", re.MU
 QUIZ = re.compile(r"^sk\.lessons\.quiz\(\"\d\d\.\d+\"\)$", re.MULTILINE)
 SMALL = re.compile(r"(font|label)size\"?[=:] ?[1-7]\b")  # points, below what a projector shows
 UNTIMED = re.compile(r"## (In this notebook we|Limits|What comes next)")
-TOTAL = re.compile(r"take about \d+ minutes")
+TOTAL = re.compile(r"take about (\d+) minutes")
 BADGES = ("mybinder.org", "colab.research.google.com")
 COSTS = ("CPU", "fast version", "GPU", "memory", "download")
 COLAB = f"""\
@@ -126,11 +126,11 @@ def links(text: str) -> list[str]:
     return [target for target in targets if not re.match(r"[a-z]+:|#", target)]
 
 
-def relink(text: str, folder: Path) -> str:
-    """Lead links of a page in `folder` to files that are neither lessons nor pictures to the published repository."""
+def relink(text: str, folder: Path, pages: Collection[Path] = ()) -> str:
+    """Lead links of a page in `folder` to files but lessons, pictures and `pages` to the published repository."""
     for target in set(links(text)):
         file = (folder / target.split("#")[0]).resolve()
-        if file.suffix not in (".ipynb", ".png", ".svg"):
+        if file.suffix not in (".ipynb", ".png", ".svg") and file not in pages:
             there = f"{ADDRESS}/blob/{TAG}/{target.replace(target.split('#')[0], file.relative_to(ROOT).as_posix(), 1)}"
             text = re.sub(rf"(?<=[(<\"]){re.escape(target)}(?=[)>\"\s])", there, text)
     return text
@@ -212,7 +212,7 @@ def _opening(path: Path, notebook: NotebookNode) -> list[str]:
     badge = rf"/\S*{ADDRESS.removeprefix('https://github.com/')}/\S*{TAG}\S*learner/{path.name}\)"
     expectations = {f"has no badge of {service} that opens it": re.search(service + badge, title) for service in BADGES}
     expectations |= {f"does not say {word!r} in its first cell": word in title for word in ("# ", *COSTS)}
-    expectations["does not say that it will take about ... minutes"] = TOTAL.search(title) or path.name in TEMPLATES
+    expectations["does not say that it will take about ... minutes"] = TOTAL.search(title)
     expectations |= {f"does not say {w!r} in its first cells": w in head for w in ("You will learn", "You need")}
     number, linked = int(path.name[:2]), links(prose(path))
     for file in [*path.parent.glob(f"{number - 1:02d}_*.ipynb"), *path.parent.glob(f"{number + 1:02d}_*.ipynb")]:
@@ -252,7 +252,7 @@ def _exercises(notebook: NotebookNode) -> Iterator[str]:
         checks = [cell for cell in cells if cell not in solutions and CHECK.search(cell.source)]
         is_kept = all(shown_text(check).startswith("Not attempted yet.") for check in checks)
         expectations = {
-            "has no stub: answer = ...": any(re.search(r"= \.\.\.", cell.source) for cell in cells),
+            "has no stub: answer = ...": any(re.search(r"(= |    )\.\.\.$", c.source, re.MULTILINE) for c in cells),
             "has no check": checks,
             "has no cell tagged 'solution'": solutions,
             "has a check that praises the empty stub": is_kept,

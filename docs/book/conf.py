@@ -9,10 +9,11 @@ sys.path.insert(0, str(ROOT / "tools"))
 from notebook_rules import ADDRESS, QUIZ, relink  # noqa: E402
 
 LESSONS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("glossary", "instructors", "servers")]
 project = "sims_kit"
 author = "the authors of sims_kit"
 root_doc = "README"
-include_patterns = ["README.md", "notebooks/*.ipynb"]
+include_patterns = ["README.md", "notebooks/*.ipynb", *(f"docs/{page.name}" for page in PAGES)]
 extensions = ["myst_nb"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # links to parts of a page, as on GitHub
@@ -36,15 +37,17 @@ def prepare(app, name: str, source: list[str]) -> None:
     """List the lessons on the first page; in a lesson, fold solutions and hide the answers of quizzes."""
     folder = (ROOT / name).parent
     if name == root_doc:
-        contents = "\n".join(["```{toctree}", ":hidden:", *(f"notebooks/{lesson}" for lesson in LESSONS), "```"])
-        source[0] = f"{relink(source[0], folder)}\n{contents}\n"
+        listed = [*(f"notebooks/{lesson}" for lesson in LESSONS), *(f"docs/{page.stem}" for page in PAGES)]
+        source[0] += "\n".join(["\n```{toctree}", ":hidden:", *listed, "```\n"])
+    if not name.startswith("notebooks/"):
+        source[0] = relink(source[0], folder, PAGES)
         return
     notebook = json.loads(source[0])
     notebook["metadata"]["language_info"]["pygments_lexer"] = "ipython3"  # Colab's installation is no Python
     for cell in notebook["cells"]:
         text, tags = "".join(cell["source"]), cell["metadata"].get("tags", [])
         if cell["cell_type"] == "markdown":
-            cell["source"] = relink(text, folder)
+            cell["source"] = relink(text, folder, PAGES)
         elif {"solution", "colab"} & set(tags):
             cell["metadata"]["tags"] = [*tags, "hide-cell"]
         elif QUIZ.search(text):

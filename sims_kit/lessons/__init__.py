@@ -20,18 +20,6 @@ from sims_kit.errors import UnknownNameError
 
 __all__ = ["check", "quiz"]
 
-USUAL_MISTAKES = {  # what each makes of the right numbers
-    "The sign is the wrong way round.": np.negative,
-    "That is a percentage; give a share between 0 and 1.": lambda right: np.where(right <= 1, 100 * right, np.nan),
-    "That is a share; give a percentage.": lambda right: np.where(right > 1, right / 100, np.nan),
-    "That is the rest: 1 minus the answer.": lambda right: 1 - right,
-    "The logarithm is missing.": np.exp,
-    "The logarithm is missing; after it, 1 goes inside.": np.expm1,
-    "The 1 is missing inside the logarithm (np.log1p).": lambda right: np.log(np.expm1(right)),
-    "That is a logarithm to base 10; take the natural one (np.log).": lambda right: right / np.log(10),
-    "That is a logarithm to base 2; take the natural one (np.log).": lambda right: right / np.log(2),
-}
-
 
 def check(number: str, answer, **results) -> bool:
     """Print what is wrong with the answer to an exercise, and return whether it is right.
@@ -76,14 +64,14 @@ def quiz(number: str) -> HTML:
 
 
 @cache
-def _lesson(number: str) -> dict:
-    return yaml.safe_load((files(__name__) / f"{number}.yaml").read_text(encoding="utf-8"))
+def _file(name: str) -> dict:
+    return yaml.safe_load((files(__name__) / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def _entry(kind: str, number: str) -> dict:
     """An exercise or a quiz by its number."""
-    lessons = sorted(path.name[:2] for path in files(__name__).iterdir() if path.name.endswith(".yaml"))
-    known = {f"{lesson}.{own}": entry for lesson in lessons for own, entry in _lesson(lesson).get(kind, {}).items()}
+    lessons = sorted(path.name[:2] for path in files(__name__).iterdir() if path.name[:2].isdigit())
+    known = {f"{lesson}.{own}": entry for lesson in lessons for own, entry in _file(lesson).get(kind, {}).items()}
     if number not in known:
         raise UnknownNameError(f"number of {kind}", number, known)
     return known[number]
@@ -126,7 +114,8 @@ def _problem(given, expected, exercise: dict, scope: dict) -> str:
         found += ["Mind upper and lower case, and blanks."] * is_like(*bare)
     else:
         with np.errstate(all="ignore"):
-            found += [words for words, of in USUAL_MISTAKES.items() if is_like(of(wanted))]
+            usual = _file("usual_mistakes").items()
+            found += [words for words, mistake in usual if is_like(_value(mistake, scope | {"right": wanted}))]
         found += [f"It looks rounded; it may be off by {exact:g} at most."] * any(
             is_like(np.round(wanted, digits), relative=0) for digits in range(1, 7)
         )
