@@ -60,8 +60,10 @@ def test_book_has_every_lesson_with_its_figures(book):
     for path in LESSONS:
         page = BeautifulSoup((book / "notebooks" / path.with_suffix(".html").name).read_text(), "html.parser")
         code = rules.code_cells(nbformat.read(path, as_version=4))
+        pictures = [target for target in rules.links(rules.prose(path)) if target.endswith(".png")]
         figures = [image["src"] for image in page.find_all("img") if "_images" in image["src"]]
-        assert len(figures) == sum("image/png" in o.get("data", {}) for cell in code for o in cell.outputs) >= 3
+        n_figures = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+        assert len(figures) == n_figures + len(pictures) and n_figures >= 3
         assert all((book / "notebooks" / figure).stat().st_size > 1_000 for figure in figures)
         solutions = page.select("div.tag_solution.code_cell, div.code_cell.tag_solution, div.cell.tag_solution")
         assert len(solutions) == sum("solution" in rules.tags(cell) for cell in code)
