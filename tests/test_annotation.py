@@ -133,6 +133,7 @@ def test_genes_in_any_order(model, make_cells):
     for batch_size in (1, 7, 1024):
         sk.annotate(wider, model, batch_size=batch_size)
         np.testing.assert_allclose(wider.obsm["sims_probabilities"], query.obsm["sims_probabilities"], atol=1e-6)
+    assert sk.gene_coverage(wider, model).extra == 3
     most = query[:, :42].copy()
     most.raw = query
     assert [sk.gene_coverage(most, model, layer=layer).n_matched for layer in (None, "raw")] == [42, 60]

@@ -5,14 +5,13 @@ Each function draws on a new figure that is large enough for the names, and retu
 """
 
 from sims_kit.plotting.classifier import confidence, confusion_matrix, label_distribution, training_curves
-from sims_kit.plotting.explanation import cell_genes, class_genes, explain_matrix, top_genes
+from sims_kit.plotting.explanation import cell_genes, explain_matrix, top_genes
 from sims_kit.plotting.studies import method_scores
 from sims_kit.plotting.style import METHOD_COLOURS
 
 __all__ = [
     "METHOD_COLOURS",
     "cell_genes",
-    "class_genes",
     "confidence",
     "confusion_matrix",
     "explain_matrix",

@@ -1,4 +1,4 @@
-"""Figures of explanations: the genes of a model, of each class, of each cell and of one cell."""
+"""Figures of explanations: the genes of a model, of each cell and of one cell."""
 
 from collections.abc import Sequence
 
@@ -58,25 +58,6 @@ def explain_matrix(
     starts = height * np.arange(len(bands))
     ax.hlines(starts[1:], 0, len(names), color="w", linewidth=0.7)
     ax.set_yticks(starts + height / 2, bands, fontsize=style.font(ax, len(bands)))
-    return ax
-
-
-def class_genes(classes: pd.DataFrame, n: int = 50, *, ax: Axes | None = None) -> Axes:
-    """Draw the mask weights of classes x genes, each gene divided by its largest (thesis figures 0.13, 0.14).
-
-    `classes` has the mean mask weights, (classes, genes), such as ``explain(...).classes``. The `n` genes have the
-    largest Euclidean norm before the division, so that genes of small, even weights are not chosen.
-
-    >>> classes = pd.DataFrame({"CD3E": [0.0, 0.4], "CD79A": [0.9, 0.1], "ACTB": 0.01}, index=["B", "T"])
-    >>> ax = sk.plotting.class_genes(classes, n=2)
-    >>> [label.get_text() for label in ax.get_xticklabels()]
-    ['CD79A', 'CD3E']
-    """
-    norms = pd.Series(np.linalg.norm(classes.to_numpy(dtype=float), axis=0))
-    chosen = classes.iloc[:, _largest(norms, n).index]
-    size = style.COLUMN * chosen.shape[1] + 1, style.ROW * len(chosen)
-    ax = ax or style.new_axes(*size, names=chosen.index, names_below=chosen.columns)
-    style.heatmap(ax, chosen / chosen.max(), "weight / gene's largest", largest=1)
     return ax
 
 

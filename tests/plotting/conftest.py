@@ -36,13 +36,6 @@ def tables():
     t.methods = with_interval({"task": list("aaabbb"), "method": ["x", "y", "z"] * 2}, [0.9, 0.8, 0.95, 0.5, np.nan, 1])
     t.methods["unlabelled_percent"] = [0.0, 0.0, 37.7, 0.0, np.nan, 0.0]
     t.eight = pd.concat([t.methods.assign(sample=number) for number in range(8)])
-    # two proportions and seeds, of 20 and 12 epochs
-    runs = [(0.1, s, e, 0.05 + 0.02 * s + 0.01 * e) for s in (0, 1) for e in range(20)]
-    runs += [(1.0, s, e, 0.5 + 0.02 * s + 0.01 * e) for s in (0, 1) for e in range(12)]
-    t.epochs = pd.DataFrame(runs, columns=["proportion", "seed", "epoch", "val_median_f1"]).assign(method="SIMS")
-    t.epochs["n_training_cells"], t.epochs["val_loss"] = 1000 * t.epochs["proportion"], np.exp(-t.epochs["epoch"])
-    t.epochs["val_accuracy_weighted"] = t.epochs["val_median_f1"] + 0.1
-    t.scores = with_interval({"method": ["SIMS", "SIMS", "SVM"], "proportion": [0.1, 1.0, 1.0]}, [0.6, 0.9, 0.5])
     # two samples, three classes and Unknown
     shares = {"class": ["VIP", "SST", "L4", "Unknown"] * 2, "sample": list("aaaabbbb")}
     t.shares = with_interval(shares, [20, 70, 0, 10, 30, 0, 0, 70], "percent")

@@ -31,7 +31,6 @@ def every_figure(n_classes):
         "confusion_matrix": lambda **to: plotting.confusion_matrix(labels, predicted, **to),
         "top_genes": lambda **to: plotting.top_genes(by_class.mean().rename("weight").to_frame(), **to),
         "explain_matrix": lambda **to: plotting.explain_matrix(weights, genes, labels=labels, **to),
-        "class_genes": lambda **to: plotting.class_genes(by_class, **to),
         "confidence": lambda **to: plotting.confidence(weights.max(1), labels, **to),
     }
 

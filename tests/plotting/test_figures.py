@@ -95,16 +95,6 @@ def test_explain_matrix_sorts_genes_and_gives_labels_the_same_height(tables):
     assert ax.collections[0].get_array().shape == (600, 50) and names(ax.yaxis) == ["common (19,999)", "rare (1)"]
 
 
-def test_class_genes_divide_columns_by_their_maximum():
-    """Genes are chosen by the norm of the weights as given, and the largest value of each column is 1."""
-    classes = {"even but tiny": [0.01, 0.01], "unused": [0.0, 0.0], "of T": [0.1, 0.4], "of B": [0.9, 0.0]}
-    classes = pd.DataFrame(classes, index=["B", "T"])
-    ax = plotting.class_genes(classes, n=2)
-    assert names(ax.xaxis) == ["of B", "of T"] and names(ax.yaxis) == ["B", "T"]
-    np.testing.assert_allclose(ax.collections[0].get_array(), [[1, 0.25], [0, 1]])
-    assert names(plotting.class_genes(classes).xaxis) == ["of B", "of T", "even but tiny"]
-
-
 def test_genes_of_a_model_and_of_one_cell(tables):
     """The largest, falling: weights with the first as 1, contributions of either sign, with the expression beside."""
     ax = plotting.top_genes(tables.genes)
