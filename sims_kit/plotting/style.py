@@ -77,7 +77,7 @@ def heatmap(
     """Draw values from 0 to the largest as colours, with the table's names (upright below) and a colour bar."""
     options = dict(cmap=MATRIX_COLOURS, vmin=0, vmax=largest, xticklabels=False, yticklabels=False, rasterized=True)
     bar = {"label": label, "aspect": 30}
-    sns.heatmap(values, ax=ax, annot=numbers, fmt="", annot_kws={"fontsize": FONT - 2}, cbar_kws=bar, **options)
+    sns.heatmap(values, ax=ax, annot=numbers, fmt="", annot_kws={"fontsize": FONT - 1}, cbar_kws=bar, **options)
     for axis, names, side in ((ax.xaxis, values.columns, "width"), (ax.yaxis, values.index, "height")):
         axis.set_ticks(np.arange(len(names)) + 0.5, names, fontsize=font(ax, len(names), side))
         _grey_unknown(axis)
