@@ -133,8 +133,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> pd.DataFrame:
 def divisions(logits: np.ndarray, labels: np.ndarray, n_calibration: int) -> pd.DataFrame:
     """What many divisions of the held-out cells into calibration and test cells find; a row per division.
 
-    Training has seen neither the validation cells, which decide nothing in the default recipe, nor the query, so any
-    of them may calibrate. One division of a few hundred cells says little; their mean is what to expect.
+    Training has not seen the validation cells, which decide nothing in the default recipe: any cell may calibrate.
     """
     random, rows = np.random.default_rng(0), []
     for number in range(N_DIVISIONS):
@@ -225,17 +224,15 @@ def page() -> str:
             cells["answered"] = f"{row[answered]:.1%}" if is_promised else "not promised"
             cells["wrong among them"] = f"{row[wrong]:.1%}" if is_promised else ""
             if own is not None:
-                first = own.drop_duplicates("division")
-                cells["divisions with a promise"] = f"{(first[lowest] <= rate).mean():.0%}"
-                cells["broken"] = f"{(first[wrong] > rate).mean():.0%}"  # NaN, no promise, is not
+                cells["divisions with a promise"] = f"{(own[lowest] <= rate).mean():.0%}"
+                cells["broken"] = f"{(own[wrong] > rate).mean():.0%}"  # NaN, no promise, is not
             promises.append(cells)
         coverage[task] = {"classes": row.n_classes}
         for kind, words in (("by_class", "by class"), ("marginal", "all cells")):
             coverage[task] |= {f"{words}: coverage": row[f"coverage_{kind}"], f"{words}: size": row[f"size_{kind}"]}
             coverage[task][f"{words}: empty"] = f"{row[f'empty_{kind}']:.1%}"
-            if own is not None:  # tables of an earlier version have a row for each kind of set and score
-                is_own = own["kind"].eq(kind) & own["score"].eq("lac") if "kind" in own else own["division"] >= 0
-                values = own.loc[is_own, "coverage" if "kind" in own else f"coverage_{kind}"]
+            if own is not None:
+                values = own[f"coverage_{kind}"]
                 coverage[task][f"{words}: mean over divisions"] = f"{values.mean():.3f} ± {values.std():.3f}"
     draw_reliability(found)
     of_types = pd.concat(map(pd.read_csv, sorted((TABLES / "unseen").glob("*.csv"))), ignore_index=True)
