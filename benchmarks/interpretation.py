@@ -57,7 +57,8 @@ def measure(task: str, n_seeds: int, n_cells: int) -> dict[str, pd.DataFrame]:
     label = "cell_type" if task in PRESETS else cells.uns["sims_kit"]["label"]
     sizes = cells.obs[label].value_counts()
     cells = cells[cells.obs[label].isin(sizes.index[sizes > 10])].copy()
-    train, test = split(cells, label)
+    parts = train_test_split(cells.obs_names, test_size=0.2, stratify=cells.obs[label], random_state=0)
+    train, test = (cells[part].copy() for part in parts)
     models = [sk.fit(train, label, seed=seed, **QUIET) for seed in range(n_seeds)]
     model, few = models[0], test[:n_cells].copy()
     values = log_normalised(few, model.genes)
@@ -85,12 +86,6 @@ def measure(task: str, n_seeds: int, n_cells: int) -> dict[str, pd.DataFrame]:
         tables["known_markers"] = known.assign(**{name: of_all[pairs].to_numpy() for name, of_all in ranks.items()})
     draw(task, tables, model, test)
     return tables
-
-
-def split(cells, label: str) -> list:
-    """Four fifths to train, one to test."""
-    parts = train_test_split(cells.obs_names, test_size=0.2, stratify=cells.obs[label], random_state=0)
-    return [cells[part].copy() for part in parts]
 
 
 def integrated_gradients(model, values: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -106,7 +106,8 @@ def steps(arguments: argparse.Namespace) -> None:
 
 def one_step(method: str, n_genes: int, n_cells: int, device: str) -> list[str]:
     """Milliseconds of a training step, a prediction and an explanation, and the peak of memory."""
-    tissue = simulated(n_cells, n_genes)
+    scale = dict(n_cells=n_cells, n_genes=n_genes, lib_loc=8.4 + math.log(n_genes / 20_000))  # about 10 % are not zero
+    tissue = simulate(**scale, stress_genes=("PGK1",))
     values = log_normalised(tissue, list(tissue.var_names))
     cells = CellDataset([]).batch(values, []).cells
     labels = torch.from_numpy(tissue.obs["cell_type"].cat.codes.to_numpy(np.int64, copy=True)).to(device)
@@ -158,11 +159,6 @@ def stock(n_genes: int, n_classes: int, method: str) -> torch.nn.Module:
     network = TabNetNoEmbeddings(n_genes, n_classes, group_attention_matrix=torch.empty(n_genes, 0))
     network.encoder.group_attention_matrix = torch.empty(0).as_subclass(WithoutIdentity)
     return network
-
-
-def simulated(n_cells: int, n_genes: int) -> ad.AnnData:
-    """Counts of a simulated cortex, about 10 % of them not zero at any number of genes."""
-    return simulate(n_cells=n_cells, n_genes=n_genes, lib_loc=8.4 + math.log(n_genes / 20_000), stress_genes=("PGK1",))
 
 
 def loaders(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ which is four, for time; --methods takes any of `sims_kit.studies.METHODS`.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -27,6 +28,7 @@ from sims_kit.plotting.style import words
 TABLES, RUNS = ROOT / "benchmarks/measured_studies", ROOT / "results/studies"
 METHODS = ("SIMS, one network", "linear SVM")
 N_CELLS = 6000  # of simulated cortex, 750 for each region: the fast size has 300
+CORTEX = replace(PRESETS["sim-cortex"]["fast"], n_cells=N_CELLS)
 PROPORTIONS = (0.01, 0.03, 0.06, 0.1, 0.3, 1.0)
 TOLERANCE = 0.02  # the thesis's 2 %, in points of median F1
 TARGET_SCORES = ("balanced_accuracy", "weighted_accuracy", "median_f1")  # aggregated F1: as weighted accuracy here
@@ -61,18 +63,13 @@ def generalization(task: str, **options) -> tuple:
         cells = {name.removeprefix("cell-lines-"): sk.load(name) for name in names}
         return sk.studies.generalization(cells, "cell_line_demuxlet", **options)
     settings = {"regions": dict(by="region", which="MTG"), "donors": dict(by="donor", leave_one_out=True)}
-    return sk.studies.generalization(cortex(), "cell_type", **settings[task], **options)
+    return sk.studies.generalization(simulate(CORTEX), "cell_type", **settings[task], **options)
 
 
 def ablation(task: str, **options) -> tuple:
     """Of simulated cortex, and of neurons of a worm."""
-    cells = cortex() if task == "sim-cortex" else sk.load(task)
+    cells = simulate(CORTEX) if task == "sim-cortex" else sk.load(task)
     return sk.studies.ablation(cells, "cell_type", proportions=PROPORTIONS, **options)
-
-
-def cortex():
-    """Simulated cortex, larger than the fast size."""
-    return simulate(PRESETS["sim-cortex"]["fast"], n_cells=N_CELLS)
 
 
 def store(found, folder: Path) -> None:

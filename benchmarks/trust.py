@@ -1,6 +1,6 @@
 """What SIMS's confidence is worth, measured: calibration, rejection, prediction sets, types never seen.
 
-    python benchmarks/trust.py [--tasks pbmc68k sim-cortex] [--types 6] [--models results/trust]
+    python benchmarks/trust.py [--tasks pbmc68k sim-cortex] [--models results/trust]
     python benchmarks/trust.py --report      # the page alone, from the tables that are there
 
 Trains the default recipe once per task, on four fifths of the cells, and asks it the others; then one network for each
@@ -49,7 +49,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     usual = [name for name in TASKS if name != "cell lines across protocols"]  # the costliest, and as easy as plates
     parser.add_argument("--tasks", nargs="*", default=usual)
-    parser.add_argument("--types", type=int, default=6, help="types to leave out of each of " + ", ".join(LEFT_OUT))
     parser.add_argument("--models", type=Path, default=ROOT / "results/trust", help="where fitted models lie")
     parser.add_argument("--report", action="store_true", help="write the page, measure nothing")
     arguments = parser.parse_args()
@@ -62,7 +61,7 @@ def main() -> None:
                 table.to_csv(TABLES / slug(task) / f"{name}.csv", index=False, float_format="%.5g")
             print(f"{task}: {tables['summary'].to_dict('records')[0]}", flush=True)
     for task, names in () if arguments.report else LEFT_OUT.items():
-        for name in names[: arguments.types]:
+        for name in names:
             start = slug(f"{task}-{name}")  # stored names go on with a hash
             if not list((TABLES / "unseen").glob(f"{start}-??????????.csv")):
                 unseen(task, name, arguments.models).to_csv(TABLES / f"unseen/{start}-0000000000.csv", index=False)
@@ -84,7 +83,6 @@ def fitted(task: str, models: Path, left_out: str = ""):
         reference, _ = reference_and_query(task)
         reference = reference[reference.obs["label"] != left_out].copy()
         recipe = replace(get_recipe("default"), n_models=1) if left_out else "default"
-        path.parent.mkdir(parents=True, exist_ok=True)
         sk.save_model(sk.fit(reference, "label", recipe=recipe, test=0, verbose=False, logger=False), path)
     return sk.load_model(path)
 
@@ -133,8 +131,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> pd.DataFrame:
 def divisions(logits: np.ndarray, labels: np.ndarray, n_calibration: int) -> pd.DataFrame:
     """What many divisions of the held-out cells into calibration and test cells find; a row per division.
 
-    Training has seen neither the validation cells, which decide nothing in the default recipe, nor the query, so any
-    of them may calibrate. One division of a few hundred cells says little; their mean is what to expect.
+    Training has not seen the validation cells, which decide nothing in the default recipe: any cell may calibrate.
     """
     random, rows = np.random.default_rng(0), []
     for number in range(N_DIVISIONS):
@@ -204,15 +201,11 @@ def confidences(logits: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.n
 
 def page() -> str:
     """The page as Markdown, of the tables that are there; draws its figures."""
-    found = {}
-    for task in TASKS:
-        if (TABLES / slug(task) / "summary.csv").exists():
-            found[task] = {file.stem: pd.read_csv(file) for file in (TABLES / slug(task)).glob("*.csv")}
-    summary = {task: tables["summary"].iloc[0] for task, tables in found.items()}
-    many = {task: tables["divisions"] for task, tables in found.items() if "divisions" in tables}
+    stored = [task for task in TASKS if (TABLES / slug(task) / "summary.csv").exists()]
+    found = {task: {file.stem: pd.read_csv(file) for file in (TABLES / slug(task)).glob("*.csv")} for task in stored}
     errors, promises, coverage = {}, [], {}
-    for task, row in summary.items():
-        own = many.get(task)
+    for task, tables in found.items():
+        row, own = tables["summary"].iloc[0], tables.get("divisions")
         cells = {"validation": row.n_validation, "test cells": row.n_test, "accuracy": row.accuracy}
         cells |= {"temperature": row.temperature, "before": row.error_before, "after": row.error_after}
         cells["chance"] = f"{row.floor_after:.3f} (to {row.floor_high_after:.3f})"
@@ -225,17 +218,15 @@ def page() -> str:
             cells["answered"] = f"{row[answered]:.1%}" if is_promised else "not promised"
             cells["wrong among them"] = f"{row[wrong]:.1%}" if is_promised else ""
             if own is not None:
-                first = own.drop_duplicates("division")
-                cells["divisions with a promise"] = f"{(first[lowest] <= rate).mean():.0%}"
-                cells["broken"] = f"{(first[wrong] > rate).mean():.0%}"  # NaN, no promise, is not
+                cells["divisions with a promise"] = f"{(own[lowest] <= rate).mean():.0%}"
+                cells["broken"] = f"{(own[wrong] > rate).mean():.0%}"  # NaN, no promise, is not
             promises.append(cells)
         coverage[task] = {"classes": row.n_classes}
         for kind, words in (("by_class", "by class"), ("marginal", "all cells")):
             coverage[task] |= {f"{words}: coverage": row[f"coverage_{kind}"], f"{words}: size": row[f"size_{kind}"]}
             coverage[task][f"{words}: empty"] = f"{row[f'empty_{kind}']:.1%}"
-            if own is not None:  # tables of an earlier version have a row for each kind of set and score
-                is_own = own["kind"].eq(kind) & own["score"].eq("lac") if "kind" in own else own["division"] >= 0
-                values = own.loc[is_own, "coverage" if "kind" in own else f"coverage_{kind}"]
+            if own is not None:
+                values = own[f"coverage_{kind}"]
                 coverage[task][f"{words}: mean over divisions"] = f"{values.mean():.3f} ± {values.std():.3f}"
     draw_reliability(found)
     of_types = pd.concat(map(pd.read_csv, sorted((TABLES / "unseen").glob("*.csv"))), ignore_index=True)

@@ -31,6 +31,7 @@ from sims_kit.model.trainer import listed, plain_torch
 from sims_kit.progress import progress_bar
 from sims_kit.text import label_text, warn
 
+AT_ONCE = 2**22  # values of cells, networks and genes in a batch: 16 MB
 Cells = ad.AnnData | str | os.PathLike  # or where to read them from
 Model = SIMSClassifier | str | os.PathLike
 
@@ -286,7 +287,7 @@ def batches_for(model: SIMSClassifier, adata: ad.AnnData, **options) -> tuple[Ce
     """Return the batches of cells as a model takes them, gene coverage and scale; options of `query_batches`."""
     options |= {"trained_on": [scale for _, scale in _files(model)], "read": model.genes_read.tolist()}
     batches, coverage, scale = query_batches(adata, model.genes, **options)
-    batches.batch_size = min(batches.batch_size, model.network.cells_at_once)
+    batches.batch_size = min(batches.batch_size, max(2, AT_ONCE // (model.recipe.n_models * len(model.network.genes))))
     if coverage.n_read - len(coverage.missing_read) < USABLE * coverage.n_read:
         way_out = f"at least {USABLE:.0%} of the latter are needed. Take cells whose genes were not selected."
         raise GeneError(f"Only {coverage.share()}; {way_out}")

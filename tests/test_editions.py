@@ -37,10 +37,6 @@ def test_learner_edition_is_in_step(path, tmp_path):
     assert len(kept.cells) == sum("solution" not in rules.tags(cell) for cell in whole.cells)
     assert not any(cell.outputs or cell.execution_count for cell in rules.code_cells(kept))
     assert all(target.endswith(".ipynb") for target in rules.links(rules.prose(ROOT / "learner" / path.name)))
-
-
-def test_learner_edition_has_no_other_files():
-    """A lesson that was renamed leaves nothing behind."""
     assert sorted(path.name for path in (ROOT / "learner").iterdir()) == [path.name for path in LESSONS]
 
 

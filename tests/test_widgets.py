@@ -45,7 +45,7 @@ def test_slider_redraws_the_figure():
 
 
 def test_trouble_is_told_under_the_figure():
-    """At the start an error is raised; later it is written under the figure, and goes when it is over."""
+    """At the start an error, or what is no slider, is raised; later it is written under the figure until it is over."""
 
     def draw(x):
         plt.plot([0, 1 / x])
@@ -58,10 +58,6 @@ def test_trouble_is_told_under_the_figure():
     assert "ZeroDivisionError: division by zero" in figure.trouble.value
     figure.controls["x"].value = 2
     assert figure.trouble.value == ""
-
-
-def test_what_makes_no_control_is_refused():
-    """So is a figure without a slider."""
     refused = {"needs a slider": {}, "height=<object": {"height": object()}, "min=1": {"height": (1, 0)}}
     for words, sliders in refused.items():
         with pytest.raises(ValueError, match=words):

@@ -24,7 +24,6 @@ from sims_kit.model.trainer import average_statistics
 HALF = torch.tensor(0.5, dtype=torch.float32).sqrt().item()  # rounded as in pytorch-tabnet
 WIDE = 1024  # genes: among more, thresholds of sparsemax are first bounded by the largest logits of groups of genes
 GROUPS = 128  # so many groups
-AT_ONCE = 2**22  # values of cells, networks and genes in evaluation: 16 MB
 DIVERGED = (
     "The attention produced NaN or infinite values, so no mask can be drawn. Training has diverged: "
     "lower the learning rate, clip gradients, or look for extreme values in the input."
@@ -82,11 +81,6 @@ class TabNet(nn.Module):
         with torch.autocast(cells.device.type, enabled=False):
             steps = self.steps(cells)
             return TabNetOutput(self.logits_of(steps), self.entropy_of(steps))
-
-    @property
-    def cells_at_once(self) -> int:
-        """How many cells to predict at once, so that a network of many genes does not fill the memory."""
-        return max(2, AT_ONCE // (self.recipe.n_models * len(self.genes)))
 
     def steps(self, cells: Tensor) -> list[Step]:
         """The decision steps of a batch."""

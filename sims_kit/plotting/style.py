@@ -26,7 +26,6 @@ _TREES = {"LightGBM": "#CC79A7", "random forest": "#A6761D", "CellTypist": "#E69
 _OTHERS = {"logistic regression": "#5FB39A", "RBF SVM on PCs (scPred's method)": "#8C2D04", "kNN on PCs": GREY}
 METHOD_COLOURS = _SIMS | _LINEAR | _TREES | _OTHERS  # one for each, in every figure
 MARKERS = "osD^vPX"  # one per colour, for readers who cannot tell colours apart
-MATRIX_COLOURS = "viridis"
 BESIDE = dict(loc="center left", bbox_to_anchor=(1.01, 0.5))  # where a legend is outside of the data
 FONT = 9.0  # points, of names; smaller on given Axes with less room
 ROW = 0.22  # inches per name at that size
@@ -71,11 +70,9 @@ def beside(ax: Axes, texts: Sequence[str], heading: str = "", *, below: bool = F
     ax.text(1.02, s=heading, transform=ax.transAxes, fontsize=size, **where)
 
 
-def heatmap(
-    ax: Axes, values: pd.DataFrame, label: str, *, largest: float | None = None, numbers: np.ndarray | bool = False
-) -> None:
+def heatmap(ax: Axes, values: pd.DataFrame, label: str, *, largest: float | None = None, numbers=False) -> None:
     """Draw values from 0 to the largest as colours, with the table's names (upright below) and a colour bar."""
-    options = dict(cmap=MATRIX_COLOURS, vmin=0, vmax=largest, xticklabels=False, yticklabels=False, rasterized=True)
+    options = dict(cmap="viridis", vmin=0, vmax=largest, xticklabels=False, yticklabels=False, rasterized=True)
     bar = {"label": label, "aspect": 30}
     sns.heatmap(values, ax=ax, annot=numbers, fmt="", annot_kws={"fontsize": FONT - 1}, cbar_kws=bar, **options)
     for axis, names, side in ((ax.xaxis, values.columns, "width"), (ax.yaxis, values.index, "height")):
