@@ -85,7 +85,7 @@ def _called(call: str, scope: dict) -> tuple[object, str]:
     except Exception as error:
         return None, f"{call} raises {type(error).__name__}: {error}"
     written = getattr(getattr(scope["f"], "__code__", None), "co_names", ())  # none, before a first try
-    return given, "It returns nothing; end it with return, not with print." if given is None and written else ""
+    return given, f"{call} returns nothing; end it with return, not print." if given is None and written else ""
 
 
 def _problem(given, expected, exercise: dict, scope: dict) -> str:
@@ -94,8 +94,8 @@ def _problem(given, expected, exercise: dict, scope: dict) -> str:
     if given.shape != wanted.shape:
         return f"Expected {_shape(wanted)}; this is {_shape(given)}."
     is_text = wanted.dtype.kind in "OUS"
-    if not is_text and given.dtype.kind in "OUS":
-        return f"Expected numbers; this is {'something else' if given.dtype.kind == 'O' else 'text'}."
+    if given.dtype.kind in ("O" if is_text else "OUS"):
+        return f"Expected {'text' if is_text else 'numbers'}; this is {'something else' if given.dtype == 'O' else 'text'}."
     given, wanted = (values.astype(str if is_text else float) for values in (given, wanted))
     if exercise.get("any_order"):
         given, wanted = np.sort(given), np.sort(wanted)
