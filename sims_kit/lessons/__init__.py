@@ -95,7 +95,7 @@ def _problem(given, expected, exercise: dict, scope: dict) -> str:
         return f"Expected {_shape(wanted)}; this is {_shape(given)}."
     is_text = wanted.dtype.kind in "OUS"
     if given.dtype.kind in ("O" if is_text else "OUS"):
-        return f"Expected {'text' if is_text else 'numbers'}; this is {'something else' if given.dtype == 'O' else 'text'}."
+        return f"Expected {'text' if is_text else 'numbers'}; this is {'other data' if given.dtype == 'O' else 'text'}."
     given, wanted = (values.astype(str if is_text else float) for values in (given, wanted))
     if exercise.get("any_order"):
         given, wanted = np.sort(given), np.sort(wanted)
