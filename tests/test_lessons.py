@@ -19,6 +19,8 @@ EXERCISES = {
     4: {"expected": "scores.idxmax()"},
     5: {"cases": {"f([1, 2])": 1.5, "f([3])": 3}, "mistakes": {"3": "That is the sum."}},
     6: {"expected": "['CD3E', 'CD79A']", "any_order": True},
+    7: {"expected": "[False, True, False]"},
+    8: {"expected": "3", "mistakes": {"right + 1": "One too many."}},
 }
 
 
@@ -40,10 +42,10 @@ def shy(values):
 
 
 FEEDBACK = {
-    "Not attempted yet.": [(1, ...), (1, None), (2, [0.1, ..., ...]), (5, ...), (5, lambda values: None)],
+    "Not attempted yet.": [(1, ...), (1, None), (2, [0.1, ..., ...]), (5, ...), (5, lambda values: ...)],
     "Right.": [
         (1, 1.5476),
-        (2, pd.Series([0.25, 0.5, 1.0])),
+        (2, pd.Series([0.25, 0.5, 1.0], dtype=object)),
         (3, "L4 IT"),
         (4, "b"),
         (5, np.mean),
@@ -60,19 +62,23 @@ FEEDBACK = {
     "2.5 is too large. Look again.": [(1, 2.5)],
     "nan is no result. Look again.": [(1, float("nan"))],
     "Expected numbers; this is text.": [(1, "1.5476")],
+    "Expected text; this is other data.": [(3, np.mean), (6, ["CD3E", ["CD79A"]])],
+    "Expected numbers; this is other data.": [(1, np.mean), (2, [0.25, 0.5, [1.0]])],
     "Expected a single value; this is a list of 1.": [(1, [1.5476])],
     "Expected a list of 3; this is a single value.": [(2, 0.25)],
     "Expected a list of 3; this is a list of 1 x 3.": [(2, [[0.25, 0.5, 1.0]])],
     "The right ones, in another order.": [(2, [1, 0.5, 0.25])],
+    "2 of 3 are not right.": [(2, [0.4, 0.5, 0.9]), (7, [True, False, False])],
+    "One too many.": [(8, 4)],
     "That is a percentage; give a share between 0 and 1.": [(2, [25, 50, 100])],
     "That is the rest: 1 minus the answer.": [(2, [0.75, 0.5, 0])],
     "1 of 3 are not right.": [(2, [0.25, 0.5, 0.3])],
     "Mind upper and lower case, and blanks.": [(3, "l4 it ")],
     "'L5 ET' is not it. It is in the cortex.": [(3, "L5 ET")],
     "total([1, 2]) returns 3. That is the sum.": [(5, total)],
-    "It prints its result; end it with return.": [(5, shy)],
+    "shy([1, 2]) returns nothing; end it with return, not print.": [(5, shy)],
     "Pass the function itself, by its name without parentheses.": [(5, 1.5)],
-    "It raises IndexError: list index out of range": [(5, lambda values: values[5])],
+    "<lambda>([1, 2]) raises IndexError: list index out of range": [(5, lambda values: values[5])],
     "1 of 2 are not right.": [(6, ["CD79A", "GNLY"])],
 }
 

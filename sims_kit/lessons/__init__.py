@@ -9,7 +9,6 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 from io import StringIO
-from string import ascii_uppercase
 
 import numpy as np
 import pandas as pd
@@ -40,8 +39,8 @@ def check(number: str, answer, **results) -> bool:
             return False
         problem = problem or _problem(given, expected, exercise, scope)
         if problem:
-            shown = call.replace("f(", f"{getattr(answer, '__name__', 'f')}(", 1)
-            problem = f"{shown} returns {given!r}. {problem}" if call and given is not None else problem
+            problem = f"{call} returns {_array(given).tolist()!r}. {problem}" if call and given is not None else problem
+            problem = problem.replace(call, call.replace("f(", f"{getattr(answer, '__name__', 'f')}(", 1), 1)
             break
     print(f"Not yet. {problem}" if problem else "Right.")
     return not problem
@@ -55,9 +54,8 @@ def quiz(number: str) -> HTML:
     entry = _entry("quizzes", number)
     options = [(option, why, verdict) for verdict in ("right", "wrong") for option, why in entry[verdict].items()]
     random.Random(number).shuffle(options)
-    several = " (Several are right.)" * (len(entry["right"]) > 1)
-    lines = [f"<p><b>{escape(entry['question'])}</b>{several}</p>"]
-    for letter, (option, why, verdict) in zip(ascii_uppercase, options, strict=False):
+    lines = [f"<p><b>{escape(entry['question'])}</b>{' (Several are right.)' * (len(entry['right']) > 1)}</p>"]
+    for letter, (option, why, verdict) in zip("ABCDEF", options, strict=False):
         summary = f"<summary>{letter}. {escape(str(option))}</summary>"
         lines.append(f"<details>{summary}<p><b>{verdict.title()}.</b> {escape(why)}</p></details>")
     return HTML("\n".join(lines))
@@ -82,11 +80,12 @@ def _called(call: str, scope: dict) -> tuple[object, str]:
     if not callable(scope["f"]):
         return None, "Pass the function itself, by its name without parentheses."
     try:
-        with redirect_stdout(StringIO()) as printed:
+        with redirect_stdout(StringIO()):
             given = eval(call, scope)
     except Exception as error:
-        return None, f"It raises {type(error).__name__}: {error}"
-    return given, "It prints its result; end it with return." if given is None and printed.getvalue() else ""
+        return None, f"{call} raises {type(error).__name__}: {error}"
+    written = getattr(getattr(scope["f"], "__code__", None), "co_names", ())  # none, before a first try
+    return given, f"{call} returns nothing; end it with return, not print." if given is None and written else ""
 
 
 def _problem(given, expected, exercise: dict, scope: dict) -> str:
@@ -95,42 +94,39 @@ def _problem(given, expected, exercise: dict, scope: dict) -> str:
     if given.shape != wanted.shape:
         return f"Expected {_shape(wanted)}; this is {_shape(given)}."
     is_text = wanted.dtype.kind in "OUS"
-    if not is_text and given.dtype.kind in "OUS":
-        return "Expected numbers; this is text."
+    if given.dtype.kind in ("O" if is_text else "OUS"):
+        return f"Expected {'text' if is_text else 'numbers'}; this is {'other data' if given.dtype == 'O' else 'text'}."
     given, wanted = (values.astype(str if is_text else float) for values in (given, wanted))
     if exercise.get("any_order"):
         given, wanted = np.sort(given), np.sort(wanted)
     exact = exercise.get("tolerance", 0 if is_text else 1e-6 * max(1, np.abs(wanted).max(initial=0)))
 
-    def is_like(value, one=given, relative=2e-3) -> bool:
-        value = _array(value)
-        if is_text or value.shape != one.shape:
-            return np.array_equal(one, value)
-        return np.allclose(one, value, rtol=relative, atol=exact)
+    def is_like(two, one=given, rtol=2e-3) -> bool:
+        two = _array(two)
+        return np.array_equal(one, two) if is_text else one.shape == two.shape and np.allclose(one, two, rtol, exact)
 
-    if is_like(wanted, relative=0):
+    if is_like(wanted, rtol=0):
         return ""
+    scope = scope | {"right": wanted}
     found = [words for mistake, words in exercise.get("mistakes", {}).items() if is_like(_value(mistake, scope))]
     if is_text:
         bare = [np.char.lower(np.char.strip(values)) for values in (wanted, given)]
         found += ["Mind upper and lower case, and blanks."] * is_like(*bare)
     else:
         with np.errstate(all="ignore"):
-            usual = _file("usual_mistakes").items()
-            found += [words for words, mistake in usual if is_like(_value(mistake, scope | {"right": wanted}))]
+            found += [words for words, mistake in _file("usual_mistakes").items() if is_like(_value(mistake, scope))]
         found += [f"It looks rounded; it may be off by {exact:g} at most."] * any(
-            is_like(np.round(wanted, digits), relative=0) for digits in range(1, 7)
+            np.allclose(given, wanted.round(n), rtol=0, atol=1e-6) for n in range(int(np.abs(wanted).max() < 10), 7)
         )
     if given.ndim:
-        found += ["The right ones, in another order."] * is_like(np.sort(wanted), np.sort(given))
+        all_differ = np.unique(wanted).size == wanted.size
+        found += ["The right ones, in another order."] * (all_differ and is_like(np.sort(wanted), np.sort(given)))
         off = given != wanted if is_text else ~np.isclose(given, wanted, rtol=0, atol=exact)
         off = ~np.isin(given, wanted) if exercise.get("any_order") else off
         found += [f"{off.sum()} of {off.size} are not right."]
-    elif is_text:
-        found += [f"{str(given)!r} is not it."]
     else:
         size = "too small" if given < wanted else "too large" if given > wanted else "no result"
-        found += [f"{given:.6g} is {size}."]
+        found += [f"{str(given)!r} is not it." if is_text else f"{given:.6g} is {size}."]
     hint = exercise.get("hint", "") if found[0] == found[-1] else ""  # a mistake that was recognised says enough
     return f"{found[0]} {hint}".strip()
 
@@ -141,7 +137,11 @@ def _value(expression, scope: dict):
 
 
 def _array(value) -> np.ndarray:
-    return np.asarray(list(value) if isinstance(value, set | dict) else value)
+    value = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, set) else value
+    try:
+        return np.asarray(np.asarray(value).tolist())  # objects become numbers or text, where they all are
+    except ValueError:  # lists of several lengths
+        return np.asarray(value, dtype=object)
 
 
 def _shape(values: np.ndarray) -> str:
