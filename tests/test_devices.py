@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-DEVICES, FAULTS = (Path(__file__).with_name(name) for name in ("devices.py", "faults/faults.py"))
+DEVICES, FAULTS = (Path(__file__).parent / name for name in ("devices.py", "faults/faults.py"))
 
 
 @pytest.mark.parametrize("name", [*re.findall(r"^def (test_\w+)", DEVICES.read_text(), re.MULTILINE), None])
