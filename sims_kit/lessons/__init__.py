@@ -67,7 +67,6 @@ def _file(name: str) -> dict:
 
 
 def _entry(kind: str, number: str) -> dict:
-    """An exercise or a quiz by its number."""
     lessons = sorted(path.name[:2] for path in files(__name__).iterdir() if path.name[:2].isdigit())
     known = {f"{lesson}.{own}": entry for lesson in lessons for own, entry in _file(lesson).get(kind, {}).items()}
     if number not in known:
@@ -132,7 +131,6 @@ def _problem(given, expected, exercise: dict, scope: dict) -> str:
 
 
 def _value(expression, scope: dict):
-    """What an expression of a lesson's file is worth; anything but text is a value already."""
     return eval(expression, dict(scope)) if isinstance(expression, str) else expression
 
 

@@ -85,6 +85,18 @@ def _logits_of_nothing(network, n_cells):
     return logits if network.additive_bias is None else logits + network.additive_bias
 
 
+def test_a_linear_network_gives_value_times_weight():
+    """Where only the additive path counts, contributions are masked values times weights; other genes are left out."""
+    network, cells, towards = make("default")
+    torch.nn.init.zeros_(network.final_mapping.weight)
+    (step,) = network.steps(cells)
+    mask, norm = step.mask[:, 0], network.encoder.initial_bn
+    values = mask * (cells * norm.scale + norm.shift) / mask.square().sum(1, keepdim=True)
+    found = added(network, cells, towards).to_dense()
+    torch.testing.assert_close(found, values * (network.additive_weight[0] @ towards.T).T)
+    assert not found[mask == 0].any()
+
+
 def test_linear_classifiers_add_their_share():
     """Each gene's change from its mean times weight and slope; together, what all changes add to the answer."""
     network, cells, towards = make("default")
