@@ -31,11 +31,6 @@ def exercises(monkeypatch):
     monkeypatch.setattr(lessons, "_file", lambda name: kept.get(name, {}))
 
 
-def total(values):
-    """A function with a usual mistake."""
-    return sum(values)
-
-
 def shy(values):
     """A function that prints its result."""
     print(sum(values) / len(values))
@@ -65,7 +60,7 @@ FEEDBACK = {
     "That is a percentage; give a share between 0 and 1.": [(2, [25, 50, 100])],
     "Mind upper and lower case, and blanks.": [(3, "l4 it ")],
     "'L5 ET' is not it. It is in the cortex.": [(3, "L5 ET")],
-    "total([1, 2]) returns 3. That is the sum.": [(5, total)],
+    "sum([1, 2]) returns 3. That is the sum.": [(5, sum)],
     "shy([1, 2]) returns nothing; end it with return, not print.": [(5, shy)],
     "Pass the function itself, by its name without parentheses.": [(5, 1.5)],
     "<lambda>([1, 2]) raises IndexError: list index out of range": [(5, lambda values: values[5])],

@@ -115,9 +115,9 @@ def lesson(tmp_path):
 def test_minutes_follow_from_the_text(lesson):
     """Sections state their minutes, the first cell those of all; a changed text that is not stamped is noticed."""
     notebook, path = lesson
-    sections = re.findall(r"^## .*\((\d+) min\)$", "\n".join(cell.source for cell in notebook.cells), re.MULTILINE)
+    text = "\n".join(cell.source for cell in notebook.cells)
+    sections = [int(found) for found in re.findall(r"^## .*\((\d+) min\)$", text, re.MULTILINE)]
     total = int(re.search(r"take about (\d+) minutes", notebook.cells[0].source)[1])
-    sections = [*map(int, sections)]
     assert len(sections) > 5 and sum(sections) < total < 1.3 * sum(sections) and rules.stamp(notebook) == notebook
     cell_of(notebook, "## ").source += " word" * 130
     nbformat.write(notebook, path)
