@@ -4,9 +4,7 @@
     python benchmarks/interpretation.py --report     # the page alone, from the tables that are there
 
 Four fifths of the cells train as many models as there are seeds; the last fifth is explained and has genes taken away.
-Tables go to benchmarks/measured_interpretation/, a folder per task; benchmarks/INTERPRETATION.md and the figures
-docs/interpretation_*.png are made of them. The stress check also trains on simulated cortex in which one type alone is
-stressed: a leak that it must find. Integrated gradients need `pip install 'sims_kit[peers]'`.
+Tables go to benchmarks/measured_interpretation/.
 """
 
 import argparse

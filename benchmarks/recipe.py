@@ -3,8 +3,7 @@
     python benchmarks/recipe.py [--tasks pbmc68k sim-mouse] [--folds 3]
     python benchmarks/recipe.py --report     # the page alone, from the rows that are there
 
-The reference of each outer fold is split again; the query of that fold is never read. Rows go to
-benchmarks/measured_recipe/ and are not measured again; benchmarks/TRIALS.md and docs/sparsity.png are made of them.
+The reference of each outer fold is split again. Rows in benchmarks/measured_recipe/ are not measured again.
 """
 
 import argparse

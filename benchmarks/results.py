@@ -3,10 +3,8 @@
     python benchmarks/results.py [--tasks pbmc68k sim-cortex] [--methods "linear SVM" scanvi] [--jobs 2] [--again]
     python benchmarks/results.py --report      # the page alone, from the rows that are there
 
-Rows and the predictions of each cell go to benchmarks/measured/, which is committed, so that others can go on or check;
-benchmarks/RESULTS.md and two figures in docs/ are made of them. Names may be given as they stand in the tables or as
-`sims-default`. Some methods need `pip install 'sims_kit[peers]'`; a method that fails has its reason in the table.
-Each method runs on each fold in a process of its own, which gives it a memory and a time limit of its own.
+Rows and predictions go to benchmarks/measured/; benchmarks/RESULTS.md and figures are made of them. Some methods need
+`pip install 'sims_kit[peers]'`. Each runs on each fold in a process of its own, with limits of memory and time.
 """
 
 import argparse

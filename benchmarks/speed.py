@@ -4,10 +4,8 @@
     python benchmarks/speed.py loader [--cells 100000] [--genes 20000] [--seconds 20]
     python benchmarks/speed.py scale [--cells 10000 50000 1000000] [--genes 1000 4000 16000] [--folder DIR]
 
-Every row is a process of its own. Memory is the highest resident memory, libraries included (Linux). On one thread of a
-CPU, steps are measured in CPU time, otherwise on the clock. `scale` keeps its rows in measured_scale.csv and
-draws docs/scale.png. Stock is pytorch-tabnet, which has the thesis recipe's sizes; "no identity" is the same without
-its product with a genes x genes identity. Both take dense normalised cells, sims_kit sparse ones.
+Every row is a process of its own; memory is the highest resident (Linux); on one thread of a CPU, steps are in CPU
+time. Stock is pytorch-tabnet with the thesis recipe's sizes; "no identity" is it without its genes x genes identity.
 """
 
 import argparse

@@ -4,9 +4,8 @@
     python benchmarks/studies.py ablation [--tasks sim-cortex worm-neurons] [--seeds 3]
     python benchmarks/studies.py report      # the page and figures alone, from the tables that are there
 
-Runs are kept in results/studies/, so that a second call goes on where the first one stopped. Tables go to
-benchmarks/measured_studies/, a folder per task, figures to docs/. SIMS is trained as one network of the default recipe,
-which is four, for time; --methods takes any of `sims_kit.studies.METHODS`.
+Runs are kept in results/studies/, tables in benchmarks/measured_studies/. SIMS is one of the default's four networks,
+for time; --methods takes any of `sims_kit.studies.METHODS`.
 """
 
 import argparse

@@ -3,10 +3,8 @@
     python benchmarks/trust.py [--tasks pbmc68k sim-cortex] [--models results/trust]
     python benchmarks/trust.py --report      # the page alone, from the tables that are there
 
-Trains the default recipe once per task, on four fifths of the cells, and asks it the others; then one network for each
-type that is left out of the reference. Models are kept in --models and tables in benchmarks/measured_trust/; what is
-there is not done again. benchmarks/TRUST.md, docs/reliability.png and docs/unseen_types.png are made of the tables.
-CellTypist needs `pip install 'sims_kit[peers]'`.
+Trains the default recipe once per task on four fifths of the cells, then one network for each type left out. What is in
+--models and benchmarks/measured_trust/ is not done again. Some need `pip install 'sims_kit[peers]'`.
 """
 
 import argparse

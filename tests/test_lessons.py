@@ -12,6 +12,7 @@ from sims_kit import lessons
 
 FILES = {path.stem: yaml.safe_load(path.read_text()) for path in Path(lessons.__file__).parent.glob("[0-9]*.yaml")}
 QUIZZES = {f"{n}.{own}": entry for n, lesson in FILES.items() for own, entry in lesson["quizzes"].items()}
+NUMBERS = pd.Series([0.25, 0.5, 1.0], dtype=object)
 EXERCISES = {
     1: {"expected": "np.log1p(3.7)", "tolerance": 0.001, "hint": "Look again.", "mistakes": {"3.7 / 2": "Half of it."}},
     2: {"expected": "[0.25, 0.5, 1]", "mistakes": {"[1, 2]": "Two numbers."}},
@@ -26,7 +27,7 @@ EXERCISES = {
 
 @pytest.fixture
 def exercises(monkeypatch):
-    """Exercises of its own in place of the packaged ones."""
+    """Exercises in place of the packaged ones."""
     kept = {"01": {"exercises": EXERCISES}, "usual_mistakes": lessons._file("usual_mistakes")}
     monkeypatch.setattr(lessons, "_file", lambda name: kept.get(name, {}))
 
@@ -36,19 +37,15 @@ def shy(values):
     print(sum(values) / len(values))
 
 
-NUMBERS = pd.Series([0.25, 0.5, 1.0], dtype=object)
 FEEDBACK = {
     "Not attempted yet.": [(1, ...), (1, None), (2, [0.1, ..., ...]), (5, ...), (5, lambda values: ...)],
-    "Right.": [(1, 1.5476), (2, NUMBERS), (3, "L4 IT"), (4, "b"), (5, np.mean), (6, {"CD79A", "CD3E"})],
+    "Right.": [(1, 1.5476), (2, NUMBERS), (4, "b"), (5, np.mean), (6, {"CD79A", "CD3E"})],
     "The logarithm is missing; after it, 1 goes inside.": [(1, 3.7)],
     "The 1 is missing inside the logarithm (np.log1p).": [(1, np.log(3.7))],
     "That is a logarithm to base 10; take the natural one (np.log).": [(1, np.log10(4.7))],
-    "The sign is the wrong way round.": [(1, -np.log1p(3.7))],
     "It looks rounded; it may be off by 0.001 at most.": [(1, 1.5)],
     "Half of it.": [(1, 1.85)],
     "1 is too small. Look again.": [(1, 1)],
-    "2.5 is too large. Look again.": [(1, 2.5)],
-    "nan is no result. Look again.": [(1, float("nan"))],
     "Expected numbers; this is text.": [(1, "1.5476")],
     "Expected text; this is other data.": [(3, np.mean), (6, ["CD3E", ["CD79A"]])],
     "Expected numbers; this is other data.": [(1, np.mean), (2, [0.25, 0.5, [1.0]])],

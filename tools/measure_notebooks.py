@@ -14,7 +14,6 @@ from notebook_rules import ROOT, TOTAL
 
 PAGE = ROOT / "docs/notebooks.md"
 RULE = "|---|---|---|---|\n"  # above it are introduction and head of the table, which stay as they are
-# the peak that getrusage tells is at least that of the process that started the kernel, so Linux is asked otherwise
 ASK = """
 import pathlib, re, resource
 used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

@@ -23,7 +23,6 @@ MAX_BYTES = 1_000_000  # GitHub shows larger notebooks slowly or not at all
 TEMPLATES = {"10_annotate_your_data.ipynb"}  # run as a report on one's own cells: no exercises, quiz or slider in it
 TAGS = {"parameters", "colab", "solution", "nbval-check-output", "hide-input", "hide-output", "hide-cell", "lesson"}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-# an absolute path of two parts or more, not part of a web address, a tag, a relative path or markers (CD4+/...)
 MACHINE_PATH = re.compile(r"(?<![\w.:/<~\\+-])/[\w.+-]+/[\w.+-]+|\b[A-Za-z]:\\{1,2}\w")
 LEAVES = re.compile(r"^\s*(exit|quit)\b", re.MULTILINE)  # ends the kernel, and the gate takes the rest as passed
 LINK = re.compile(r"\]\(<?([^)>\s]+)[^)]*\)|(?:src|href)=\"([^\"]+)\"")

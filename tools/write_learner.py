@@ -17,21 +17,17 @@ def learner(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     notebook.cells, guessed, ran = [cell for cell in notebook.cells if "solution" not in tags(cell)], False, False
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            is_guess = re.search(r"\*\*(Guess|Play)", cell.source) and "Wherever it says" not in cell.source
-            cell.source = _folded(cell.source, first=guessed and ran)
-            guessed = bool(is_guess) or (guessed and not ran)
-        ran = cell.cell_type == "code"
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+            cell.outputs, cell.execution_count, ran = [], None, True
             cell.metadata["tags"] = [tag for tag in tags(cell) if tag != "nbval-check-output"]  # there is none
             continue
-        for target in links(cell.source):
-            picture = path.parent / target
-            if picture.suffix in (".png", ".svg"):
-                kind = "image/png" if picture.suffix == ".png" else "image/svg+xml"
-                cell.setdefault("attachments", {})[picture.name] = {kind: b64encode(picture.read_bytes()).decode()}
-                cell.source = cell.source.replace(target, f"attachment:{picture.name}")
+        is_guess = re.search(r"\*\*(Guess|Play)", cell.source) and "Wherever it says" not in cell.source
+        cell.source = _folded(cell.source, first=guessed and ran)
+        guessed, ran = bool(is_guess) or (guessed and not ran), False
+        for picture in (path.parent / target for target in links(cell.source) if target.endswith(".png")):
+            picture_data = {"image/png": b64encode(picture.read_bytes()).decode()}
+            cell.setdefault("attachments", {})[picture.name] = picture_data
+            cell.source = re.sub(rf"\]\([^)]*{re.escape(picture.name)}\)", f"](attachment:{picture.name})", cell.source)
         cell.source = relink(cell.source, path.parent)
         if cell.source.startswith("## What comes next"):  # Colab has no folder to find a neighbour in
             lessons = sorted(target for target in links(cell.source) if target.endswith(".ipynb"))
