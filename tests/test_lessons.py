@@ -42,7 +42,6 @@ FEEDBACK = {
     "Right.": [(1, 1.5476), (2, NUMBERS), (4, "b"), (5, np.mean), (6, {"CD79A", "CD3E"})],
     "The logarithm is missing; after it, 1 goes inside.": [(1, 3.7)],
     "The 1 is missing inside the logarithm (np.log1p).": [(1, np.log(3.7))],
-    "That is a logarithm to base 10; take the natural one (np.log).": [(1, np.log10(4.7))],
     "It looks rounded; it may be off by 0.001 at most.": [(1, 1.5)],
     "Half of it.": [(1, 1.85)],
     "1 is too small. Look again.": [(1, 1)],
