@@ -166,7 +166,7 @@ def says(text, of):
         (lambda nb: cell_of(nb, "sk.lessons.quiz(").metadata.update(tags=[]), "a quiz without"),
         (lambda nb: [c.update(source="1") for c in nb.cells if "lessons.quiz(" in c.source], "has no quiz"),
         (lambda nb: [c.update(outputs=[]) for c in nb.cells if "plt.subplots(" in c.source], "widget without a figure"),
-        (lambda nb: [c.update(source="1") for c in nb.cells if "interact(" in c.source], "has no widget"),
+        (lambda nb: [c.update(source="1") for c in nb.cells if rules.WIDGET.search(c.source)], "has no widget"),
         (replace("In this notebook we", "We"), "'In this notebook we'"),
         (lambda nb: nb.cells.pop(), "prints versions"),
     ],
