@@ -37,7 +37,7 @@ def test_learner_edition_is_in_step(path, tmp_path):
     assert len(kept.cells) == sum("solution" not in rules.tags(cell) for cell in whole.cells)
     assert not any(cell.outputs or cell.execution_count for cell in rules.code_cells(kept))
     assert all(target.endswith(".ipynb") for target in rules.links(rules.prose(ROOT / "learner" / path.name)))
-    assert sorted(path.name for path in (ROOT / "learner").iterdir()) == [path.name for path in LESSONS]
+    assert sorted(path.name for path in (ROOT / "learner").glob("*.ipynb")) == [path.name for path in LESSONS]
 
 
 @pytest.fixture(scope="module")
