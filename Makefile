@@ -71,7 +71,7 @@ attack: $(STAMP)  ## the long version of the tests of hostile and damaged files 
 peers: $(PEERS)  ## install the benchmark's other methods too (CellTypist, scANVI, LightGBM), so that their tests run
 
 lab: $(STAMP)  ## JupyterLab on the lessons, in the learner's edition
-	@$(RUN) -m jupyterlab --notebook-dir . --LabApp.default_url=/lab/tree/learner/$(notdir $(firstword $(wildcard learner/*)))
+	@$(RUN) -m jupyterlab --notebook-dir . --LabApp.default_url=/lab/tree/learner/$(notdir $(firstword $(wildcard learner/*.ipynb)))
 
 notebooks: $(STAMP)  ## run every notebook and save its outputs in place, tidied
 	@$(RUN) tools/run_notebooks.py notebooks/*.ipynb
