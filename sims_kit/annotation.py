@@ -61,7 +61,7 @@ def annotate(
     backed: bool | str = "auto",
     species: str | None = None,
     device: str | torch.device | None = None,
-    batch_size: int = 1024,
+    batch_size: int = 256,
     out: str | os.PathLike | None = None,
     copy: bool = False,
     **unknown,

@@ -135,7 +135,7 @@ def explain(
     groupby: str | None = None,
     networks_only: bool = False,
     layer: str | None = None,
-    batch_size: int = 512,
+    batch_size: int = 256,
     backed: bool | str = "auto",
     species: str | None = None,
     device: str | torch.device | None = None,

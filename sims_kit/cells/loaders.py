@@ -170,7 +170,7 @@ def query_batches(
     vocabulary: Sequence[str],
     *,
     layer: str | None = None,
-    batch_size: int = 1024,
+    batch_size: int = 256,
     trained_on: Sequence[str] = (),
     cells: Sequence[int] | None = None,
     **options,
