@@ -368,7 +368,7 @@ def _calibration_cells(model: SIMSClassifier) -> calibration.CalibrationCells:
 
 
 def _opened(
-    query: Cells, model: SIMSClassifier, key_added: str, layer, species, copy: bool, backed="auto", batch_size=1024
+    query: Cells, model: SIMSClassifier, key_added: str, layer, species, copy: bool, backed="auto", batch_size=256
 ) -> tuple[ad.AnnData, bool, CellLoader, GeneCoverage, Scale]:
     """The cells to write to, whether to return them, and their batches, gene coverage and scale."""
     cells, layer = open_cells(query, layer, backed)
