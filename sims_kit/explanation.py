@@ -133,6 +133,7 @@ def explain(
     cells: Cells,
     *,
     groupby: str | None = None,
+    networks_only: bool = False,
     layer: str | None = None,
     batch_size: int = 512,
     backed: bool | str = "auto",
@@ -143,7 +144,8 @@ def explain(
 
     A cell's masks are summed over the steps, each weighted by its share in the decision (section 3.4 of the TabNet
     paper), and divided by their sum. Each nonzero weight takes 12 bytes. `groupby` names an `obs` column for the class
-    tables; contributions are to the predicted class either way. Other arguments are as in `annotate`.
+    tables; contributions are to the predicted class either way. `networks_only` leaves out the linear classifiers that
+    take part in the answer of the default recipe. Other arguments are as in `annotate`.
 
     >>> explanation = sk.explain(model, query)
     >>> explanation.top_genes(5)  # of each class
@@ -153,7 +155,8 @@ def explain(
         raise UnknownNameError("obs column", groupby, cells.obs.columns)
     batches, _, _ = batches_for(model, cells, layer=layer, batch_size=batch_size, species=species)
     with on_device(model, device):
-        masks, contributions, best = explain_batches(model, progress_bar(batches, desc="explaining", unit="batch"))
+        bar, share = progress_bar(batches, desc="explaining", unit="batch"), 0 if networks_only else model.linear_share
+        masks, contributions, best = explain_batches(model, bar, share)
     predicted = np.asarray(model.classes)[best]
     labels = predicted if groupby is None else label_text(cells.obs[groupby]).fillna("(no label)").to_numpy(str)
     gene_names = pd.Index(model.genes, name="gene")

@@ -23,9 +23,10 @@ def test_rows_are_the_networks(model, cells, explanation):
     """Each row is the network's aggregated mask divided by its sum, and its contributions, stored sparse."""
     assert explanation.cells.shape == cells.shape and explanation.cells.format == "csr"
     normalised = torch.from_numpy(log_normalised(cells[:5], model.genes).toarray())
-    expected = explain_batch(model.network, normalised, None, model.logit_adjustment, model.novelty, 0.4)
-    np.testing.assert_allclose(explanation.cells[:5].toarray(), expected.masks.to_dense(), atol=1e-5)
-    np.testing.assert_allclose(explanation.contributions[:5].toarray(), expected.contributions.to_dense(), atol=1e-4)
+    for share, found in {0.4: explanation, 0: sk.explain(model, cells, networks_only=True)}.items():
+        expected = explain_batch(model.network, normalised, None, model.logit_adjustment, model.novelty, share)
+        np.testing.assert_allclose(found.cells[:5].toarray(), expected.masks.to_dense(), atol=1e-5)
+        np.testing.assert_allclose(found.contributions[:5].toarray(), expected.contributions.to_dense(), atol=1e-4)
 
 
 def test_tables_agree_with_the_cells(model, cells, explanation):

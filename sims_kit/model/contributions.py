@@ -81,11 +81,10 @@ def explain_batch(
     return Explained(logits, *parts)
 
 
-def explain_batches(model: nn.Module, batches: Iterable) -> tuple[sparse.csr_matrix, sparse.csr_matrix, np.ndarray]:
-    """Masks and contributions of all batches, and the position of the predicted class of each cell.
+def explain_batches(model: nn.Module, batches: Iterable, share: float) -> tuple[sparse.csr_matrix, ...]:
+    """Masks without zeros and contributions of all batches, CSR (cells, G), and the position of each cell's class.
 
-    `model` is a `SIMSClassifier`; batches are named tuples with `cells`, (B, G). Results are (cells, G) CSR twice, the
-    masks without zeros, and (cells,).
+    `model` is a `SIMSClassifier`; batches have `cells`, (B, G); `share` is that of the linear classifiers.
     """
     model.eval()
     rows, genes = np.zeros(1, np.int64), np.empty(0, np.int32)
@@ -93,7 +92,7 @@ def explain_batches(model: nn.Module, batches: Iterable) -> tuple[sparse.csr_mat
     predicted = []
     for batch in batches:
         cells = batch.cells.to(model.device)
-        found = explain_batch(model.network, cells, None, model.logit_adjustment, model.novelty, model.linear_share)
+        found = explain_batch(model.network, cells, None, model.logit_adjustment, model.novelty, share)
         _append(rows, rows[-1] + found.masks.crow_indices()[1:])
         _append(genes, found.masks.col_indices())
         _append(weights, found.masks.values())

@@ -42,19 +42,17 @@ def training_curves(
     metrics: Sequence[str] = ("loss", "accuracy_micro", "median_f1"),
     monitor: str | None = None,
 ) -> np.ndarray:
-    """Draw loss and metrics by epoch, training and validation, with the best epoch (thesis figures 0.5, 0.17b-d).
+    """Draw loss and metrics by epoch, training and validation (thesis figures 0.5, 0.17b-d).
 
     `history` is indexed by epoch, with columns such as ``train_loss``, ``val_loss``, ``val_median_f1``; gaps (NaN) are
-    skipped. `metrics` are names without ``train_`` and ``val_``, a panel for each that is in `history`. The best epoch
-    has the highest value of the column `monitor`, or the lowest of a loss or calibration error; by default that is
-    ``val_accuracy_micro`` (the thesis's choice), or ``val_loss`` without it.
+    skipped. `metrics` are names without ``train_`` and ``val_``, a panel for each that is in `history`. With `monitor`,
+    a column, its best epoch is marked: the highest value, or the lowest of a loss or calibration error.
 
     >>> history = pd.DataFrame({"train_loss": [2.0, 1.0, 0.5], "val_loss": [2.0, 1.2, 1.3]})
-    >>> (ax,) = sk.plotting.training_curves(history)
+    >>> (ax,) = sk.plotting.training_curves(history, monitor="val_loss")
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['training', 'validation', 'best epoch, 1']
     """
-    monitor = monitor or next((name for name in ("val_accuracy_micro", "val_loss") if name in history), None)
     names = [name for name in metrics if {f"train_{name}", f"val_{name}"} & set(history.columns)]
     if not names:
         tracked = dict.fromkeys(str(column).removeprefix("train_").removeprefix("val_") for column in history)
