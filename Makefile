@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 STAMP = $(VENV)/.installed
 PEERS = $(VENV)/.peers_installed
-BOOK = $(VENV)/.book_installed
+DOCS = $(VENV)/.docs_installed
 BROWSER = $(VENV)/.browser_installed
 
 # Exact versions: newer numpy, pandas, anndata and scanpy need Python 3.12, so that 3.11 has a file of its own.
@@ -31,7 +31,7 @@ export REFERENCE LABEL QUERY LABELFILE GROUPS GENES ORIENTATION LAYER OUT NOTEBO
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 OMP_WAIT_POLICY=PASSIVE "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test attack peers lab notebooks learner book browser measure figure catalogue lint format constraints clean check-demo check-python
+.PHONY: help demo test attack peers lab notebooks learner docs book browser measure figure catalogue lint format constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -79,19 +79,20 @@ notebooks: $(STAMP)  ## run every notebook and save its outputs in place, tidied
 learner: $(STAMP)  ## the learner's edition of the lessons, without outputs and solutions: learner/
 	@$(RUN) tools/write_learner.py learner
 
-book: $(BOOK)  ## the lessons as a static site: dist/book/index.html
-	@$(RUN) -m sphinx -q -W --keep-going -E -c docs/book -d build/doctrees . dist/book
-	@cp dist/book/README.html dist/book/index.html
+docs: $(DOCS)  ## guides, lessons, API and results as a static site: dist/docs/index.html
+	@$(RUN) -m sphinx -q -W --keep-going -E -c docs -d build/doctrees . dist/docs
+	@cp dist/docs/README.html dist/docs/index.html
 
-browser: $(BROWSER) $(BOOK)  ## tests in a real browser; needs Chromium
+book: docs  # its earlier name
+
+browser: $(BROWSER) $(DOCS)  ## tests in a real browser; needs Chromium
 	@$(RUN) -m pytest tests/test_browser.py
 
 measure: $(STAMP)  ## CPU time and memory of every lesson: docs/notebooks.md
 	@$(RUN) tools/measure_notebooks.py
 
-figure: $(STAMP)  ## draw the picture of README.md anew: the demo's summary
-	@$(MAKE) --no-print-directory demo OUT=build/figure
-	@mkdir -p docs && cp build/figure/summary.png docs/demo.png
+figure: $(STAMP)  ## draw the UMAP of README.md anew, by running its quickstart
+	@$(RUN) docs/pictures/before_after.py
 
 catalogue: $(STAMP)  ## write docs/datasets.md from data_registry.yaml
 	@$(RUN) tools/write_catalogue.py
@@ -105,7 +106,7 @@ format: $(STAMP)  ## ruff: mend what can be mended
 constraints: CONSTRAINTS = $(call constraints_of,$(PYTHON))
 constraints: check-python  ## resolve afresh (a few minutes) and write the constraints file of PYTHON
 	@rm -rf build/resolve && "$(PYTHON)" -m venv build/resolve
-	build/resolve/bin/pip install "$$(sed -n '/^torch==/p' $(CONSTRAINTS))" --editable '.[test,peers,book,browser]'
+	build/resolve/bin/pip install "$$(sed -n '/^torch==/p' $(CONSTRAINTS))" --editable '.[test,peers,docs,browser]'
 	@{ sed -n '/^#/p' $(CONSTRAINTS); build/resolve/bin/pip freeze --exclude-editable \
 	  | sed -e 's/+[a-z0-9.]*$$//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d'; } > build/constraints.txt
 	@mv build/constraints.txt $(CONSTRAINTS) && rm -rf build/resolve
@@ -130,9 +131,9 @@ $(PEERS): $(STAMP)
 	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[peers]'
 	@touch "$(PEERS)"
 
-$(BOOK): $(STAMP)
-	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[book]'
-	@touch "$(BOOK)"
+$(DOCS): $(STAMP)
+	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[docs]'
+	@touch "$(DOCS)"
 
 $(BROWSER): $(STAMP)
 	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[browser]'

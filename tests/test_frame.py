@@ -19,7 +19,7 @@ import notebook_rules
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 TO_PIP = {"pytorch-cpu": "torch", "pytorch-gpu": "torch", "matplotlib-base": "matplotlib"}  # conda-forge's names
@@ -59,7 +59,7 @@ def test_environments_in_step_with_pyproject():
         assert torch in found and set(found) >= CONDA_ALONE, file
         found = {TO_PIP.get(name, name): spec for name, spec in found.items() if name not in CONDA_ALONE}
         assert found == wanted[file], file
-    assert set(EXTRAS) == {"lab", "r", "test", "peers", "book", "browser", "tracking", "dev"}
+    assert set(EXTRAS) == {"lab", "r", "test", "peers", "docs", "browser", "tracking", "dev"}
 
 
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-3.12.txt"])
@@ -68,7 +68,7 @@ def test_constraints_pin_every_dependency_within_its_range(file):
     lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
     pins = dict(re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups() for line in lines)
     pins = {canonicalize_name(name): version for name, version in pins.items()}
-    installed = [text for name in ("lab", "r", "test", "peers", "book", "browser") for text in EXTRAS[name]]
+    installed = [text for name in ("lab", "r", "test", "peers", "docs", "browser") for text in EXTRAS[name]]
     for text in [*PROJECT["dependencies"], *installed]:
         requirement = Requirement(text)
         if requirement.name != "sims_kit":
@@ -104,7 +104,9 @@ def test_binder_hook_is_executable_and_keeps_the_environment():
     assert subprocess.check_output([start, "printenv", "SIMS_KIT_FAST"], text=True) == "1\n"  # what the lessons see
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CITATION.cff", *LESSONS], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", ROOT / "docs/install.md", ROOT / "CITATION.cff", *LESSONS], ids=lambda path: path.name
+)
 def test_address_and_version_are_in_step(path):
     """Badges, clone command, citation and Colab cells have the address and version of pyproject.toml."""
     slug = re.escape(notebook_rules.ADDRESS.removeprefix("https://github.com/"))
@@ -122,11 +124,14 @@ def test_address_and_version_are_in_step(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_pages_link_to_files_that_exist(path):
-    """Every relative link and picture of a page leads to a file of the repository; README lists every lesson."""
+    """Links and pictures lead to files of the repository; README has 700 words, lessons.md every lesson."""
     assert not notebook_rules.broken_links(path)
+    text = path.read_text(encoding="utf-8")
     if path.name == "README.md":
-        lessons = {f"notebooks/{lesson.name}" for lesson in LESSONS}
-        assert set(re.findall(r"\]\((notebooks/[\w.]+)\)", path.read_text())) == lessons
+        shown = re.sub(r"!\[.*?\]\(.*?\)|\]\(.*?\)|<http.*?>|^```.*$", " ", text, flags=re.MULTILINE)
+        assert len(re.findall(r"\S*\w\S*", shown)) <= 700
+    if path.name == "lessons.md":
+        assert re.findall(r"\]\(\.\./notebooks/([\w.]+)\)", text) == [lesson.name for lesson in LESSONS]
 
 
 @pytest.fixture
@@ -187,8 +192,8 @@ def test_demo_names_bad_input_before_installing(make, python, tmp_path, argument
 
 @needs_make
 def test_help_lists_the_targets(make):
-    """`make` alone lists every target that README and CONTRIBUTING name."""
+    """`make` alone lists every target that README, CONTRIBUTING and the installation's page name."""
     listed = make().stdout
-    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    text = "".join((ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md", "docs/install.md"))
     for target in set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)):
         assert re.search(rf"^  {target} ", listed, re.MULTILINE), target
