@@ -29,7 +29,13 @@ SECTIONS = {  # the table of contents
 SECTIONS = {title: [n for n in names if list(ROOT.glob(f"{n}.*"))] for title, names in SECTIONS.items()}
 NAMES = [name for names in SECTIONS.values() for name in names]
 PAGES = [ROOT / "README.md", *(ROOT / f"{name}.md" for name in NAMES if name not in LESSONS)]
-RETURNED = {"explain": "sims_kit.explanation.Explanation", "explain_cell": "sims_kit.explanation.CellExplanation"}
+CLASSES = {  # beside what a room lists: what its functions take and return
+    "sims_kit": ["explanation.Explanation", "explanation.CellExplanation", "cells.genes.GeneCoverage"],
+    "calibration": ["calibration.Rejection"],
+    "datasets": ["datasets.simulate.SimulationSettings"],
+    "studies": ["studies.runs.Tables"],
+}
+CLASSES["sims_kit"] += ["cells.splits.Split", "model.pretraining.MaskedPretraining"]
 
 project = "sims_kit"
 author = "the authors of sims_kit"
@@ -44,9 +50,14 @@ nb_merge_streams = True
 nb_code_prompt_show, nb_code_prompt_hide = "Unfold", "Fold"
 default_role = "code"  # docstrings write `name`
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!sims_kit).*")]  # other packages' types, and abbreviations of the source
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!sims_kit).*|sims_kit.*\.(CellLoader|Trainer|Module)")
+]  # other people's, inner ones
 autosummary_generate = False
 autodoc_member_order = "bysource"
+autodoc_default_options = {
+    "exclude-members": "set_fit_request, set_predict_request, set_score_request"
+}  # scikit-learn's
 autodoc_class_signature = "separated"
 html_theme = "sphinx_book_theme"
 html_title = "sims_kit"
@@ -86,16 +97,24 @@ def prepare(app, name: str, source: list[str]) -> None:
 
 
 def entries(room: str) -> str:
-    """Everything that a room shows: a table, then each name with its docstring."""
-    module, names = "sims_kit" if room == "sims_kit" else f"sims_kit.{room}", ROOMS[room]
-    names = [name for name in names if name not in sk._ROOMS]
-    blocks = [".. autosummary::", "", *(f"   ~{module}.{name}" for name in names), ""]
-    for name in names:
-        value = getattr(import_module(module), name)
-        kind = "class" if isinstance(value, type) else "function" if callable(value) else "data"
-        blocks += [f".. auto{kind}:: {module}.{name}", *["   :members:"] * (kind == "class"), ""]
-        if room == "sims_kit" and name in RETURNED:
-            blocks += [f".. autoclass:: {RETURNED[name]}", "   :members:", ""]
+    """What a room shows: a table, each name with its docstring, and the classes that its functions return."""
+    module = "sims_kit" if room == "sims_kit" else f"sims_kit.{room}"
+    values = {name: getattr(import_module(module), name) for name in ROOMS[room] if name not in sk._ROOMS}
+    blocks = [".. autosummary::", "", *(f"   ~{module}.{name}" for name in values if callable(values[name])), ""]
+    for name, value in values.items():
+        if callable(value):
+            is_class = isinstance(value, type)
+            blocks += [
+                f".. auto{'class' if is_class else 'function'}:: {module}.{name}",
+                *["   :members:"] * is_class,
+                "",
+            ]
+        else:
+            keys = ", ".join(f"``{key!r}``" for key in value)
+            blocks += [f".. py:data:: {module}.{name}", "", f"   A mapping with the keys {keys}.", ""]
+    for name in CLASSES.get(room, ()):
+        members = "Explanation" in name and "Cell" not in name
+        blocks += [f".. autoclass:: sims_kit.{name}", *["   :members:"] * members, ""]
     return "\n".join(["\n```{eval-rst}", *blocks, "```\n"])
 
 
