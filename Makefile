@@ -1,6 +1,6 @@
 # Two commands for a newcomer: `make demo` and `make test`. Every target makes $(VENV) and installs by itself when
 # pyproject.toml or the file of exact versions is newer than the last installation; otherwise it starts at once.
-# GNU make and /bin/sh; PYTHON, VENV and everything of `make demo` can be given behind the target's name.
+# GNU make and /bin/sh; PYTHON, VENV, CONSTRAINTS and everything of `make demo` can be given behind the target's name.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,6 +8,7 @@ STAMP = $(VENV)/.installed
 PEERS = $(VENV)/.peers_installed
 DOCS = $(VENV)/.docs_installed
 BROWSER = $(VENV)/.browser_installed
+DEV = $(VENV)/.dev_installed
 
 # Exact versions: newer numpy, pandas, anndata and scanpy need Python 3.12, so that 3.11 has a file of its own.
 constraints_of = $(shell "$(1)" -c 'import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-3.12.txt")' 2>/dev/null)
@@ -31,11 +32,11 @@ export REFERENCE LABEL QUERY LABELFILE GROUPS GENES ORIENTATION LAYER OUT NOTEBO
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 OMP_WAIT_POLICY=PASSIVE "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test attack peers lab notebooks learner docs book browser measure figure catalogue lint format constraints clean check-demo check-python
+.PHONY: help demo test test-all release attack peers lab notebooks learner docs book browser measure figure catalogue lint format constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
 	@echo "Your own cells:  make demo REFERENCE=ref.h5ad LABEL=cell_type QUERY=query.h5ad OUT=folder"
 
 demo: check-demo $(STAMP)  ## annotate real cells: train, annotate, explain; leaves OUT (results/demo)
@@ -59,7 +60,14 @@ check-demo: check-python
 	@case $$ORIENTATION in ''|cells_by_genes|genes_by_cells) ;; *) echo "ORIENTATION=$$ORIENTATION is neither" \
 	  "cells_by_genes nor genes_by_cells." >&2; exit 2;; esac
 
-test: $(STAMP)  ## unit tests, then every notebook in both editions, side by side
+# Two at a time, each on one thread and in about a gigabyte: quick unit tests, and the fast version of each lesson.
+test: $(STAMP)  ## in about five minutes: quick unit tests, and every lesson as learners see it
+	@mkdir -p build/test; export SIMS_KIT_FAST=1 OMP_NUM_THREADS=1; printf '%s\n' tests learner/*.ipynb | xargs -n 1 -P 2 sh -c \
+	  'log=build/test/$${0##*/}.log; $(RUN) -m pytest -q -p no:cacheprovider -m "not slow" --nbval-lax --nbval-current-env "$$0" \
+	  > $$log 2>&1 && echo "$$0: $$(tail -n 1 $$log)" || { cat $$log; exit 1; }' \
+	  && echo "All passed." || { echo "Some tests failed; their messages are above, and in build/test." >&2; exit 1; }
+
+test-all: $(STAMP)  ## everything: all unit tests, then every notebook in both editions, side by side
 	@status=0; $(RUN) -m pytest tests || status=1; mkdir -p build; export SIMS_KIT_FAST=1 OMP_NUM_THREADS=1; \
 	$(RUN) -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env learner > build/learner.log 2>&1 & learner=$$!; \
 	$(RUN) -m pytest --nbval-lax --nbval-current-env notebooks || status=1; \
@@ -103,6 +111,12 @@ lint: $(STAMP)  ## ruff: rules and format
 format: $(STAMP)  ## ruff: mend what can be mended
 	@$(RUN) -m ruff check --fix . ; $(RUN) -m ruff format .
 
+release: $(DEV)  ## build and check dist/release, and print the commands that tag and publish the version
+	@rm -rf dist/release && $(RUN) -m build --outdir dist/release . && $(RUN) -m twine check --strict dist/release/*
+	@version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); grep -q "^## \[$$version\]" CHANGELOG.md \
+	  || { echo "CHANGELOG.md has no section for $$version." >&2; exit 1; }; \
+	echo "Commit everything, then: git tag --annotate v$$version --message 'sims_kit $$version' && git push origin v$$version"
+
 constraints: CONSTRAINTS = $(call constraints_of,$(PYTHON))
 constraints: check-python  ## resolve afresh (a few minutes) and write the constraints file of PYTHON
 	@rm -rf build/resolve && "$(PYTHON)" -m venv build/resolve
@@ -138,3 +152,7 @@ $(DOCS): $(STAMP)
 $(BROWSER): $(STAMP)
 	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[browser]'
 	@touch "$(BROWSER)"
+
+$(DEV): $(STAMP)
+	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@touch "$(DEV)"
