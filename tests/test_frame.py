@@ -116,7 +116,7 @@ def test_address_and_version_are_in_step(path):
         (r"colab\.research\.google\.com/github/(.+?)/learner", f"{slug}/blob/{tag}"),
         (r"git\+https://github\.com/([^\s\"\\]+)", f"{slug}@{tag}"),
         (r"(?:git clone |\w: \"?)https://github\.com/([\w-]+/[\w-]+)", slug),
-        (r"documentation_home: (.+)", re.escape(PROJECT["urls"]["Documentation"])),
+        (r"(https://[\w-]+\.github\.io/\S*?)(?=[)\s])", re.escape(PROJECT["urls"]["Documentation"])),
         (r"(?m)^ *version: \"?([\d.]+)", tag[1:]),
     ):
         assert all(re.fullmatch(expected, found) for found in re.findall(place, text)), (place, expected)
