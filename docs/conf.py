@@ -24,7 +24,15 @@ SECTIONS = {  # the table of contents
     "Lessons": ["docs/lessons", *LESSONS],
     "Reference": [*(f"docs/api/{room}" for room in ROOMS), "docs/datasets", "docs/simulation", "docs/glossary"],
     "Results": ["docs/results", *(f"benchmarks/{name}" for name in RESULTS), "docs/scale", "docs/notebooks"],
-    "Project": ["CHANGELOG", "CONTRIBUTING", "docs/instructors", "docs/servers", "docs/security"],
+    "Project": [
+        "CHANGELOG",
+        "CONTRIBUTING",
+        "CODE_OF_CONDUCT",
+        "SECURITY",
+        "docs/instructors",
+        "docs/servers",
+        "docs/security",
+    ],
 }
 SECTIONS = {title: [n for n in names if list(ROOT.glob(f"{n}.*"))] for title, names in SECTIONS.items()}
 NAMES = [name for names in SECTIONS.values() for name in names]
