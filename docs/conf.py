@@ -66,7 +66,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {
     "exclude-members": "set_fit_request, set_predict_request, set_score_request"
 }  # scikit-learn's
-autodoc_class_signature = "separated"
+napoleon_use_param = False  # parameters that share a sentence stay together
 html_theme = "sphinx_book_theme"
 html_title = "sims_kit"
 html_show_sourcelink = False
