@@ -107,7 +107,8 @@ def prepare(app, name: str, source: list[str]) -> None:
 def entries(room: str) -> str:
     """What a room shows: a table, each name with its docstring, and the classes that its functions return."""
     module = "sims_kit" if room == "sims_kit" else f"sims_kit.{room}"
-    values = {name: getattr(import_module(module), name) for name in ROOMS[room] if name not in sk._ROOMS}
+    names = sorted(ROOMS[room], key=lambda name: (not name.islower(), name))  # functions, then classes and mappings
+    values = {name: getattr(import_module(module), name) for name in names if name not in sk._ROOMS}
     blocks = [".. autosummary::", "", *(f"   ~{module}.{name}" for name in values if callable(values[name])), ""]
     for name, value in values.items():
         if callable(value):
