@@ -60,10 +60,17 @@ check-demo: check-python
 	@case $$ORIENTATION in ''|cells_by_genes|genes_by_cells) ;; *) echo "ORIENTATION=$$ORIENTATION is neither" \
 	  "cells_by_genes nor genes_by_cells." >&2; exit 2;; esac
 
+# Unit tests that take more than a second or start processes of their own: in `make test-all` only, as those marked slow.
+LONG = test_demo or test_devices or test_dataset or hostile_files or four_files or test_length or other_settings_are or \
+  cover_the_truth or chances_are or gate_fails or paths_in_and or of_the_book or book_has or not_saved or passes_parameters \
+  or new_order_every or examples_run or grid_search or hidden_genes or matrix_sorts or no_name_covers or \
+  transcriptome_width or every_epoch_can or each_method_learns
+
 # Two at a time, each on one thread and in about a gigabyte: quick unit tests, and the fast version of each lesson.
 test: $(STAMP)  ## in about five minutes: quick unit tests, and every lesson as learners see it
 	@mkdir -p build/test; export SIMS_KIT_FAST=1 OMP_NUM_THREADS=1; printf '%s\n' tests learner/*.ipynb | xargs -n 1 -P 2 sh -c \
-	  'log=build/test/$${0##*/}.log; $(RUN) -m pytest -q -p no:cacheprovider -m "not slow" --nbval-lax --nbval-current-env "$$0" \
+	  'log=build/test/$${0##*/}.log; $(RUN) -m pytest -q -p no:cacheprovider -m "not slow" -k "not ($(LONG))" \
+	  --nbval-lax --nbval-current-env "$$0" \
 	  > $$log 2>&1 && echo "$$0: $$(tail -n 1 $$log)" || { cat $$log; exit 1; }' \
 	  && echo "All passed." || { echo "Some tests failed; their messages are above, and in build/test." >&2; exit 1; }
 
