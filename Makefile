@@ -1,13 +1,14 @@
 # Two commands for a newcomer: `make demo` and `make test`. Every target makes $(VENV) and installs by itself when
 # pyproject.toml or the file of exact versions is newer than the last installation; otherwise it starts at once.
-# GNU make and /bin/sh; PYTHON, VENV and everything of `make demo` can be given behind the target's name.
+# GNU make and /bin/sh; PYTHON, VENV, CONSTRAINTS and everything of `make demo` can be given behind the target's name.
 
 PYTHON ?= python3
 VENV ?= .venv
 STAMP = $(VENV)/.installed
 PEERS = $(VENV)/.peers_installed
-BOOK = $(VENV)/.book_installed
+DOCS = $(VENV)/.docs_installed
 BROWSER = $(VENV)/.browser_installed
+DEV = $(VENV)/.dev_installed
 
 # Exact versions: newer numpy, pandas, anndata and scanpy need Python 3.12, so that 3.11 has a file of its own.
 constraints_of = $(shell "$(1)" -c 'import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-3.12.txt")' 2>/dev/null)
@@ -31,11 +32,11 @@ export REFERENCE LABEL QUERY LABELFILE GROUPS GENES ORIENTATION LAYER OUT NOTEBO
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 OMP_WAIT_POLICY=PASSIVE "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test attack peers lab notebooks learner book browser measure figure catalogue lint format constraints clean check-demo check-python
+.PHONY: help demo test test-all release attack peers lab notebooks learner docs book browser measure figure catalogue lint format constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
 	@echo "Your own cells:  make demo REFERENCE=ref.h5ad LABEL=cell_type QUERY=query.h5ad OUT=folder"
 
 demo: check-demo $(STAMP)  ## annotate real cells: train, annotate, explain; leaves OUT (results/demo)
@@ -59,7 +60,21 @@ check-demo: check-python
 	@case $$ORIENTATION in ''|cells_by_genes|genes_by_cells) ;; *) echo "ORIENTATION=$$ORIENTATION is neither" \
 	  "cells_by_genes nor genes_by_cells." >&2; exit 2;; esac
 
-test: $(STAMP)  ## unit tests, then every notebook in both editions, side by side
+# Unit tests that take more than a second or start processes of their own: in `make test-all` only, as those marked slow.
+LONG = test_demo or test_devices or test_dataset or hostile_files or four_files or test_length or other_settings_are or \
+  cover_the_truth or chances_are or gate_fails or paths_in_and or of_the_book or book_has or not_saved or passes_parameters \
+  or new_order_every or examples_run or grid_search or hidden_genes or matrix_sorts or no_name_covers or \
+  transcriptome_width or every_epoch_can or each_method_learns
+
+# Two at a time, each on one thread and in about a gigabyte: quick unit tests, and the fast version of each lesson.
+test: $(STAMP)  ## in about five minutes: quick unit tests, and every lesson as learners see it
+	@mkdir -p build/test; export SIMS_KIT_FAST=1 OMP_NUM_THREADS=1; printf '%s\n' tests learner/*.ipynb | xargs -n 1 -P 2 sh -c \
+	  'log=build/test/$${0##*/}.log; $(RUN) -m pytest -q -p no:cacheprovider -m "not slow" -k "not ($(LONG))" \
+	  --nbval-lax --nbval-current-env "$$0" \
+	  > $$log 2>&1 && echo "$$0: $$(tail -n 1 $$log)" || { cat $$log; exit 1; }' \
+	  && echo "All passed." || { echo "Some tests failed; their messages are above, and in build/test." >&2; exit 1; }
+
+test-all: $(STAMP)  ## everything: all unit tests, then every notebook in both editions, side by side
 	@status=0; $(RUN) -m pytest tests || status=1; mkdir -p build; export SIMS_KIT_FAST=1 OMP_NUM_THREADS=1; \
 	$(RUN) -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env learner > build/learner.log 2>&1 & learner=$$!; \
 	$(RUN) -m pytest --nbval-lax --nbval-current-env notebooks || status=1; \
@@ -79,19 +94,20 @@ notebooks: $(STAMP)  ## run every notebook and save its outputs in place, tidied
 learner: $(STAMP)  ## the learner's edition of the lessons, without outputs and solutions: learner/
 	@$(RUN) tools/write_learner.py learner
 
-book: $(BOOK)  ## the lessons as a static site: dist/book/index.html
-	@$(RUN) -m sphinx -q -W --keep-going -E -c docs/book -d build/doctrees . dist/book
-	@cp dist/book/README.html dist/book/index.html
+docs: $(DOCS)  ## guides, lessons, API and results as a static site: dist/docs/index.html
+	@$(RUN) -m sphinx -q -W --keep-going -E -c docs -d build/doctrees . dist/docs
+	@cp dist/docs/README.html dist/docs/index.html
 
-browser: $(BROWSER) $(BOOK)  ## tests in a real browser; needs Chromium
+book: docs  # its earlier name
+
+browser: $(BROWSER) $(DOCS)  ## tests in a real browser; needs Chromium
 	@$(RUN) -m pytest tests/test_browser.py
 
 measure: $(STAMP)  ## CPU time and memory of every lesson: docs/notebooks.md
 	@$(RUN) tools/measure_notebooks.py
 
-figure: $(STAMP)  ## draw the picture of README.md anew: the demo's summary
-	@$(MAKE) --no-print-directory demo OUT=build/figure
-	@mkdir -p docs && cp build/figure/summary.png docs/demo.png
+figure: $(STAMP)  ## draw the UMAP of README.md anew, by running its quickstart
+	@$(RUN) docs/pictures/before_after.py
 
 catalogue: $(STAMP)  ## write docs/datasets.md from data_registry.yaml
 	@$(RUN) tools/write_catalogue.py
@@ -102,10 +118,16 @@ lint: $(STAMP)  ## ruff: rules and format
 format: $(STAMP)  ## ruff: mend what can be mended
 	@$(RUN) -m ruff check --fix . ; $(RUN) -m ruff format .
 
+release: $(DEV)  ## build and check dist/release, and print the commands that tag and publish the version
+	@rm -rf dist/release && $(RUN) -m build --outdir dist/release . && $(RUN) -m twine check --strict dist/release/*
+	@version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); grep -q "^## \[$$version\]" CHANGELOG.md \
+	  || { echo "CHANGELOG.md has no section for $$version." >&2; exit 1; }; \
+	echo "Commit everything, then: git tag --annotate v$$version --message 'sims_kit $$version' && git push origin v$$version"
+
 constraints: CONSTRAINTS = $(call constraints_of,$(PYTHON))
 constraints: check-python  ## resolve afresh (a few minutes) and write the constraints file of PYTHON
 	@rm -rf build/resolve && "$(PYTHON)" -m venv build/resolve
-	build/resolve/bin/pip install "$$(sed -n '/^torch==/p' $(CONSTRAINTS))" --editable '.[test,peers,book,browser]'
+	build/resolve/bin/pip install "$$(sed -n '/^torch==/p' $(CONSTRAINTS))" --editable '.[test,peers,docs,browser]'
 	@{ sed -n '/^#/p' $(CONSTRAINTS); build/resolve/bin/pip freeze --exclude-editable \
 	  | sed -e 's/+[a-z0-9.]*$$//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d'; } > build/constraints.txt
 	@mv build/constraints.txt $(CONSTRAINTS) && rm -rf build/resolve
@@ -130,10 +152,14 @@ $(PEERS): $(STAMP)
 	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[peers]'
 	@touch "$(PEERS)"
 
-$(BOOK): $(STAMP)
-	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[book]'
-	@touch "$(BOOK)"
+$(DOCS): $(STAMP)
+	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[docs]'
+	@touch "$(DOCS)"
 
 $(BROWSER): $(STAMP)
 	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[browser]'
 	@touch "$(BROWSER)"
+
+$(DEV): $(STAMP)
+	"$(VENV)/bin/python" -m pip install --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@touch "$(DEV)"

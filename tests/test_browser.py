@@ -1,4 +1,4 @@
-"""In a real browser: a lesson runs in JupyterLab and its slider moves a figure; the book can be read."""
+"""In a real browser: a lesson runs in JupyterLab and its slider moves a figure; the site can be read."""
 
 import os
 import shutil
@@ -132,13 +132,13 @@ def test_notebook_runs_in_jupyterlab(page, lab, name):
     assert figure.screenshot() != before and page.evaluate(TROUBLE) == []
 
 
-@pytest.mark.skipif(find_spec("sphinx_book_theme") is None, reason="the book is not installed: make book installs it")
-def test_book_can_be_read(page, tmp_path):
+@pytest.mark.skipif(find_spec("sphinx_book_theme") is None, reason="the theme is not installed: make docs installs it")
+def test_site_can_be_read(page, tmp_path):
     """From the first page to a lesson: its figures are drawn, a quiz answers, a solution unfolds."""
-    options = ["-q", "-c", "docs/book", "-d", str(tmp_path / "doctrees")]
-    subprocess.run([sys.executable, "-m", "sphinx", *options, ".", str(tmp_path / "book")], cwd=ROOT, check=True)
-    page.goto((tmp_path / "book/README.html").as_uri())
-    page.screenshot(path=SHOTS / "book.png")
+    options = ["-q", "-c", "docs", "-d", str(tmp_path / "doctrees")]
+    subprocess.run([sys.executable, "-m", "sphinx", *options, ".", str(tmp_path / "site")], cwd=ROOT, check=True)
+    page.goto((tmp_path / "site/README.html").as_uri())
+    page.screenshot(path=SHOTS / "site.png")
     page.get_by_role("link", name="Learning a classifier").first.click()
     assert page.locator("article h1").inner_text().startswith("Learning a classifier")
     assert page.evaluate("[...document.images].filter(i => i.src.includes('_images')).every(i => i.naturalWidth > 50)")

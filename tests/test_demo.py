@@ -1,4 +1,4 @@
-"""The demo: what `10_annotate_your_data` leaves behind on files of one's own, and the lines that README promises."""
+"""The demo: what `10_annotate_your_data` leaves behind on files of one's own, and lines of README and guides."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,6 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import scanpy as sc
 from PIL import Image
 
 import run_demo
@@ -17,6 +16,8 @@ import sims_kit as sk
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSON = ROOT / "notebooks/10_annotate_your_data.ipynb"
+PAGES = [page for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("docs/guides/*.md"))
+         if re.search(r"(?<! -->\n)```python\n", page.read_text())]  # fmt: skip
 FIGURES = ["class_genes", "confidence", "confusion", "gene_panel", "markers", "reference_labels", "summary"]
 FIGURES += ["top_genes", "training", "umap"]
 
@@ -134,31 +135,18 @@ def test_demo_stops_with_one_message(files, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.dataset("cell-lines-celseq2", "cell-lines-dropseq")
-def test_readme_lines_run(real_data, tmp_path, monkeypatch):
-    """README's lines of Python run as they stand and do what their comments say."""
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_lines_of_pages_run(page, tmp_path, monkeypatch):
+    """README's and the guides' lines of Python run as they stand, but for those whose page says why not."""
     monkeypatch.chdir(tmp_path)
-    readme = (ROOT / "README.md").read_text()
-    lines, reasons, promises, comparison = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    fit = sk.fit
-    monkeypatch.setattr(sk, "fit", lambda *data, **options: fit(*data, max_epochs=8, **options))  # the lines, sooner
-    variables = {}
-    with pytest.warns(UserWarning, match="genes found"):
-        exec(lines, variables)
-    query = variables["query"]
-    assert {"sims_label", "sims_confidence", "sims_second_label"} <= set(query.obs)
-    assert variables["explanation"].cells.shape == (query.n_obs, len(variables["model"].genes))
-    assert sk.load_model("cell-lines.safetensors").classes == variables["model"].classes
-    exec(reasons, variables)
-    assert variables["why"].label == query.obs["sims_label"].iloc[0] and variables["check"]["p"].between(0, 1).all()
-    sc.pl.rank_genes_groups(query, key="rank_genes_sims", show=False)
-    exec(promises, variables)
-    assert {"sims_set", "sims_vote", "sims_unseen"} <= set(query.obs) and "X_sims" in query.obsm
-    named = re.search(r"\[(.*?)\]", comparison)[1]
-    quick = comparison.replace(named, '"linear SVM", "kNN on PCs"')
-    quick = quick.replace(")\n", ", folder='rows', cv=2, n_bootstrap=20)\n", 1)
-    assert set(re.findall(r'"(.*?)"', named)) <= set(sk.studies.METHODS)
-    variables["cells"] = variables["reference"].copy()
-    variables["cells"].obs["cell_type"] = variables["cells"].obs["cell_line_demuxlet"]
-    exec(quick, variables)
-    assert set(variables["found"].scores["method"]) == {"linear SVM", "kNN on PCs"}
+    fit, variables = sk.fit, {"sk": sk}
+    monkeypatch.setattr(sk, "fit", lambda *data, **options: fit(*data, **{"max_epochs": 8} | options))  # sooner
+    blocks = re.findall(r"(<!-- not run: .+ -->\n)?```python\n(.*?)```", page.read_text(), re.DOTALL)
+    with matplotlib.rc_context({"backend": "agg", "figure.max_open_warning": 0}):
+        for why, lines in blocks:
+            if not why:
+                exec(compile(lines, page.name, "exec"), variables)
+        matplotlib.pyplot.close("all")
+    if page.name == "README.md":
+        assert {"sims_label", "sims_confidence", "sims_second_label"} <= set(variables["query"].obs)
+        assert len(blocks) == 1 and len(blocks[0][1].replace("\n\n", "\n").splitlines()) == 6

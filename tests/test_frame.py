@@ -19,10 +19,11 @@ import notebook_rules
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+NAMING = [*map(ROOT.joinpath, ("README.md", "docs/install.md", "CITATION.cff")), *ROOT.glob("packaging/*/*.yaml")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-TO_PIP = {"pytorch-cpu": "torch", "pytorch-gpu": "torch", "matplotlib-base": "matplotlib"}  # conda-forge's names
+TO_PIP = dict.fromkeys(["pytorch", "pytorch-cpu", "pytorch-gpu"], "torch") | {"matplotlib-base": "matplotlib"}
 CONDA_ALONE = {"python-igraph", "leidenalg"}  # what pip gets by scanpy's extra, and conda-forge knows no extras
 MAKE = shutil.which("make")
 needs_make = pytest.mark.skipif(MAKE is None, reason="make is not installed")
@@ -43,36 +44,37 @@ def test_wheel_carries_registry_and_package_only(tmp_path):
     with zipfile.ZipFile(path) as wheel:
         names = wheel.namelist()
         assert wheel.read("sims_kit/data_registry.yaml") == (ROOT / "data_registry.yaml").read_bytes()
-    assert "sims_kit/__init__.py" in names
-    assert {name.split("/")[0] for name in names} == {"sims_kit", "sims_kit-0.1.0.dist-info"}
-    assert "sims_kit-0.1.0.dist-info/licenses/LICENSE" in names
+    info = f"sims_kit-{PROJECT['version']}.dist-info"
+    assert {name.split("/")[0] for name in names} == {"sims_kit", info}
+    assert {"sims_kit/__init__.py", "sims_kit/py.typed", f"{info}/licenses/LICENSE"} <= set(names)
 
 
 def test_environments_in_step_with_pyproject():
-    """Both conda environments ask for the packages and ranges of pyproject.toml; README's extras exist."""
-    base = ranges(*PROJECT["dependencies"], *EXTRAS["lab"], *EXTRAS["r"])  # lessons read files of R
-    wanted = {"environment.yml": base | ranges(*EXTRAS["test"]), "binder/environment.yml": base}
-    for file, torch in [("environment.yml", "pytorch-gpu"), ("binder/environment.yml", "pytorch-cpu")]:
-        listed = yaml.safe_load((ROOT / file).read_text())["dependencies"]
-        assert listed[:2] == ["python=3.11", "pip"], file
-        found = ranges(*listed[2:])
-        assert torch in found and set(found) >= CONDA_ALONE, file
+    """Conda's environments and recipe ask for the packages and ranges of pyproject.toml; README's extras exist."""
+    base = ranges(*PROJECT["dependencies"])
+    lab = base | ranges(*EXTRAS["lab"], *EXTRAS["r"])  # lessons read files of R
+    environments = [("environment.yml", "-gpu", lab | ranges(*EXTRAS["test"])), ("binder/environment.yml", "-cpu", lab)]
+    for file, device, wanted in [*environments, ("packaging/conda-forge/recipe.yaml", "", base)]:
+        page = yaml.safe_load((ROOT / file).read_text())
+        python, *listed = page["dependencies"] if device else page["requirements"]["run"]
+        assert not device or (python, listed.pop(0)) == ("python=3.11", "pip"), file
+        found = ranges(*listed)
+        assert f"pytorch{device}" in found and set(found) >= CONDA_ALONE, file
         found = {TO_PIP.get(name, name): spec for name, spec in found.items() if name not in CONDA_ALONE}
-        assert found == wanted[file], file
-    assert set(EXTRAS) == {"lab", "r", "test", "peers", "book", "browser", "tracking", "dev"}
+        assert found == wanted, file
+    assert set(EXTRAS) == {"lab", "r", "test", "peers", "docs", "browser", "tracking", "dev"}
 
 
-@pytest.mark.parametrize("file", ["constraints.txt", "constraints-3.12.txt"])
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-3.12.txt", "constraints-lowest.txt"])
 def test_constraints_pin_every_dependency_within_its_range(file):
     """A constraints file is exact pins only, and has each dependency of what the Makefile installs inside its range."""
     lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
     pins = dict(re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups() for line in lines)
     pins = {canonicalize_name(name): version for name, version in pins.items()}
-    installed = [text for name in ("lab", "r", "test", "peers", "book", "browser") for text in EXTRAS[name]]
-    for text in [*PROJECT["dependencies"], *installed]:
-        requirement = Requirement(text)
-        if requirement.name != "sims_kit":
-            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+    extras = ("lab", "r", "test") if "lowest" in file else ("lab", "r", "test", "peers", "docs", "browser")
+    for name, spec in ranges(*PROJECT["dependencies"], *(text for extra in extras for text in EXTRAS[extra])).items():
+        wanted = re.sub(r".*>=([\d.]+).*", r"==\1", spec) if "lowest" in file else spec
+        assert Requirement(name + wanted).specifier.contains(pins[name]), name
 
 
 @pytest.fixture
@@ -104,29 +106,32 @@ def test_binder_hook_is_executable_and_keeps_the_environment():
     assert subprocess.check_output([start, "printenv", "SIMS_KIT_FAST"], text=True) == "1\n"  # what the lessons see
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CITATION.cff", *LESSONS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*NAMING, *LESSONS])
 def test_address_and_version_are_in_step(path):
-    """Badges, clone command, citation and Colab cells have the address and version of pyproject.toml."""
-    slug = re.escape(notebook_rules.ADDRESS.removeprefix("https://github.com/"))
-    tag = re.escape(notebook_rules.TAG)
+    """Badges, clone command, citation, recipes and Colab cells have the address and version of pyproject.toml."""
+    slug, tag = map(re.escape, (notebook_rules.ADDRESS.removeprefix("https://github.com/"), notebook_rules.TAG))
     text = path.read_text(encoding="utf-8")
     for place, expected in (
         (r"mybinder\.org/v2/gh/([^?]+)", f"{slug}/{tag}"),
         (r"colab\.research\.google\.com/github/(.+?)/learner", f"{slug}/blob/{tag}"),
         (r"git\+https://github\.com/([^\s\"\\]+)", f"{slug}@{tag}"),
-        (r"(?:git clone|repository-code: \")\s?https://github\.com/([\w./-]+)", slug),
-        (r"(?m)^version: (\S+)", tag[1:]),
+        (r"(?:git clone |\w: \"?)https://github\.com/([\w-]+/[\w-]+)", slug),
+        (r"(https://[\w-]+\.github\.io/\S*?)(?=[)\s])", re.escape(PROJECT["urls"]["Documentation"])),
+        (r"(?m)^ *version: \"?([\d.]+)", tag[1:]),
     ):
         assert all(re.fullmatch(expected, found) for found in re.findall(place, text)), (place, expected)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_pages_link_to_files_that_exist(path):
-    """Every relative link and picture of a page leads to a file of the repository; README lists every lesson."""
+    """Links and pictures lead to files of the repository; README has 700 words, lessons.md every lesson."""
     assert not notebook_rules.broken_links(path)
+    text = path.read_text(encoding="utf-8")
     if path.name == "README.md":
-        lessons = {f"notebooks/{lesson.name}" for lesson in LESSONS}
-        assert set(re.findall(r"\]\((notebooks/[\w.]+)\)", path.read_text())) == lessons
+        shown = re.sub(r"!\[.*?\]\(.*?\)|\]\(.*?\)|<http.*?>|^```.*$", " ", text, flags=re.MULTILINE)
+        assert len(re.findall(r"\S*\w\S*", shown)) <= 700
+    if path.name == "lessons.md":
+        assert re.findall(r"\]\(\.\./notebooks/([\w.]+)\)", text) == [lesson.name for lesson in LESSONS]
 
 
 @pytest.fixture
@@ -158,10 +163,8 @@ def test_demo_passes_parameters_and_runs_in_its_own_environment(make, make_noteb
     result = make("demo", *arguments, JUPYTER_PATH=str(folder), OUT="from the shell", QUERY="from the shell")
     assert result.returncode == 0, result.stderr
     assert (out / "seen.txt").read_text() == f"{reference}|1||{sys.prefix}"
-    report = (out / "report.html").read_text()  # without the code
-    assert (
-        "<title>Annotation of cells" in report and "a reference" not in report and not (out / "report.ipynb").exists()
-    )
+    (report,) = (path.read_text() for path in out.glob("report.*"))  # the .html, without the code
+    assert "<title>Annotation of cells" in report and "a reference" not in report
 
 
 @needs_make
@@ -187,8 +190,8 @@ def test_demo_names_bad_input_before_installing(make, python, tmp_path, argument
 
 @needs_make
 def test_help_lists_the_targets(make):
-    """`make` alone lists every target that README and CONTRIBUTING name."""
+    """`make` alone lists every target that README, CONTRIBUTING and the installation's page name."""
     listed = make().stdout
-    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
-    for target in set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)):
+    text = "".join((ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md", "docs/install.md"))
+    for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)):
         assert re.search(rf"^  {target} ", listed, re.MULTILINE), target
