@@ -41,9 +41,7 @@ OPTIONS = {
     "reference": dict(help="a file of labelled cells, or a dataset's name"),
     "query": dict(help="a file of cells, or a dataset's name"),
     "query_file": dict(help="cells to annotate; without it, a fifth of the reference, its labels hidden"),
-    "action": dict(
-        choices=["list", "fetch", "verify"], help="names and sizes; download; compare with hashes"
-    ),
+    "action": dict(choices=["list", "fetch", "verify"], help="names and sizes; download; compare with hashes"),
     "names": dict(nargs="*", metavar="NAME", help="of datasets or gene tables; list and verify: all"),
     "label": dict(help="the column of the labels"),
     "labelfile": dict(help="a table with the labels, if they are not in the reference"),
@@ -110,7 +108,7 @@ def annotate(query: str, model: str, out: str, orientation: str | None = None, *
 def explain(query: str, model: str, out: str, top: int, orientation: str | None = None, **options) -> None:
     """Name the genes behind each label, and write what every gene adds to every label."""
     check_ending(out, ".csv")
-    explanation = sk.explain(sk.read(query, orientation=orientation) if orientation else query, model, **options)
+    explanation = sk.explain(model, sk.read(query, orientation=orientation) if orientation else query, **options)
     explanation.genes.join(explanation.class_contributions.T).to_csv(out)
     print(explanation.top_genes(top).to_string())
 
