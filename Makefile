@@ -14,8 +14,8 @@ DEV = $(VENV)/.dev_installed
 constraints_of = $(shell "$(1)" -c 'import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-3.12.txt")' 2>/dev/null)
 CONSTRAINTS := $(or $(call constraints_of,$(VENV)/bin/python),$(call constraints_of,$(PYTHON)),constraints.txt)
 
-# what `make demo` reads; empty means the notebook's own default
-REFERENCE =
+# what `make demo` hands to `sims-kit report`; empty means its default
+REFERENCE = pbmc68k
 LABEL =
 QUERY =
 LABELFILE =
@@ -23,9 +23,9 @@ GROUPS =
 GENES =
 ORIENTATION =
 LAYER =
+TEMPLATE =
 OUT = results/demo
-NOTEBOOK = notebooks/10_annotate_your_data.ipynb
-export REFERENCE LABEL QUERY LABELFILE GROUPS GENES ORIENTATION LAYER OUT NOTEBOOK
+export REFERENCE LABEL QUERY LABELFILE GROUPS GENES ORIENTATION LAYER TEMPLATE OUT
 
 # the kernel of every notebook is this environment's Python, whatever kernels the user has elsewhere
 # and threads that wait for each other sleep: spinning ones take minutes where other work runs beside the notebooks
@@ -40,14 +40,10 @@ help:  ## this list
 	@echo "Your own cells:  make demo REFERENCE=ref.h5ad LABEL=cell_type QUERY=query.h5ad OUT=folder"
 
 demo: check-demo $(STAMP)  ## annotate real cells: train, annotate, explain; leaves OUT (results/demo)
-	@mkdir -p "$$OUT"
-	@echo "Running $$NOTEBOOK; results go to $$OUT."
-	@$(RUN) tools/run_demo.py "$$NOTEBOOK" "$$OUT/report.ipynb" "OUT=$$OUT" $${REFERENCE:+"REFERENCE=$$REFERENCE"} \
-	  $${LABEL:+"LABEL=$$LABEL"} $${QUERY:+"QUERY=$$QUERY"} $${LABELFILE:+"LABELFILE=$$LABELFILE"} \
-	  $${GROUPS:+"GROUPS=$$GROUPS"} $${GENES:+"GENES=$$GENES"} $${ORIENTATION:+"ORIENTATION=$$ORIENTATION"} $${LAYER:+"LAYER=$$LAYER"} \
-	  || { echo "The demo stopped: the message is above, and $$OUT/report.ipynb holds what ran until then." >&2; exit 1; }
-	@$(RUN) -m nbconvert --log-level ERROR --to html --no-input --output report "$$OUT/report.ipynb" && rm "$$OUT/report.ipynb"
-	@echo "Done. The report is $$OUT/report.html"
+	@$(RUN) -m sims_kit report "$$REFERENCE" --out "$$OUT" $${LABEL:+--label "$$LABEL"} $${QUERY:+--query "$$QUERY"} \
+	  $${LABELFILE:+--labelfile "$$LABELFILE"} $${GROUPS:+--groups "$$GROUPS"} $${GENES:+--genes "$$GENES"} \
+	  $${ORIENTATION:+--orientation "$$ORIENTATION"} $${LAYER:+--layer "$$LAYER"} \
+	  $${TEMPLATE:+--template "$$TEMPLATE"}
 
 # Inputs that are wrong should be named before an installation of minutes, not after it.
 check-demo: check-python

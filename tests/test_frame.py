@@ -159,7 +159,7 @@ def test_demo_passes_parameters_and_runs_in_its_own_environment(make, make_noteb
     bad = folder / "kernels/python3/kernel.json"  # somebody else's kernel of the same name
     bad.parent.mkdir(parents=True)
     bad.write_text('{"argv": ["false"], "display_name": "bad", "language": "python"}')
-    arguments = [f"NOTEBOOK={tiny}", f"REFERENCE={reference}", "LABEL=1", f"OUT={out}"]
+    arguments = [f"TEMPLATE={tiny}", f"REFERENCE={reference}", "LABEL=1", f"OUT={out}"]
     result = make("demo", *arguments, JUPYTER_PATH=str(folder), OUT="from the shell", QUERY="from the shell")
     assert result.returncode == 0, result.stderr
     assert (out / "seen.txt").read_text() == f"{reference}|1||{sys.prefix}"
