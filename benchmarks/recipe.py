@@ -22,7 +22,6 @@ from tasks import Folds
 
 import sims_kit as sk
 from sims_kit.cells.matrix import log_normalised
-from sims_kit.plotting.style import log_axis
 
 ROWS = ROOT / "benchmarks/measured_recipe/rows.csv"
 TASKS = ("pbmc68k", "blood across donors and conditions", "blood to interferon and back", "blood across chemistries")
@@ -104,7 +103,7 @@ def page(rows: pd.DataFrame) -> str:
     looks = dict(style="task", markers=True, markersize=8, dashes=False, hue_order=TASKS, style_order=TASKS)
     ax = sns.lineplot(curve, x="genes in a mask", y="gain", hue="task", **looks)
     ax.axhline(0, color="0.6", linewidth=1, zorder=0)
-    log_axis(ax.xaxis)
+    ax.set_xscale("log")
     ax.set(xlabel="genes in a mask (median of cells)", ylabel="accuracy minus the default's")
     sns.move_legend(ax, "lower right", title=None, fontsize=8)
     ax.figure.savefig(ROOT / "docs/sparsity.png", dpi=110, bbox_inches="tight")

@@ -26,10 +26,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from methods import METHODS
-from study_page import ROOT, markdown, with_interval
+from study_page import ROOT, draw_scores, markdown, with_interval
 from tasks import TASKS, Folds, calibration_error, slug
 
-import sims_kit as sk
 from sims_kit.studies.resampling import differences, intervals, resample, score_labelled
 
 MEASURED = ROOT / "benchmarks/measured"
@@ -199,7 +198,7 @@ def summarised() -> dict[str, pd.DataFrame]:
 def draw(tables: dict[str, pd.DataFrame]) -> None:
     """The two figures of the page."""
     matplotlib.use("Agg")
-    axes = sk.plotting.method_scores(tables["scores"], "median_f1", highlight=AGAINST)
+    axes = draw_scores(tables["scores"], "median_f1", line=AGAINST)
     axes[0].figure.savefig(ROOT / "docs/benchmark.png", dpi=110)
     figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     classes, n_tasks = tables["classes"], tables["classes"]["task"].nunique()

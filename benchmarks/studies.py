@@ -18,7 +18,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
-from study_page import ROOT, machine, markdown, with_interval
+from study_page import ROOT, draw_scores, machine, markdown, with_interval
 
 import sims_kit as sk
 from sims_kit.datasets.simulate import PRESETS, simulate
@@ -130,7 +130,7 @@ def draw_transfer(scores: pd.DataFrame) -> np.ndarray:
         tables.append(table.assign(task=words(score)))
     table = pd.concat(tables)
     table["transfer"] = table["trained_on"] + " → " + table["target"]
-    return sk.plotting.method_scores(table, "score", rows="transfer", hue="method", reference="held-out cells")
+    return draw_scores(table, "score", rows="transfer", hue="method", reference="held-out cells")
 
 
 def target_rows(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,3 +29,29 @@ def with_interval(row: pd.Series, score: str, form: str = ".3f") -> str:
     """A score and its interval, as in the other pages."""
     low, high = ("low", "high") if score == "difference" else (f"{score}_low", f"{score}_high")
     return f"{row[score]:{form}} ({row[low]:{form}} to {row[high]:{form}})"
+
+
+def draw_scores(scores: pd.DataFrame, score: str, rows="method", hue=None, reference=None, line=None) -> np.ndarray:
+    """A panel per task: each score with its interval, a tick at `reference`, a line at the score of the row `line`."""
+    from matplotlib import pyplot as plt
+
+    from sims_kit.plotting import METHOD_COLOURS
+
+    tasks, names = scores["task"].unique(), list(scores[rows].unique())
+    groups = [("", scores)] if hue is None else list(scores.groupby(hue, sort=False))
+    shape = -(-len(tasks) // 4), min(4, len(tasks))
+    size = 2.6 * shape[1] + 2, shape[0] * (0.9 + 0.22 * len(names))
+    axes = plt.subplots(*shape, figsize=size, layout="constrained", sharey=True, squeeze=False)[1].ravel()
+    for ax, task in zip(axes, tasks, strict=False):
+        for place, (_, table) in enumerate(groups):
+            table = table[table["task"] == task]
+            y = table[rows].map(names.index) + 0.7 * ((place + 0.5) / len(groups) - 0.5)
+            colours = table["method"].map(METHOD_COLOURS).fillna("#7F7F7F")
+            ax.hlines(y, table[f"{score}_low"], table[f"{score}_high"], color=colours)
+            ax.scatter(table[score], y, 24, color=colours, zorder=3)
+            if reference:
+                ax.scatter(table[reference], y, marker="|", color=colours)
+            for value in table.loc[table[rows] == line, score]:
+                ax.axvline(value, color="#7F7F7F", linestyle=":", zorder=0)
+        ax.set(title=task, xlabel=score, yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    return axes[: len(tasks)]

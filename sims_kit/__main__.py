@@ -12,28 +12,12 @@ from sims_kit.errors import SettingError, SimsError, UnknownNameError
 
 HERE = Path(__file__).resolve().parent
 REPORTS = (HERE / "report.ipynb", HERE.parent / "notebooks/10_annotate_your_data.ipynb")  # of the wheel, of a checkout
-COMMANDS = {  # what each takes, what it writes if --out says nothing else, and an example for its --help
-    "train": (
-        "references label labelfile orientation layer groups recipe epochs seed",
-        "model.safetensors",
-        "sims-kit train reference.h5ad --label cell_type --groups donor --out model.safetensors",
-    ),
-    "annotate": (
-        "query model orientation layer species reject vote device",
-        "annotated.h5ad",
-        "sims-kit annotate query.h5ad --model model.safetensors --reject 0.1 --out labels.csv",
-    ),
-    "explain": (
-        "query model orientation layer species top device",
-        "genes.csv",
-        "sims-kit explain query.h5ad --model model.safetensors --out genes.csv",
-    ),
-    "report": (
-        "reference label labelfile orientation layer groups seed query_file genes reject template",
-        "results",
-        "sims-kit report reference.h5ad --label cell_type --query query.h5ad --out results",
-    ),
-    "datasets": ("action names", None, "sims-kit datasets fetch worm-neurons gencode-human"),
+COMMANDS = {  # what each takes; its docstring is the help, its default of `out` what it writes
+    "train": "references label labelfile orientation layer groups recipe epochs seed out",
+    "annotate": "query model orientation layer species reject vote device out",
+    "explain": "query model orientation layer species top device out",
+    "report": "reference label labelfile orientation layer groups seed query_file genes reject template out",
+    "datasets": "action names",
 }
 PLACES = ("references", "reference", "query", "action", "names")  # given without a name, in this order
 OPTIONS = {
@@ -58,6 +42,7 @@ OPTIONS = {
     "top": dict(type=int, default=10, help="how many genes of each label to print; by default 10"),
     "genes": dict(choices=["reference", "shared"], help="learn from all genes, or from those that the query has, too"),
     "template": dict(help="a notebook to run in place of the kit's, with a cell tagged parameters"),
+    "out": dict(help="what to write, if not what stands above"),
     "device": dict(help="cpu or cuda; by default a GPU if there is one"),
 }
 
@@ -67,13 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sims-kit", description=sk.__doc__.partition("\n")[0])
     parser.add_argument("--version", action="version", version=sk.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (takes, out, example) in COMMANDS.items():
-        says = globals()[name].__doc__.partition("\n")[0]
-        command = commands.add_parser(name, help=says, description=says, epilog=f"Example:  {example}")
+    for name, takes in COMMANDS.items():
+        says, _, example = globals()[name].__doc__.partition("\n\n    ")
+        command = commands.add_parser(name, help=says, description=says, epilog=example)
         for option in takes.split():
             command.add_argument(option if option in PLACES else f"--{option.partition('_')[0]}", **OPTIONS[option])
-        if out:
-            command.add_argument("--out", default=out, help=f"what to write; by default {out}")
     options = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     command = options.pop("command")
     try:
@@ -83,8 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def train(references: list[str], out: str, label: str | None = None, epochs: int | None = None, **options) -> None:
-    """Train on labelled cells, test on cells that were held out, and write the model."""
+def train(references: list[str], out="model.safetensors", label=None, epochs=None, **options) -> None:
+    """Train on labelled cells, test on cells that were held out, and write the model (model.safetensors).
+
+    Example:  sims-kit train reference.h5ad --label cell_type --groups donor --out model.safetensors
+    """
     check_ending(out, ".safetensors")
     is_known = references[0] in sk.datasets.catalogue().index
     if labelfile := options.pop("labelfile", None):
@@ -95,8 +81,11 @@ def train(references: list[str], out: str, label: str | None = None, epochs: int
     print(model.test_metrics[["accuracy_micro", "median_f1"]].round(3).to_string())
 
 
-def annotate(query: str, model: str, out: str, orientation: str | None = None, **options) -> None:
-    """Label the cells of a query: writes them with their labels (.h5ad), or the labels alone (.csv)."""
+def annotate(query: str, model: str, out="annotated.h5ad", orientation: str | None = None, **options) -> None:
+    """Label the cells of a query; writes them with their labels (annotated.h5ad), or the labels alone (.csv).
+
+    Example:  sims-kit annotate query.h5ad --model model.safetensors --reject 0.1 --out labels.csv
+    """
     is_table = check_ending(out, ".h5ad", ".csv") == ".csv"
     cells = sk.read(query, orientation=orientation) if orientation else query
     cells = sk.annotate(cells, model, **options, out=None if is_table else out, copy=True)
@@ -105,16 +94,22 @@ def annotate(query: str, model: str, out: str, orientation: str | None = None, *
     print(cells.obs["sims_label"].value_counts().to_string())
 
 
-def explain(query: str, model: str, out: str, top: int, orientation: str | None = None, **options) -> None:
-    """Name the genes behind each label, and write what every gene adds to every label."""
+def explain(query: str, model: str, top: int, out="genes.csv", orientation: str | None = None, **options) -> None:
+    """Name the genes behind each label, and write what every gene adds to every label (genes.csv).
+
+    Example:  sims-kit explain query.h5ad --model model.safetensors --out genes.csv
+    """
     check_ending(out, ".csv")
     explanation = sk.explain(model, sk.read(query, orientation=orientation) if orientation else query, **options)
     explanation.genes.join(explanation.class_contributions.T).to_csv(out)
     print(explanation.top_genes(top).to_string())
 
 
-def report(out: str, template: str | None = None, **options) -> int:
-    """Train, test, annotate and explain; writes cells, model, tables, figures and a page, report.html, to a folder."""
+def report(out="results", template: str | None = None, **options) -> int:
+    """Train, test, annotate and explain; writes cells, model, tables, figures and report.html to a folder (results).
+
+    Example:  sims-kit report reference.h5ad --label cell_type --query query.h5ad --out results
+    """
     os.environ |= {"JUPYTER_PATH": "", "JUPYTER_PREFER_ENV_PATH": "1"}  # the kernel is this environment's Python
     try:
         import nbformat
@@ -142,7 +137,10 @@ def report(out: str, template: str | None = None, **options) -> int:
 
 
 def datasets(action: str, names: list[str]) -> int:
-    """List datasets, download them, or check their files."""
+    """List datasets, download them, or check their files.
+
+    Example:  sims-kit datasets fetch worm-neurons gencode-human
+    """
     from sims_kit.datasets.fetch import cached_path, checked_hash
     from sims_kit.datasets.load import prepare
     from sims_kit.datasets.registry import read_registry

@@ -5,8 +5,7 @@ Each function draws on a new figure that is large enough for the names, and retu
 """
 
 from sims_kit.plotting.classifier import confidence, confusion_matrix, label_distribution, training_curves
-from sims_kit.plotting.explanation import cell_genes, explain_matrix, top_genes
-from sims_kit.plotting.studies import method_scores
+from sims_kit.plotting.explanation import cell_genes, top_genes
 from sims_kit.plotting.style import METHOD_COLOURS
 
 __all__ = [
@@ -14,9 +13,7 @@ __all__ = [
     "cell_genes",
     "confidence",
     "confusion_matrix",
-    "explain_matrix",
     "label_distribution",
-    "method_scores",
     "top_genes",
     "training_curves",
 ]

@@ -1,11 +1,8 @@
-"""Figures of explanations: the genes of a model, of each cell and of one cell."""
-
-from collections.abc import Sequence
+"""Figures of explanations: the genes of a model and of one cell."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from scipy import sparse
 
 from sims_kit.errors import DataError, SettingError
 from sims_kit.plotting import style
@@ -26,38 +23,6 @@ def top_genes(genes: pd.DataFrame, n: int = 20, *, ax: Axes | None = None) -> Ax
     ax.barh(np.arange(len(weights)), weights / weights.iloc[0], color=style.BLUE)
     style.name_rows(ax, weights.index)
     ax.set_xlabel("weight / largest weight")
-    return ax
-
-
-def explain_matrix(
-    cells: sparse.csr_matrix, gene_names: Sequence[str], *, labels: Sequence, n_genes: int = 50, ax: Axes | None = None
-) -> Axes:
-    """Draw the mask weights of cells x genes, the most used gene first (thesis figures 0.11b, 0.12b).
-
-    `cells` is (cells, genes), sparse or dense; only what is drawn is made dense. Each label gets a band of the same
-    height, so that rare ones can be read, with its number of cells behind its name. The image has about 600 rows:
-    evenly spaced cells of a label that has more, several rows per cell otherwise. `n_genes` are drawn, by their sums.
-
-    >>> ax = sk.plotting.explain_matrix(np.eye(3), ["CD3E", "CD79A", "LYZ"], labels=["T", "B", "T"])
-    >>> [label.get_text() for label in ax.get_yticklabels()]
-    ['B (1)', 'T (2)']
-    """
-    cells = sparse.csr_matrix(cells)
-    if len(gene_names) != cells.shape[1]:
-        raise DataError(f"gene_names has {len(gene_names)} names for {cells.shape[1]} columns; pass one for each.")
-    genes = _largest(pd.Series(np.asarray(cells.sum(axis=0)).ravel()), n_genes).index
-    names = [gene_names[gene] for gene in genes]
-    places = pd.Series(range(cells.shape[0])).groupby(style.checked_labels(labels)).indices
-    bands = {f"{name} ({len(where):,})": where for name, where in places.items()}
-    height = max(10, 600 // len(bands))  # about a row per pixel
-    drawn = np.concatenate([where[np.arange(height) * len(where) // height] for where in bands.values()])
-    size = style.COLUMN * len(names) + 1, max(4, style.ROW * len(bands))
-    ax = ax or style.new_axes(*size, names=[*bands], names_below=names)
-    shown = pd.DataFrame(cells[drawn][:, genes].toarray(), columns=names)
-    style.heatmap(ax, shown, "weight in the mask")
-    starts = height * np.arange(len(bands))
-    ax.hlines(starts[1:], 0, len(names), color="w", linewidth=0.7)
-    ax.set_yticks(starts + height / 2, bands, fontsize=style.font(ax, len(bands)))
     return ax
 
 

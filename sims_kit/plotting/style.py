@@ -12,24 +12,19 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import LogLocator, NullLocator
 
 from sims_kit.calibration import UNKNOWN
 from sims_kit.errors import LabelError
 from sims_kit.text import label_text
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"  # two of Okabe and Ito's palette, and a grey between them
-COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY)
 _SIMS = {"SIMS": BLUE, "SIMS, default": BLUE, "SIMS, one network": "#56B4E9", "SIMS, thesis": "#003B5C"}
 _LINEAR = {"linear SVM": ORANGE, "linear SVM, calibrated": ORANGE, "L1 logistic regression": "#009E73"}
 _TREES = {"LightGBM": "#CC79A7", "random forest": "#A6761D", "CellTypist": "#E69F00", "scANVI": "#7B3294"}
 _OTHERS = {"logistic regression": "#5FB39A", "RBF SVM on PCs (scPred's method)": "#8C2D04", "kNN on PCs": GREY}
 METHOD_COLOURS = _SIMS | _LINEAR | _TREES | _OTHERS  # one for each, in every figure
-MARKERS = "osD^vPX"  # one per colour, for readers who cannot tell colours apart
-BESIDE = dict(loc="center left", bbox_to_anchor=(1.01, 0.5))  # where a legend is outside of the data
 FONT = 9.0  # points, of names; smaller on given Axes with less room
 ROW = 0.22  # inches per name at that size
-COLUMN = 0.18  # inches per upright name at that size
 
 
 def checked_labels(labels: Sequence) -> np.ndarray:
@@ -80,24 +75,6 @@ def heatmap(ax: Axes, values: pd.DataFrame, label: str, *, largest: float | None
         _grey_unknown(axis)
     ax.tick_params("x", rotation=90)
     ax.set(xlabel="", ylabel="")
-
-
-def intervals(
-    ax: Axes, table: pd.DataFrame, score: str, places: Sequence[float], colour, *, vertical: bool = False, **style
-) -> None:
-    """Draw each score as a point and its interval, from ``<score>_low`` to ``<score>_high``, as a line."""
-    value, low, high = table[[score, f"{score}_low", f"{score}_high"]].to_numpy(dtype=float).T
-    (ax.vlines if vertical else ax.hlines)(places, low, high, color=colour, linewidth=1.4)
-    points = (places, value) if vertical else (value, places)
-    ax.scatter(*points, **{"s": 24, "color": colour, "zorder": 3} | style)
-
-
-def log_axis(axis: Axis) -> None:
-    """Make an axis logarithmic, with numbers at 1, 2, 5, 10, ..."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter("{x:,g}")
 
 
 def words(metric: str) -> str:

@@ -30,7 +30,6 @@ def every_figure(n_classes):
         "label_distribution": lambda **to: plotting.label_distribution(labels, **to),
         "confusion_matrix": lambda **to: plotting.confusion_matrix(labels, predicted, **to),
         "top_genes": lambda **to: plotting.top_genes(by_class.mean().rename("weight").to_frame(), **to),
-        "explain_matrix": lambda **to: plotting.explain_matrix(weights, genes, labels=labels, **to),
         "confidence": lambda **to: plotting.confidence(weights.max(1), labels, **to),
     }
 
@@ -74,12 +73,8 @@ REFUSED = {  # what is drawn, and the error
     "no metric": (lambda t: plotting.training_curves(t.history, metrics=["f1"]), UnknownNameError, "median_f1"),
     "zeros": (lambda t: plotting.top_genes(t.genes.assign(weight=0.0)), DataError, "No gene has a weight or"),
     "0 genes": (lambda t: plotting.top_genes(t.genes, n=0), SettingError, "0 genes asked for"),
-    "names": (lambda t: plotting.explain_matrix(t.masks, list("ABC"), labels="TTTTTT"), DataError, "3 names for 4"),
     "3.2": (lambda t: plotting.confidence([0.5, 3.2], ["T", "B"]), DataError, "from 0.5 to 3.2"),
     "50": (lambda t: plotting.confidence([0.5], ["T"], threshold=50), DataError, "threshold=50"),
-    "no rows": (lambda t: plotting.method_scores(t.methods[:0]), SettingError, "no scores"),
-    "no hue": (lambda t: plotting.method_scores(t.eight), SettingError, "A method has several scores"),
-    "colours": (lambda t: plotting.method_scores(t.eight, hue="sample"), SettingError, "8 samples are too many"),
 }
 
 
@@ -91,7 +86,7 @@ def test_what_cannot_be_drawn_is_refused(case, tables):
         draw(tables)
 
 
-@pytest.mark.parametrize("name", ["classifier", "explanation", "studies"])
+@pytest.mark.parametrize("name", ["classifier", "explanation"])
 def test_examples_run(name):
     """The examples of the docstrings do what they say."""
     module = sys.modules[f"sims_kit.plotting.{name}"]

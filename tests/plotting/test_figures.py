@@ -4,11 +4,10 @@ import numpy as np
 import pandas as pd
 from matplotlib import colors
 from matplotlib.legend import Legend
-from scipy import sparse
 from sklearn import metrics as sk
 
 from sims_kit import plotting
-from sims_kit.plotting.style import BLUE, GREY
+from sims_kit.plotting.style import GREY
 
 
 def said(texts):
@@ -22,16 +21,6 @@ def names(axis):
     return said(axis.get_ticklabels())
 
 
-def points(collection):
-    """Where the points of a scatter are."""
-    return np.ma.getdata(collection.get_offsets())
-
-
-def ends(collection, axis=0):
-    """The two ends of each line of an interval."""
-    return [segment[:, axis] for segment in collection.get_segments()]
-
-
 def test_labels_are_counted_and_sorted():
     """Bars are the counts, the most common at the top and equally common labels by name; none is lost."""
     ax = plotting.label_distribution(["T", "B", "T", "NK", None, "T", "DC", "DC", np.nan])
@@ -42,17 +31,14 @@ def test_labels_are_counted_and_sorted():
     assert names(plotting.label_distribution(unused).yaxis) == ["B", "T"]
 
 
-def test_unknown_is_grey(tables):
-    """`Unknown` has a grey name, and a grey bar, box or point, in every figure."""
+def test_unknown_is_grey():
+    """`Unknown` has a grey name, and a grey bar or box, in every figure."""
     labels = ["T", "T", "T", "Unknown"]
     bars, boxes = plotting.label_distribution(labels), plotting.confidence([0.9, 0.8, 0.7, 0.1], labels)
-    (shares,) = plotting.method_scores(tables.shares, "percent", rows="class", hue="sample")
-    for ax in (bars, boxes, shares, plotting.confusion_matrix(labels, labels)):
+    for ax in (bars, boxes, plotting.confusion_matrix(labels, labels)):
         written = {label.get_text(): label.get_color() for label in ax.get_yticklabels()}
         assert [name for name, colour in written.items() if colour == GREY] == ["Unknown"]
-    last = [bars.patches[-1], boxes.patches[-1]]
-    last = [patch.get_facecolor() for patch in last] + [shares.collections[1].get_facecolor()[-1]]
-    assert all(colors.same_color(colour, GREY) for colour in last)
+    assert all(colors.same_color(box.patches[-1].get_facecolor(), GREY) for box in (bars, boxes))
 
 
 def test_curves_are_the_history(tables):
@@ -81,19 +67,6 @@ def test_confusion_matrix_agrees_with_scikit_learn():
     assert [len(said(plotting.confusion_matrix(some, some).texts)) for some in (many[:15], many)] == [15, 0]
 
 
-def test_explain_matrix_sorts_genes_and_gives_labels_the_same_height(tables):
-    """Columns fall by their sum; each of two labels has 300 of 600 rows, with its cells in order."""
-    dense = tables.masks.toarray()[:, [0, 3, 1]]
-    ax = plotting.explain_matrix(tables.masks, list("ABCD"), labels=["T", "B", "T", "T", "T", "T"])
-    assert names(ax.xaxis) == ["A", "D", "B"] and names(ax.yaxis) == ["B (1)", "T (5)"]
-    np.testing.assert_array_equal(ax.collections[0].get_array()[:300], np.tile(dense[1], (300, 1)))
-    np.testing.assert_array_equal(ax.collections[0].get_array()[300::60], dense[[0, 2, 3, 4, 5]])
-    cells = sparse.random(20_000, 300, density=0.02, format="csr", random_state=0)
-    rare = np.where(np.arange(20_000) == 12_345, "rare", "common")
-    ax = plotting.explain_matrix(cells, [f"G{gene}" for gene in range(300)], labels=rare)
-    assert ax.collections[0].get_array().shape == (600, 50) and names(ax.yaxis) == ["common (19,999)", "rare (1)"]
-
-
 def test_genes_of_a_model_and_of_one_cell(tables):
     """The largest, falling: weights with the first as 1, contributions of either sign, with the expression beside."""
     ax = plotting.top_genes(tables.genes)
@@ -116,34 +89,3 @@ def test_confidence_shows_quantiles_and_the_share_below():
         np.testing.assert_allclose(np.unique(box.get_path().vertices[:4, 0]), quarters)
     below = [f"{np.mean(confidences[labels == name] < 0.5):.0%}" for name in ("T", "B")]
     assert said(ax.texts) == [f"{below[0]} of 150", f"{below[1]} of 50", "below 0.5"]
-
-
-def test_scores_have_a_panel_for_each_task(tables):
-    """Points are the scores in the order of the methods, lines the intervals; a missing score is marked."""
-    axes = plotting.method_scores(tables.methods, highlight="x")
-    assert [ax.get_title() for ax in axes] == ["a", "b"] and names(axes[0].yaxis) == ["x", "y", "z"]
-    np.testing.assert_allclose(points(axes[0].collections[1])[:, 0], [0.9, 0.8, 0.95])
-    np.testing.assert_allclose(ends(axes[0].collections[0]), [[0.8, 0.94], [0.7, 0.84], [0.85, 0.99]])
-    assert said(axes[0].texts) == ["38 %"] and axes[0].lines[1].get_xdata()[0] == 0.9
-    assert [colors.to_hex(colour).upper() for colour in axes[0].collections[1].get_facecolors()] == [BLUE, BLUE, BLUE]
-    assert list(axes[0].lines[0].get_ydata()) == [] and list(axes[1].lines[0].get_ydata()) == [1]
-    known = tables.methods[:3].assign(method=["linear SVM", "SIMS, default", "LightGBM"]).drop(columns="task")
-    for ax in (
-        *plotting.method_scores(known),
-        *plotting.method_scores(known.assign(place="here"), rows="place", hue="method"),
-    ):
-        drawn = [colour for points in ax.collections for colour in points.get_facecolors() if len(points.get_offsets())]
-        assert [*map(colors.to_hex, drawn)][:3] == [plotting.METHOD_COLOURS[name].lower() for name in known["method"]]
-    (ax,) = plotting.method_scores(tables.methods[:3].drop(columns="task"))
-    assert ax.get_title() == "" and names(ax.yaxis) == ["x", "y", "z"]
-
-
-def test_scores_of_several_samples_share_a_row(tables):
-    """A row for each class, in it a point and a tick for each sample, the samples' names in the legend."""
-    (ax,) = plotting.method_scores(tables.shares, "percent", rows="class", hue="sample", reference="truth")
-    assert names(ax.yaxis) == ["VIP", "SST", "L4", "Unknown"] and said(ax.get_legend()) == ["a", "b", "truth"]
-    first, second = points(ax.collections[1]), points(ax.collections[4])
-    np.testing.assert_allclose([first[:, 0], second[:, 0]], [[20, 70, 0, 10], [30, 0, 0, 70]])
-    np.testing.assert_allclose(ends(ax.collections[3])[:2], [[29.9, 30.04], [-0.1, 0.04]])
-    np.testing.assert_allclose(ax.lines[3].get_xydata(), np.c_[[25, 5, 0, np.nan], second[:, 1]])
-    assert (first[:, 1] < second[:, 1]).all() and first[1, 1] > second[0, 1]  # rows are apart
