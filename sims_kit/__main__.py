@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -119,6 +120,8 @@ def report(out="results", template: str | None = None, **options) -> int:
         raise SettingError(f"The report needs {error.name}: pip install 'sims_kit[lab]'") from error
     notebook, folder = nbformat.read(template or next(filter(Path.exists, REPORTS)), as_version=4), Path(out)
     notebook.cells = [cell for cell in notebook.cells if "lesson" not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:  # a lesson's minutes
+        cell.source = re.sub(r"^(## .+) \(\d+ min\)$", r"\1", cell.source, flags=re.MULTILINE)
     notebook.metadata.title = "Annotation of cells"  # of the page
     streams = dict(stdout_file=sys.stdout, stderr_file=sys.stderr, coalesce_streams=True)
     quiet = dict(progress_bar=False, extra_arguments=["--log-level=ERROR"])  # the notebook shows its own progress
@@ -129,7 +132,7 @@ def report(out="results", template: str | None = None, **options) -> int:
     except papermill.PapermillExecutionError as error:  # the traceback is in the notebook
         print(f"\n{error.ename}: {error.evalue}\n{executed} holds what ran until then.", file=sys.stderr)
         return 1
-    page, _ = HTMLExporter(exclude_input=True).from_filename(str(executed))
+    page, _ = HTMLExporter(exclude_input=True, exclude_output_prompt=True).from_filename(str(executed))
     (folder / "report.html").write_text(page, encoding="utf-8")
     executed.unlink()
     print(f"The report is {folder / 'report.html'}")
