@@ -73,10 +73,11 @@ def train(references: list[str], out="model.safetensors", label=None, epochs=Non
     Example:  sims-kit train reference.h5ad --label cell_type --groups donor --out model.safetensors
     """
     check_ending(out, ".safetensors")
-    is_known = references[0] in sk.datasets.catalogue().index
+    known = sk.datasets.catalogue().index
+    data = [sk.load(name) if name in known else name for name in references]
     if labelfile := options.pop("labelfile", None):
         options["labelfiles"] = [labelfile] * len(references)
-    model = sk.fit(sk.load(references[0]) if is_known else references, label, max_epochs=epochs, **options)
+    model = sk.fit(data, label, max_epochs=epochs, **options)
     sk.save_model(model, out)
     print(f"{out}: {len(model.classes)} labels, {len(model.genes):,} genes. Cells held out:")
     print(model.test_metrics[["accuracy_micro", "median_f1"]].round(3).to_string())

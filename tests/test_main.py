@@ -84,6 +84,7 @@ def test_train_annotate_explain(make_cells, tmp_path, monkeypatch, capsys):
         ("datasets fetch", 1, "sims-kit datasets list"),
         ("datasets fetch worm", 1, "'worm-neurons'"),
         ("train no.h5ad --label x", 1, "no.h5ad"),
+        ("train pbmc68k no.h5ad --label bulk_labels", 1, "no.h5ad"),  # neither file is left out in silence
         ("train pbmc68k --label bulk_label --out m.safetensors", 1, "'bulk_labels'"),
         ("train pbmc68k --label bulk_labels --out m.csv", 1, "does not end in .safetensors"),
         ("annotate pbmc68k --model no.safetensors --out cells.txt", 1, "does not end in .h5ad or .csv"),
