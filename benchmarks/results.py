@@ -198,8 +198,7 @@ def summarised() -> dict[str, pd.DataFrame]:
 def draw(tables: dict[str, pd.DataFrame]) -> None:
     """The two figures of the page."""
     matplotlib.use("Agg")
-    axes = draw_scores(tables["scores"], "median_f1", line=AGAINST)
-    axes[0].figure.savefig(ROOT / "docs/benchmark.png", dpi=110)
+    draw_scores(tables["scores"], "median_f1", line=AGAINST)[0].figure.savefig(ROOT / "docs/benchmark.png", dpi=110)
     figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     classes, n_tasks = tables["classes"], tables["classes"]["task"].nunique()
     for method, own in classes.groupby("method", sort=False):

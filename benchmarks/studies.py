@@ -128,8 +128,7 @@ def draw_transfer(scores: pd.DataFrame) -> np.ndarray:
         table = scores[~is_source].join(source[score].rename("held-out cells"), on=["method", "trained_on"])
         table = table.rename(columns={f"{score}{end}": f"score{end}" for end in ("", "_low", "_high")})
         tables.append(table.assign(task=words(score)))
-    table = pd.concat(tables)
-    table["transfer"] = table["trained_on"] + " → " + table["target"]
+    table = pd.concat(tables).assign(transfer=lambda table: table["trained_on"] + " → " + table["target"])
     return draw_scores(table, "score", rows="transfer", hue="method", reference="held-out cells")
 
 

@@ -38,20 +38,24 @@ def draw_scores(scores: pd.DataFrame, score: str, rows="method", hue=None, refer
     from sims_kit.plotting import METHOD_COLOURS
 
     tasks, names = scores["task"].unique(), list(scores[rows].unique())
-    groups = [("", scores)] if hue is None else list(scores.groupby(hue, sort=False))
+    groups = list(scores.groupby(hue, sort=False)) if hue else [("", scores)]
     shape = -(-len(tasks) // 4), min(4, len(tasks))
-    size = 2.6 * shape[1] + 2, shape[0] * (0.9 + 0.22 * len(names))
-    axes = plt.subplots(*shape, figsize=size, layout="constrained", sharey=True, squeeze=False)[1].ravel()
+    options = dict(figsize=(2.6 * shape[1] + 2, shape[0] * (0.9 + 0.22 * len(names))), layout="constrained")
+    axes = plt.subplots(*shape, **options, sharey=True, squeeze=False)[1].ravel()
+    for ax in axes[len(tasks) :]:
+        ax.set_axis_off()
     for ax, task in zip(axes, tasks, strict=False):
-        for place, (_, table) in enumerate(groups):
+        for place, (group, table) in enumerate(groups):
             table = table[table["task"] == task]
             y = table[rows].map(names.index) + 0.7 * ((place + 0.5) / len(groups) - 0.5)
             colours = table["method"].map(METHOD_COLOURS).fillna("#7F7F7F")
             ax.hlines(y, table[f"{score}_low"], table[f"{score}_high"], color=colours)
-            ax.scatter(table[score], y, 24, color=colours, zorder=3)
+            ax.scatter(table[score], y, 24, color=colours, zorder=3, label=group)
             if reference:
                 ax.scatter(table[reference], y, marker="|", color=colours)
-            for value in table.loc[table[rows] == line, score]:
-                ax.axvline(value, color="#7F7F7F", linestyle=":", zorder=0)
-        ax.set(title=task, xlabel=score, yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+            ax.vlines(table.loc[table[rows] == line, score], -0.5, len(names) - 0.5, color="#7F7F7F", linestyle=":")
+        ax.set(xlabel=score, yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+        ax.set_title(task.replace(" across ", "\nacross "), fontsize=9)
+    if hue:
+        axes[len(tasks) - 1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return axes[: len(tasks)]
