@@ -32,7 +32,7 @@ export REFERENCE LABEL QUERY LABELFILE GROUPS GENES ORIENTATION LAYER TEMPLATE O
 RUN = JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 OMP_WAIT_POLICY=PASSIVE "$(VENV)/bin/python"
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all release attack peers lab notebooks learner docs book browser measure figure catalogue lint format constraints clean check-demo check-python
+.PHONY: help demo test test-all release attack peers lab notebooks learner docs book browser measure figure catalogue models lint format constraints clean check-demo check-python
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -107,6 +107,9 @@ figure: $(STAMP)  ## draw the UMAP of README.md anew, by running its quickstart
 
 catalogue: $(STAMP)  ## write docs/datasets.md from data_registry.yaml
 	@$(RUN) tools/write_catalogue.py
+
+models: $(STAMP)  ## train the ready models and write docs/models.md
+	@OMP_NUM_THREADS=1 $(RUN) tools/train_models.py
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .

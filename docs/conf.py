@@ -20,7 +20,7 @@ RESULTS = ("RESULTS", "TRUST", "INTERPRETATION", "STUDIES", "STUDIES_INFERENCE",
 RESULTS += ("RECIPE", "TRIALS")
 SECTIONS = {  # the table of contents
     "Start": ["docs/install", "docs/quickstart", "docs/when"],
-    "Guides": [*(f"docs/guides/{name}" for name in GUIDES), "docs/recipes"],
+    "Guides": ["docs/models", *(f"docs/guides/{name}" for name in GUIDES), "docs/recipes"],
     "Lessons": ["docs/lessons", *LESSONS],
     "Reference": [*(f"docs/api/{room}" for room in ROOMS), "docs/datasets", "docs/simulation", "docs/glossary"],
     "Results": ["docs/results", *(f"benchmarks/{name}" for name in RESULTS), "docs/scale", "docs/notebooks"],

@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 REPORTS = (HERE / "report.ipynb", HERE.parent / "notebooks/10_annotate_your_data.ipynb")  # of the wheel, of a checkout
 COMMANDS = {  # what each takes; its docstring is the help, its default of `out` what it writes
     "train": "references label labelfile orientation layer groups recipe epochs seed out",
-    "annotate": "query model orientation layer species reject vote device out",
+    "annotate": "query model orientation layer species reject hierarchy vote device out",
     "explain": "query model orientation layer species top device out",
     "report": "reference label labelfile orientation layer groups seed query_file genes reject template out",
     "datasets": "action names",
@@ -36,9 +36,10 @@ OPTIONS = {
     "recipe": dict(choices=["default", "thesis"], default="default", help="how to train"),
     "epochs": dict(type=int, help="length of the training; by default the recipe's"),
     "seed": dict(type=int, default=0, help="same seed, same result; by default 0"),
-    "model": dict(required=True, help="a model file, or the name of a published model"),
+    "model": dict(required=True, help="a model file, or a ready model: human-blood, human-pancreas, mouse-immune"),
     "species": dict(choices=["human", "mouse"], help="of the query, where the model is of the other"),
     "reject": dict(type=float, help="share of errors to accept, as in 0.1; less certain cells become Unknown"),
+    "hierarchy": dict(choices=["ontology"], help="less certain cells get a broader type of the Cell Ontology"),
     "vote": dict(help="auto, or a column of clusters: adds the label of most cells of each cluster"),
     "top": dict(type=int, default=10, help="how many genes of each label to print; by default 10"),
     "genes": dict(choices=["reference", "shared"], help="learn from all genes, or from those that the query has, too"),

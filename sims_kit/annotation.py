@@ -23,20 +23,22 @@ from sims_kit.calibration import UNKNOWN, check_share
 from sims_kit.cells.genes import USABLE, GeneCoverage
 from sims_kit.cells.loaders import CellLoader, query_batches
 from sims_kit.cells.matrix import Scale, open_cells
+from sims_kit.datasets.ontology import COLUMN, ontology_paths
 from sims_kit.errors import GeneError, LabelError, SettingError, UnknownNameError, refuse_unknown
 from sims_kit.files import atomic_write, file_to_write
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.model.trainer import listed, plain_torch
 from sims_kit.progress import progress_bar
-from sims_kit.text import label_text, warn
+from sims_kit.text import examples, label_text, warn
 
 AT_ONCE = 2**22  # values of cells, networks and genes in a batch: 16 MB
 Cells = ad.AnnData | str | os.PathLike  # or where to read them from
 Model = SIMSClassifier | str | os.PathLike
 
 WRITTEN = (  # by `annotate`, `prediction_sets` and `Explanation.add_to`, after the key
-    *("label", "confidence", "second_label", "unseen", "vote", "vote_proportion", "set", "explained"),
+    *("label", "confidence", "second_label", "ontology_term_id", "unseen", "vote", "vote_proportion"),
+    *("set", "explained"),
     *("probabilities", "sets", "masks", "contributions", "class_masks", "class_contributions"),
 )
 OTHER_WORDS = {  # arguments of scanpy, CellTypist, scvi-tools and of earlier versions
@@ -55,7 +57,7 @@ def annotate(
     layer: str | None = None,
     reject: float | None = None,
     threshold: float | None = None,
-    hierarchy: Mapping[str, str] | None = None,
+    hierarchy: Mapping[str, str] | str | None = None,
     vote: str | None = None,
     key_added: str = "sims",
     backed: bool | str = "auto",
@@ -81,6 +83,7 @@ def annotate(
     hierarchy
         Child to parent, ``{"CD4 T": "T cell", "CD8 T": "T cell"}``, in any number of levels: a cell that `reject` (by
         default 0.05) or `threshold` leaves unlabelled gets the finest parent whose summed probability is enough.
+        ``"ontology"`` takes parents from the Cell Ontology, for classes with an id in the reference or a term's label.
     vote
         Adds the majority label of each cell's cluster: of an `obs` column such as ``"leiden"``, or of over-clusters
         that ``"auto"`` makes as CellTypist does, with all cells in memory. Types smaller than a cluster are outvoted.
@@ -99,7 +102,8 @@ def annotate(
     ``obs`` gains ``sims_label`` (the most probable class, a parent or ``"Unknown"``), ``sims_confidence`` (its
     calibrated probability; of ``"Unknown"``, the one that was too low), ``sims_second_label``, ``sims_unseen`` (higher
     for types that the model never saw, in standard deviations above the median validation cell), and with `vote`
-    ``sims_vote`` and ``sims_vote_proportion`` (share of the cluster's cells that have it).
+    ``sims_vote`` and ``sims_vote_proportion`` (share of the cluster's cells that have it). Where the reference has
+    ``cell_type_ontology_term_id``, or `hierarchy` is ``"ontology"``, ``sims_ontology_term_id`` is the label's.
     ``obsm["sims_probabilities"]`` is float32, cells x classes, in the order of ``uns["sims_kit"]["sims"]["classes"]``,
     beside which stand scale, gene coverage, reference, threshold, and how many cells have hardly a gene that is read.
 
@@ -110,11 +114,12 @@ def annotate(
     """
     refuse_unknown("annotate", unknown, [*signature(annotate).parameters][:-1], OTHER_WORDS)
     model = fitted_model(model)
+    paths, ids = _paths(model, hierarchy)
     if hierarchy is not None:
-        calibration.paths_to_root(model.classes, hierarchy := dict(hierarchy))  # of a Series, too
         reject = 0.05 if reject is None and threshold is None else reject
     threshold = _threshold(model, reject, threshold)
-    out, colours = out if out is None else _new_file(out, query), _colours(model, (hierarchy or {}).values())
+    parents = [name for path in paths for name in path[1:]]
+    out, colours = out if out is None else _new_file(out, query), _colours(model, parents)
     query, is_own, batches, coverage, scale = _opened(query, model, key_added, layer, species, copy, backed, batch_size)
     if not (vote is None or (isinstance(vote, str) and vote in ["auto", *query.obs])):
         raise UnknownNameError("obs column", vote, ["auto", *query.obs.columns])
@@ -123,12 +128,15 @@ def annotate(
     logits, unseen, blind = predict_logits(model, progress_bar(batches, desc="annotating", unit="batch"), device)
     probabilities = logits.softmax(dim=1)
     second = probabilities.argsort(dim=1, descending=True, stable=True)[:, 1].numpy()
-    found = calibration.hierarchical_labels(probabilities.numpy(), model.classes, hierarchy or {}, threshold or 0)
+    found = calibration.hierarchical_labels(probabilities.numpy(), paths, threshold or 0)
     columns = {
         "label": _categorical(found["label"], colours),
         "confidence": found["probability"].to_numpy(np.float32),
         "second_label": _categorical(np.array(model.classes, dtype=object)[second], model.classes),
     }
+    if ids:
+        terms = found["label"].map(ids).fillna("unknown")  # as in CELLxGENE's schema
+        columns["ontology_term_id"] = _categorical(terms, sorted(set(terms)))
     if model.novelty.is_calibrated:
         columns["unseen"] = unseen.numpy()
     if vote is not None:
@@ -336,6 +344,22 @@ def _remove_earlier(query: ad.AnnData, key_added: str) -> None:
         for name in earlier & set(getattr(query, kind)):
             del getattr(query, kind)[name]
     query.uns["sims_kit"] = {**query.uns.get("sims_kit", {}), key_added: {}}
+
+
+def _paths(model: SIMSClassifier, hierarchy: object) -> tuple[list[list[str]], dict[str, str]]:
+    """For each class its name and those of its parents; and the Cell Ontology's ids of names, if there are any."""
+    known = model.provenance.get("ontology_ids")
+    ids = {name: str(known[name]) for name in model.classes if name in known} if isinstance(known, Mapping) else {}
+    if isinstance(hierarchy, str) and hierarchy != "ontology":
+        raise UnknownNameError("hierarchy", hierarchy, ["ontology"])
+    if not isinstance(hierarchy, str):  # of a Series, too
+        return calibration.paths_to_root(model.classes, {} if hierarchy is None else dict(hierarchy)), ids
+    paths, ids = ontology_paths(model.classes, ids)
+    if all(len(path) == 1 for path in paths):
+        found = f"no term of the Cell Ontology holds two of the model's classes ({examples(model.classes)})"
+        way_out = f"Train with obs[{COLUMN!r}], or give child and parent: hierarchy={{'CD4 T': 'T cell'}}."
+        raise SettingError(f"hierarchy='ontology': {found}. {way_out}")
+    return paths, ids
 
 
 def _threshold(model: SIMSClassifier, reject: float | None, threshold: float | None) -> float | None:

@@ -155,15 +155,14 @@ def majority_vote(labels: Sequence[str], clusters: Sequence) -> pd.DataFrame:
     return found.loc[names].reset_index(drop=True)
 
 
-def hierarchical_labels(
-    probabilities: np.ndarray, classes: Sequence[str], hierarchy: Mapping[str, str], threshold: float
-) -> pd.DataFrame:
+def hierarchical_labels(probabilities: np.ndarray, paths: Sequence[Sequence[str]], threshold: float) -> pd.DataFrame:
     """Return the finest label whose probability reaches a threshold: the most probable class, its parent, and so on.
 
-    `probabilities` are (cells, classes); that of a parent is the sum of its classes'. `hierarchy` maps child to parent.
-    A row per cell: ``label``, ``"Unknown"`` where not even the root is enough, and ``probability``, then of the root.
+    `probabilities` are (cells, classes); that of a parent is the sum of its classes'. `paths` has for each class its
+    name and those of its parents, as from `paths_to_root`. A row per cell: ``label``, ``"Unknown"`` where not even the
+    last parent is enough, and ``probability``, then of that parent.
     """
-    paths, best = paths_to_root(classes, hierarchy), probabilities.argmax(axis=1)
+    best = probabilities.argmax(axis=1)
     labels, reached = np.full(len(best), UNKNOWN, dtype=object), np.zeros(len(best))
     for number, path in enumerate(paths):
         undecided = np.flatnonzero(best == number)

@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import sims_kit as sk
-from sims_kit.calibration import CalibrationCells, hierarchical_labels, rejection_threshold
+from sims_kit.calibration import CalibrationCells, hierarchical_labels, paths_to_root, rejection_threshold
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.errors import GeneError, LabelError, SettingError, UnknownNameError
 from sims_kit.model.network import TabNet
@@ -165,7 +165,9 @@ def test_rejected_cells_are_unknown_or_get_a_parent(models, make_cells):
     own = sk.annotate(query, unsure, threshold=threshold, copy=True)
     assert (own.obs["sims_label"] == query.obs["sims_label"]).all()
     sk.annotate(query, unsure, hierarchy=hierarchy)  # at the same rate
-    expected = hierarchical_labels(query.obsm["sims_probabilities"], unsure.classes, hierarchy, threshold)
+    expected = hierarchical_labels(
+        query.obsm["sims_probabilities"], paths_to_root(unsure.classes, hierarchy), threshold
+    )
     assert list(query.obs["sims_label"]) == list(expected["label"]) and {"either", "Unknown"} < set(expected["label"])
     np.testing.assert_allclose(query.obs["sims_confidence"], expected["probability"], rtol=1e-6)
 

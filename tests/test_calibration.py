@@ -16,6 +16,7 @@ from sims_kit.calibration import (
     hierarchical_labels,
     majority_vote,
     nonconformity,
+    paths_to_root,
     rejection_curve,
     rejection_threshold,
 )
@@ -131,7 +132,7 @@ def test_votes_are_the_first_mode():
 def test_finest_confident_level():
     """The class, its parent, or the parent's; a root without children of its own stays unknown."""
     tenths = [[0, 9, 1, 0], [1, 5, 4, 0], [3, 4, 2, 1], [1, 2, 2, 5], [3, 3, 0, 4]]
-    found = hierarchical_labels(np.array(tenths) / 10, CLASSES, HIERARCHY, 0.8)
+    found = hierarchical_labels(np.array(tenths) / 10, paths_to_root(CLASSES, HIERARCHY), 0.8)
     assert found["label"].tolist() == ["CD4 T", "T", "Lymphocyte", "Unknown", "Unknown"]
     np.testing.assert_allclose(found["probability"], [0.9, 0.9, 0.9, 0.5, 0.4])
 
@@ -146,8 +147,8 @@ def test_finest_confident_level():
         (partial(rejection_threshold, error_rate=1), ([0.5], [True]), SettingError, "error_rate is 1"),
         (conformal_quantiles, (np.zeros(9), np.zeros(9, int), 2, "a"), SettingError, "alpha is 'a'; expected"),
         (conformal_quantiles, (np.zeros(8), np.zeros(8, int), 2, 0.1), SettingError, "there are 8. Choose alpha=0.12 "),
-        (hierarchical_labels, (np.eye(4), CLASSES, {"CD4": "T"}, 0.5), UnknownNameError, "'CD4 T'"),
-        (hierarchical_labels, (np.eye(4), CLASSES, {"B": "L", "L": "B"}, 0.5), SettingError, "B > L > B"),
+        (paths_to_root, (CLASSES, {"CD4": "T"}), UnknownNameError, "'CD4 T'"),
+        (paths_to_root, (CLASSES, {"B": "L", "L": "B"}), SettingError, "B > L > B"),
     ],
 )
 def test_bad_input_is_named(function, arguments, error, words):

@@ -21,6 +21,7 @@ from sims_kit.cells.loaders import CellDataset, CellLoader
 from sims_kit.cells.matrix import AS_IS, Expression, open_cells, stay_in_files
 from sims_kit.cells.splits import Split, check_shares, check_whole, stratified_split
 from sims_kit.datasets.labels import attach_labels, check_orientation
+from sims_kit.datasets.ontology import COLUMN, common_term
 from sims_kit.datasets.read import ORIENTATIONS
 from sims_kit.errors import LabelError, SettingError, UnknownNameError
 from sims_kit.text import class_labels, label_text, printable, warn
@@ -131,6 +132,7 @@ class DataModule(LightningDataModule):
             "cells": {part: len(positions) for part, positions in self.split._asdict().items()},
             **{name: getattr(self, name) for name in ("class_label", "layer", "groups", "seed")},
             "label_colors": {label: colours[label] for label in self.classes if label in colours} or None,
+            "ontology_ids": self._ontology_ids() or None,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -203,6 +205,7 @@ class DataModule(LightningDataModule):
             groups=None if self.groups is None else obs[self.groups][has_label],
             names=item.absolute() if is_stored else adata.obs_names,  # read later: many take more memory than all else
             colours=_colours(adata, self.class_label) if labelfile is None else {},
+            terms=_terms(obs[has_label], self.class_label) if self.labelled else (),
             description={  # for the summary, and for a model's provenance
                 "file": name,
                 "dataset": str(origin.get("dataset", "")),
@@ -225,6 +228,13 @@ class DataModule(LightningDataModule):
             found = f"Column {self.class_label!r} has one class only, {classes[0]!r}, in {len(labels):,} cells"
             raise LabelError(f"{found}. A classifier needs at least two; check class_label.")
         return list(classes), codes
+
+    def _ontology_ids(self) -> dict[str, str]:
+        """The narrowest term of the Cell Ontology that holds all cells of a class, by class."""
+        pairs = {pair for file in self._files for pair in file.terms}
+        terms = {label: {term for one, term in pairs if one == label} for label in self.classes}
+        found = {label: common_term(terms[label]) for label in self.classes}
+        return {label: term for label, term in found.items() if term}
 
     def _split(self) -> Split:
         groups = None if self.groups is None else pd.concat([file.groups for file in self._files])
@@ -295,3 +305,11 @@ def _colours(adata: AnnData, label: str | None) -> dict[str, str]:
     colours, is_there = adata.uns.get(f"{label}_colors", ()), label in adata.obs
     labels = label_text(adata.obs[label].astype("category").cat.categories) if len(colours) and is_there else ()
     return dict(zip(labels, map(str, colours), strict=True)) if len(colours) == len(labels) else {}
+
+
+def _terms(obs: pd.DataFrame, label: str) -> set[tuple[str, str]]:
+    """Each label with each term of an ontology that its cells have; nothing where `obs` has no terms."""
+    if COLUMN not in obs:
+        return set()
+    pairs = pd.DataFrame({"label": label_text(obs[label]), "term": label_text(obs[COLUMN])}).drop_duplicates()
+    return {(one, term) for one, term in pairs.itertuples(index=False) if ":" in str(term)}

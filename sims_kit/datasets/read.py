@@ -26,6 +26,7 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 from pooch import os_cache
 
 from sims_kit.datasets.gate import open_store
+from sims_kit.datasets.ontology import COLUMN
 from sims_kit.datasets.r_files import read_r
 from sims_kit.errors import DataError, SettingError, SimsError, UnknownNameError, nearest
 from sims_kit.files import atomic_write
@@ -85,7 +86,7 @@ def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[st
     """Open an `.h5ad` or zarr store, cells x genes, with tables in memory; `X` is a backed CSR or dense dataset.
 
     `layer` is None for `X`, the name of a layer, or ``"raw"`` for `raw` with its own genes. Of more than 100,000 cells,
-    only the `columns` of `obs` are read where they are given, and no names.
+    only the `columns` of `obs` are read where they are given, and ids of cell types, and no names.
     """
     path = _checked(path)
     if not is_backable(path):
@@ -115,7 +116,8 @@ def open_backed(path: str | Path, layer: str | None = None, columns: Iterable[st
             obs, var = whole.obs, whole.raw.var if is_raw else whole.var
         else:
             is_lean = columns is not None and matrix.shape[0] > NAMED and all(name in root["obs"] for name in columns)
-            obs = _frame(root["obs"], list(columns) if is_lean else None, matrix.shape[0])
+            wanted = [*columns, *({COLUMN} & set(root["obs"]))] if is_lean else None
+            obs = _frame(root["obs"], wanted, matrix.shape[0])
             var = _frame(root["raw/var" if is_raw else "var"])
         kept = [key for key in root.get("uns", ()) if key == "sims_kit" or key.endswith("_colors")]
         adata = AnnData(matrix, obs=obs, var=var, uns={key: read_elem(root["uns"][key]) for key in kept})

@@ -94,7 +94,7 @@ class Dataset:
 
 @cache
 def read_registry(path: Path = PATH) -> SimpleNamespace:
-    """`datasets`, gene `tables` and `models` of a registry file, by name; a `RegistryError` names entry and key."""
+    """`datasets` and gene `tables` of a registry file, by name; a `RegistryError` names entry and key."""
     try:
         text = path.read_text(encoding="utf-8")
         if (n := len(re.findall(r"(?<![\w*])\*\w", text))) > 20:  # which could stand for any number of values
@@ -102,10 +102,9 @@ def read_registry(path: Path = PATH) -> SimpleNamespace:
         content = yaml.safe_load(text)
         if content["schema_version"] != 1:
             raise ValueError(f"key 'schema_version': value {content['schema_version']!r}. Expected 1.")
-        registry = SimpleNamespace(datasets={}, tables={}, models={})
+        registry = SimpleNamespace(datasets={}, tables={})
         for group, entries in vars(registry).items():
-            kind = DataFile if group == "models" else Dataset
-            entries |= {name: _build(kind, of, f"entry {name!r}") for name, of in content[group].items()}
+            entries |= {name: _build(Dataset, of, f"entry {name!r}") for name, of in content[group].items()}
         return registry
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise RegistryError(f"{path} is no registry of datasets: {error}") from error

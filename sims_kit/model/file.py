@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from sims_kit.calibration import CalibrationCells
 from sims_kit.datasets.fetch import fetch
-from sims_kit.datasets.registry import DataFile, read_registry
+from sims_kit.datasets.registry import DataFile
 from sims_kit.errors import ModelFileError, SettingError, SimsError, nearest
 from sims_kit.files import atomic_write, file_to_write
 from sims_kit.model.classifier import SIMSClassifier, present_versions
@@ -34,6 +34,7 @@ from sims_kit.model.recipe import FIELDS, NETWORK_FIELDS, Recipe
 from sims_kit.model.trainer import Module, plain_torch, read_checkpoint
 from sims_kit.text import warn
 
+READY = Path(__file__).resolve().parents[1] / "models"  # trained by tools/train_models.py, described in docs/models.md
 FORMAT, VERSION = "sims_kit", 6
 KINDS = {"classifier": SIMSClassifier, "pretrained encoder": MaskedPretraining}
 METADATA = ("saved", "versions", "recipe", "gene_kind", "licence", "notes")  # of the header, kept in `model.metadata`
@@ -122,9 +123,10 @@ def save_model(model: Module, path: str | os.PathLike, *, licence: str | None = 
 def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> SIMSClassifier | MaskedPretraining:
     """Read a model that `save_model` wrote, on the CPU and ready to predict.
 
-    `source` is a path, also of a ``.ckpt`` that Lightning wrote while a classifier was trained; the name of a published
-    model (`models:` in data_registry.yaml); or an address on the web, with `known_hash`, the file's SHA-256. No code in
-    it is run. Shapes are compared before anything is built, so that memory grows with the file, not with its claims.
+    `source` is a path, also of a ``.ckpt`` that Lightning wrote while a classifier was trained; the name of a ready
+    model, ``"human-blood"``, ``"human-pancreas"`` or ``"mouse-immune"``; or an address on the web, with `known_hash`,
+    the file's SHA-256. No code in it is run. Shapes are compared before anything is built, so that memory grows with
+    the file, not with its claims.
 
     >>> model = sk.load_model("cortex.safetensors")
     >>> model = sk.load_model("https://example.org/cortex.safetensors", known_hash="sha256:5d41...")
@@ -166,15 +168,15 @@ def _find(source: str | os.PathLike, known_hash: str | None) -> Path:
             raise SettingError(f"{known_hash=} for {source!r}: give the SHA-256 of the file, 64 hexadecimal digits.")
         sha256 = known_hash.removeprefix("sha256:").lower()
         return fetch(source, "models", DataFile(f"{sha256[:16]}.safetensors", (source,), sha256, None))
-    path, published = Path(source).expanduser(), read_registry().models
+    path, ready = Path(source).expanduser(), {file.stem: file for file in READY.glob("*.safetensors")}
     if path.is_dir():
         raise ModelFileError(f"{str(path)!r} is a folder. Expected a file that `save_model(model, path)` wrote.")
     if path.is_file():
         return path
-    if str(source) in published:
-        return fetch(str(source), "models", published[str(source)])
-    offered = f" Among published models: {nearest(source, published)}" if published else ""
-    raise FileNotFoundError(f"There is no model file {str(path)!r}. `save_model(model, path)` writes one.{offered}")
+    if str(source) in ready:
+        return ready[str(source)]
+    found = f"There is no model file {str(path)!r}. `save_model(model, path)` writes one."
+    raise FileNotFoundError(f"{found} Among ready models: {nearest(source, ready)}")
 
 
 def _read(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:

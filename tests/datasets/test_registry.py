@@ -10,7 +10,7 @@ from sims_kit.datasets.registry import PATH, read_registry
 from sims_kit.errors import RegistryError
 
 KEYS = {"files": "folder matrix", "archive": "folder archive matrix", "scanpy": "function", "simulated": "sizes"}
-DATASETS, TABLES, _ = vars(read_registry()).values()
+DATASETS, TABLES = vars(read_registry()).values()
 ENTRIES = DATASETS | TABLES
 
 

@@ -18,13 +18,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 import sims_kit as sk
-from sims_kit.datasets.registry import DataFile, read_registry
 from sims_kit.errors import FetchError, ModelFileError, SettingError
 from sims_kit.model import MaskedPretraining, SIMSClassifier, load_model, save_model
 from sims_kit.model import file as model_file
 from sims_kit.model.pretraining import mask_genes
 
 FILES = Path(__file__).with_name("files")
+PAGE = Path(__file__).resolve().parents[2] / "docs/models.md"
 GOOD = FILES / f"version_{model_file.VERSION}.safetensors"
 FLAG = Path("/tmp/sims_kit_was_here")
 Bomb = type("Bomb", (), {"__reduce__": lambda self: (FLAG.touch, ())})  # runs code when it is unpickled
@@ -302,19 +302,29 @@ def test_addresses_and_names(tmp_path, monkeypatch):
     monkeypatch.setenv("SIMS_KIT_DATA", str(tmp_path))
     with pytest.raises(FetchError, match="SIMS_KIT_OFFLINE"):
         load_model(url, known_hash=digest)
-    entry = DataFile("cortex.safetensors", (url,), digest, GOOD.stat().st_size)
-    monkeypatch.setitem(read_registry().models, "cortex", entry)
     (tmp_path / "models").mkdir()
-    for name in (f"{digest[:16]}.safetensors", "cortex.safetensors"):
-        (tmp_path / "models" / name).write_bytes(GOOD.read_bytes())
-    assert load_model(url, known_hash=f"sha256:{digest.upper()}").classes == load_model("cortex").classes
-    with pytest.raises(FileNotFoundError, match=r"no model file 'cortx'.*'cortex'"):
-        load_model("cortx")
+    (file := tmp_path / "models" / f"{digest[:16]}.safetensors").write_bytes(GOOD.read_bytes())
+    assert load_model(url, known_hash=f"sha256:{digest.upper()}").classes == load_model(GOOD).classes
+    file.write_bytes(b"other")
+    with pytest.raises(FetchError, match="SHA-256"):
+        load_model(url, known_hash=digest)
+    with pytest.raises(FileNotFoundError, match=r"no model file 'human-blod'.*'human-blood'"):
+        load_model("human-blod")
     with pytest.raises(ModelFileError, match="is a folder"):
         load_model(".")
-    (tmp_path / "models" / "cortex.safetensors").write_bytes(b"other")
-    with pytest.raises(FetchError, match="SHA-256"):
-        load_model("cortex")
+
+
+@pytest.mark.parametrize("name", ["human-blood", "human-pancreas", "mouse-immune"])
+def test_ready_models(name, monkeypatch, tmp_path):
+    """Each is small, says what it is worth, knows the Cell Ontology, and has its card in the docs."""
+    monkeypatch.chdir(tmp_path)
+    model = load_model(name)
+    assert (model_file.READY / f"{name}.safetensors").stat().st_size < 2_000_000
+    assert set(model.provenance["ontology_ids"]) == set(model.classes) and model.novelty.is_calibrated
+    assert "did not learn from" in model.metadata["notes"]
+    assert f"- **notes**: {model.metadata['notes']}\n" in PAGE.read_text(encoding="utf-8")
+    save_model(load_model(GOOD), name)  # a file of this name goes before
+    assert load_model(name).classes == load_model(GOOD).classes
 
 
 def test_checkpoints(make_cells, tmp_path):

@@ -1,0 +1,136 @@
+"""Train the ready models that `sims_kit.load_model(name)` knows, and write docs/models.md below its introduction.
+
+Each is trained on all its studies; what its card says of a study is from a model that was trained without it.
+"""
+
+import os
+
+import pandas as pd
+from anndata import AnnData
+
+import sims_kit as sk
+from sims_kit.datasets.ontology import COLUMN
+from sims_kit.model.file import READY
+
+PAGE = READY.parents[1] / "docs/models.md"
+REJECT = 0.1
+SCORES = ["cells", "accuracy", "mean recall of the types", f"labelled with reject={REJECT}", "errors among these"]
+MOST_GENES = 5000  # of the file; of more, those that most cells express
+MODELS = {
+    "human-blood": {
+        "tissue": "human peripheral blood",
+        "studies": {"pbmc-chemistries": None, "kang-interferon": None},
+        "types": {  # name of the class: its term of the Cell Ontology, and its names in the studies
+            "B cell": ("CL:0000236", "B"),
+            "CD4 T cell": ("CL:0000624", "T_CD4", "CD4T"),
+            "CD8 T cell": ("CL:0000625", "T_CD8", "CD8T"),
+            "NK cell": ("CL:0000623", "NK"),
+            "CD14 monocyte": ("CL:0002057", "Mono_CD14", "CD14+Mono"),
+            "CD16 monocyte": ("CL:0002396", "Mono_CD16", "FCGR3A+Mono"),
+            "dendritic cell": ("CL:0000451", "DC", "Dendritic"),
+            "megakaryocyte": ("CL:0000556", "MK"),
+        },
+        "unknown": "plasma cells, plasmacytoid dendritic cells, gamma-delta and regulatory T cells as types of their "
+        "own, neutrophils, erythrocytes and progenitors (three stem cells of the reference were left out). Seven "
+        "megakaryocytes are few. Half of the cells of kang-interferon were treated with interferon beta.",
+    },
+    "human-pancreas": {
+        "tissue": "human pancreas, mostly islets",
+        "studies": {"islets-xin": None, "islets-wang": None, "pancreas-human-mouse": ("Batch", "human")},
+        "types": {
+            "alpha cell": ("CL:0000171", "alpha"),
+            "beta cell": ("CL:0000169", "beta"),
+            "delta cell": ("CL:0000173", "delta"),
+            "gamma cell": ("CL:0002275", "gamma"),
+            "acinar cell": ("CL:0002064", "acinar"),
+            "ductal cell": ("CL:0002079", "ductal"),
+            "stellate cell": ("CL:0002410", "stellate", "activated_stellate"),
+            "macrophage": ("CL:0000235", "macrophage"),
+        },
+        "unknown": "epsilon cells, endothelial, Schwann, mast and T cells. Five acinar cells are few; acinar cells, "
+        "ductal cells and macrophages are of one study each. The three studies share no more genes than these.",
+    },
+    "mouse-immune": {
+        "tissue": "mouse immune cells of several organs",
+        "studies": {"mouse-immune": None},
+        "types": {
+            "B cell": ("CL:0000236", "B cell", "B"),
+            "T cell": ("CL:0000084", "T cell", "T_CD4", "T_CD8", "CD4T", "CD8T"),
+            "NK cell": ("CL:0000623", "NK cell", "NK"),
+            "monocyte": ("CL:0000576", "Monocyte", "Mono_CD14", "Mono_CD16", "CD14+Mono", "FCGR3A+Mono"),
+            "granulocyte": ("CL:0000094", "Granulocyte"),
+        },
+        "unknown": "macrophages, dendritic cells, mast cells, progenitors and every cell that is not of the immune "
+        "system. No second study of mouse was at hand: other studies are of human blood, by orthologs.",
+        "human": ["pbmc-chemistries", "kang-interferon"],
+    },
+}
+
+
+def read(name: str, facts: dict) -> AnnData:
+    """The cells of a dataset whose label is one of the model's types, under the names of these."""
+    cells, label = sk.load(name), sk.datasets.catalogue().loc[name, "label"]
+    of_class = {own: label for label, (_, *names) in facts["types"].items() for own in names}
+    cells.obs["cell_type"] = cells.obs[label].astype(str).map(of_class)
+    cells.obs[COLUMN] = cells.obs["cell_type"].map({label: term for label, (term, *_) in facts["types"].items()})
+    if chosen := facts["studies"].get(name):
+        cells = cells[cells.obs[chosen[0]] == chosen[1]]
+    return cells[cells.obs["cell_type"].notna()].copy()
+
+
+def fit(studies: dict[str, AnnData], genes: list[str]) -> sk.SIMSClassifier:
+    """A model by the default recipe, but its networks read half as many genes of each class: half the size."""
+    return sk.fit([*studies.values()], "cell_type", genes=genes, recipe={"genes_per_class": 50}, verbose=False)
+
+
+def scores(model: sk.SIMSClassifier, cells: AnnData, species: str | None = None) -> list[float]:
+    """What `SCORES` names, of the cells whose type the model knows."""
+    cells = cells[cells.obs["cell_type"].isin(model.classes)].copy()
+    sk.annotate(cells, model, species=species)
+    found = sk.metrics.score(cells.obs["cell_type"], cells.obs["sims_label"])
+    sk.annotate(cells, model, species=species, reject=REJECT)
+    kept = cells.obs[cells.obs["sims_label"] != "Unknown"].astype(str)
+    wrong = (kept["sims_label"] != kept["cell_type"]).mean()
+    return [cells.n_obs, found["accuracy_micro"], found["recall_macro"], len(kept) / cells.n_obs, wrong]
+
+
+def main() -> None:
+    """Train each model, score it across studies, write its file and its section of the page."""
+    sections = [PAGE.read_text(encoding="utf-8").partition("\n## ")[0].rstrip() + "\n"]
+    for name, facts in MODELS.items():
+        studies = {study: read(study, facts) for study in facts["studies"]}
+        genes = sorted(set.intersection(*(set(cells.var_names) for cells in studies.values())))
+        expressed = sum(cells[:, genes].X.getnnz(axis=0) for cells in studies.values())
+        genes = sorted(pd.Series(expressed, genes).nlargest(MOST_GENES).index)
+        rows = {}
+        for left_out, cells in studies.items():
+            if others := {study: cells for study, cells in studies.items() if study != left_out}:
+                rows[left_out] = scores(fit(others, genes), cells)
+        model = fit(studies, genes)
+        for other in facts.get("human", ()):
+            rows[f"{other}, by orthologs"] = scores(model, read(other, facts), species="human")
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=SCORES)
+        found = "; ".join(f"{row[1]:.2f} / {row[2]:.2f} on {study}" for study, row in rows.items())
+        entries = sk.datasets.catalogue().loc[list(studies)]
+        notes = (
+            f"{facts['tissue']}. Accuracy / mean recall of the types on studies that it did not learn from: {found}. "
+        )
+        path = sk.save_model(
+            model,
+            READY / f"{name}.safetensors",
+            licence="MIT; the cells: " + "; ".join(sorted(set(entries["licence"]))),
+            notes=f"{notes}It does not know {facts['unknown']} Cells: {' '.join(entries['citation'])}",
+        )
+        lines = [f"| {study} | {n:,} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
+                 for study, (n, *values) in rows.items()]  # fmt: skip
+        size = f"{facts['tissue'].capitalize()}; {os.path.getsize(path) / 1e6:.1f} MB"
+        title = f"\n## {name}\n\n{size}. Trained without the study, tested on it:\n"
+        head = ["| study | " + " | ".join(SCORES) + " |", "|---" * (len(SCORES) + 1) + "|"]
+        card = [line for line in sk.load_model(path).card().splitlines()[2:] if " on test cells**" not in line]
+        sections += [title, *head, *lines, "", *card]
+        print(table.round(3).to_string())
+    PAGE.write_text("\n".join(sections), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
