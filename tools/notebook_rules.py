@@ -30,6 +30,7 @@ WIDGET = re.compile(r"\bipywidgets\.interact|\bwidgets\.slider_figure\b")
 CHECK = re.compile(r"^(assert |_ = |)sk\.lessons\.check\(\"\d\d\.\d+\", ", re.MULTILINE)
 QUIZ = re.compile(r"^sk\.lessons\.quiz\(\"\d\d\.\d+\"\)$", re.MULTILINE)
 SMALL = re.compile(r"(font|label)size\"?[=:] ?[1-7]\b")  # points, below what a projector shows
+BAR = re.compile(r"\x1b\[A|^.*\[(?:\d+:)?\d\d:\d\d[<,][^]\n]*\]", re.MULTILINE)  # as tqdm draws them
 UNTIMED = re.compile(r"## (In this notebook we|Limits|What comes next)")
 TOTAL = re.compile(r"take about (\d+) minutes")
 BADGES = ("mybinder.org", "colab.research.google.com")
@@ -164,9 +165,13 @@ def is_answered_alike(cell: NotebookNode) -> bool:
 
 
 def is_noise(output: NotebookNode) -> bool:
-    """Whether an output is stderr, a wiped progress bar, or the view of a widget, which is empty without its kernel."""
-    wiped = output.output_type == "stream" and not output.text.strip()
-    return output.get("name") == "stderr" or wiped or WIDGET_VIEW in output.get("data", {})
+    """Whether an output is a progress bar on stderr, a wiped one, or a widget's view, empty without its kernel."""
+    return WIDGET_VIEW in output.get("data", {}) or (output.output_type == "stream" and not without_bars(output))
+
+
+def without_bars(output: NotebookNode) -> str:
+    """The text of a stream; of stderr, what is left of it without progress bars, such as warnings."""
+    return (BAR.sub("", output.text) if output.name == "stderr" else output.text).strip()
 
 
 def shown_text(cell: NotebookNode) -> str:
@@ -197,8 +202,10 @@ def _untidy(cell: NotebookNode) -> Iterator[str]:
     for output in cell.outputs:
         if output.output_type == "error":
             yield f"raised {output.ename}"
+        if output.get("name") == "stderr":
+            yield f"writes to stderr: {without_bars(output)}"
         if is_noise(output) or "\x1b[A" in output.get("text", ""):
-            yield "has stderr, blank or widget output, or moves the cursor"
+            yield "has a bar, blank or widget output, or moves the cursor"
         if "image/png" in output.get("data", {}):
             dpi = Image.open(BytesIO(b64decode(output.data["image/png"]))).info.get("dpi", [110])[0]
             yield from [f"has a figure of {dpi:.0f} dpi; expected 110 or more"] * (dpi < 109)
