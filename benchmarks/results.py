@@ -76,8 +76,7 @@ def run(tasks: list[str], methods: list[str], n_jobs: int) -> None:
                 print(*(row[name] for name in (*KEY, "status", "reason")), sep=", ")
                 if predictions is not None:
                     keep(predictions, row)
-                same = (rows[KEY] == pd.Series({name: row[name] for name in KEY})).all(axis=1)
-                rows = pd.concat([rows[~same], pd.DataFrame([row])])
+                rows = pd.concat([rows, pd.DataFrame([row])]).drop_duplicates(KEY, keep="last")
                 rows.to_csv(MEASURED / "rows.csv", index=False)
 
 
@@ -137,8 +136,7 @@ def keep(predictions: pd.DataFrame, row: dict) -> None:
     """Put the predictions of a fold in the place of earlier ones; the same table gives the same bytes."""
     path, new = predictions_file(row["task"], row["method"]), predictions.assign(fold=row["fold"])
     if path.exists():
-        old = read_predictions(row["task"], row["method"])[list(new)]
-        new = pd.concat([old[old["fold"] != row["fold"]], new])
+        new = pd.concat([read_predictions(row["task"], row["method"]), new]).drop_duplicates("cell", keep="last")
     path.parent.mkdir(parents=True, exist_ok=True)
     new.sort_values("cell").to_csv(path, index=False, compression={"method": "gzip", "mtime": 0}, lineterminator="\n")
 
@@ -278,7 +276,7 @@ def of_task(scores: pd.DataFrame) -> str:
 
 def number(value: float) -> str:
     """Three decimals, without the zero before the point."""
-    return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.3f}"
+    return f"{value:.3f}".removeprefix("0")
 
 
 if __name__ == "__main__":

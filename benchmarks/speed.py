@@ -1,11 +1,11 @@
 """Speed and memory, measured: training steps, predictions, explanations, loading, and growth with size.
 
-    python benchmarks/speed.py step [--genes 2000 20000] [--batch-sizes 256 1024] [--device cpu]
+    python benchmarks/speed.py step [--genes 2000 20000] [--batch-sizes 256 1024]
     python benchmarks/speed.py loader [--seconds 20]
     python benchmarks/speed.py scale     # what benchmarks/measured_scale.csv lacks, and the figure
 
-Every row is a process of its own, on one thread; memory is the highest resident (Linux); steps on a CPU are in CPU
-time. Stock is pytorch-tabnet with the thesis recipe's sizes; "no identity" is it without its genes x genes identity.
+Every row is a process of its own, on one thread; memory is the highest resident (Linux); steps are in CPU time.
+Stock is pytorch-tabnet with the thesis recipe's sizes; "no identity" is it without its genes x genes identity.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import timeit
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from anndata.io import sparse_dataset, write_elem
 from matplotlib import pyplot as plt
 from pytorch_tabnet.tab_network import TabNetNoEmbeddings
 from scipy import sparse
-from study_page import ROOT, markdown, peak_megabytes
+from study_page import ROOT, machine, markdown, peak_megabytes
 from torch.nn.functional import cross_entropy
 
 import sims_kit as sk
@@ -44,7 +43,6 @@ from sims_kit.model.network import TabNet
 from sims_kit.model.recipe import get_recipe
 
 TABLE, FIGURE = ROOT / "benchmarks/measured_scale.csv", ROOT / "docs/scale.png"
-QUIET = dict(test=0, verbose=False, logger=False)
 METHODS = ("stock", "no identity", "thesis", "one network of the default")
 WARM_UP = 50  # steps that make the masks of our networks as narrow as trained ones
 BATCH = 256
@@ -59,10 +57,8 @@ def main() -> None:
     parser.add_argument("--genes", type=int, nargs="+", default=[2_000, 20_000])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--seconds", type=float, default=20, help="for each way to load")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
-    rows = COMMANDS[arguments.what](arguments)
-    print(f"{arguments.device}, torch {torch.__version__}\n\n{markdown(pd.DataFrame(rows))}")
+    print(markdown(pd.DataFrame(COMMANDS[arguments.what](arguments))), machine("pytorch-tabnet", "anndata"), sep="\n\n")
 
 
 def apart(function: Callable, *arguments):
@@ -71,32 +67,23 @@ def apart(function: Callable, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-def clock(device: str) -> float:
-    """Seconds: CPU time, or on the clock when the GPU has done its work."""
-    if device == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def steps(arguments: argparse.Namespace) -> list[dict]:
     """Training, prediction and explanation of a batch."""
-    sizes = product(arguments.genes, arguments.batch_sizes, METHODS)
-    return [apart(one_step, *size, arguments.device) for size in sizes]
+    return [apart(one_step, *size) for size in product(arguments.genes, arguments.batch_sizes, METHODS)]
 
 
-def one_step(n_genes: int, n_cells: int, method: str, device: str) -> dict[str, object]:
+def one_step(n_genes: int, n_cells: int, method: str) -> dict[str, object]:
     """Milliseconds of a training step, a prediction and an explanation, and the peak of memory."""
     scale = dict(n_cells=n_cells, n_genes=n_genes, lib_loc=8.4 + math.log(n_genes / 20_000))  # about 10 % are not zero
     tissue = simulate(**scale, stress_genes=("PGK1",))
     values = log_normalised(tissue, list(tissue.var_names))
     cells = CellDataset([]).batch(values, []).cells
-    labels = torch.from_numpy(tissue.obs["cell_type"].cat.codes.to_numpy(np.int64, copy=True)).to(device)
+    labels = torch.from_numpy(tissue.obs["cell_type"].cat.codes.to_numpy(np.int64, copy=True))
     torch.manual_seed(0)
     settings = get_recipe("thesis" if method == "thesis" else "default").network_settings | {"n_models": 1}
     n_classes, is_ours = int(labels.max()) + 1, method in METHODS[2:]
     network = TabNet(n_genes, n_classes, **settings) if is_ours else stock(n_genes, n_classes, method)
-    network, cells = network.to(device), (cells if is_ours else cells.to_dense()).to(device)
+    cells = cells if is_ours else cells.to_dense()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)  # pytorch-tabnet's default
 
     def train():
@@ -112,21 +99,18 @@ def one_step(n_genes: int, n_cells: int, method: str, device: str) -> dict[str, 
     row = {"genes": f"{n_genes:,}", "batch": f"{n_cells:,}", "method": method}
     for name, run in (("training", train), ("prediction", predict), ("explanation", explain)):
         run()
-        seconds = timeit.repeat(run, number=1, repeat=7, timer=partial(clock, device))
+        seconds = timeit.repeat(run, number=1, repeat=7, timer=time.process_time)
         row[f"{name}, ms"] = f"{1e3 * statistics.median(seconds):,.1f}"
-    memory = peak_megabytes() if device == "cpu" else torch.cuda.max_memory_allocated() / 1e6
-    return row | {"peak, MB": f"{memory:,.0f}"}
+    return row | {"peak, MB": f"{peak_megabytes():,}"}
 
 
-class WithoutIdentity(torch.Tensor):
+class WithoutIdentity:
     """Stands for the genes x genes identity of pytorch-tabnet's encoder: a product with it changes nothing."""
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), options=None):
-        """The first factor of a product; anything else is done as with any tensor."""
-        if function is torch.matmul:
-            return arguments[0]
-        return super().__torch_function__(function, types, arguments, options)
+        """The first factor of a product."""
+        return arguments[0]
 
 
 def stock(n_genes: int, n_classes: int, method: str) -> torch.nn.Module:
@@ -134,7 +118,7 @@ def stock(n_genes: int, n_classes: int, method: str) -> torch.nn.Module:
     if method == "stock":
         return TabNetNoEmbeddings(n_genes, n_classes)
     network = TabNetNoEmbeddings(n_genes, n_classes, group_attention_matrix=torch.empty(n_genes, 0))
-    network.encoder.group_attention_matrix = torch.empty(0).as_subclass(WithoutIdentity)
+    network.encoder.group_attention_matrix = WithoutIdentity()
     return network
 
 
@@ -161,7 +145,7 @@ def one_way(way: str, path: Path, seconds: float) -> dict[str, object]:
     n_cells, started = 0, time.perf_counter()
     while (spent := time.perf_counter() - started) < seconds and (size := next(batches, None)):
         n_cells += size
-    return {"way": way, "cells per second": f"{n_cells / spent:,.0f}", "peak, MB": f"{peak_megabytes():,.0f}"}
+    return {"way": way, "cells per second": f"{n_cells / spent:,.0f}", "peak, MB": f"{peak_megabytes():,}"}
 
 
 def slices(path: Path) -> Iterator[int]:
@@ -216,7 +200,8 @@ def fit_and_annotate(path: Path, place: str) -> dict[str, float]:
     """An epoch of one network of the default recipe, without validation, and `annotate` of the same cells."""
     started = time.perf_counter()
     recipe = replace(get_recipe("default"), n_models=1, max_epochs=1, batch_size=BATCH)
-    model = sk.fit(path, "cell_type", recipe=recipe, backed=place == "disk", validation=0, **QUIET)
+    options = dict(recipe=recipe, backed=place == "disk", validation=0, test=0, verbose=False, logger=False)
+    model = sk.fit(path, "cell_type", **options)
     fitted, while_training = time.perf_counter(), peak_megabytes()
     sk.annotate(path, model, backed=place == "disk")
     found = {"epoch, s": fitted - started, "annotate, s": time.perf_counter() - fitted}

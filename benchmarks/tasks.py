@@ -29,9 +29,7 @@ class Task:
 
 
 TASKS: Mapping[str, Task] = {
-    "pbmc68k": Task(("pbmc68k",)),
-    "mouse-immune": Task(("mouse-immune",)),
-    "worm-neurons": Task(("worm-neurons",)),
+    **{name: Task((name,)) for name in ("pbmc68k", "mouse-immune", "worm-neurons")},
     "cell lines across plates": Task(PLATES),
     "cell lines across protocols": Task(PROTOCOLS),
     "blood across donors and conditions": Task(("kang-donors",), group="sample_id"),
