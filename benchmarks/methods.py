@@ -163,11 +163,9 @@ class MarkerVoting(ClassifierMixin, BaseEstimator):
         cells = AnnData(X[:, kept], var={"column": kept}, obs={"label": np.asarray(y, dtype=str)})
         cells.obs["label"] = cells.obs["label"].astype("category")
         sc.tl.rank_genes_groups(cells, "label", method="wilcoxon", n_genes=50)
-        markers = sp.lil_matrix((X.shape[1], len(self.classes_)))
-        for column, name in enumerate(self.classes_):
-            ranked = sc.get.rank_genes_groups_df(cells, str(name), log2fc_min=0)["names"].astype(int)
-            markers[kept[ranked], column] = 1
-        markers = markers.tocsr()
+        ranked = sc.get.rank_genes_groups_df(cells, None, log2fc_min=0)
+        places = kept[ranked["names"].astype(int)], pd.Index(self.classes_.astype(str)).get_indexer(ranked["group"])
+        markers = sp.csr_matrix((np.ones(len(ranked)), places), (X.shape[1], len(self.classes_)))
         shared = sp.diags(1 / np.maximum(markers.sum(axis=1).A1, 1))  # a gene of many classes says little of each
         self.markers_ = (shared @ markers / np.maximum(markers.sum(axis=0).A1, 1)).tocsr()
         self.moments_ = StandardScaler(with_mean=False).fit(X), X.mean(axis=0).A1

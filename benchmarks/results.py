@@ -147,13 +147,16 @@ def summarised() -> dict[str, pd.DataFrame]:
     rows = rows.sort_values("method", key=lambda names: pd.factorize(names)[0], kind="stable")  # as they come first
     all_scores, all_differences, all_classes = [], [], []
     for task, of_task in rows.groupby("task", sort=False):
-        of_methods, n_folds = dict(list(of_task.groupby("method", sort=False))), int(of_task["n_folds"].max())
-        reasons = {method: reason(own, n_folds) for method, own in of_methods.items()}
-        cells = {method: read_predictions(task, method) for method, why in reasons.items() if not why}
-        cells = {method: found.rename(columns={"truth": "class"}) for method, found in cells.items()}
+        cells, reasons, n_folds = {}, {}, int(of_task["n_folds"].max())
+        for method, own in of_task.groupby("method", sort=False):
+            bad = own[own["status"] != "done"]
+            missing = f"not run on all folds ({len(own)} of {n_folds})" if len(own) < n_folds else ""
+            reasons[method] = f"{bad['status'].iloc[0]}: {bad['reason'].iloc[0]}" if len(bad) else missing
+            if not reasons[method]:
+                cells[method] = read_predictions(task, method).rename(columns={"truth": "class"})
         drawn = resample(pd.concat(cells, names=["method"]).reset_index("method"), ["method"], score=score_labelled)
         scores = intervals(drawn, ["method"]).set_index("method")
-        for method, own in of_methods.items():
+        for method, own in of_task.groupby("method", sort=False):
             all_scores.append({"task": task, "method": method, "reason": reasons[method]})
             if (found := cells.get(method)) is None:
                 continue
@@ -172,13 +175,6 @@ def summarised() -> dict[str, pd.DataFrame]:
         all_differences.append(differences(pairs, ["method"], SCORES).assign(task=task))
     joined = {"classes": pd.concat(all_classes, ignore_index=True), "scores": pd.DataFrame(all_scores)}
     return joined | {"rows": rows, "differences": pd.concat(all_differences, ignore_index=True)}
-
-
-def reason(rows: pd.DataFrame, n_folds: int) -> str:
-    """Why a method has no score on a task; nothing where all folds are done."""
-    if len(bad := rows[rows["status"] != "done"]):
-        return f"{bad['status'].iloc[0]}: {bad['reason'].iloc[0]}"
-    return f"not run on all folds ({len(rows)} of {n_folds})" if len(rows) < n_folds else ""
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> None:

@@ -57,8 +57,7 @@ def main() -> None:
 def generalization(task: str, **options) -> tuple:
     """Across regions and donors of simulated cortex, and across two protocols on the same three cell lines."""
     if task == "protocols":
-        names = ("cell-lines-celseq2", "cell-lines-dropseq")
-        cells = {name.removeprefix("cell-lines-"): sk.load(name) for name in names}
+        cells = {name: sk.load(f"cell-lines-{name}") for name in ("celseq2", "dropseq")}
         return sk.studies.generalization(cells, "cell_line_demuxlet", **options)
     settings = {"regions": dict(by="region", which="MTG"), "donors": dict(by="donor", leave_one_out=True)}
     return sk.studies.generalization(simulate(CORTEX), "cell_type", **settings[task], **options)
@@ -261,12 +260,11 @@ def ablation_claims(task: str, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
         is_flat = (above["difference"] <= TOLERANCE).all() and (below["low"] > TOLERANCE).all()
         said = ", ".join(f"{100 * p:g} %: {row['difference']:.3f}" for p, row in own.iterrows() if p < 1)
         rows.append(("steep drops only below 6 %", method, f"loss at {said}", "holds" if is_flat else "does not hold"))
-    if len(tables["epochs"]):
-        for method, own in learned(tables["epochs"]).groupby("method", sort=False):
-            means = own.groupby("n_training_cells")["epochs"].mean()
-            falls = "holds" if (np.diff(means) <= 0).all() else "does not hold"
-            said = ", ".join(f"{n:,} cells: {epochs:.0f}" for n, epochs in means.items())
-            rows.append(("the fewer cells, the more epochs to convergence", method, said, falls))
+    for method, own in learned(tables["epochs"]).groupby("method", sort=False):
+        means = own.groupby("n_training_cells")["epochs"].mean()
+        falls = "holds" if (np.diff(means) <= 0).all() else "does not hold"
+        said = ", ".join(f"{n:,} cells: {epochs:.0f}" for n, epochs in means.items())
+        rows.append(("the fewer cells, the more epochs to convergence", method, said, falls))
     return pd.DataFrame([(task, *row) for row in rows], columns=["data", "thesis", "method", "found", "verdict"])
 
 

@@ -19,8 +19,7 @@ def command_line(text: str, tasks: Collection[str]) -> argparse.ArgumentParser:
     matplotlib.use("Agg")
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(tasks), choices=tasks)
-    wanted = dict(dest="tasks", action="store_const", const=[])
-    parser.add_argument("--report", **wanted, help="write the page, measure nothing")
+    parser.add_argument("--report", dest="tasks", action="store_const", const=[], help="write the page alone")
     return parser
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
-from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 from study_page import ROOT, command_line, machine, markdown
@@ -160,7 +159,7 @@ def unseen(task: str, left_out: str) -> pd.DataFrame:
     is_left_out = (whole.obs["label"] == left_out).to_numpy()
     reference, asked = whole[~is_left_out], ad.concat([query, whole[is_left_out]])
     logits, novelty = outputs(model, asked)
-    certain = softmax(logits.astype(np.float64), axis=1).max(axis=1)
+    certain = calibration.calibration_cells(logits, np.zeros(len(logits))).confidence  # whatever the label
     scores = {"SIMS, unseen score": novelty, "SIMS, maximum probability": -certain}
     for name in OTHERS:
         try:

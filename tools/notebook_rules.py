@@ -50,16 +50,15 @@ def problems(path: Path) -> list[str]:
     """What keeps any notebook from being committed: size, counts, outputs, tags, commands to the machine."""
     notebook = nbformat.read(path, as_version=4)
     code = code_cells(notebook)
-    found = unmet(
-        {
-            f"is {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are allowed": path.stat().st_size <= MAX_BYTES,
-            "has metadata.widgets or metadata.papermill": not {"widgets", "papermill"} & set(notebook.metadata),
-            "has another kernel than python3": notebook.metadata.get("kernelspec", {}).get("name") == "python3",
-            "needs one cell tagged 'parameters'": sum("parameters" in tags(cell) for cell in code) == 1,
-            "needs one cell tagged 'colab'": sum("colab" in tags(cell) for cell in code) == 1,
-            "was not run from top to bottom": [c.execution_count for c in code] == list(range(1, len(code) + 1)),
-        }
-    )
+    expectations = {
+        f"is {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are allowed": path.stat().st_size <= MAX_BYTES,
+        "has metadata.widgets or metadata.papermill": not {"widgets", "papermill"} & set(notebook.metadata),
+        "has another kernel than python3": notebook.metadata.get("kernelspec", {}).get("name") == "python3",
+        "needs one cell tagged 'parameters'": sum("parameters" in tags(cell) for cell in code) == 1,
+        "needs one cell tagged 'colab'": sum("colab" in tags(cell) for cell in code) == 1,
+        "was not run from top to bottom": [c.execution_count for c in code] == list(range(1, len(code) + 1)),
+    }
+    found = unmet(expectations)
     for number, cell in enumerate(code, 1):
         found += [f"code cell {number} {problem}" for problem in [*_unsafe(cell), *_untidy(cell)]]
     return found
@@ -98,9 +97,8 @@ def _minutes(cell: NotebookNode) -> float:
         tasks = len(re.findall("^### (?:Exercise|Open question)", cell.source, re.MULTILINE))
         return len(cell.source.split()) / 130 + cell.source.count("**Guess") + 5 * tasks
     figures = sum("image/png" in output.get("data", {}) for output in cell.outputs)
-    return (
-        len(cell.source.splitlines()) / 12 + figures / 2 + bool(QUIZ.search(cell.source) or WIDGET.search(cell.source))
-    )
+    asks = bool(QUIZ.search(cell.source) or WIDGET.search(cell.source))
+    return len(cell.source.splitlines()) / 12 + figures / 2 + asks
 
 
 def unmet(expectations: dict[str, object]) -> list[str]:
@@ -110,12 +108,8 @@ def unmet(expectations: dict[str, object]) -> list[str]:
 
 def broken_links(path: Path, root: Path = ROOT) -> list[str]:
     """Relative links of a notebook or a Markdown page that lead to no file inside the folder `root`."""
-    found = []
-    for target in links(prose(path)):
-        file = (path.parent / target.split("#")[0]).resolve()
-        if not file.is_relative_to(root) or not file.exists():
-            found.append(target)
-    return found
+    files = {target: (path.parent / target.split("#")[0]).resolve() for target in links(prose(path))}
+    return [target for target, file in files.items() if not (file.is_relative_to(root) and file.exists())]
 
 
 def links(text: str) -> list[str]:
@@ -178,16 +172,15 @@ def _unsafe(cell: NotebookNode) -> list[str]:
     is_magic = "get_ipython(" in TransformerManager().transform_cell(cell.source)
     is_silent = "nbval-check-output" in tags(cell) and cell.source.rstrip().endswith(";")
     unknown = sorted(set(tags(cell)) - TAGS)
-    return unmet(
-        {
-            "has a shell command or a magic, whose failure goes unnoticed": not is_magic or "colab" in tags(cell),
-            "ends its kernel": not LEAVES.search(cell.source),
-            "instructs nbval by a comment; use the tag nbval-check-output": "NBVAL_" not in cell.source,
-            "is compared and ends in a semicolon, which nbval ignores; write _ = ... instead": not is_silent,
-            "has text below 8 points": not SMALL.search(cell.source),
-            f"has the tag {', '.join(map(repr, unknown))}; known ones are {', '.join(sorted(TAGS))}": not unknown,
-        }
-    )
+    expectations = {
+        "has a shell command or a magic, whose failure goes unnoticed": not is_magic or "colab" in tags(cell),
+        "ends its kernel": not LEAVES.search(cell.source),
+        "instructs nbval by a comment; use the tag nbval-check-output": "NBVAL_" not in cell.source,
+        "is compared and ends in a semicolon, which nbval ignores; write _ = ... instead": not is_silent,
+        "has text below 8 points": not SMALL.search(cell.source),
+        f"has the tag {', '.join(map(repr, unknown))}; known ones are {', '.join(sorted(TAGS))}": not unknown,
+    }
+    return unmet(expectations)
 
 
 def _untidy(cell: NotebookNode) -> Iterator[str]:
@@ -279,15 +272,13 @@ def _quizzes(notebook: NotebookNode) -> list[str]:
 
 def _widgets(notebook: NotebookNode) -> Iterator[str]:
     """A slider's figure must be there without a kernel: the cell's own picture, or one before it in its section."""
-    n_widgets, has_figure = 0, False
+    has_figure = False
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             has_figure = has_figure and not cell.source.startswith("## ")
             continue
         has_figure = has_figure or any("image/png" in output.get("data", {}) for output in cell.outputs)
-        if WIDGET.search(cell.source):
-            n_widgets += 1
-            if not has_figure:
-                yield f"has a widget without a figure before it in its section: {cell.source.splitlines()[-1]}"
-    if not n_widgets:
+        if WIDGET.search(cell.source) and not has_figure:
+            yield f"has a widget without a figure before it in its section: {cell.source.splitlines()[-1]}"
+    if not any(WIDGET.search(cell.source) for cell in code_cells(notebook)):
         yield "has no widget"

@@ -52,10 +52,8 @@ def _section(name: str, entry: Dataset) -> str:
 
 def _shape(entry: Dataset) -> str:
     classes = f"{_number(entry.classes)} classes" if entry.label else "no labels"
-    if entry.source.sizes:
-        sizes = (f"{size} {shape['cells']:,} x {shape['genes']:,}" for size, shape in entry.source.sizes.items())
-        return f"{', '.join(sizes)}; {classes}"
-    return f"{_number(entry.cells)} cells x {_number(entry.genes)} genes; {classes}"
+    sizes = [f"{size} {shape['cells']:,} x {shape['genes']:,}" for size, shape in (entry.source.sizes or {}).items()]
+    return f"{', '.join(sizes) or f'{_number(entry.cells)} cells x {_number(entry.genes)} genes'}; {classes}"
 
 
 def _file(entry: Dataset, file: DataFile) -> list[str]:
