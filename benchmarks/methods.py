@@ -9,8 +9,8 @@ import scanpy as sc
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.pipeline import make_pipeline
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sims_kit.calibration import UNKNOWN
@@ -22,7 +22,15 @@ from sims_kit.studies.methods import METHODS as OF_PACKAGE
 from sims_kit.studies.methods import Components, LogNormalise
 
 
-class ScANVI(ClassifierMixin, BaseEstimator):
+class Classifier(ClassifierMixin, BaseEstimator):
+    """A classifier that answers the most probable class."""
+
+    def predict(self, X) -> np.ndarray:
+        """The most probable class of each cell."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+
+class ScANVI(Classifier):
     """scANVI of scvi-tools (Xu et al., Molecular Systems Biology 2021) on raw counts, as in its tutorial.
 
     The batch key is the column `sample` of `obs`, where the training cells have several samples; query cells of new
@@ -68,10 +76,6 @@ class ScANVI(ClassifierMixin, BaseEstimator):
             model.train(max_epochs=100, plan_kwargs={"weight_decay": 0.0}, enable_progress_bar=False)
         return model.predict(query, soft=True)[self.classes_.astype(str)].to_numpy(np.float32)
 
-    def predict(self, X) -> np.ndarray:
-        """The most probable class of each cell."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
-
     def _counts(self, cells: AnnData) -> AnnData:
         """Raw counts on the genes of the training cells, with the sample of each cell."""
         expression = Expression(cells)
@@ -84,7 +88,7 @@ class ScANVI(ClassifierMixin, BaseEstimator):
         return found
 
 
-class Actinn(ClassifierMixin, BaseEstimator):
+class Actinn(Classifier):
     """ACTINN's network and training (Ma and Pellegrini, Bioinformatics 2020), on log-normalised values.
 
     Hidden layers of 100, 50 and 25 ReLU, Glorot's start, Adam at 1e-4 (x 0.95 every 1,000 steps), L2 of 0.005 on the
@@ -114,10 +118,6 @@ class Actinn(ClassifierMixin, BaseEstimator):
             batches = (rows[i : i + 1024].toarray() for i in range(0, X.shape[0], 1024))
             parts = [self.network_(torch.from_numpy(batch)).softmax(1) for batch in batches]
         return torch.cat(parts).numpy()
-
-    def predict(self, X: sp.csr_matrix) -> np.ndarray:
-        """The most probable class of each cell."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def _train(self, values: sp.csr_matrix, codes: torch.Tensor) -> None:
         layers = [torch.nn.Linear(*pair) for pair in pairwise([values.shape[1], 100, 50, 25, len(self.classes_)])]
@@ -163,11 +163,9 @@ class MarkerVoting(ClassifierMixin, BaseEstimator):
         cells = AnnData(X[:, kept], var={"column": kept}, obs={"label": np.asarray(y, dtype=str)})
         cells.obs["label"] = cells.obs["label"].astype("category")
         sc.tl.rank_genes_groups(cells, "label", method="wilcoxon", n_genes=50)
-        markers = sp.lil_matrix((X.shape[1], len(self.classes_)))
-        for column, name in enumerate(self.classes_):
-            ranked = sc.get.rank_genes_groups_df(cells, str(name), log2fc_min=0)["names"].astype(int)
-            markers[kept[ranked], column] = 1
-        markers = markers.tocsr()
+        ranked = sc.get.rank_genes_groups_df(cells, None, log2fc_min=0)
+        places = kept[ranked["names"].astype(int)], pd.Index(self.classes_.astype(str)).get_indexer(ranked["group"])
+        markers = sp.csr_matrix((np.ones(len(ranked)), places), (X.shape[1], len(self.classes_)))
         shared = sp.diags(1 / np.maximum(markers.sum(axis=1).A1, 1))  # a gene of many classes says little of each
         self.markers_ = (shared @ markers / np.maximum(markers.sum(axis=0).A1, 1)).tocsr()
         self.moments_ = StandardScaler(with_mean=False).fit(X), X.mean(axis=0).A1
@@ -184,30 +182,18 @@ class MarkerVoting(ClassifierMixin, BaseEstimator):
             cells.obsm["X_pca"] = Components(self.random_state).fit(X).transform(X).astype(np.float32)
             sc.pp.neighbors(cells, n_neighbors=15, use_rep="X_pca", random_state=self.random_state)
             sc.tl.leiden(cells, flavor="igraph", n_iterations=2, directed=False, random_state=self.random_state)
-            clusters = cells.obs["leiden"].cat.codes.to_numpy()
-            sums = np.zeros((clusters.max() + 1, votes.shape[1]))
-            np.add.at(sums, clusters, votes)
-            votes = sums[clusters]
+            votes = pd.DataFrame(votes).groupby(cells.obs["leiden"].to_numpy()).transform("sum").to_numpy()
         return self.classes_[votes.argmax(axis=1)]
 
 
-class Rejecting(ClassifierMixin, BaseEstimator):
-    """A classifier that answers ``"Unknown"`` where its largest probability is below a threshold."""
-
-    def __init__(self, estimator, threshold: float):
-        self.estimator, self.threshold = estimator, threshold
-
-    def fit(self, X, y) -> "Rejecting":
-        """Fit a copy of the classifier."""
-        self.estimator_ = clone(self.estimator).fit(X, y)
-        self.classes_, self.predict_proba = self.estimator_.classes_, self.estimator_.predict_proba
-        return self
+class Rejecting(Pipeline):
+    """A classifier that answers `Unknown` where its largest probability is below 0.7."""
 
     def predict(self, X) -> np.ndarray:
         """Labels as text."""
         probabilities = self.predict_proba(X)
         labels = self.classes_[probabilities.argmax(axis=1)].astype(object)
-        return np.where(probabilities.max(axis=1) < self.threshold, "Unknown", labels)
+        return np.where(probabilities.max(axis=1) < 0.7, UNKNOWN, labels)
 
 
 METHODS = {
@@ -215,7 +201,7 @@ METHODS = {
     "scANVI": ScANVI,
     "scANVI, thesis": lambda seed: ScANVI(seed, epochs=150),
     # the winner of Abdelaal et al. 2019, and the method of Moana
-    "linear SVM, rejection at 0.7": lambda seed: Rejecting(OF_PACKAGE["linear SVM, calibrated"](seed), 0.7),
+    "linear SVM, rejection at 0.7": lambda seed: Rejecting(OF_PACKAGE["linear SVM, calibrated"](seed).steps),
     "ACTINN architecture, re-run in torch": lambda seed: make_pipeline(LogNormalise(), Actinn(seed)),
     "marker voting by cell": lambda seed: make_pipeline(LogNormalise(), MarkerVoting(False, seed)),
     "marker voting by cluster": lambda seed: make_pipeline(LogNormalise(), MarkerVoting(True, seed)),

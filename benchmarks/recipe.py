@@ -1,12 +1,11 @@
 """The default recipe against others that change one setting, on splits of the benchmark's training cells.
 
-    python benchmarks/recipe.py [--tasks pbmc68k sim-mouse] [--folds 3]
+    python benchmarks/recipe.py [--tasks pbmc68k sim-mouse]
     python benchmarks/recipe.py --report     # the page alone, from the rows that are there
 
-The reference of each outer fold is split again. Rows in benchmarks/measured_recipe/ are not measured again.
+The reference of the first three outer folds is split again. Rows in benchmarks/measured_recipe/ are not measured again.
 """
 
-import argparse
 import time
 from functools import cache
 from itertools import product
@@ -17,7 +16,7 @@ import seaborn as sns
 import torch
 from sklearn.metrics import f1_score, log_loss
 from sklearn.model_selection import GroupKFold, StratifiedKFold
-from study_page import ROOT, machine, markdown
+from study_page import ROOT, command_line, machine, markdown
 from tasks import Folds
 
 import sims_kit as sk
@@ -43,14 +42,9 @@ folds_of = cache(Folds)
 
 def main() -> None:
     """Measure what is missing, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="*", default=TASKS)
-    parser.add_argument("--folds", type=int, default=3, help="outer folds of each task, at most")
-    parser.add_argument("--report", action="store_true", help="write the page, measure nothing")
-    arguments = parser.parse_args()
-    rows = pd.read_csv(ROWS)
+    tasks, rows = command_line(__doc__, TASKS).parse_args().tasks, pd.read_csv(ROWS)
     done = set(rows[["change", "task", "fold"]].itertuples(index=False, name=None))
-    for job in () if arguments.report else product(CHANGES, arguments.tasks, range(arguments.folds)):
+    for job in product(CHANGES, tasks, range(3)):
         if job not in done and job[2] < len(folds_of(job[1])):
             rows = pd.concat([rows, pd.DataFrame([measure(*job)])], ignore_index=True)
             rows.to_csv(ROWS, index=False, float_format="%.5g")

@@ -1,18 +1,17 @@
 """Every method on every task, and the page of results: one command that goes on where it stopped.
 
-    python benchmarks/results.py [--tasks pbmc68k sim-cortex] [--methods "linear SVM" scanvi] [--jobs 2] [--again]
+    python benchmarks/results.py [--tasks pbmc68k sim-cortex] [--methods "linear SVM" scANVI] [--jobs 2]
     python benchmarks/results.py --report      # the page alone, from the rows that are there
 
 Rows and predictions go to benchmarks/measured/; benchmarks/RESULTS.md and figures are made of them. Some methods need
-`pip install 'sims_kit[peers]'`. Each runs on each fold in a process of its own, with limits of memory and time.
+`pip install 'sims_kit[peers]'`. Each runs on each fold in a process of its own, with a limit of time. What has a row is
+not run again.
 """
 
 import argparse
 import json
 import os
 import platform
-import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,12 +20,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from methods import METHODS
-from study_page import ROOT, draw_scores, markdown, with_interval
+from study_page import ROOT, command_line, draw_scores, markdown, peak_megabytes, with_interval
 from tasks import TASKS, Folds, calibration_error, slug
 
 from sims_kit.studies.resampling import differences, intervals, resample, score_labelled
@@ -34,6 +32,7 @@ from sims_kit.studies.resampling import differences, intervals, resample, score_
 MEASURED = ROOT / "benchmarks/measured"
 AGAINST = "SIMS, default"
 SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "median_f1": "median F1"}
+MINUTES = 120  # for one method on one fold
 KEY = ["task", "method", "fold"]
 SCSIMS = (
     "scsims is the ancestor, as its tutorial sets it, in an environment of its own, on the tasks of up to 2,500 cells "
@@ -49,21 +48,14 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 def main() -> None:
     """Run what is missing, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tasks, methods = ({slug(name): name for name in names} for names in (TASKS, METHODS))
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help=", ".join(tasks))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help=", ".join(methods))
+    parser = command_line(__doc__, TASKS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--jobs", type=int, default=1, help="processes at the same time")
-    parser.add_argument("--timeout", type=float, default=120, help="minutes for one method on one fold")
-    parser.add_argument("--again", action="store_true", help="also run what has a row already")
-    parser.add_argument("--report", action="store_true", help="write the page, run nothing")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         return worker(*arguments.worker)
-    if not arguments.report:
-        names = [tasks.get(name, name) for name in arguments.tasks], [methods.get(n, n) for n in arguments.methods]
-        run(*names, arguments.jobs, 60 * arguments.timeout, arguments.again)
+    run(arguments.tasks, arguments.methods, arguments.jobs)
     tables = summarised()
     for name in ("scores", "differences", "classes"):  # read by a lesson
         tables[name].to_csv(MEASURED / f"{name}.csv", index=False, float_format="%.6g")
@@ -71,40 +63,35 @@ def main() -> None:
     (ROOT / "benchmarks/RESULTS.md").write_text(page(tables))
 
 
-def run(tasks: list[str], methods: list[str], n_jobs: int, timeout: float, again: bool) -> None:
+def run(tasks: list[str], methods: list[str], n_jobs: int) -> None:
     """One process for each method and fold; rows and predictions are written as soon as they are known."""
     rows = pd.read_csv(MEASURED / "rows.csv")
-    known = rows[rows["status"].isin(["done", "cannot"]) & (not again)]
-    done = set(known[KEY].itertuples(index=False, name=None))
+    done = set(rows.loc[rows["status"].isin(["done", "cannot"]), KEY].itertuples(index=False, name=None))
     with ThreadPoolExecutor(n_jobs) as pool:
         for task in tasks:
             jobs = [(task, method, fold) for fold in range(len(Folds(task))) for method in methods]
-            futures = [pool.submit(process, *job, timeout) for job in jobs if job not in done]
+            futures = [pool.submit(process, *job) for job in jobs if job not in done]
             for future in as_completed(futures):
                 row, predictions = future.result()
                 print(*(row[name] for name in (*KEY, "status", "reason")), sep=", ")
                 if predictions is not None:
                     keep(predictions, row)
-                same = (rows[KEY] == pd.Series({name: row[name] for name in KEY})).all(axis=1)
-                rows = pd.concat([rows[~same], pd.DataFrame([row])])
+                rows = pd.concat([rows, pd.DataFrame([row])]).drop_duplicates(KEY, keep="last")
                 rows.to_csv(MEASURED / "rows.csv", index=False)
 
 
-def process(task: str, method: str, fold: int, timeout: float) -> tuple[dict, pd.DataFrame | None]:
+def process(task: str, method: str, fold: int) -> tuple[dict, pd.DataFrame | None]:
     """The row of one method on one fold, and its predictions."""
     row = {"task": task, "method": method, "fold": fold, "machine": f"{platform.processor()}, {platform.platform()}"}
     with tempfile.TemporaryDirectory(prefix="sims_kit_") as folder:
         command = [sys.executable, __file__, "--worker", task, method, str(fold), folder]
-        options = dict(env={**os.environ, **ONE_THREAD, "CI": "1"}, start_new_session=True, text=True)
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
+        options = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60 * MINUTES)
         try:
-            *_, last = child.communicate(timeout=timeout)[1].strip().splitlines() or ["no message"]
+            child = subprocess.run(command, env={**os.environ, **ONE_THREAD, "CI": "1"}, **options)
         except subprocess.TimeoutExpired:
-            return row | {"status": "timeout", "reason": f"not done after {timeout / 60:g} minutes"}, None
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
+            return row | {"status": "timeout", "reason": f"not done after {MINUTES} minutes"}, None
         if child.returncode:
+            *_, last = child.stderr.strip().splitlines() or ["no message"]
             return row | {"status": "failed", "reason": last[:300]}, None
         return row | json.loads(Path(folder, "row.json").read_text()), pd.read_csv(Path(folder, "predictions.csv"))
 
@@ -128,8 +115,7 @@ def worker(task: str, method: str, fold: str, folder: str) -> None:
     packages = ("scikit-learn", "torch", *["lightgbm"] * (method == "LightGBM"))
     row = {"status": "done", "reason": "", "n_folds": len(folds), "n_query_cells": len(truth)}
     row |= {"fit_seconds": round(fitted - started, 2), "predict_seconds": round(predicted - fitted, 2)}
-    peak_kb = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]  # getrusage counts the parent's
-    row |= {"cpu_seconds": round(time.process_time() - cpu_started, 2), "peak_memory_mb": int(peak_kb) * 1024 // 10**6}
+    row |= {"cpu_seconds": round(time.process_time() - cpu_started, 2), "peak_memory_mb": peak_megabytes()}
     row |= {"versions": ", ".join(f"{name} {version(name).split('+')[0]}" for name in packages)}
     Path(folder, "row.json").write_text(json.dumps(row))
 
@@ -150,8 +136,7 @@ def keep(predictions: pd.DataFrame, row: dict) -> None:
     """Put the predictions of a fold in the place of earlier ones; the same table gives the same bytes."""
     path, new = predictions_file(row["task"], row["method"]), predictions.assign(fold=row["fold"])
     if path.exists():
-        old = read_predictions(row["task"], row["method"])[list(new)]
-        new = pd.concat([old[old["fold"] != row["fold"]], new])
+        new = pd.concat([read_predictions(row["task"], row["method"]), new]).drop_duplicates("cell", keep="last")
     path.parent.mkdir(parents=True, exist_ok=True)
     new.sort_values("cell").to_csv(path, index=False, compression={"method": "gzip", "mtime": 0}, lineterminator="\n")
 
@@ -159,45 +144,41 @@ def keep(predictions: pd.DataFrame, row: dict) -> None:
 def summarised() -> dict[str, pd.DataFrame]:
     """``scores``, ``differences`` and ``classes`` of all tasks, from the rows and predictions."""
     rows = pd.read_csv(MEASURED / "rows.csv").fillna({"reason": "", "versions": ""})
-    order = {method: number for number, method in enumerate(rows["method"].unique())}
-    rows = rows.sort_values("method", key=lambda names: names.map(order), kind="stable")
-    tables = {"rows": rows, "scores": [], "differences": [], "classes": []}
+    rows = rows.sort_values("method", key=lambda names: pd.factorize(names)[0], kind="stable")  # as they come first
+    all_scores, all_differences, all_classes = [], [], []
     for task, of_task in rows.groupby("task", sort=False):
-        cells, reasons = {}, {}
+        cells, reasons, n_folds = {}, {}, int(of_task["n_folds"].max())
         for method, own in of_task.groupby("method", sort=False):
-            bad, n_folds = own[own["status"] != "done"], int(of_task["n_folds"].max())
+            bad = own[own["status"] != "done"]
             missing = f"not run on all folds ({len(own)} of {n_folds})" if len(own) < n_folds else ""
             reasons[method] = f"{bad['status'].iloc[0]}: {bad['reason'].iloc[0]}" if len(bad) else missing
             if not reasons[method]:
                 cells[method] = read_predictions(task, method).rename(columns={"truth": "class"})
-                n_cells = own["n_query_cells"].sum()
-                assert len(cells[method]) == n_cells, f"{predictions_file(task, method)} has not {n_cells:,} cells"
-        table = pd.concat(cells, names=["method"]).reset_index("method").reset_index(drop=True)
-        drawn = resample(table, ["method"], score=score_labelled)
+        drawn = resample(pd.concat(cells, names=["method"]).reset_index("method"), ["method"], score=score_labelled)
         scores = intervals(drawn, ["method"]).set_index("method")
         for method, own in of_task.groupby("method", sort=False):
-            row = {"task": task, "method": method, "reason": reasons[method]}
-            if method in cells:
-                found = cells[method]
-                correct, seconds = found["top"] == found["class"], ["fit_seconds", "predict_seconds", "cpu_seconds"]
-                row |= {"n_cells": len(found), "n_classes": found["class"].nunique()} | scores.loc[method].to_dict()
-                row |= own[seconds].mean().to_dict() | {"peak_memory_mb": own["peak_memory_mb"].max()}
-                if found["confidence"].notna().all():
-                    row["calibration_error"] = calibration_error(found["confidence"].clip(0, 1), correct)
-                recall = (found["predicted"] == found["class"]).groupby(found["class"]).agg(["size", "mean"])
-                recall = recall.set_axis(["n_cells", "recall"], axis=1).reset_index()
-                tables["classes"].append(recall.assign(task=task, method=method))
-            tables["scores"].append(row)
-        if AGAINST in cells:
-            pairs = {key: (drawn[AGAINST,], other) for key, other in drawn.items() if key != (AGAINST,)}
-            tables["differences"].append(differences(pairs, ["method"], SCORES).assign(task=task))
-    joined = {name: pd.concat(tables[name], ignore_index=True) for name in ("classes", "differences")}
-    return tables | joined | {"scores": pd.DataFrame(tables["scores"])}
+            all_scores.append({"task": task, "method": method, "reason": reasons[method]})
+            if (found := cells.get(method)) is None:
+                continue
+            n_cells, seconds = own["n_query_cells"].sum(), ["fit_seconds", "predict_seconds", "cpu_seconds"]
+            assert len(found) == n_cells, f"{predictions_file(task, method)} has not {n_cells:,} cells"
+            row = {"n_cells": n_cells, "n_classes": found["class"].nunique()} | scores.loc[method].to_dict()
+            row |= own[seconds].mean().to_dict() | {"peak_memory_mb": own["peak_memory_mb"].max()}
+            if found["confidence"].notna().all():
+                confidence, correct = found["confidence"].clip(0, 1), found["top"] == found["class"]
+                row["calibration_error"] = calibration_error(confidence, correct)
+            all_scores[-1] |= row
+            hits = (found["predicted"] == found["class"]).groupby(found["class"])
+            recall = hits.agg(n_cells="size", recall="mean").reset_index()
+            all_classes.append(recall.assign(task=task, method=method))
+        pairs = {key: (drawn[AGAINST,], other) for key, other in drawn.items() if key != (AGAINST,)}
+        all_differences.append(differences(pairs, ["method"], SCORES).assign(task=task))
+    joined = {"classes": pd.concat(all_classes, ignore_index=True), "scores": pd.DataFrame(all_scores)}
+    return joined | {"rows": rows, "differences": pd.concat(all_differences, ignore_index=True)}
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> None:
     """The two figures of the page."""
-    matplotlib.use("Agg")
     draw_scores(tables["scores"], "median_f1", line=AGAINST)[0].figure.savefig(ROOT / "docs/benchmark.png", dpi=110)
     figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     classes, n_tasks = tables["classes"], tables["classes"]["task"].nunique()
@@ -291,7 +272,7 @@ def of_task(scores: pd.DataFrame) -> str:
 
 def number(value: float) -> str:
     """Three decimals, without the zero before the point."""
-    return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.3f}"
+    return f"{value:.3f}".removeprefix("0")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@
     python benchmarks/studies.py report      # the page and figures alone, from the tables that are there
 
 Runs are kept in results/studies/, tables in benchmarks/measured_studies/. SIMS is one of the default's four networks,
-for time; --methods takes any of `sims_kit.studies.METHODS`.
+for time.
 """
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -25,30 +26,28 @@ from sims_kit.datasets.simulate import PRESETS, simulate
 from sims_kit.plotting.style import words
 
 TABLES, RUNS = ROOT / "benchmarks/measured_studies", ROOT / "results/studies"
-METHODS = ("SIMS, one network", "linear SVM")
+METHODS = ["SIMS, one network", "linear SVM"]
 N_CELLS = 6000  # of simulated cortex, 750 for each region: the fast size has 300
 CORTEX = replace(PRESETS["sim-cortex"]["fast"], n_cells=N_CELLS)
 PROPORTIONS = (0.01, 0.03, 0.06, 0.1, 0.3, 1.0)
 TOLERANCE = 0.02  # the thesis's 2 %, in points of median F1
 TARGET_SCORES = ("balanced_accuracy", "weighted_accuracy", "median_f1")  # aggregated F1: as weighted accuracy here
 LARGE_DROP = 0.05  # in points
-GENERALIZATION = ("regions", "protocols", "donors")
-ABLATION = ("sim-cortex", "worm-neurons")
+TASKS = {"generalization": ("regions", "protocols", "donors"), "ablation": ("sim-cortex", "worm-neurons")}
 
 
 def main() -> None:
     """Measure what is asked for, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["generalization", "ablation", "report"])
+    parser.add_argument("study", choices=[*TASKS, "report"])
     parser.add_argument("--tasks", nargs="+", help="all of the study by default")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", default=METHODS)
     arguments = parser.parse_args()
     matplotlib.use("Agg")
-    options = dict(methods=list(arguments.methods), seeds=range(arguments.seeds))
-    for task in arguments.tasks or {"generalization": GENERALIZATION, "ablation": ABLATION}.get(arguments.study, ()):
-        measure = {"generalization": generalization, "ablation": ablation}[arguments.study]
-        store(measure(task, folder=RUNS / arguments.study / task, **options), TABLES / arguments.study / task)
+    for task in arguments.tasks or TASKS.get(arguments.study, ()):
+        options = dict(methods=METHODS, seeds=range(arguments.seeds), folder=RUNS / arguments.study / task)
+        found = generalization(task, **options) if task in TASKS["generalization"] else ablation(task, **options)
+        store(found, TABLES / arguments.study / task)
     parts = ["# The thesis's experiments", "Written by the scripts that each section names; do not edit."]
     for title, section in (("Generalization", generalization_section), ("Ablation", ablation_section)):
         parts += [f"## {title}", *section(read(title.lower()))]
@@ -58,8 +57,7 @@ def main() -> None:
 def generalization(task: str, **options) -> tuple:
     """Across regions and donors of simulated cortex, and across two protocols on the same three cell lines."""
     if task == "protocols":
-        names = ("cell-lines-celseq2", "cell-lines-dropseq")
-        cells = {name.removeprefix("cell-lines-"): sk.load(name) for name in names}
+        cells = {name: sk.load(f"cell-lines-{name}") for name in ("celseq2", "dropseq")}
         return sk.studies.generalization(cells, "cell_line_demuxlet", **options)
     settings = {"regions": dict(by="region", which="MTG"), "donors": dict(by="donor", leave_one_out=True)}
     return sk.studies.generalization(simulate(CORTEX), "cell_type", **settings[task], **options)
@@ -81,12 +79,10 @@ def store(found, folder: Path) -> None:
 
 
 def read(study: str) -> dict[str, dict[str, pd.DataFrame]]:
-    """The tables of each task, those of `GENERALIZATION` and `ABLATION` in their order."""
-    order = [*GENERALIZATION, *ABLATION]
-    folders = sorted((TABLES / study).glob("*/"), key=lambda folder: order.index(folder.name))
-    options = dict(keep_default_na=False, na_values=[""])
-    named = {folder.name: {file.name.split(".")[0]: file for file in folder.glob("*.csv*")} for folder in folders}
-    return {task: {name: pd.read_csv(file, **options) for name, file in files.items()} for task, files in named.items()}
+    """The tables of each task by their names."""
+    read_one = partial(pd.read_csv, keep_default_na=False, na_values=[""])
+    files = {task: (TABLES / study / task).glob("*.csv*") for task in TASKS[study]}
+    return {task: {file.name.split(".")[0]: read_one(file) for file in of_task} for task, of_task in files.items()}
 
 
 def generalization_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[str]:
@@ -113,10 +109,8 @@ def generalization_section(tasks: dict[str, dict[str, pd.DataFrame]]) -> list[st
         plt.close("all")
         parts += [f"### {titles[task]}", picture("generalization", task), markdown(target_rows(tables))]
         if len(tables["unseen"]):
-            parts += [
-                "Cells of classes that were not in training went to:",
-                markdown(tables["unseen"].round(1).astype(str)),
-            ]
+            unseen = markdown(tables["unseen"].round(1).astype(str))
+            parts += ["Cells of classes that were not in training went to:", unseen]
     return [*parts, machine()]
 
 
@@ -134,13 +128,12 @@ def draw_transfer(scores: pd.DataFrame) -> np.ndarray:
 
 def target_rows(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Scores of each target with their intervals, the reference first."""
-    rows = []
-    for _, row in tables["scores"].iterrows():
-        target = f"{row['target']}, held-out cells" if row["in_distribution"] else row["target"]
-        found = {"method": row["method"], "trained on": row["trained_on"], "target": target, "cells": row["n_cells"]}
-        found |= {words(score): with_interval(row, score) for score in TARGET_SCORES}
-        rows.append(found | {"unseen %": f"{row['unseen_percent']:.1f}", "seeds": row["n_seeds"]})
-    return pd.DataFrame(rows)
+    scores = tables["scores"]
+    target = scores["target"].where(~scores["in_distribution"], scores["target"] + ", held-out cells")
+    found = {"method": scores["method"], "trained on": scores["trained_on"], "target": target}
+    found["cells"] = scores["n_cells"]
+    found |= {words(score): scores.apply(with_interval, axis=1, score=score) for score in TARGET_SCORES}
+    return pd.DataFrame(found | {"unseen %": scores["unseen_percent"].map("{:.1f}".format), "seeds": scores["n_seeds"]})
 
 
 def transfer_claims(tasks: dict[str, dict[str, pd.DataFrame]]) -> pd.DataFrame:
@@ -267,12 +260,11 @@ def ablation_claims(task: str, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
         is_flat = (above["difference"] <= TOLERANCE).all() and (below["low"] > TOLERANCE).all()
         said = ", ".join(f"{100 * p:g} %: {row['difference']:.3f}" for p, row in own.iterrows() if p < 1)
         rows.append(("steep drops only below 6 %", method, f"loss at {said}", "holds" if is_flat else "does not hold"))
-    if len(tables["epochs"]):
-        for method, own in learned(tables["epochs"]).groupby("method", sort=False):
-            means = own.groupby("n_training_cells")["epochs"].mean()
-            falls = "holds" if (np.diff(means) <= 0).all() else "does not hold"
-            said = ", ".join(f"{n:,} cells: {epochs:.0f}" for n, epochs in means.items())
-            rows.append(("the fewer cells, the more epochs to convergence", method, said, falls))
+    for method, own in learned(tables["epochs"]).groupby("method", sort=False):
+        means = own.groupby("n_training_cells")["epochs"].mean()
+        falls = "holds" if (np.diff(means) <= 0).all() else "does not hold"
+        said = ", ".join(f"{n:,} cells: {epochs:.0f}" for n, epochs in means.items())
+        rows.append(("the fewer cells, the more epochs to convergence", method, said, falls))
     return pd.DataFrame([(task, *row) for row in rows], columns=["data", "thesis", "method", "found", "verdict"])
 
 

@@ -1,19 +1,37 @@
-"""What the pages of the benchmarks share: the folder of the project, tables, intervals, the machine."""
+"""What the benchmarks share: the folder of the project, the command line, tables, intervals, machine and memory."""
 
+import argparse
 import platform
+import re
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def command_line(text: str, tasks: Collection[str]) -> argparse.ArgumentParser:
+    """Options of a benchmark with tasks, none of which --report measures; figures go to files."""
+    matplotlib.use("Agg")
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(tasks), choices=tasks)
+    parser.add_argument("--report", dest="tasks", action="store_const", const=[], help="write the page alone")
+    return parser
+
+
 def machine(*others: str) -> str:
     """Where and with what a page was measured; `others` are further packages."""
     names = ", ".join(f"{name} {version(name).split('+')[0]}" for name in ("torch", "scikit-learn", "numpy", *others))
     return f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {names}."
+
+
+def peak_megabytes() -> int:
+    """The highest memory of this process until now (Linux); that of `getrusage` starts with its parent's."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 // 10**6
 
 
 def markdown(frame: pd.DataFrame) -> str:

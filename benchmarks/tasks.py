@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import anndata
 import numpy as np
@@ -16,12 +16,9 @@ import sims_kit as sk
 
 BINS = 15  # of equal width; the number that most of the calibration literature reports
 TOO_FEW = 10  # a class of so few cells, or fewer, is left out (Abdelaal et al., Genome Biology 2019)
-PLATES = ("cell-lines-5cl-p1", "cell-lines-5cl-p2", "cell-lines-5cl-p3")
-PROTOCOLS = ("cell-lines-celseq2", "cell-lines-dropseq")
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """Datasets of the registry; of several, each is a fold, with the classes of all. A `group` is not divided."""
 
     datasets: tuple[str, ...]
@@ -29,18 +26,15 @@ class Task:
 
 
 TASKS: Mapping[str, Task] = {
-    "pbmc68k": Task(("pbmc68k",)),
-    "mouse-immune": Task(("mouse-immune",)),
-    "worm-neurons": Task(("worm-neurons",)),
-    "cell lines across plates": Task(PLATES),
-    "cell lines across protocols": Task(PROTOCOLS),
+    **{name: Task((name,)) for name in ("pbmc68k", "mouse-immune", "worm-neurons")},
+    "cell lines across plates": Task(("cell-lines-5cl-p1", "cell-lines-5cl-p2", "cell-lines-5cl-p3")),
+    "cell lines across protocols": Task(("cell-lines-celseq2", "cell-lines-dropseq")),
     "blood across donors and conditions": Task(("kang-donors",), group="sample_id"),
     "blood to interferon and back": Task(("kang-interferon",), group="condition"),
     "blood across chemistries": Task(("pbmc-chemistries",), group="donor"),
     "islets across studies": Task(("islets-xin", "islets-wang")),
     "pancreas across species": Task(("pancreas-human-mouse",), group="Batch"),
-    "sim-cortex": Task(("sim-cortex",)),
-    "sim-mouse": Task(("sim-mouse",)),
+    **{name: Task((name,)) for name in ("sim-cortex", "sim-mouse")},
     "sim-cortex across regions": Task(("sim-cortex",), group="region"),
 }
 

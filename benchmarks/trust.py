@@ -1,27 +1,23 @@
 """What SIMS's confidence is worth, measured: calibration, rejection, prediction sets, types never seen.
 
-    python benchmarks/trust.py [--tasks pbmc68k sim-cortex] [--models results/trust]
+    python benchmarks/trust.py [--tasks pbmc68k sim-cortex]
     python benchmarks/trust.py --report      # the page alone, from the tables that are there
 
 Trains the default recipe once per task on four fifths of the cells, then one network for each type left out. What is in
---models and benchmarks/measured_trust/ is not done again. Some need `pip install 'sims_kit[peers]'`.
+results/trust/ and benchmarks/measured_trust/ is not done again. Some need `pip install 'sims_kit[peers]'`.
 """
 
-import argparse
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import anndata as ad
-import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
-from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
-from study_page import ROOT, machine, markdown
+from study_page import ROOT, command_line, machine, markdown
 from tasks import BINS, TASKS, Folds, calibration_error, slug
 
 import sims_kit as sk
@@ -30,7 +26,7 @@ from sims_kit.annotation import predict_logits
 from sims_kit.cells.loaders import query_batches
 from sims_kit.model.recipe import get_recipe
 
-TABLES = ROOT / "benchmarks/measured_trust"
+TABLES, MODELS = ROOT / "benchmarks/measured_trust", ROOT / "results/trust"
 ALPHA, ERROR_RATES = 0.1, (0.05, 0.1)
 N_DIVISIONS = 200  # of the held-out cells into calibration and test cells
 LEFT_OUT = {  # types large and small, alone in their lineage and with close relatives
@@ -44,25 +40,18 @@ OTHERS = ("logistic regression", "linear SVM, calibrated", "CellTypist")  # of s
 
 def main() -> None:
     """Measure what is missing, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     usual = [name for name in TASKS if name != "cell lines across protocols"]  # the costliest, and as easy as plates
-    parser.add_argument("--tasks", nargs="*", default=usual)
-    parser.add_argument("--models", type=Path, default=ROOT / "results/trust", help="where fitted models lie")
-    parser.add_argument("--report", action="store_true", help="write the page, measure nothing")
-    arguments = parser.parse_args()
-    matplotlib.use("Agg")
-    for task in () if arguments.report else arguments.tasks:
+    for task in command_line(__doc__, usual).parse_args().tasks:
         if not (TABLES / slug(task)).exists():
-            tables = measure(task, arguments.models)
+            tables = measure(task)
             (TABLES / slug(task)).mkdir(parents=True)
             for name, table in tables.items():
                 table.to_csv(TABLES / slug(task) / f"{name}.csv", index=False, float_format="%.5g")
             print(f"{task}: {tables['summary'].to_dict('records')[0]}", flush=True)
-    for task, names in () if arguments.report else LEFT_OUT.items():
-        for name in names:
-            start = slug(f"{task}-{name}")  # stored names go on with a hash
-            if not list((TABLES / "unseen").glob(f"{start}-??????????.csv")):
-                unseen(task, name, arguments.models).to_csv(TABLES / f"unseen/{start}-0000000000.csv", index=False)
+        for name in LEFT_OUT.get(task, ()):
+            path = TABLES / f"unseen/{slug(f'{task}-{name}')}-0000000000.csv"  # a lesson reads files of these names
+            if not path.exists():
+                unseen(task, name).to_csv(path, index=False)
     (ROOT / "benchmarks/TRUST.md").write_text(page())
 
 
@@ -74,9 +63,9 @@ def reference_and_query(task: str) -> tuple[ad.AnnData, ad.AnnData]:
     return reference, query
 
 
-def fitted(task: str, models: Path, left_out: str = ""):
+def fitted(task: str, left_out: str = ""):
     """The model of a task; of one network where a type is left out of its reference."""
-    path = models / f"{slug(f'{task}-{left_out}')}.safetensors"
+    path = MODELS / f"{slug(f'{task}-{left_out}')}.safetensors"
     if not path.exists():
         reference, _ = reference_and_query(task)
         reference = reference[reference.obs["label"] != left_out].copy()
@@ -85,9 +74,9 @@ def fitted(task: str, models: Path, left_out: str = ""):
     return sk.load_model(path)
 
 
-def measure(task: str, models: Path) -> dict[str, pd.DataFrame]:
+def measure(task: str) -> dict[str, pd.DataFrame]:
     """All tables of a task by name: summary, bins of reliability, and divisions of the held-out cells."""
-    model, (reference, query) = fitted(task, models), reference_and_query(task)
+    model, (reference, query) = fitted(task), reference_and_query(task)
     names, kept = pd.Index(model.classes), model.calibration_cells
     logits, _ = outputs(model, query)
     truth = names.get_indexer(query.obs["label"])
@@ -95,15 +84,15 @@ def measure(task: str, models: Path) -> dict[str, pd.DataFrame]:
     row |= {"temperature": float(model.temperature), "accuracy": (logits.argmax(1) == truth).mean()}
     bins = []
     for name, values in (("before", logits * float(model.temperature)), ("after", logits)):
-        confidence, right = confidences(values, truth)
+        *_, confidence, right = calibration.calibration_cells(values, truth)
         draws = np.random.default_rng(0).random((200, len(truth))) < confidence  # were each confidence exactly right
         chance = [calibration_error(confidence, drawn) for drawn in draws]
         row[f"error_{name}"] = calibration_error(confidence, right)
         row |= {f"floor_{name}": np.mean(chance), f"floor_high_{name}": np.quantile(chance, 0.95)}
         row[f"confidence_{name}"] = confidence.mean()
         bins.append(reliability(confidence, right).assign(group=name))
-    for rate in ERROR_RATES:
-        row |= rejection(kept.confidence, kept.correct, *confidences(logits, truth), rate)
+    for rate in ERROR_RATES:  # of the calibrated logits, the last ones above
+        row |= rejection(kept.confidence, kept.correct, confidence, right, rate)
     row |= sets(kept.nonconformity, kept.labels, logits, truth)
     tables = {"summary": pd.DataFrame([row]), "bins": pd.concat(bins)}
     if task in LEFT_OUT or task == "sim-mouse":  # elsewhere the query differs from the validation cells
@@ -135,12 +124,11 @@ def divisions(logits: np.ndarray, labels: np.ndarray, n_calibration: int) -> pd.
     for number in range(N_DIVISIONS):
         own, other = np.split(random.permutation(len(labels)), [n_calibration])
         values = logits / calibration.fit_temperature(logits[own], labels[own])
-        confidence, right = confidences(values, labels)
+        _, scores, confidence, right = calibration.calibration_cells(values, labels)
         row = {"division": number, "error": calibration_error(confidence[other], right[other])}
         for rate in ERROR_RATES:
             row |= rejection(confidence[own], right[own], confidence[other], right[other], rate)
-        scores = calibration.nonconformity(values)[own, labels[own]]
-        rows.append(row | sets(scores, labels[own], values[other], labels[other]))
+        rows.append(row | sets(scores[own], labels[own], values[other], labels[other]))
     return pd.DataFrame(rows)
 
 
@@ -165,13 +153,13 @@ def sets(scores: np.ndarray, labels: np.ndarray, logits: np.ndarray, truth: np.n
     return found
 
 
-def unseen(task: str, left_out: str, models: Path) -> pd.DataFrame:
+def unseen(task: str, left_out: str) -> pd.DataFrame:
     """How well scores tell a type that was left out from those that were not: a row per method."""
-    model, (whole, query) = fitted(task, models, left_out), reference_and_query(task)
+    model, (whole, query) = fitted(task, left_out), reference_and_query(task)
     is_left_out = (whole.obs["label"] == left_out).to_numpy()
     reference, asked = whole[~is_left_out], ad.concat([query, whole[is_left_out]])
     logits, novelty = outputs(model, asked)
-    certain, _ = confidences(logits, np.zeros(len(logits)))
+    certain = calibration.calibration_cells(logits, np.zeros(len(logits))).confidence  # whatever the label
     scores = {"SIMS, unseen score": novelty, "SIMS, maximum probability": -certain}
     for name in OTHERS:
         try:
@@ -189,12 +177,6 @@ def outputs(model, cells) -> tuple[np.ndarray, np.ndarray]:
     """Calibrated logits, and how far from any class the cells are."""
     batches, *_ = query_batches(cells, model.genes)
     return tuple(found.numpy() for found in predict_logits(model, batches)[:2])
-
-
-def confidences(logits: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The probability of the predicted class, and whether it is the true one."""
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    return probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
 
 
 def page() -> str:

@@ -19,24 +19,18 @@ import pathlib, re, resource
 used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 status = pathlib.Path("/proc/self/status")
 peak = re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1] if status.exists() else used[0].ru_maxrss / 1024
-print(sum(u.ru_utime + u.ru_stime for u in used), peak)
+print(sum(u.ru_utime + u.ru_stime for u in used), float(peak) * 1024 / 1e9)
 """
-
-
-def measure(path: Path) -> tuple[float, float]:
-    """Seconds of CPU and gigabytes at the peak that the notebook at `path` takes."""
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell(ASK))
-    resources = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, kernel_name="python3", timeout=None, resources=resources).execute()
-    seconds, kibibytes = map(float, notebook.cells[-1].outputs[0].text.split())
-    return seconds, kibibytes * 1024 / 1e9
 
 
 def measured_row(path: Path) -> str:
     """A line of the table, from running the notebook at `path`, which is left as it is."""
-    seconds, gigabytes = measure(path)
-    opening = nbformat.read(path, as_version=4).cells[0].source
+    notebook = nbformat.read(path, as_version=4)
+    opening = notebook.cells[0].source
+    notebook.cells.append(nbformat.v4.new_code_cell(ASK))
+    resources = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, kernel_name="python3", timeout=None, resources=resources).execute()
+    seconds, gigabytes = map(float, notebook.cells[-1].outputs[0].text.split())
     title, minutes = opening.splitlines()[0].removeprefix("# "), TOTAL.search(opening)[1]
     return f"| [{path.name[:2]} {title}](../notebooks/{path.name}) | {minutes} | {seconds:.0f} | {gigabytes:.2f} |"
 

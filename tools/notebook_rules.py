@@ -1,6 +1,5 @@
 """What a committed notebook must be: run, tidy, safe in the gate, built as a lesson. Sentences say what is not."""
 
-import ast
 import math
 import re
 import tomllib
@@ -30,6 +29,7 @@ WIDGET = re.compile(r"\bipywidgets\.interact|\bwidgets\.slider_figure\b")
 CHECK = re.compile(r"^(assert |_ = |)sk\.lessons\.check\(\"\d\d\.\d+\", ", re.MULTILINE)
 QUIZ = re.compile(r"^sk\.lessons\.quiz\(\"\d\d\.\d+\"\)$", re.MULTILINE)
 SMALL = re.compile(r"(font|label)size\"?[=:] ?[1-7]\b")  # points, below what a projector shows
+BAR = re.compile(r"\x1b\[A|^.*\[(?:\d+:)?\d\d:\d\d[<,][^]\n]*\]", re.MULTILINE)  # as tqdm draws them
 UNTIMED = re.compile(r"## (In this notebook we|Limits|What comes next)")
 TOTAL = re.compile(r"take about (\d+) minutes")
 BADGES = ("mybinder.org", "colab.research.google.com")
@@ -50,17 +50,15 @@ def problems(path: Path) -> list[str]:
     """What keeps any notebook from being committed: size, counts, outputs, tags, commands to the machine."""
     notebook = nbformat.read(path, as_version=4)
     code = code_cells(notebook)
-    found = unmet(
-        {
-            f"is {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are allowed": path.stat().st_size <= MAX_BYTES,
-            "has metadata.widgets or metadata.papermill": not {"widgets", "papermill"} & set(notebook.metadata),
-            "has another kernel than python3": notebook.metadata.get("kernelspec", {}).get("name") == "python3",
-            "needs one cell tagged 'parameters'": sum("parameters" in tags(cell) for cell in code) == 1,
-            "needs one cell tagged 'colab'": sum("colab" in tags(cell) for cell in code) == 1,
-            "was not run from top to bottom": [c.execution_count for c in code] == list(range(1, len(code) + 1)),
-            "has no outputs: readers on GitHub would see no figure": any(cell.outputs for cell in code),
-        }
-    )
+    expectations = {
+        f"is {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are allowed": path.stat().st_size <= MAX_BYTES,
+        "has metadata.widgets or metadata.papermill": not {"widgets", "papermill"} & set(notebook.metadata),
+        "has another kernel than python3": notebook.metadata.get("kernelspec", {}).get("name") == "python3",
+        "needs one cell tagged 'parameters'": sum("parameters" in tags(cell) for cell in code) == 1,
+        "needs one cell tagged 'colab'": sum("colab" in tags(cell) for cell in code) == 1,
+        "was not run from top to bottom": [c.execution_count for c in code] == list(range(1, len(code) + 1)),
+    }
+    found = unmet(expectations)
     for number, cell in enumerate(code, 1):
         found += [f"code cell {number} {problem}" for problem in [*_unsafe(cell), *_untidy(cell)]]
     return found
@@ -99,9 +97,8 @@ def _minutes(cell: NotebookNode) -> float:
         tasks = len(re.findall("^### (?:Exercise|Open question)", cell.source, re.MULTILINE))
         return len(cell.source.split()) / 130 + cell.source.count("**Guess") + 5 * tasks
     figures = sum("image/png" in output.get("data", {}) for output in cell.outputs)
-    return (
-        len(cell.source.splitlines()) / 12 + figures / 2 + bool(QUIZ.search(cell.source) or WIDGET.search(cell.source))
-    )
+    asks = bool(QUIZ.search(cell.source) or WIDGET.search(cell.source))
+    return len(cell.source.splitlines()) / 12 + figures / 2 + asks
 
 
 def unmet(expectations: dict[str, object]) -> list[str]:
@@ -111,12 +108,8 @@ def unmet(expectations: dict[str, object]) -> list[str]:
 
 def broken_links(path: Path, root: Path = ROOT) -> list[str]:
     """Relative links of a notebook or a Markdown page that lead to no file inside the folder `root`."""
-    found = []
-    for target in links(prose(path)):
-        file = (path.parent / target.split("#")[0]).resolve()
-        if not file.is_relative_to(root) or not file.exists():
-            found.append(target)
-    return found
+    files = {target: (path.parent / target.split("#")[0]).resolve() for target in links(prose(path))}
+    return [target for target, file in files.items() if not (file.is_relative_to(root) and file.exists())]
 
 
 def links(text: str) -> list[str]:
@@ -153,20 +146,19 @@ def tags(cell: NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
-def is_folded(cell: NotebookNode) -> bool:
-    """Whether JupyterLab opens the notebook with the source of the cell hidden."""
-    return cell.metadata.get("jupyter", {}).get("source_hidden", False)
-
-
 def is_answered_alike(cell: NotebookNode) -> bool:
     """Whether a cell's output cannot depend on machine or settings: the check of an untouched stub, or a quiz."""
     return "solution" not in tags(cell) and bool(CHECK.search(cell.source) or QUIZ.search(cell.source))
 
 
 def is_noise(output: NotebookNode) -> bool:
-    """Whether an output is stderr, a wiped progress bar, or the view of a widget, which is empty without its kernel."""
-    wiped = output.output_type == "stream" and not output.text.strip()
-    return output.get("name") == "stderr" or wiped or WIDGET_VIEW in output.get("data", {})
+    """Whether an output is a progress bar on stderr, a wiped one, or a widget's view, empty without its kernel."""
+    return WIDGET_VIEW in output.get("data", {}) or (output.output_type == "stream" and not without_bars(output))
+
+
+def without_bars(output: NotebookNode) -> str:
+    """The text of a stream; of stderr, what is left of it without progress bars, such as warnings."""
+    return (BAR.sub("", output.text) if output.name == "stderr" else output.text).strip()
 
 
 def shown_text(cell: NotebookNode) -> str:
@@ -180,16 +172,15 @@ def _unsafe(cell: NotebookNode) -> list[str]:
     is_magic = "get_ipython(" in TransformerManager().transform_cell(cell.source)
     is_silent = "nbval-check-output" in tags(cell) and cell.source.rstrip().endswith(";")
     unknown = sorted(set(tags(cell)) - TAGS)
-    return unmet(
-        {
-            "has a shell command or a magic, whose failure goes unnoticed": not is_magic or "colab" in tags(cell),
-            "ends its kernel": not LEAVES.search(cell.source),
-            "instructs nbval by a comment; use the tag nbval-check-output": "NBVAL_" not in cell.source,
-            "is compared and ends in a semicolon, which nbval ignores; write _ = ... instead": not is_silent,
-            "has text below 8 points": not SMALL.search(cell.source),
-            f"has the tag {', '.join(map(repr, unknown))}; known ones are {', '.join(sorted(TAGS))}": not unknown,
-        }
-    )
+    expectations = {
+        "has a shell command or a magic, whose failure goes unnoticed": not is_magic or "colab" in tags(cell),
+        "ends its kernel": not LEAVES.search(cell.source),
+        "instructs nbval by a comment; use the tag nbval-check-output": "NBVAL_" not in cell.source,
+        "is compared and ends in a semicolon, which nbval ignores; write _ = ... instead": not is_silent,
+        "has text below 8 points": not SMALL.search(cell.source),
+        f"has the tag {', '.join(map(repr, unknown))}; known ones are {', '.join(sorted(TAGS))}": not unknown,
+    }
+    return unmet(expectations)
 
 
 def _untidy(cell: NotebookNode) -> Iterator[str]:
@@ -197,8 +188,10 @@ def _untidy(cell: NotebookNode) -> Iterator[str]:
     for output in cell.outputs:
         if output.output_type == "error":
             yield f"raised {output.ename}"
+        if output.get("name") == "stderr":
+            yield f"writes to stderr: {without_bars(output)}"
         if is_noise(output) or "\x1b[A" in output.get("text", ""):
-            yield "has stderr, blank or widget output, or moves the cursor"
+            yield "has a bar, blank or widget output, or moves the cursor"
         if "image/png" in output.get("data", {}):
             dpi = Image.open(BytesIO(b64decode(output.data["image/png"]))).info.get("dpi", [110])[0]
             yield from [f"has a figure of {dpi:.0f} dpi; expected 110 or more"] * (dpi < 109)
@@ -211,7 +204,6 @@ def _opening(path: Path, notebook: NotebookNode) -> list[str]:
     badge = rf"/\S*{ADDRESS.removeprefix('https://github.com/')}/\S*{TAG}\S*learner/{path.name}\)"
     expectations = {f"has no badge of {service} that opens it": re.search(service + badge, title) for service in BADGES}
     expectations |= {f"does not say {word!r} in its first cell": word in title for word in ("# ", *COSTS)}
-    expectations["does not say that it will take about ... minutes"] = TOTAL.search(title)
     expectations |= {f"does not say {w!r} in its first cells": w in head for w in ("You will learn", "You need")}
     number, linked = int(path.name[:2]), links(prose(path))
     for file in [*path.parent.glob(f"{number - 1:02d}_*.ipynb"), *path.parent.glob(f"{number + 1:02d}_*.ipynb")]:
@@ -231,15 +223,13 @@ def _frame(notebook: NotebookNode) -> list[str]:
     expectations = {f"has no {n!r} in its parameters cell": re.search(f"^{n}", settings, re.MULTILINE) for n in names}
     ending = ("In this notebook we", "## Limits", "References")
     expectations |= {f"does not say {words!r} at its end": words in text for words in ending}
-    return unmet(
-        expectations
-        | {
-            f"has another colab cell than this one, which keeps Colab's own torch:\n{COLAB}": installs == [COLAB],
-            "does not heed SIMS_KIT_FAST": any("SIMS_KIT_FAST" in cell.source for cell in code),
-            "does not end with a cell that prints versions": f"sims_kit {PROJECT['version']}" in shown,
-            "does not print its device in the last cell": "device:" in shown,
-        }
-    )
+    expectations |= {
+        f"has another colab cell than this one, which keeps Colab's own torch:\n{COLAB}": installs == [COLAB],
+        "does not heed SIMS_KIT_FAST": any("SIMS_KIT_FAST" in cell.source for cell in code),
+        "does not end with a cell that prints versions": f"sims_kit {PROJECT['version']}" in shown,
+        "does not print its device in the last cell": "device:" in shown,
+    }
+    return unmet(expectations)
 
 
 def _exercises(notebook: NotebookNode) -> Iterator[str]:
@@ -249,36 +239,17 @@ def _exercises(notebook: NotebookNode) -> Iterator[str]:
     for name, cells in found.items():
         solutions = [cell for cell in cells if "solution" in tags(cell)]
         checks = [cell for cell in cells if cell not in solutions and CHECK.search(cell.source)]
+        is_folded = all(cell.metadata.get("jupyter", {}).get("source_hidden") for cell in solutions)
         is_kept = all(shown_text(check).startswith("Not attempted yet.") for check in checks)
         expectations = {
             "has no stub: answer = ...": any(re.search(r"(= |    )\.\.\.$", c.source, re.MULTILINE) for c in cells),
             "has no check": checks,
-            "has no cell tagged 'solution'": solutions,
             "has a check that praises the empty stub": is_kept,
-            "has a check without the tag nbval-check-output": all("nbval-check-output" in tags(c) for c in checks),
             "has no solution that asserts its check": any("assert sk.lessons.check(" in c.source for c in solutions),
-            "has a solution that is not folded (metadata jupyter.source_hidden)": all(map(is_folded, solutions)),
+            "has a solution that is not folded (metadata jupyter.source_hidden)": is_folded,
             "has a solution that does not pass its check": not any("Not" in shown_text(cell) for cell in solutions),
         }
         yield from (f"{name} {problem}" for problem in unmet(expectations))
-    for name in sorted(_needed_from_solutions(notebook)):
-        yield f"uses {name!r} of a solution in a later cell, where the learner's edition, without solutions, would stop"
-
-
-def _needed_from_solutions(notebook: NotebookNode) -> set[str]:
-    """Names that only solutions define and that other cells use."""
-    defined, solved, needed = set(), set(), set()
-    for cell in code_cells(notebook):
-        if "colab" in tags(cell):
-            continue
-        names = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)]
-        stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-        if "solution" in tags(cell):
-            solved |= stored
-        else:
-            defined |= stored
-            needed |= {node.id for node in names if isinstance(node.ctx, ast.Load)} & solved - defined
-    return needed
 
 
 def exercises(notebook: NotebookNode) -> dict[str, list[NotebookNode]]:
@@ -295,25 +266,19 @@ def exercises(notebook: NotebookNode) -> dict[str, list[NotebookNode]]:
 def _quizzes(notebook: NotebookNode) -> list[str]:
     quizzes = [cell for cell in code_cells(notebook) if QUIZ.search(cell.source)]
     is_shown = all("<details>" in shown_text(c) and "nbval-check-output" in tags(c) for c in quizzes)
-    return unmet(
-        {
-            "has no quiz (sk.lessons.quiz)": quizzes,
-            "has a quiz without its output, or without the tag nbval-check-output": is_shown,
-        }
-    )
+    without = "has a quiz without its output, or without the tag nbval-check-output"
+    return unmet({"has no quiz (sk.lessons.quiz)": quizzes, without: is_shown})
 
 
 def _widgets(notebook: NotebookNode) -> Iterator[str]:
     """A slider's figure must be there without a kernel: the cell's own picture, or one before it in its section."""
-    n_widgets, has_figure = 0, False
+    has_figure = False
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             has_figure = has_figure and not cell.source.startswith("## ")
             continue
         has_figure = has_figure or any("image/png" in output.get("data", {}) for output in cell.outputs)
-        if WIDGET.search(cell.source):
-            n_widgets += 1
-            if not has_figure:
-                yield f"has a widget without a figure before it in its section: {cell.source.splitlines()[-1]}"
-    if not n_widgets:
+        if WIDGET.search(cell.source) and not has_figure:
+            yield f"has a widget without a figure before it in its section: {cell.source.splitlines()[-1]}"
+    if not any(WIDGET.search(cell.source) for cell in code_cells(notebook)):
         yield "has no widget"

@@ -25,7 +25,7 @@ def execute(path: Path) -> None:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Keep sources, tags and figures; drop what differs by machine or breaks a viewer; tag checks, state times."""
+    """Keep sources, tags, figures, and warnings for `problems`; drop bars and widgets; tag checks, state times."""
     kept = {key: value for key, value in notebook.metadata.items() if key == "accelerator"}  # Colab: a GPU helps
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}, **kept})
     for cell in notebook.cells:

@@ -10,23 +10,23 @@ PAGE = Path(__file__).resolve().parents[1] / "docs/datasets.md"
 def page() -> str:
     """The page as Markdown; its introduction, above the table, stays as it is."""
     registry = read_registry()
-    datasets, tables = registry.datasets, registry.tables
     header = "| name | tier | cells x genes | classes | what | download |\n|---|---|---|---|---|---|"
-    rows = [
-        f"| [{name}](#{name}) | {entry.tier} | {_number(entry.cells)} x {_number(entry.genes)} | "
-        f"{_number(entry.classes) if entry.label else 'none'} | {entry.title} | {_download(entry)} |"
-        for name, entry in datasets.items()
-    ]
-    rows += [
-        f"| [{name}](#{name}) | table | | | {table.title} | {_download(table)} |" for name, table in tables.items()
-    ]
-    sections = [_section(name, entry) for name, entry in (datasets | tables).items()]
+    rows, sections = [], []
+    for name, entry in (registry.datasets | registry.tables).items():
+        classes = _number(entry.classes) if entry.label else "none"
+        size = f"{entry.tier} | {_number(entry.cells)} x {_number(entry.genes)} | {classes}"
+        size = "table | |" if name in registry.tables else size
+        rows.append(f"| [{name}](#{name}) | {size} | {entry.title} | {_download(entry)} |")
+        sections.append(_section(name, entry))
     introduction = PAGE.read_text(encoding="utf-8").partition(header)[0]
     return introduction + "\n".join([header, *rows, "", *sections])
 
 
 def _section(name: str, entry: Dataset) -> str:
     is_table = bool(entry.source.columns)
+    left_out = [f"all but `{column}` {', '.join(values)}" for column, values in entry.keep.items()]
+    left_out += [f"`{column}` {', '.join(values)}" for column, values in entry.drop.items()]
+    left_out += ["cells without a label"] * entry.drop_unlabelled
     facts = {
         "Species": is_table and entry.species,
         "Columns": ", ".join(f"`{column}`" for column in entry.source.columns),
@@ -37,7 +37,7 @@ def _section(name: str, entry: Dataset) -> str:
         "Labels": ", ".join(f"`{column}`" for column in (entry.label, *entry.other_labels) if column),
         **{key.title(): f"`{value}`" for key in ("sample", "condition", "region") if (value := getattr(entry, key))},
         "Genes": not is_table and {"none": "not named"}.get(entry.gene_ids, entry.gene_ids),
-        "Left out": "; ".join(_filters(entry)),
+        "Left out": "; ".join(left_out),
         "Notes": entry.notes,
         "Same cells": ", ".join(f"[{other}](#{other})" for other in entry.alternatives),
         "Lessons": ", ".join(entry.lessons),
@@ -52,16 +52,8 @@ def _section(name: str, entry: Dataset) -> str:
 
 def _shape(entry: Dataset) -> str:
     classes = f"{_number(entry.classes)} classes" if entry.label else "no labels"
-    if entry.source.sizes:
-        sizes = (f"{size} {shape['cells']:,} x {shape['genes']:,}" for size, shape in entry.source.sizes.items())
-        return f"{', '.join(sizes)}; {classes}"
-    return f"{_number(entry.cells)} cells x {_number(entry.genes)} genes; {classes}"
-
-
-def _filters(entry: Dataset) -> list[str]:
-    told = [f"all but `{column}` {', '.join(values)}" for column, values in entry.keep.items()]
-    told += [f"`{column}` {', '.join(values)}" for column, values in entry.drop.items()]
-    return told + ["cells without a label"] * entry.drop_unlabelled
+    sizes = [f"{size} {shape['cells']:,} x {shape['genes']:,}" for size, shape in (entry.source.sizes or {}).items()]
+    return f"{', '.join(sizes) or f'{_number(entry.cells)} cells x {_number(entry.genes)} genes'}; {classes}"
 
 
 def _file(entry: Dataset, file: DataFile) -> list[str]:
