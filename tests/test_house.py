@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -94,6 +95,8 @@ def test_only_fetch_touches_the_web():
 def test_what_is_shown():
     """At most 30 names in `sims_kit`, 60 in all; each is there, documented, and nothing else is listed."""
     assert len(sk.__all__) <= 30 and dir(sk) == sorted(sk.__all__)
+    stub = (ROOT / "sims_kit/__init__.pyi").read_text()  # for editors
+    assert sorted(re.findall(r"^from sims_kit\S* import (\w+) as \1$", stub, re.MULTILINE)) == sk.__all__
     assert all(getattr(sk, name).__doc__ for name in sk.__all__ if name != "RECIPES")  # a mapping
     names = [f"{room}.{name}" for room in ROOMS for name in import_module(f"sims_kit.{room}").__all__]
     assert len({*sk.__all__, *names} - {"datasets.load", "datasets.read"}) <= 60  # these two are in both

@@ -283,7 +283,7 @@ class DataModule(LightningDataModule):
         if self.labelled and not isinstance(self.class_label, str):
             first = self.datafiles[0]
             columns = f", one of {list(first.obs)}" if isinstance(first, AnnData) else ""
-            found = f"class_label is missing or no text ({self.class_label!r})"
+            found = f"label (class_label) is {self.class_label!r}"
             raise LabelError(f"{found}: name the column with the labels{columns}.")
 
 
