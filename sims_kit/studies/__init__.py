@@ -8,17 +8,7 @@ from sims_kit.studies.ablation import ablation
 from sims_kit.studies.comparison import compare
 from sims_kit.studies.generalization import generalization
 from sims_kit.studies.inference import inference
-from sims_kit.studies.interpretation import check_gene_set, faithfulness, marker_recovery, rank_genes
+from sims_kit.studies.interpretation import check_gene_set, faithfulness
 from sims_kit.studies.methods import METHODS
 
-__all__ = [
-    "METHODS",
-    "ablation",
-    "check_gene_set",
-    "compare",
-    "faithfulness",
-    "generalization",
-    "inference",
-    "marker_recovery",
-    "rank_genes",
-]
+__all__ = ["METHODS", "ablation", "check_gene_set", "compare", "faithfulness", "generalization", "inference"]

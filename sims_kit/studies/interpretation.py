@@ -1,94 +1,28 @@
-"""What an explanation is worth: true markers, faithfulness, and sets of genes that should not matter."""
+"""Tests of explanations: deletion and insertion of the top genes, and sets of genes that should not matter."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scipy import sparse
 from scipy.stats import false_discovery_control, hypergeom
-from sklearn.metrics import average_precision_score
 
 from sims_kit.annotation import Model, predict
 from sims_kit.cells.loaders import CellDataset
 from sims_kit.cells.matrix import log_normalised
 from sims_kit.datasets.simulate import STRESS_GENES
-from sims_kit.errors import DataError, GeneError, LabelError, SettingError
-from sims_kit.estimator import obs_values
+from sims_kit.errors import DataError, GeneError
 from sims_kit.explanation import Explanation, explain
 from sims_kit.model.classifier import SIMSClassifier
 from sims_kit.model.file import fitted_model
 from sims_kit.progress import progress_bar
-from sims_kit.studies.methods import METHODS, known
-from sims_kit.text import examples, label_text
+from sims_kit.studies.methods import known
+from sims_kit.text import examples
 
-RANKINGS = ("SIMS masks", "SIMS contributions", "logistic regression", "linear SVM", "Wilcoxon")
 CELL_RANKINGS = ("SIMS masks", "SIMS contributions", "random", "random matched by expression")
 NUMBERS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)  # of genes, about evenly spaced in their logarithm
 BLOCK = 20  # genes of similar expression among which the scores of a cell are shuffled
-
-
-def rank_genes(
-    model: Model, cells: AnnData, label: str, methods: str | Iterable[str] = RANKINGS, *, layer: str | None = None
-) -> dict[str, pd.DataFrame]:
-    """Score each gene for each class, by several methods: for each a table, classes x genes of the model.
-
-    Higher scores speak for the class, whose name is in the `obs` column `label`; units differ. Methods are ``"SIMS
-    masks"`` and ``"SIMS contributions"`` (class tables of `explain`), ``"logistic regression"`` and ``"linear SVM"``
-    (coefficients, fitted to these cells), and ``"Wilcoxon"`` (scanpy's, against all other cells; 0 without counts).
-
-    >>> rankings = sk.studies.rank_genes(model, cells, "cell_type", ["SIMS contributions", "Wilcoxon"])
-    >>> rankings["Wilcoxon"].loc["B cell"].nlargest(10)
-    """
-    methods, model = known(methods, RANKINGS), fitted_model(model)
-    labels = label_text(obs_values(cells, label))
-    if labels.isna().any() or labels.nunique() < 2:
-        found = f"{labels.nunique()} classes and {labels.isna().sum()} cells without a label"
-        raise LabelError(f"{label!r} has {found}; expected two classes or more. Select the labelled cells first.")
-    labels, values = labels.to_numpy(str), log_normalised(cells, model.genes, layer=layer)
-    tables = {}
-    if any(method.startswith("SIMS") for method in methods):
-        found = explain(model, cells, groupby=label, layer=layer)
-        tables = {"SIMS masks": found.classes, "SIMS contributions": found.class_contributions}
-    for method in (name for name in methods if name not in tables):
-        if method == "Wilcoxon":
-            tables[method] = _wilcoxon(values, labels, model.genes)
-        else:
-            scores = METHODS[method](0)[-1].fit(values, labels).coef_
-            scores = np.vstack([-scores, scores]) if len(scores) == 1 else scores  # of two classes, for the second
-            tables[method] = pd.DataFrame(scores, np.unique(labels), model.genes)
-    return {method: tables[method].rename_axis(index="class", columns="gene") for method in methods}
-
-
-def marker_recovery(rankings: Mapping[str, pd.DataFrame], markers: pd.DataFrame, *, k: int = 10) -> pd.DataFrame:
-    """Compare rankings (as from `rank_genes`) with true markers: boolean, of the same classes and genes.
-
-    For each method and class: ``n_markers``; ``precision_at_k``, the share of markers among the first `k` genes (the
-    mean over all orders of equal scores); ``auprc``, the average precision. NaN for a class without markers.
-
-    >>> recovery = sk.studies.marker_recovery(rankings, factors > 1)
-    >>> recovery.groupby("method")["precision_at_k"].mean()
-    """
-    if not 1 <= k <= markers.shape[1] or markers.to_numpy().dtype != bool:
-        found = f"k={k} and {markers.shape[1]:,} genes, markers of {markers.to_numpy().dtype}"
-        raise SettingError(f"{found}: expected k from 1 to all genes, and True and False, such as factors > 1.")
-    rows = []
-    for method, ranking in rankings.items():
-        aligned = ranking.reindex_like(markers)
-        if ranking.shape != markers.shape or aligned.isna().to_numpy().any():
-            found = f"The ranking of {method!r}, {ranking.shape[0]} classes x {ranking.shape[1]:,} genes, does not fit"
-            expected = f"a score for each of the {markers.shape[0]} x {markers.shape[1]:,} of the markers, and no more"
-            raise DataError(f"{found}. Expected {expected}.")
-        for (label, scores), true in zip(aligned.iterrows(), markers.to_numpy(), strict=True):
-            scores, precision, area = scores.to_numpy(), np.nan, np.nan
-            if true.any():
-                border = np.partition(scores, -k)[-k]
-                above, equal = scores > border, scores == border
-                precision = (true[above].sum() + (k - above.sum()) * true[equal].mean()) / k
-                area = average_precision_score(true, scores)
-            rows.append((method, label, true.sum(), precision, area))
-    return pd.DataFrame(rows, columns=["method", "class", "n_markers", "precision_at_k", "auprc"])
 
 
 def faithfulness(
@@ -189,20 +123,6 @@ def check_gene_set(
     table.columns = ["n_cells", "contribution", "share", "expected", "low", "high", "p"]
     table.iloc[1:, -1] = false_discovery_control(table["p"].iloc[1:])
     return table
-
-
-def _wilcoxon(values: sparse.csr_matrix, labels: np.ndarray, genes: Sequence[str]) -> pd.DataFrame:
-    """Scores of scanpy's test, classes x genes."""
-    import scanpy  # takes seconds
-
-    kept = np.flatnonzero(values.getnnz(axis=0))  # the test is undefined for genes without values
-    obs = pd.DataFrame({"label": pd.Categorical(labels)}, map(str, range(len(labels))))
-    cells = AnnData(values[:, kept], obs, pd.DataFrame(index=np.array(genes, dtype=object)[kept]))
-    threads = torch.get_num_threads()
-    scanpy.tl.rank_genes_groups(cells, "label", method="wilcoxon")
-    torch.set_num_threads(threads)  # numba in scanpy changes OpenMP's number of threads for all libraries
-    found = scanpy.get.rank_genes_groups_df(cells, None).pivot(index="group", columns="names", values="scores")
-    return found.reindex(index=np.unique(labels), columns=genes, fill_value=0.0).astype(float)
 
 
 def _scores_per_cell(method: str, values: sparse.csr_matrix, explanation, seed: int) -> sparse.csr_matrix:

@@ -1,68 +1,20 @@
-"""Interpretation: rankings against the libraries they come from, curves on dense values."""
+"""Interpretation: curves on dense values, gene sets against drawn ones."""
 
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-import scanpy as sc
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from sklearn.linear_model import LogisticRegression
-from sklearn.svm import LinearSVC
 
 import sims_kit as sk
 from sims_kit import studies
 from sims_kit.cells.matrix import log_normalised
-from sims_kit.errors import DataError, GeneError, LabelError, SettingError, UnknownNameError
+from sims_kit.errors import DataError, GeneError, UnknownNameError
 from sims_kit.studies import interpretation
-from sims_kit.studies.interpretation import CELL_RANKINGS, RANKINGS
-
-
-def test_rankings_are_those_of_their_libraries(model, cells):
-    """Tables are those of `explain`, scikit-learn and scanpy; markers are first; two classes have opposite scores."""
-    rankings = studies.rank_genes(model, cells, "cell_type")
-    assert tuple(rankings) == RANKINGS
-    for method, table in rankings.items():
-        assert list(table.index) == model.classes and list(table.columns) == model.genes
-        assert list(cells.var["marker_of"][table.idxmax(axis=1)]) == list(table.index), method
-    explanation = sk.explain(model, cells, groupby="cell_type")
-    np.testing.assert_allclose(rankings["SIMS masks"], explanation.classes, atol=1e-7)
-    np.testing.assert_allclose(rankings["SIMS contributions"], explanation.class_contributions, atol=1e-6)
-    values = cells.copy()
-    sc.pp.normalize_total(values, target_sum=1e4)
-    sc.pp.log1p(values)
-    svm = LinearSVC(C=0.01, random_state=0)
-    for name, linear in {"logistic regression": LogisticRegression(max_iter=1000), "linear SVM": svm}.items():
-        np.testing.assert_allclose(rankings[name], linear.fit(values.X, cells.obs["cell_type"]).coef_, atol=1e-3)
-    sc.tl.rank_genes_groups(values, "cell_type", method="wilcoxon")
-    for label, scores in rankings["Wilcoxon"].iterrows():
-        expected = sc.get.rank_genes_groups_df(values, label).set_index("names")["scores"]
-        np.testing.assert_allclose(scores[expected.index], expected, rtol=0.01, atol=0.02)  # rounding unties cells
-    two = cells[cells.obs["cell_type"] != "class_2"].copy()
-    two.X = two.X @ sp.diags((np.arange(60) != 5).astype(np.float32))
-    for method, table in studies.rank_genes(model, two, "cell_type", RANKINGS[2:]).items():
-        np.testing.assert_allclose(table.iloc[0], -table.iloc[1], atol=1e-5)
-        assert list(cells.var["marker_of"][table.idxmax(axis=1)]) == ["class_0", "class_1"], method
-        assert not table.iloc[:, 5].any()  # no cell has it
-
-
-GENES = list("abcdef")
-MARKERS = pd.DataFrame([[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1], [0] * 6], list("xyz"), GENES).astype(bool)
-RANKING = pd.DataFrame([[6, 4, 2, 5, 3, 1], [6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6]], list("xyz"), GENES, dtype=float)
-
-
-def test_recovery_by_hand():
-    """Precision among the first k, the mean of the precision at each marker, and equal scores in random order."""
-    table = studies.marker_recovery({"one": RANKING, "flat": RANKING * 0}, MARKERS, k=3).set_index(["method", "class"])
-    assert list(table.loc["one", "n_markers"]) == [3, 2, 0]
-    columns = ["precision_at_k", "auprc"]
-    expected = [[2 / 3, (1 + 2 / 3 + 3 / 5) / 3], [0, (1 / 5 + 2 / 6) / 2], [np.nan, np.nan]]
-    np.testing.assert_allclose(table.loc["one", columns], expected)
-    np.testing.assert_allclose(table.loc["flat", columns], [[1 / 2, 1 / 2], [1 / 3, 1 / 3], [np.nan, np.nan]])
-    turned = studies.marker_recovery({"one": RANKING.iloc[::-1, ::-1]}, MARKERS, k=3).set_index(["method", "class"])
-    pd.testing.assert_frame_equal(turned, table.loc[["one"]])
+from sims_kit.studies.interpretation import CELL_RANKINGS
 
 
 @pytest.fixture(scope="module")
@@ -182,32 +134,17 @@ def test_a_planted_set_is_found_in_its_class(noisy_cells, explained):
     assert np.allclose(everything["p"], 1) and np.allclose(everything["share"], everything["expected"])
 
 
-def recover(ranking, markers=MARKERS, k=3):
-    """A case of the next test."""
-    return lambda *_: studies.marker_recovery({"one": ranking}, markers, k=k)
-
-
 @pytest.mark.parametrize(
-    "call, error, words",
+    "methods, error, words",
     [
-        (recover(RANKING[1:]), DataError, "2 classes x 6 genes, does not fit"),
-        (recover(RANKING, MARKERS[GENES[1:]]), DataError, "each of the 3 x 5"),
-        (recover(RANKING[["a", *GENES]]), ValueError, "duplicate"),
-        (recover(RANKING, MARKERS + 0.0), SettingError, "True and False"),
-        (recover(RANKING[RANKING > 1]), DataError, "does not fit"),
-        (recover(RANKING, k=10), SettingError, "k=10 and 6 genes"),
-        (lambda m, c, g: studies.rank_genes(m, c, "cell_type", ["wilcoxon"]), UnknownNameError, "Wilcoxon"),
-        (lambda m, c, g: studies.rank_genes(m, c, "celltype"), UnknownNameError, "cell_type"),
-        (lambda m, c, g: studies.rank_genes(m, c, "one"), LabelError, "1 classes .* two classes"),
-        (lambda m, c, g: studies.faithfulness(m, c, {"x": g["truth"][:10]}), DataError, "300 x 60"),
-        (lambda m, c, g: studies.faithfulness(m, c, ["SIMS mask"]), UnknownNameError, "SIMS masks"),
+        (lambda given: {"x": given["truth"][:10]}, DataError, "300 x 60"),
+        (lambda given: ["SIMS mask"], UnknownNameError, "SIMS masks"),
     ],
 )
-def test_mistakes_are_told(model, cells, given, call, error, words):
-    """Unknown methods and columns, tables that do not fit, and settings out of range are named."""
-    cells = AnnData(cells.X, cells.obs.assign(one="alone"), cells.var)
+def test_mistakes_are_told(model, cells, given, methods, error, words):
+    """Unknown methods, and scores that do not fit, are named."""
     with pytest.raises(error, match=words):
-        call(model, cells, given)
+        studies.faithfulness(model, cells, methods(given))
 
 
 def test_mistakes_in_gene_sets_are_told(noisy_cells, explained):
