@@ -9,26 +9,18 @@ Each name is loaded with its room when it is first used, so that the import itse
 """
 
 import os
+import re
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 
-_HOMES = {  # the module in which each name of the face is defined
-    "annotation": ("annotate", "calibrate", "embed", "gene_coverage", "prediction_sets"),
-    "cells.datamodule": ("DataModule",),
-    "cells.splits": ("stratified_split",),
-    "datasets": ("load", "read"),
-    "estimator": ("SIMS",),
-    "explanation": ("explain", "explain_cell"),
-    "model.classifier": ("SIMSClassifier",),
-    "model.file": ("load_model", "save_model"),
-    "model.recipe": ("RECIPES", "Recipe"),
-    "training": ("fit", "generate_trainer", "pretrain"),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_ROOMS = ("calibration", "datasets", "errors", "lessons", "metrics", "plotting", "studies", "text", "widgets")
+_FACE = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")  # names and their homes, for editors, too
+_HOME_OF = {name: home for home, name in re.findall(r"^from sims_kit\.(\S+) import (\w+)", _FACE, re.MULTILINE)}
+_SHOWN = re.findall(r"^from sims_kit import (\w+)", _FACE, re.MULTILINE)
+_ROOMS = ("errors", "text", *_SHOWN)
 
 __version__ = version("sims_kit")
-__all__ = sorted([*_HOME_OF, *(room for room in _ROOMS if room not in ("errors", "text"))])
+__all__ = sorted([*_HOME_OF, *_SHOWN])
 
 
 def __getattr__(name: str) -> object:

@@ -7,7 +7,7 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
-from itertools import cycle
+from itertools import chain, cycle
 from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -115,11 +115,9 @@ def annotate(
     refuse_unknown("annotate", unknown, [*signature(annotate).parameters][:-1], OTHER_WORDS)
     model = fitted_model(model)
     paths, ids = _paths(model, hierarchy)
-    if hierarchy is not None:
-        reject = 0.05 if reject is None and threshold is None else reject
+    reject = 0.05 if hierarchy is not None and reject is None and threshold is None else reject
     threshold = _threshold(model, reject, threshold)
-    parents = [name for path in paths for name in path[1:]]
-    out, colours = out if out is None else _new_file(out, query), _colours(model, parents)
+    out, colours = out if out is None else _new_file(out, query), _colours(model, chain(*paths))
     query, is_own, batches, coverage, scale = _opened(query, model, key_added, layer, species, copy, backed, batch_size)
     if not (vote is None or (isinstance(vote, str) and vote in ["auto", *query.obs])):
         raise UnknownNameError("obs column", vote, ["auto", *query.obs.columns])
@@ -420,11 +418,11 @@ def _over_clusters(batches: CellLoader) -> pd.Series:
     return cells.obs["leiden"]
 
 
-def _colours(model: SIMSClassifier, parents: Iterable[str]) -> dict[str, str]:
-    """The colour of each class, parent, and ``"Unknown"``, in this order: the reference's, or else scanpy's."""
+def _colours(model: SIMSClassifier, others: Iterable[str]) -> dict[str, str]:
+    """The colour of each class, other label, and ``"Unknown"``, in this order: the reference's, or else scanpy's."""
     from scanpy.plotting.palettes import default_20, default_28, default_102  # slow to import
 
-    given, names = model.provenance.get("label_colors") or {}, dict.fromkeys([*model.classes, *map(str, parents)])
+    given, names = model.provenance.get("label_colors") or {}, dict.fromkeys([*model.classes, *others])
     palette = default_20 if len(names) <= 20 else default_28 if len(names) <= 28 else default_102
     return {name: given.get(name, colour) for name, colour in zip(names, cycle(palette))} | {UNKNOWN: "#bdbdbd"}  # grey
 

@@ -126,13 +126,14 @@ class DataModule(LightningDataModule):
     def provenance(self) -> dict:
         """Where the cells come from, as plain values that any file format can hold."""
         colours = {label: colour for file in self._files for label, colour in file.colours.items()}
+        ids = pd.concat([file.terms for file in self._files]).groupby("label")["term"].agg(common_term).dropna()
         found = {
             "files": [dict(file.description) for file in self._files],
             "gene_kind": id_kind(self.genes),
             "cells": {part: len(positions) for part, positions in self.split._asdict().items()},
             **{name: getattr(self, name) for name in ("class_label", "layer", "groups", "seed")},
             "label_colors": {label: colours[label] for label in self.classes if label in colours} or None,
-            "ontology_ids": self._ontology_ids() or None,
+            "ontology_ids": {label: ids[label] for label in self.classes if label in ids} or None,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -205,7 +206,7 @@ class DataModule(LightningDataModule):
             groups=None if self.groups is None else obs[self.groups][has_label],
             names=item.absolute() if is_stored else adata.obs_names,  # read later: many take more memory than all else
             colours=_colours(adata, self.class_label) if labelfile is None else {},
-            terms=_terms(obs[has_label], self.class_label) if self.labelled else (),
+            terms=_terms(obs[has_label], labels[has_label]),
             description={  # for the summary, and for a model's provenance
                 "file": name,
                 "dataset": str(origin.get("dataset", "")),
@@ -228,13 +229,6 @@ class DataModule(LightningDataModule):
             found = f"Column {self.class_label!r} has one class only, {classes[0]!r}, in {len(labels):,} cells"
             raise LabelError(f"{found}. A classifier needs at least two; check class_label.")
         return list(classes), codes
-
-    def _ontology_ids(self) -> dict[str, str]:
-        """The narrowest term of the Cell Ontology that holds all cells of a class, by class."""
-        pairs = {pair for file in self._files for pair in file.terms}
-        terms = {label: {term for one, term in pairs if one == label} for label in self.classes}
-        found = {label: common_term(terms[label]) for label in self.classes}
-        return {label: term for label, term in found.items() if term}
 
     def _split(self) -> Split:
         groups = None if self.groups is None else pd.concat([file.groups for file in self._files])
@@ -307,9 +301,8 @@ def _colours(adata: AnnData, label: str | None) -> dict[str, str]:
     return dict(zip(labels, map(str, colours), strict=True)) if len(colours) == len(labels) else {}
 
 
-def _terms(obs: pd.DataFrame, label: str) -> set[tuple[str, str]]:
-    """Each label with each term of an ontology that its cells have; nothing where `obs` has no terms."""
-    if COLUMN not in obs:
-        return set()
-    pairs = pd.DataFrame({"label": label_text(obs[label]), "term": label_text(obs[COLUMN])}).drop_duplicates()
-    return {(one, term) for one, term in pairs.itertuples(index=False) if ":" in str(term)}
+def _terms(obs: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
+    """Each label with each term of an ontology that its cells have."""
+    terms = obs[COLUMN].astype(str) if COLUMN in obs else ""
+    pairs = pd.DataFrame({"label": label_text(labels), "term": terms}).drop_duplicates()
+    return pairs[pairs["term"].str.contains(":")]

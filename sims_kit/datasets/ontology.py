@@ -5,14 +5,14 @@ from functools import cache
 from pathlib import Path
 
 COLUMN = "cell_type_ontology_term_id"  # of obs, in CELLxGENE's files
-TABLE = Path(__file__).with_name("cell_ontology.tsv")
 VAGUE = {"CL:0000000", "CL:0000219", "CL:0000226", "CL:0000255", "CL:0002242"}  # (eukaryotic, motile, nucleate) cell
 
 
 @cache
 def read_terms() -> dict[str, tuple[str, list[str]]]:
     """The label of each term and the ids of the terms that it is directly a kind of, by its id."""
-    lines = [line.split("\t") for line in TABLE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    text = Path(__file__).with_name("cell_ontology.tsv").read_text(encoding="utf-8")
+    lines = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
     return {term: (label, parents.split()) for term, label, parents in lines}
 
 
@@ -32,7 +32,7 @@ def common_term(terms: Collection[str]) -> str | None:
     >>> common_term(["CL:0000624", "CL:0000625"])  # CD4 and CD8 T cells are mature alpha-beta T cells
     'CL:0000791'
     """
-    shared = frozenset.intersection(*map(lineage, terms)) if terms else ()
+    shared = frozenset.intersection(*map(lineage, terms)) if len(terms) else ()
     return max(shared, key=_depth, default=None)
 
 
@@ -47,8 +47,7 @@ def ontology_paths(classes: Sequence[str], ids: Mapping[str, str]) -> tuple[list
     """
     terms = read_terms()
     term_of = {label.casefold(): term for term, (label, _) in terms.items()}
-    found = {name: ids.get(name) or term_of.get(name.casefold()) for name in classes}
-    found = {name: term for name, term in found.items() if term}
+    found = {name: term for name in classes if (term := ids.get(name) or term_of.get(name.casefold()))}
     groups = {}  # classes, and the narrowest term that holds exactly these
     for term in sorted(terms.keys() & frozenset().union(*map(lineage, found.values())), key=_depth):
         groups[frozenset(name for name, own in found.items() if term in lineage(own))] = term
@@ -56,10 +55,8 @@ def ontology_paths(classes: Sequence[str], ids: Mapping[str, str]) -> tuple[list
     of_one = {term: name for name, term in found.items() if [*found.values()].count(term) == 1}
     names = {term: of_one.get(term, terms[term][0]) for term in groups.values()}
     names |= {term: f"{name} ({term})" for term, name in names.items() if name in classes and term not in of_one}
-    paths = []
-    for name in classes:
-        broader = sorted((len(held), _depth(term)) for held, term in groups.items() if name in held)
-        paths.append(list(dict.fromkeys([name, *(names[term] for _, (_, term) in broader)])))
+    order = sorted(groups.items(), key=lambda group: (len(group[0]), _depth(group[1])))
+    paths = [[name, *(names[term] for held, term in order if name in held and names[term] != name)] for name in classes]
     return paths, found | {names[term]: term for term in groups.values()}
 
 
