@@ -20,6 +20,12 @@ from sims_kit.datasets.read import convert, is_backable, open_backed, read
 from sims_kit.errors import DataError, SettingError, UnknownNameError
 
 module = sys.modules["sims_kit.datasets.read"]  # the package exports the function under this name
+# Twelve cells, each file written by the anndata in its name: 0.7.8 (Python 3.8, pandas 1.4), 0.8.0 (3.10, 1.5), 0.10.9
+# (3.11, 2.2), 0.11.4 and 0.12.19 (3.11, 2.3), 0.13.4 (3.13, 3.1); the stores are of zarr format 2 and 3. RAW is in `raw`,
+# its first eight genes are in X and in the layer "counts". Columns of obs: "label", codes of three categories of which
+# one is not used; "note", text; "score", with a NaN; "kept", "number"; where nullable text can be written also "sample"
+# and "donor", text with one value missing. seuratdisk.h5ad is laid out as Convert of SeuratDisk does it: log1p in X, codes
+# of "label" with their categories under obs/__categories, and no reference between them.
 FILES = sorted(path for path in (Path(__file__).parent / "files").glob("*") if path.suffix in (".h5ad", ".zarr"))
 FILES = [path for path in FILES if path.name != "anndata-0.13.4.zarr" or zarr.__version__ >= "3"]  # of zarr format 3
 LABELS = ["alpha", "beta", "beta", "alpha", "beta", "alpha", "alpha", "beta", "beta", "alpha", "beta", None]
