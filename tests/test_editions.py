@@ -67,10 +67,8 @@ def test_links_of_the_site_lead_somewhere(site):
     """Links within the site lead to a page and a part of it that exist; those to the repository, to files of it."""
     from bs4 import BeautifulSoup
 
-    pages = [
-        page for page in site.rglob("*.html") if page.name not in ("genindex.html", "py-modindex.html", "search.html")
-    ]
-    pages = {path.resolve(): BeautifulSoup(path.read_text(), "html.parser") for path in pages}
+    texts = [path for path in site.rglob("*.html") if path.stem not in ("genindex", "py-modindex", "search")]
+    pages = {path.resolve(): BeautifulSoup(path.read_text(), "html.parser") for path in texts}
     inside = re.escape(f"{rules.ADDRESS}/blob/{rules.TAG}/") + "([^#]+)"
     n_links = 0
     for path, page in pages.items():
