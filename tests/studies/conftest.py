@@ -4,28 +4,31 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from sklearn.neighbors import NearestCentroid
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 
-class Oracle(NearestCentroid):
+class Oracle(ClassifierMixin, BaseEstimator):
     """Knows the markers of `make_cells`, but only the classes that it was trained on."""
 
     given: ClassVar[list] = []
 
     def __init__(self, seed=0):
-        super().__init__()
         self.seed = seed
 
     def fit(self, X, y):
         """Keep the mean of each class."""
         assert "label" not in X.obs
         Oracle.given.append((X, np.asarray(y), self.seed))
-        return super().fit(np.log1p(X.X.toarray()), y)
+        values = np.log1p(X.X.toarray())
+        self.classes_ = np.unique(y)
+        self.means_ = np.stack([values[y == name].mean(axis=0) for name in self.classes_])
+        return self
 
     def predict(self, X):
         """The class with the nearest mean; cells that bring labels are refused."""
         assert "label" not in X.obs
-        return super().predict(np.log1p(X.X.toarray()))
+        distances = ((np.log1p(X.X.toarray())[:, None] - self.means_) ** 2).sum(axis=2)
+        return self.classes_[distances.argmin(axis=1)]
 
 
 @pytest.fixture
