@@ -167,6 +167,7 @@ CASES = [
     ("number for a path to save to", good, save(3), TypeError, ["int"]),
     ("notes that are no text", good, save("m", notes=3), SettingError, ["notes is 3", "not str"]),
     ("text for the number of genes", lambda b: "60", of(sk.SIMSClassifier, 3), SettingError, ["input_dim='60'"]),
+    ("no genes for a model", lambda b: 0, of(sk.SIMSClassifier, 3), SettingError, ["input_dim=0"]),
 
     # --- Results
     ("results as csv", good, results(out="a.csv"), SettingError, ["'a.csv'", ".h5ad"]),
@@ -194,6 +195,7 @@ CASES = [
     ("labels in a table", lambda b: np.array([["a"], ["b"]]), of(sk.stratified_split),
      LabelError, ["(2, 1)", "one label per cell"]),
     ("labels as one text", lambda b: "abc", of(sk.stratified_split), LabelError, ["one label per cell"]),
+    ("labels of lists", lambda b: b.labels([[1]] * 120), fit, LabelError, ["one class only, '[1]'"]),
     ("calibration by a column that does not exist", good, lambda x, b: sk.calibrate(b.model, x, "celltype"),
      UnknownNameError, ["'celltype'", "'cell_type'"]),
 
