@@ -10,11 +10,13 @@ import shutil
 import signal
 import time
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pytorch_lightning.callbacks import LambdaCallback
 
 import sims_kit as sk
 from sims_kit.datasets import attach_labels
@@ -252,11 +254,16 @@ def test_damaged_texts(cells, n_trials):
                 read("bad.csv")
 
 
-def test_checkpoint_of_another_slurm_job(cells, forked, monkeypatch):
-    """Under SLURM, no training takes up what another one left there instead of its own weights."""
+def test_end_of_a_slurm_job(cells, forked, monkeypatch):
+    """A job that is told to end leaves nothing that a later training would take up instead of its own weights."""
     whole = forked(fit, cells)
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
+    stop = LambdaCallback(  # in the middle of the second epoch, as SLURM does before a job's end
+        on_train_batch_end=lambda trainer, *_: trainer.global_step == 6 and os.kill(os.getpid(), signal.SIGUSR1)
+    )
+    assert forked(partial(fit, checkpoints=None, callbacks=stop), cells).found == signal.SIGUSR1
+    assert not list(Path().rglob("hpc_ckpt*"))
     Path("hpc_ckpt_1.ckpt").write_bytes(b"of another program")
     assert forked(fit, cells).found is SettingError
     Path("hpc_ckpt_1.ckpt").unlink()
