@@ -19,15 +19,6 @@ missing = [name for name in NEEDED if find_spec(name) is None]
 needs_docs = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed: make docs installs it")
 
 
-def run(target: str, **changes: str) -> None:
-    """Run the Python command of a target of the Makefile, with other words in place of some."""
-    recipe = re.search(rf"^{target}:.*\n\t@\$\(RUN\) ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
-    words = recipe.replace("\\\n", " ").split()
-    command = [changes.get(word, word) for word in words]
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.name)
 def test_learner_edition_is_in_step(path, tmp_path):
     """learner/ has every lesson without outputs, solutions and pictures outside; `make learner` writes it."""
@@ -42,9 +33,13 @@ def test_learner_edition_is_in_step(path, tmp_path):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The folder of a site that was just built."""
+    """The folder of a site that was just built, by the command of `make docs` with other folders."""
     folder = tmp_path_factory.mktemp("site")
-    run("docs", **{"build/doctrees": str(folder / "doctrees"), "dist/docs": str(folder / "site")})
+    recipe = re.search(r"^docs:.*\n\t@\$\(RUN\) ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    folders = {"build/doctrees": str(folder / "doctrees"), "dist/docs": str(folder / "site")}
+    command = [folders.get(word, word) for word in recipe.replace("\\\n", " ").split()]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return folder / "site"
 
 
@@ -72,10 +67,8 @@ def test_links_of_the_site_lead_somewhere(site):
     """Links within the site lead to a page and a part of it that exist; those to the repository, to files of it."""
     from bs4 import BeautifulSoup
 
-    pages = [
-        page for page in site.rglob("*.html") if page.name not in ("genindex.html", "py-modindex.html", "search.html")
-    ]
-    pages = {path.resolve(): BeautifulSoup(path.read_text(), "html.parser") for path in pages}
+    texts = [path for path in site.rglob("*.html") if path.stem not in ("genindex", "py-modindex", "search")]
+    pages = {path.resolve(): BeautifulSoup(path.read_text(), "html.parser") for path in texts}
     inside = re.escape(f"{rules.ADDRESS}/blob/{rules.TAG}/") + "([^#]+)"
     n_links = 0
     for path, page in pages.items():

@@ -74,10 +74,8 @@ def test_why_a_cell(model, cells, explanation):
     counts = cells[name, found.genes.index].X.toarray()[0] / cells[name].X.sum()
     np.testing.assert_allclose(found.genes["expression"], np.log1p(counts * 1e4), rtol=1e-5)
     assert not np.allclose(found.genes["against_second"], found.genes["contribution"])
-    expressed = (cells.obs_names != name)[:, None]
-    nothing = sk.explain_cell(
-        model, ad.AnnData(sparse.csr_matrix(cells.X.toarray() * expressed), cells.obs, cells.var), name
-    )
+    values = sparse.csr_matrix(cells.X.toarray() * (cells.obs_names != name)[:, None])
+    nothing = sk.explain_cell(model, ad.AnnData(values, cells.obs, cells.var), name)
     assert not len(nothing.genes) and list(nothing.genes) == list(found.genes)
     assert found.label in repr(found) and found.genes.index[0] in repr(found) and len(repr(found)) < 1500
 

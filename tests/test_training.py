@@ -280,10 +280,9 @@ def test_an_epoch_that_is_cut_off(make_cells, epoch):
             losses.append(outputs["loss"].item() * 2 / 4 * len(batch.labels))  # accumulated in twos, four networks
             trainer.should_stop = index == 2
 
-    settings = dict(
-        callbacks=pl.callbacks.LambdaCallback(on_train_batch_end=stop), trainer=dict(accumulate_grad_batches=2)
-    )
-    model = sk.fit(make_cells(), "cell_type", max_epochs=3, batch_size=16, **settings, **QUIET)
+    callback, pairs = pl.callbacks.LambdaCallback(on_train_batch_end=stop), dict(accumulate_grad_batches=2)
+    settings = dict(max_epochs=3, batch_size=16, callbacks=callback, trainer=pairs)
+    model = sk.fit(make_cells(), "cell_type", **settings, **QUIET)
     assert len(losses) == 3 and len(model.history) == epoch + 1
     assert model.history["train_loss"].iloc[-1] == pytest.approx(sum(losses) / 48, rel=1e-5)
     n_right = model.history["train_accuracy_micro"].iloc[-1] * 48

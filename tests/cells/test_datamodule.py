@@ -22,8 +22,6 @@ from sims_kit.cells.loaders import CellLoader
 from sims_kit.datasets.read import open_backed
 from sims_kit.errors import DataError, GeneError, LabelError, SettingError, UnknownNameError
 
-QUIET = dict(logger=False, verbose=False)
-
 
 @pytest.fixture(autouse=True)
 def small_stretches(monkeypatch):
@@ -122,8 +120,8 @@ def test_lightning_sees_a_new_order_every_epoch_and_resumes(paths, tmp_path, bac
             seen.setdefault(trainer.current_epoch, []).append(batch.cells.to_dense().sum(1).tolist())
 
         recipe = sk.RECIPES["thesis"].changed(best_epoch=False)
-        settings = QUIET | dict(max_epochs=max_epochs, seed=seed, backed=backed, recipe=recipe)
-        settings |= dict(batch_size=16, num_workers=num_workers)
+        settings = dict(max_epochs=max_epochs, seed=seed, backed=backed, recipe=recipe, batch_size=16)
+        settings |= dict(num_workers=num_workers, logger=False, verbose=False)
         trainer, model, module = sk.generate_trainer(paths, None, "cell_type", **settings)
         trainer.callbacks.append(LambdaCallback(on_train_batch_start=note))
         trainer.fit(model, datamodule=module, ckpt_path=ckpt_path)

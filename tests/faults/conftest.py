@@ -21,11 +21,6 @@ class Outcome(NamedTuple):
 COUNTS = Counter()
 
 
-def count(kind: str) -> None:
-    """Count an outcome of the test that runs."""
-    COUNTS[os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split("[")[0].split(" ")[0], kind] += 1
-
-
 def pytest_terminal_summary(terminalreporter) -> None:
     """Print how often what came out."""
     for (test, kind), number in sorted(COUNTS.items()):
@@ -34,7 +29,11 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 @pytest.fixture(scope="session")
 def counts():
-    """The function that counts an outcome."""
+    """A function that counts an outcome of the test that runs."""
+
+    def count(kind: str) -> None:
+        COUNTS[os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split("[")[0].split(" ")[0], kind] += 1
+
     return count
 
 
@@ -45,7 +44,7 @@ def n_trials() -> int:
 
 
 @pytest.fixture(scope="session")
-def forked():
+def forked(counts):
     """A function that runs another one in a fork, perhaps sending it a signal after some seconds."""
 
     def run(function, *arguments, send: int | None = None, after: float = 0.0, limit: float = 120.0) -> Outcome:
@@ -63,7 +62,7 @@ def forked():
         answer.close()
         if send is not None and not answers.poll(after):
             os.kill(child, send)
-            count(f"{send.name} sent")
+            counts(f"{send.name} sent")
         try:
             outcome = answers.recv() if answers.poll(limit) else Outcome("death", signal.SIGALRM, "too slow")
         except EOFError:
@@ -73,7 +72,7 @@ def forked():
         status = os.waitpid(child, 0)[1]
         outcome = outcome or Outcome("death", signal.Signals(os.WTERMSIG(status)))
         name = getattr(outcome.found, "__name__", None) or getattr(outcome.found, "name", "")  # of an error, a signal
-        count("done" if outcome.kind == "done" else name)
+        counts("done" if outcome.kind == "done" else name)
         return outcome
 
     return run

@@ -259,12 +259,10 @@ def test_end_of_a_slurm_job(cells, forked, monkeypatch):
     whole = forked(fit, cells)
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-
-    def stop(trainer, *_):  # in the middle of the second epoch, as SLURM does before a job's end
-        return trainer.global_step == 6 and os.kill(os.getpid(), signal.SIGUSR1)
-
-    stopped = partial(fit, checkpoints=None, callbacks=LambdaCallback(on_train_batch_end=stop))
-    assert forked(stopped, cells).found == signal.SIGUSR1
+    stop = LambdaCallback(  # in the middle of the second epoch, as SLURM does before a job's end
+        on_train_batch_end=lambda trainer, *_: trainer.global_step == 6 and os.kill(os.getpid(), signal.SIGUSR1)
+    )
+    assert forked(partial(fit, checkpoints=None, callbacks=stop), cells).found == signal.SIGUSR1
     assert not list(Path().rglob("hpc_ckpt*"))
     Path("hpc_ckpt_1.ckpt").write_bytes(b"of another program")
     assert forked(fit, cells).found is SettingError

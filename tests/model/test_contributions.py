@@ -36,11 +36,6 @@ def make(kind: str):
     return network.eval(), cells, torch.tensor([[1.0, -1.0, 0.0, 0.0]], dtype=torch.float64).repeat(30, 1)
 
 
-def added(network, cells, towards):
-    """The contributions."""
-    return explain_batch(network, cells, towards).contributions
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_are_those_of_the_steps(kind):
     """Masks of the steps, each weighted by what it adds to the decision, brought to sum one: of networks the mean."""
@@ -66,7 +61,7 @@ def test_they_sum_to_what_the_cell_adds(monkeypatch, kind, nodes, remainder):
     """All genes together: the logits less those of masked values of zero, up to the integral's remainder."""
     monkeypatch.setattr(contributions, "NODES", nodes)
     network, cells, towards = make(kind)
-    found = added(network, cells, towards).to_dense().sum(1)
+    found = explain_batch(network, cells, towards).contributions.to_dense().sum(1)
     with torch.no_grad():
         more = network(cells).logits - _logits_of_nothing(network, len(cells))
         expected = (more.mean(1) * towards).sum(1)
@@ -92,7 +87,7 @@ def test_a_linear_network_gives_value_times_weight():
     (step,) = network.steps(cells)
     mask, norm = step.mask[:, 0], network.encoder.initial_bn
     values = mask * (cells * norm.scale + norm.shift) / mask.square().sum(1, keepdim=True)
-    found = added(network, cells, towards).to_dense()
+    found = explain_batch(network, cells, towards).contributions.to_dense()
     torch.testing.assert_close(found, values * (network.additive_weight[0] @ towards.T).T)
     assert not found[mask == 0].any()
 
@@ -106,7 +101,7 @@ def test_linear_classifiers_add_their_share():
     cells[0], cells[1] = 0, mean + 1e-6  # nothing, and changes so small that the slope is that of a point
     for form in (cells, cells.to_sparse_csr()):
         found = explain_batch(network, form, towards, 0.0, linear, 0.25)
-        own = found.contributions.to_dense() - 0.75 * added(network, cells, towards).to_dense()
+        own = found.contributions.to_dense() - 0.75 * explain_batch(network, cells, towards).contributions.to_dense()
         start, end = mean * cells.sign(), cells
         more = logsigmoid(linear.margins(end)) - logsigmoid(linear.margins(start))
         torch.testing.assert_close(own.sum(1), 0.25 * (more * towards).sum(1), rtol=1e-6, atol=1e-9)
@@ -126,5 +121,6 @@ def test_by_default_the_predicted_class_against_the_mean(adjustment):
     torch.testing.assert_close(found.logits.softmax(1), expected)
     assert adjustment.any() == (expected.argmax(1) == 2).all()
     towards = one_hot(expected.argmax(1), N_CLASSES).double() - 1 / N_CLASSES
-    torch.testing.assert_close(found.contributions.to_dense(), added(network, cells, towards).to_dense())
-    torch.testing.assert_close(added(network, cells, -towards).to_dense(), -found.contributions.to_dense())
+    same, opposed = (explain_batch(network, cells, way).contributions.to_dense() for way in (towards, -towards))
+    torch.testing.assert_close(found.contributions.to_dense(), same)
+    torch.testing.assert_close(opposed, -same)

@@ -23,6 +23,9 @@ from sims_kit.model import MaskedPretraining, SIMSClassifier, load_model, save_m
 from sims_kit.model import file as model_file
 from sims_kit.model.pretraining import mask_genes
 
+# version_N.safetensors was written by the sims_kit of that time: `save_model` of a classifier such as the one of the
+# fixture `model`, with recipe=dict(n_models=2, n_d=2, n_a=2), eight calibration cells and a temperature of 1.5; beside
+# it, as JSON, cells and their probabilities. A new format version needs its own; the older ones stay as they are.
 FILES = Path(__file__).with_name("files")
 PAGE = Path(__file__).resolve().parents[2] / "docs/models.md"
 GOOD = FILES / f"version_{model_file.VERSION}.safetensors"
@@ -44,8 +47,8 @@ def _fitted(recipe):
 def model():
     """A fitted model with provenance, metrics, and three validation cells, two of them right."""
     model, labels = _fitted("thesis"), torch.tensor([0, 1, 1])
-    model.provenance = {"files": ["cells.h5ad"], "seed": 0}
-    model.test_metrics = pd.Series({"accuracy_micro": 0.9})
+    model.provenance = {"files": ["cells.h5ad"], "class_label": "cell_type", "seed": 0}
+    model.test_metrics = pd.Series({"accuracy_micro": 0.75})
     model.novelty.measure([(torch.rand(3, 4), labels)], torch.ones(len(model.classes)))
     model.calibrate(torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), labels, torch.rand(3, 2))
     return model
@@ -129,7 +132,7 @@ def test_what_a_file_says_of_itself(model, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     assert again.calibration_cells.correct.tolist() == [True, True, False]
     torch.testing.assert_close(again.novelty.state_dict(), model.novelty.state_dict(), rtol=0, atol=0)
-    for part in ("4 genes (symbol) to 2 classes", "B cell, T cell", "cells.h5ad", "80 train", "accuracy 0.900"):
+    for part in ("4 genes (symbol) to 2 classes", "B cell, T cell", "cells.h5ad", "80 train", "accuracy 0.750"):
         assert part in repr(again)
     assert "CC-BY-4.0" in repr(again) and "Of adult cortex only." in repr(again)
 
@@ -189,33 +192,22 @@ def with_recipe(n_tensors: int = 0, **settings) -> bytes:
     return rewritten(tensors, recipe=parts()[1]["recipe"] | settings)
 
 
-def with_tensor(**changes) -> bytes:
-    """The good file with another announcement of one tensor."""
-    index, _, tensors = parts()
-    index[W] |= changes
-    return packed(index, tensors)
-
-
-def texts(**metadata) -> bytes:
-    """A file without tensors."""
-    return packed({"__metadata__": metadata})
-
-
 W = next(name for name, entry in parts()[0].items() if name.endswith("final_mapping.weight"))
 DAMAGED, OLD = "SafetensorError", FILES / "version_4.safetensors"
-MEGABYTE = 2**20
 # fmt: off
 HOSTILE = {
     "pickle": (lambda: pickle.dumps(Bomb()), DAMAGED),
     "empty": (lambda: b"", DAMAGED),
     "no hash": (lambda: GOOD.read_bytes().replace(b"sha256", b"sha257"), "SHA-256"),
     "index of 2 GB": (lambda: packed(*parts()[::2], length=2**31), DAMAGED),
-    "header nested deep": (lambda: texts(format="sims_kit", header="[" * MEGABYTE), "RecursionError"),
-    "header that is a list": (lambda: texts(format="sims_kit", header='["genes", "classes"]'), "format version None"),
+    "tensor beyond the end": (lambda: packed({W: dict(dtype="F32", shape=[2], data_offsets=[0, 8])}), DAMAGED),
+    "shape larger than its bytes": (
+        lambda: packed({W: dict(dtype="F32", shape=[10**9], data_offsets=[0, 8])}, bytes(8)), DAMAGED),
+    "header nested deep": (lambda: packed({"__metadata__": dict(format="sims_kit", header="[" * 2**20)}), "Recursion"),
+    "header that is a list": (lambda: packed({"__metadata__": dict(format="sims_kit", header='["genes", "classes"]')}),
+                              "format version None"),
     "no texts": (lambda: packed({}), "not one that `save_model` wrote"),
-    "another kind of file": (lambda: texts(format="pt"), "not one that `save_model` wrote"),
-    "tensor beyond the end": (lambda: with_tensor(data_offsets=[10**15, 10**15 + 8]), DAMAGED),
-    "shape larger than its bytes": (lambda: with_tensor(shape=[10**9, 10**9]), DAMAGED),
+    "another kind of file": (lambda: packed({"__metadata__": {"format": "pt"}}), "not one that `save_model` wrote"),
     "newer version": (lambda: rewritten(format_version=99), "newer sims_kit"),
     "another kind of model": (lambda: rewritten(kind="zoo"), "kind 'zoo'"),
     "integers for weights": (lambda: rewritten({W: torch.ones(2, 2, 2, dtype=torch.int64)}), "needs"),
