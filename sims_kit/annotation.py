@@ -37,9 +37,8 @@ Cells = ad.AnnData | str | os.PathLike  # or where to read them from
 Model = SIMSClassifier | str | os.PathLike
 
 WRITTEN = (  # by `annotate`, `prediction_sets` and `Explanation.add_to`, after the key
-    *("label", "confidence", "second_label", "ontology_term_id", "unseen", "vote", "vote_proportion"),
-    *("set", "explained"),
-    *("probabilities", "sets", "masks", "contributions", "class_masks", "class_contributions"),
+    *("label", "confidence", "second_label", "ontology_term_id", "unseen", "vote", "vote_proportion", "set"),
+    *("explained", "probabilities", "sets", "masks", "contributions", "class_masks", "class_contributions"),
 )
 OTHER_WORDS = {  # arguments of scanpy, CellTypist, scvi-tools and of earlier versions
     "alpha": "Prediction sets are written by sims_kit.prediction_sets(query, model, alpha=0.1).",

@@ -4,8 +4,10 @@ Each is trained on all its studies; what its card says of a study is from a mode
 """
 
 import os
+from pathlib import Path
 
 import pandas as pd
+import yaml
 from anndata import AnnData
 
 import sims_kit as sk
@@ -16,55 +18,7 @@ PAGE = READY.parents[1] / "docs/models.md"
 REJECT = 0.1
 SCORES = ["cells", "accuracy", "mean recall of the types", f"labelled with reject={REJECT}", "errors among these"]
 MOST_GENES = 5000  # of the file; of more, those that most cells express
-MODELS = {
-    "human-blood": {
-        "tissue": "human peripheral blood",
-        "studies": {"pbmc-chemistries": None, "kang-interferon": None},
-        "types": {  # name of the class: its term of the Cell Ontology, and its names in the studies
-            "B cell": ("CL:0000236", "B"),
-            "CD4 T cell": ("CL:0000624", "T_CD4", "CD4T"),
-            "CD8 T cell": ("CL:0000625", "T_CD8", "CD8T"),
-            "NK cell": ("CL:0000623", "NK"),
-            "CD14 monocyte": ("CL:0002057", "Mono_CD14", "CD14+Mono"),
-            "CD16 monocyte": ("CL:0002396", "Mono_CD16", "FCGR3A+Mono"),
-            "dendritic cell": ("CL:0000451", "DC", "Dendritic"),
-            "megakaryocyte": ("CL:0000556", "MK"),
-        },
-        "unknown": "plasma cells, plasmacytoid dendritic cells, gamma-delta and regulatory T cells as types of their "
-        "own, neutrophils, erythrocytes and progenitors (three stem cells of the reference were left out). Seven "
-        "megakaryocytes are few. Half of the cells of kang-interferon were treated with interferon beta.",
-    },
-    "human-pancreas": {
-        "tissue": "human pancreas, mostly islets",
-        "studies": {"islets-xin": None, "islets-wang": None, "pancreas-human-mouse": ("Batch", "human")},
-        "types": {
-            "alpha cell": ("CL:0000171", "alpha"),
-            "beta cell": ("CL:0000169", "beta"),
-            "delta cell": ("CL:0000173", "delta"),
-            "gamma cell": ("CL:0002275", "gamma"),
-            "acinar cell": ("CL:0002064", "acinar"),
-            "ductal cell": ("CL:0002079", "ductal"),
-            "stellate cell": ("CL:0002410", "stellate", "activated_stellate"),
-            "macrophage": ("CL:0000235", "macrophage"),
-        },
-        "unknown": "epsilon cells, endothelial, Schwann, mast and T cells. Five acinar cells are few; acinar cells, "
-        "ductal cells and macrophages are of one study each. The three studies share no more genes than these.",
-    },
-    "mouse-immune": {
-        "tissue": "mouse immune cells of several organs",
-        "studies": {"mouse-immune": None},
-        "types": {
-            "B cell": ("CL:0000236", "B cell", "B"),
-            "T cell": ("CL:0000084", "T cell", "T_CD4", "T_CD8", "CD4T", "CD8T"),
-            "NK cell": ("CL:0000623", "NK cell", "NK"),
-            "monocyte": ("CL:0000576", "Monocyte", "Mono_CD14", "Mono_CD16", "CD14+Mono", "FCGR3A+Mono"),
-            "granulocyte": ("CL:0000094", "Granulocyte"),
-        },
-        "unknown": "macrophages, dendritic cells, mast cells, progenitors and every cell that is not of the immune "
-        "system. No second study of mouse was at hand: other studies are of human blood, by orthologs.",
-        "human": ["pbmc-chemistries", "kang-interferon"],
-    },
-}
+MODELS = yaml.safe_load(Path(__file__).with_name("models.yaml").read_text(encoding="utf-8"))
 
 
 def read(name: str, facts: dict) -> AnnData:
@@ -73,8 +27,8 @@ def read(name: str, facts: dict) -> AnnData:
     of_class = {own: label for label, (_, *names) in facts["types"].items() for own in names}
     cells.obs["cell_type"] = cells.obs[label].astype(str).map(of_class)
     cells.obs[COLUMN] = cells.obs["cell_type"].map({label: term for label, (term, *_) in facts["types"].items()})
-    if chosen := facts["studies"].get(name):
-        cells = cells[cells.obs[chosen[0]] == chosen[1]]
+    for column, value in (facts["studies"].get(name) or {}).items():
+        cells = cells[cells.obs[column] == value]
     return cells[cells.obs["cell_type"].notna()].copy()
 
 

@@ -123,10 +123,9 @@ def save_model(model: Module, path: str | os.PathLike, *, licence: str | None = 
 def load_model(source: str | os.PathLike, *, known_hash: str | None = None) -> SIMSClassifier | MaskedPretraining:
     """Read a model that `save_model` wrote, on the CPU and ready to predict.
 
-    `source` is a path, also of a ``.ckpt`` that Lightning wrote while a classifier was trained; the name of a ready
-    model, ``"human-blood"``, ``"human-pancreas"`` or ``"mouse-immune"``; or an address on the web, with `known_hash`,
-    the file's SHA-256. No code in it is run. Shapes are compared before anything is built, so that memory grows with
-    the file, not with its claims.
+    `source` is a path, also of a ``.ckpt`` that Lightning wrote while a classifier was trained; a ready model,
+    ``"human-blood"``, ``"human-pancreas"`` or ``"mouse-immune"``; or an address on the web, with `known_hash`, the
+    file's SHA-256. No code in it is run, and memory grows with the file, not with what it claims.
 
     >>> model = sk.load_model("cortex.safetensors")
     >>> model = sk.load_model("https://example.org/cortex.safetensors", known_hash="sha256:5d41...")
