@@ -41,6 +41,7 @@ def test_every_file_has_its_own_place():
             assert at.setdefault((entry.source.folder, file.name), file) == file, name
 
 
+CONTENT = yaml.safe_load(PATH.read_text(encoding="utf-8"))
 MATRIX = ("source", "matrix")
 MISTAKES = [  # a dataset, the way to a key, the new value (None: the key is removed), what the error tells
     ("mouse-immune", ("speceis",), "Mus musculus", ["'speceis'", "'Mus musculus'", "'species'"]),
@@ -63,14 +64,15 @@ MISTAKES = [  # a dataset, the way to a key, the new value (None: the key is rem
 @pytest.mark.parametrize(("name", "way", "value", "says"), MISTAKES)
 def test_mistake_names_file_entry_key_and_value(tmp_path, name, way, value, says):
     """The error leads to the mistake, and says what is allowed."""
-    content = copy.deepcopy(yaml.safe_load(PATH.read_text(encoding="utf-8")))
-    place = content["datasets"][name]
+    entry = copy.deepcopy(CONTENT["datasets"][name])
+    place = entry
     for key in way[:-1]:
         place = place[key]
     place[way[-1]] = value
     if value is None:
         del place[way[-1]]
     path = tmp_path / "data_registry.yaml"
+    content = {"schema_version": 1, "datasets": {name: entry}, "tables": {}}
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(RegistryError) as caught:
         read_registry(path)
