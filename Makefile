@@ -119,11 +119,12 @@ lint: $(STAMP)  ## ruff: rules and format
 format: $(STAMP)  ## ruff: mend what can be mended
 	@$(RUN) -m ruff check --fix . ; $(RUN) -m ruff format .
 
-release: $(DEV)  ## build and check dist/release, and print the commands that tag and publish the version
+release: $(DEV)  ## build and check dist/release, tag the version, and print the command that publishes it
 	@rm -rf dist/release && $(RUN) -m build --outdir dist/release . && $(RUN) -m twine check --strict dist/release/*
 	@version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); grep -q "^## \[$$version\]" CHANGELOG.md \
 	  || { echo "CHANGELOG.md has no section for $$version." >&2; exit 1; }; \
-	echo "Commit everything, then: git tag --annotate v$$version --message 'sims_kit $$version' && git push origin v$$version"
+	[ -z "$$(git status --porcelain)" ] || { echo "Not tagged: commit everything first." >&2; exit 1; }; \
+	git tag --annotate "v$$version" --message "sims_kit $$version" && echo "git push origin v$$version publishes it."
 
 constraints: CONSTRAINTS = $(call constraints_of,$(PYTHON))
 constraints: check-python  ## resolve afresh (a few minutes) and write the constraints file of PYTHON
