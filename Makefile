@@ -61,7 +61,9 @@ LONG = test_demo or test_devices or test_dataset or hostile_files or four_files 
   cover_the_truth or chances_are or gate_fails or paths_in_and or of_the_book or book_has or not_saved or passes_parameters \
   or new_order_every or examples_run or grid_search or hidden_genes or matrix_sorts or no_name_covers or \
   transcriptome_width or every_epoch_can or each_method_learns or test_editions or over_clusters or threads_change or \
-  every_anndata or sum_to_what or unseen_types or older_anndata or every_kind or any_matrix
+  every_anndata or sum_to_what or unseen_types or older_anndata or every_kind or any_matrix or test_resume or torchs_global \
+  or precisions_and or incomplete_lesson or live_training or progress_without or test_colours or early_stopping or \
+  genes_that_are_read or next_stretches or error_rate_holds or are_adjusted or same_seed or equal_scanpy or starts_from_it
 JOBS = 2
 
 # JOBS at a time, each on one thread and in about a gigabyte: quick unit tests, and the fast version of each lesson.
