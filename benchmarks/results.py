@@ -188,6 +188,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> None:
             means = own.groupby(groups, observed=True).agg({"n_cells": "median", "recall": "mean"})
             ax.plot(means["n_cells"], means["recall"], marker="o", markersize=4, label=method)
     ax.set(xscale="log", xlabel="cells of the class", ylabel="mean recall", title="How rare classes fare")
+    ax.set_xticks(sizes := [20, 50, 100, 200, 400], sizes, minor=False)
+    ax.minorticks_off()
     ax.legend(frameon=False)
     figure.savefig(ROOT / "docs/rare_classes.png", dpi=110)
     plt.close("all")
