@@ -27,6 +27,7 @@ from methods import METHODS
 from study_page import ROOT, command_line, draw_scores, markdown, peak_megabytes, with_interval
 from tasks import TASKS, Folds, calibration_error, slug
 
+from sims_kit.plotting import METHOD_COLOURS
 from sims_kit.studies.resampling import differences, intervals, resample, score_labelled
 
 MEASURED = ROOT / "benchmarks/measured"
@@ -186,7 +187,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> None:
         if method in IN_FIGURE and own["task"].nunique() == n_tasks:  # else of other classes
             groups = pd.qcut(own["n_cells"], 8, duplicates="drop")
             means = own.groupby(groups, observed=True).agg({"n_cells": "median", "recall": "mean"})
-            ax.plot(means["n_cells"], means["recall"], marker="o", markersize=4, label=method)
+            looks = dict(color=METHOD_COLOURS[method], marker="o", markersize=4, label=method)
+            ax.plot(means["n_cells"], means["recall"], **looks)
     ax.set(xscale="log", xlabel="cells of the class", ylabel="mean recall", title="How rare classes fare")
     ax.set_xticks(sizes := [20, 50, 100, 200, 400], sizes, minor=False)
     ax.minorticks_off()
