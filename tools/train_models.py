@@ -78,7 +78,7 @@ def main() -> None:
         lines = [f"| {study} | {n:,} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
                  for study, (n, *values) in rows.items()]  # fmt: skip
         size = f"{facts['tissue'].capitalize()}; {os.path.getsize(path) / 1e6:.1f} MB"
-        title = f"\n## {name}\n\n{size}. Trained without the study, tested on it:\n"
+        title = f"\n## {name}\n\n{size}. Tested on cells of other studies, of the types that the model knows:\n"
         head = ["| study | " + " | ".join(SCORES) + " |", "|---" * (len(SCORES) + 1) + "|"]
         card = [line for line in sk.load_model(path).card().splitlines()[2:] if " on test cells**" not in line]
         sections += [title, *head, *lines, "", *card]

@@ -303,6 +303,6 @@ def _colours(adata: AnnData, label: str | None) -> dict[str, str]:
 
 def _terms(obs: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
     """Each label with each term of an ontology that its cells have."""
-    terms = obs[COLUMN].astype(str) if COLUMN in obs else ""
+    terms = obs[COLUMN].astype(str).str.strip() if COLUMN in obs else ""
     pairs = pd.DataFrame({"label": label_text(labels), "term": terms}).drop_duplicates()
-    return pairs[pairs["term"].str.contains(":")]
+    return pairs[pairs["term"].str.fullmatch(r"[A-Za-z]+:\w+")]  # not "unknown", a list or an address

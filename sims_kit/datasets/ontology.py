@@ -55,7 +55,7 @@ def ontology_paths(classes: Sequence[str], ids: Mapping[str, str]) -> tuple[list
     of_one = {term: name for name, term in found.items() if [*found.values()].count(term) == 1}
     names = {term: of_one.get(term, terms[term][0]) for term in groups.values()}
     names |= {term: f"{name} ({term})" for term, name in names.items() if name in classes and term not in of_one}
-    order = sorted(groups.items(), key=lambda group: (len(group[0]), _depth(group[1])))
+    order = sorted(groups.items(), key=lambda group: (-len(group[0]), _depth(group[1])), reverse=True)
     paths = [[name, *(names[term] for held, term in order if name in held and names[term] != name)] for name in classes]
     return paths, found | {names[term]: term for term in groups.values()}
 

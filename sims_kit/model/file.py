@@ -168,12 +168,12 @@ def _find(source: str | os.PathLike, known_hash: str | None) -> Path:
         sha256 = known_hash.removeprefix("sha256:").lower()
         return fetch(source, "models", DataFile(f"{sha256[:16]}.safetensors", (source,), sha256, None))
     path, ready = Path(source).expanduser(), {file.stem: file for file in READY.glob("*.safetensors")}
-    if path.is_dir():
-        raise ModelFileError(f"{str(path)!r} is a folder. Expected a file that `save_model(model, path)` wrote.")
     if path.is_file():
         return path
     if str(source) in ready:
         return ready[str(source)]
+    if path.is_dir():
+        raise ModelFileError(f"{str(path)!r} is a folder. Expected a file that `save_model(model, path)` wrote.")
     found = f"There is no model file {str(path)!r}. `save_model(model, path)` writes one."
     raise FileNotFoundError(f"{found} Among ready models: {nearest(source, ready)}")
 

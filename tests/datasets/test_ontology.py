@@ -11,6 +11,7 @@ from sims_kit.errors import SettingError, UnknownNameError
 
 CD4, CD8, T, B, NK = "CL:0000624", "CL:0000625", "CL:0000084", "CL:0000236", "CL:0000623"
 ALPHA_BETA, LYMPHOCYTE, ALPHA = "CL:0000791", "CL:0000542", "CL:0000171"
+PANCREAS = "epithelial cell of pancreas"
 
 
 def test_table():
@@ -41,6 +42,10 @@ def test_common_term(terms, expected):
         ({"a": CD4, "b CELL": "", "c": ""}, [["a", "lymphocyte"], ["b CELL", "lymphocyte"], ["c"]]),  # by its label
         ({"a": CD4, "lymphocyte": ALPHA, "c": B}, [None, ["lymphocyte"], ["c", "lymphocyte (CL:0000542)"]]),
         ({"a": "FBbt:1", "b": "FBbt:1"}, [["a"], ["b"], ["c"]]),
+        (  # of terms that hold as many classes, the one that says more is first
+            {"acinar": "CL:0002064", "beta": "CL:0000169", "ductal": "CL:0002079"},
+            [["acinar", "epithelial cell of exocrine pancreas", "secretory epithelial cell", PANCREAS], None, None],
+        ),
     ],
 )
 def test_paths(ids, paths):
@@ -54,9 +59,9 @@ def test_paths(ids, paths):
 
 @pytest.fixture(scope="module")
 def typed(cells):
-    """A model of cells whose labels have ids: of two terms for class_0, one for class_1, none for class_2."""
+    """A model of cells whose labels have ids: of two terms for class_0, one for class_1, no valid one for class_2."""
     cells = cells.copy()
-    cells.obs[COLUMN] = cells.obs["cell_type"].map({"class_0": CD4, "class_1": NK, "class_2": "unknown"})
+    cells.obs[COLUMN] = cells.obs["cell_type"].map({"class_0": CD4, "class_1": f" {NK}", "class_2": f"[{B}]"})
     cells.obs.loc[cells.obs_names[cells.obs["cell_type"] == "class_0"][:5], COLUMN] = CD8
     return sk.fit(cells, "cell_type", max_epochs=8, verbose=False)
 

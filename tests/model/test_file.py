@@ -310,7 +310,9 @@ def test_addresses_and_names(tmp_path, monkeypatch):
 def test_ready_models(name, monkeypatch, tmp_path):
     """Each is small, says what it is worth, knows the Cell Ontology, and has its card in the docs."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()  # a folder of this name is in nobody's way
     model = load_model(name)
+    (tmp_path / name).rmdir()
     assert (model_file.READY / f"{name}.safetensors").stat().st_size < 2_000_000
     assert set(model.provenance["ontology_ids"]) == set(model.classes) and model.novelty.is_calibrated
     assert "did not learn from" in model.metadata["notes"]
