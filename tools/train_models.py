@@ -3,7 +3,6 @@
 Each is trained on all its studies; what its card says of a study is from a model that was trained without it.
 """
 
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -63,26 +62,20 @@ def main() -> None:
         model = fit(studies, genes)
         for other in facts.get("human", ()):
             rows[f"{other}, by orthologs"] = scores(model, read(other, facts), species="human")
-        table = pd.DataFrame.from_dict(rows, orient="index", columns=SCORES)
         found = "; ".join(f"{row[1]:.2f} / {row[2]:.2f} on {study}" for study, row in rows.items())
         entries = sk.datasets.catalogue().loc[list(studies)]
-        notes = (
-            f"{facts['tissue']}. Accuracy / mean recall of the types on studies that it did not learn from: {found}. "
-        )
-        path = sk.save_model(
-            model,
-            READY / f"{name}.safetensors",
-            licence="MIT; the cells: " + "; ".join(sorted(set(entries["licence"]))),
-            notes=f"{notes}It does not know {facts['unknown']} Cells: {' '.join(entries['citation'])}",
-        )
+        notes = f"Accuracy / mean recall of the types on studies that it did not learn from: {found}. It does not know "
+        notes = f"{facts['tissue']}. {notes}{facts['unknown']} Cells: {' '.join(entries['citation'])}"
+        licence = "MIT; the cells: " + "; ".join(sorted(set(entries["licence"])))
+        path = sk.save_model(model, READY / f"{name}.safetensors", licence=licence, notes=notes)
         lines = [f"| {study} | {n:,} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
                  for study, (n, *values) in rows.items()]  # fmt: skip
-        size = f"{facts['tissue'].capitalize()}; {os.path.getsize(path) / 1e6:.1f} MB"
-        title = f"\n## {name}\n\n{size}. Tested on cells of other studies, of the types that the model knows:\n"
+        tested = "Tested on cells of other studies, of the types that a model without the study knows"
+        title = f"\n## {name}\n\n{facts['tissue'].capitalize()}. {tested}:\n"
         head = ["| study | " + " | ".join(SCORES) + " |", "|---" * (len(SCORES) + 1) + "|"]
         card = [line for line in sk.load_model(path).card().splitlines()[2:] if " on test cells**" not in line]
         sections += [title, *head, *lines, "", *card]
-        print(table.round(3).to_string())
+        print(path, found)
     PAGE.write_text("\n".join(sections), encoding="utf-8")
 
 

@@ -5,12 +5,11 @@ from functools import cache
 from pathlib import Path
 
 COLUMN = "cell_type_ontology_term_id"  # of obs, in CELLxGENE's files
-VAGUE = {"CL:0000000", "CL:0000219", "CL:0000226", "CL:0000255", "CL:0002242"}  # (eukaryotic, motile, nucleate) cell
 
 
 @cache
 def read_terms() -> dict[str, tuple[str, list[str]]]:
-    """The label of each term and the ids of the terms that it is directly a kind of, by its id."""
+    """The label of each term, and the ids of those that it is a kind of, by its id; see the head of the table."""
     text = Path(__file__).with_name("cell_ontology.tsv").read_text(encoding="utf-8")
     lines = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
     return {term: (label, parents.split()) for term, label, parents in lines}
@@ -18,12 +17,12 @@ def read_terms() -> dict[str, tuple[str, list[str]]]:
 
 @cache
 def lineage(term: str) -> frozenset[str]:
-    """The term and all that it is a kind of, but for what any cell is; of an unknown term, itself.
+    """The term and all that it is a kind of; of an unknown term, itself.
 
     >>> "CL:0000084" in lineage("CL:0000624")  # a CD4 T cell is a T cell
     True
     """
-    return frozenset([term]).union(*map(lineage, read_terms().get(term, ("", []))[1])) - VAGUE
+    return frozenset([term]).union(*map(lineage, read_terms().get(term, ("", []))[1]))
 
 
 def common_term(terms: Collection[str]) -> str | None:
