@@ -187,8 +187,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> None:
         if method in IN_FIGURE and own["task"].nunique() == n_tasks:  # else of other classes
             groups = pd.qcut(own["n_cells"], 8, duplicates="drop")
             means = own.groupby(groups, observed=True).agg({"n_cells": "median", "recall": "mean"})
-            looks = dict(color=METHOD_COLOURS[method], marker="o", markersize=4, label=method)
-            ax.plot(means["n_cells"], means["recall"], **looks)
+            ax.plot(means["n_cells"], means["recall"], "o-", ms=4, color=METHOD_COLOURS[method], label=method)
     ax.set(xscale="log", xlabel="cells of the class", ylabel="mean recall", title="How rare classes fare")
     ax.set_xticks(sizes := [20, 50, 100, 200, 400], sizes, minor=False)
     ax.minorticks_off()
