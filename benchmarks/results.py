@@ -137,7 +137,8 @@ def keep(predictions: pd.DataFrame, row: dict) -> None:
     """Put the predictions of a fold in the place of earlier ones; the same table gives the same bytes."""
     path, new = predictions_file(row["task"], row["method"]), predictions.assign(fold=row["fold"])
     if path.exists():
-        new = pd.concat([read_predictions(row["task"], row["method"]), new]).drop_duplicates("cell", keep="last")
+        old = read_predictions(row["task"], row["method"]).loc[lambda old: old["fold"] != row["fold"]]
+        new = pd.concat([old, new])
     path.parent.mkdir(parents=True, exist_ok=True)
     new.sort_values("cell").to_csv(path, index=False, compression={"method": "gzip", "mtime": 0}, lineterminator="\n")
 
@@ -189,8 +190,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> None:
             means = own.groupby(groups, observed=True).agg({"n_cells": "median", "recall": "mean"})
             ax.plot(means["n_cells"], means["recall"], "o-", ms=4, color=METHOD_COLOURS[method], label=method)
     ax.set(xscale="log", xlabel="cells of the class", ylabel="mean recall", title="How rare classes fare")
-    ax.set_xticks(sizes := [20, 50, 100, 200, 400], sizes, minor=False)
-    ax.minorticks_off()
+    ax.set_xticks(sizes := [20, 50, 100, 200, 400], sizes)
+    ax.set_xticks([], minor=True)
     ax.legend(frameon=False)
     figure.savefig(ROOT / "docs/rare_classes.png", dpi=110)
     plt.close("all")

@@ -20,7 +20,10 @@ import notebook_rules
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
-NAMING = [*map(ROOT.joinpath, ("README.md", "docs/install.md", "CITATION.cff")), *ROOT.glob("packaging/*/*.yaml")]
+NAMING = [
+    *map(ROOT.joinpath, ("README.md", "docs/install.md", "docs/instructors.md", "CITATION.cff")),
+    *ROOT.glob("packaging/*/*.yaml"),
+]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 TO_PIP = dict.fromkeys(["pytorch", "pytorch-cpu", "pytorch-gpu"], "torch") | {"matplotlib-base": "matplotlib"}
@@ -46,7 +49,8 @@ def test_wheel_carries_registry_and_package_only(tmp_path):
         assert wheel.read("sims_kit/data_registry.yaml") == (ROOT / "data_registry.yaml").read_bytes()
     info = f"sims_kit-{PROJECT['version']}.dist-info"
     assert {name.split("/")[0] for name in names} == {"sims_kit", info}
-    assert {"sims_kit/__init__.py", "sims_kit/py.typed", f"{info}/licenses/LICENSE"} <= set(names)
+    needed = {"__init__.pyi", "py.typed", "datasets/cell_ontology.tsv", "models/human-blood.safetensors"}
+    assert {f"{info}/licenses/LICENSE", *(f"sims_kit/{name}" for name in needed)} <= set(names)
 
 
 def test_environments_in_step_with_pyproject():

@@ -161,7 +161,7 @@ def says(text, of):
         (replace("You need", "Needed"), "'You need'"),
         (replace("](01_preprocessing_background.ipynb)", "](01_other.ipynb)"), "links to 01_other.ipynb"),
         (replace("FAST = False", "FAST = True"), "'FAST = False'"),
-        (replace("@v0.2.0", ""), "another colab cell"),
+        (replace(f"@{rules.TAG}", ""), "another colab cell"),
         (replace("### Exercise 1", "### First"), None),
         (lambda nb: [replace(f"### Exercise {i}", "### Task")(nb) for i in (1, 2)], "has 2 sections"),
         (lambda nb: cell_of(nb, "assert sk.lessons").metadata.update(tags=[]), "no solution that asserts"),

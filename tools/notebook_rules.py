@@ -188,7 +188,7 @@ def _untidy(cell: NotebookNode) -> Iterator[str]:
     for output in cell.outputs:
         if output.output_type == "error":
             yield f"raised {output.ename}"
-        if output.get("name") == "stderr":
+        if output.get("name") == "stderr" and without_bars(output):
             yield f"writes to stderr: {without_bars(output)}"
         if is_noise(output) or "\x1b[A" in output.get("text", ""):
             yield "has a bar, blank or widget output, or moves the cursor"

@@ -49,7 +49,7 @@ def scores(model: sk.SIMSClassifier, cells: AnnData, species: str | None = None)
 
 def main() -> None:
     """Train each model, score it across studies, write its file and its section of the page."""
-    sections = [PAGE.read_text(encoding="utf-8").partition("\n## ")[0].rstrip() + "\n"]
+    sections = [PAGE.read_text(encoding="utf-8").partition("\n## ")[0].rstrip()]
     for name, facts in MODELS.items():
         studies = {study: read(study, facts) for study in facts["studies"]}
         genes = sorted(set.intersection(*(set(cells.var_names) for cells in studies.values())))
@@ -70,13 +70,12 @@ def main() -> None:
         path = sk.save_model(model, READY / f"{name}.safetensors", licence=licence, notes=notes)
         lines = [f"| {study} | {n:,} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
                  for study, (n, *values) in rows.items()]  # fmt: skip
-        tested = "Tested on cells of other studies, of the types that a model without the study knows"
-        title = f"\n## {name}\n\n{facts['tissue'].capitalize()}. {tested}:\n"
+        tested = "Tested on studies that the model, or one trained without the study, did not learn from"
+        title = f"\n## {name}\n\n{facts['tissue'].capitalize()}. {tested}; only types that it knows count:\n"
         head = ["| study | " + " | ".join(SCORES) + " |", "|---" * (len(SCORES) + 1) + "|"]
         card = [line for line in sk.load_model(path).card().splitlines()[2:] if " on test cells**" not in line]
         sections += [title, *head, *lines, "", *card]
-        print(path, found)
-    PAGE.write_text("\n".join(sections), encoding="utf-8")
+    PAGE.write_text("\n".join(sections) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ class DataModule(LightningDataModule):
             groups=None if self.groups is None else obs[self.groups][has_label],
             names=item.absolute() if is_stored else adata.obs_names,  # read later: many take more memory than all else
             colours=_colours(adata, self.class_label) if labelfile is None else {},
-            terms=_terms(obs[has_label], labels[has_label]),
+            terms=_terms(obs.filter([COLUMN])[has_label], labels[has_label]),
             description={  # for the summary, and for a model's provenance
                 "file": name,
                 "dataset": str(origin.get("dataset", "")),

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import scipy.io
 import scipy.sparse as sp
-import zarr
 
 from sims_kit.datasets.read import convert, is_backable, open_backed, read
 from sims_kit.errors import DataError, SettingError, UnknownNameError
@@ -26,7 +25,6 @@ module = sys.modules["sims_kit.datasets.read"]  # the package exports the functi
 # not used; "note", text; "score", with a NaN; "kept", "number"; from 0.12 on "sample" and "donor", text with one value
 # missing. seuratdisk.h5ad is as Convert of SeuratDisk writes: log1p in X, no reference from codes to categories.
 FILES = sorted(path for path in (Path(__file__).parent / "files").glob("*") if path.suffix in (".h5ad", ".zarr"))
-FILES = [path for path in FILES if path.name != "anndata-0.13.4.zarr" or zarr.__version__ >= "3"]  # of zarr format 3
 LABELS = ["alpha", "beta", "beta", "alpha", "beta", "alpha", "alpha", "beta", "beta", "alpha", "beta", None]
 RAW = np.maximum(np.arange(120).reshape(12, 10) * 37 % 11 - 5, 0).astype(np.float32)
 
