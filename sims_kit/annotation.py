@@ -347,8 +347,8 @@ def _paths(model: SIMSClassifier, hierarchy: object) -> tuple[list[list[str]], d
     """For each class its name and those of its parents; and the Cell Ontology's ids of names, if there are any."""
     known = model.provenance.get("ontology_ids")
     ids = {name: str(known[name]) for name in model.classes if name in known} if isinstance(known, Mapping) else {}
-    if isinstance(hierarchy, str) and hierarchy != "ontology":
-        raise UnknownNameError("hierarchy", hierarchy, ["ontology"])
+    if isinstance(hierarchy, str | bool | list | tuple | set) and hierarchy != "ontology":
+        raise UnknownNameError("hierarchy", str(hierarchy), ["ontology", "a mapping of child to parent"])
     if not isinstance(hierarchy, str):  # of a Series, too
         return calibration.paths_to_root(model.classes, {} if hierarchy is None else dict(hierarchy)), ids
     paths, ids = ontology_paths(model.classes, ids)

@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 TABLE = Path(__file__).resolve().parents[1] / "sims_kit/datasets/cell_ontology.tsv"
-OF_ANY_KIND = (
-    r"(?!antibody).* (secreting|accumulating|signaling) cell|((eukaryotic|(single |a|bi|multi)?nucleate|motile"
+OF_MANY_KINDS = (  # labels of terms that are left out as parents
+    "(?!antibody).* (secreting|accumulating|signaling) cell|((eukaryotic|(single |a|bi|multi)?nucleate|motile"
+    "|circulating|secretory|exocrine|contractile|electrically (active|responsive)|precursor|progenitor|supporting"
+    "|excretory|.*ploid) )?cell"
 )
-OF_ANY_KIND += "|circulating|secretory|exocrine|contractile|electrically (active|responsive)|precursor|progenitor"
-OF_ANY_KIND += "|supporting|excretory|.*ploid) )?cell"  # what unlike cells do or are: not a parent in the table
 HEAD = """\
 # Cell Ontology, {}: every term that is not obsolete, its label, and the terms that it is a kind of. Left out
-# as parents are terms for what unlike cells do or are, such as "secretory cell": the next broader terms stand there.
+# as parents are terms for what cells of many kinds do or are, such as "secretory cell"; their parents stand there.
 # Tan et al. (2026), doi:10.1038/s41597-026-07173-8, CC BY 4.0. Definitions and synonyms are left out.
 # Written by tools/write_ontology.py from the file of https://github.com/chanzuckerberg/cellxgene-ontology-guide.
 """
@@ -28,7 +28,7 @@ def main(path: Path) -> None:
 
     def parents(term: str) -> set[str]:
         direct = {name for name, distance in terms[term]["ancestors"].items() if distance == 1}
-        skipped = {name for name in direct if re.fullmatch(OF_ANY_KIND, terms[name]["label"])}
+        skipped = {name for name in direct if re.fullmatch(OF_MANY_KINDS, terms[name]["label"])}
         return (direct - skipped).union(*map(parents, skipped))
 
     kept = sorted(term for term in terms if not terms[term]["deprecated"])

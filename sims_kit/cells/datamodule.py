@@ -305,4 +305,4 @@ def _terms(obs: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
     """Each label with each term of an ontology that its cells have."""
     terms = obs[COLUMN].astype(str).str.strip() if COLUMN in obs else ""
     pairs = pd.DataFrame({"label": label_text(labels), "term": terms}).drop_duplicates()
-    return pairs[pairs["term"].str.fullmatch(r"[A-Za-z]+:\w+")]  # not "unknown", a list or an address
+    return pairs[pairs["term"].str.fullmatch(r"[A-Za-z]+:\d+")]  # not "unknown", a list or an address

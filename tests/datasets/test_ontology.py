@@ -52,9 +52,7 @@ def test_paths(ids, paths):
     """From narrow to broad, one name for the same classes; names are those of classes where these are the term."""
     found, named = ontology_paths([*ids] if len(ids) > 2 else [*ids, "c"], ids)
     assert [path for path, own in zip(found, paths, strict=True) if own] == [own for own in paths if own]
-    assert all(
-        common_term([ids.get(path[0]) or named[path[0]]]) == named[path[0]] for path in found if path[0] in named
-    )
+    assert all(named[name] == term for name, term in ids.items() if term)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +60,7 @@ def typed(cells):
     """A model of cells whose labels have ids: of two terms for class_0, one for class_1, no valid one for class_2."""
     cells = cells.copy()
     cells.obs[COLUMN] = cells.obs["cell_type"].map({"class_0": CD4, "class_1": f" {NK}", "class_2": f"[{B}]"})
+    cells.obs.loc[cells.obs_names[cells.obs["cell_type"] == "class_2"][0], COLUMN] = "plate:b"
     cells.obs.loc[cells.obs_names[cells.obs["cell_type"] == "class_0"][:5], COLUMN] = CD8
     return sk.fit(cells, "cell_type", max_epochs=8, verbose=False)
 
@@ -88,8 +87,9 @@ def test_without_ids(model, cells):
     assert "ontology_ids" not in model.provenance and "sims_ontology_term_id" not in query.obs
     with pytest.raises(SettingError, match=f"'class_0', 'class_1'.*{COLUMN}"):
         sk.annotate(cells, model, hierarchy="ontology")
-    with pytest.raises(UnknownNameError, match="'ontology'"):
-        sk.annotate(cells, model, hierarchy="ontologie")
+    for other in ("ontologie", True, ["ontology"]):
+        with pytest.raises(UnknownNameError, match="'ontology'"):
+            sk.annotate(cells, model, hierarchy=other)
 
 
 def test_large_files_keep_ids(typed, cells, tmp_path, monkeypatch):
